@@ -1,0 +1,3 @@
+//! See docs/ARCHITECTURE.md.
+
+pub mod command;

@@ -1,0 +1,103 @@
+//! Canonical protobuf JSON (and YAML) for every message of this crate, `google.protobuf.Any` included.
+//!
+//! Reading is strict: an unknown field, a wrong type or an unknown `@type` is an error that carries the path of
+//! the field (`static_resources.clusters[0].connect_timeout`). Writing never fails: an `Any` of a type that this
+//! program does not know is shown as `{"@type": …, "value": base64}`, so that a dump is never lost.
+
+mod read;
+mod write;
+
+use std::sync::LazyLock;
+
+use prost::{Message, Name};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use serde_json::Value;
+
+/// Why a JSON or YAML text is not the message it was read as.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// A value inside the message is wrong; `path` leads to it from the message's root.
+    #[error("{}{message}", if path.is_empty() { String::new() } else { format!("{path}: ") })]
+    Field {
+        /// Field path with the names as written, e.g. `clusters[0].typedConfig.foo`.
+        path: String,
+        /// What is wrong, and what is allowed.
+        message: String,
+    },
+    /// The text is not JSON or YAML at all; the message carries line and column.
+    #[error("{0}")]
+    Syntax(String),
+}
+
+/// The message as canonical JSON: lowerCamelCase names, defaults left out, 64-bit integers as strings.
+pub fn to_value<M: Message + Name>(message: &M) -> Value {
+    encoded_to_value(&M::full_name(), &message.encode_to_vec())
+        .expect("a message that was just encoded decodes as itself")
+}
+
+/// Like [`to_value`] for a message at hand only as bytes; `None` when the type is unknown or the bytes are not one.
+pub fn encoded_to_value(full_name: &str, bytes: &[u8]) -> Option<Value> {
+    let message = DynamicMessage::decode(descriptor(full_name)?, bytes).ok()?;
+    Some(write::message(&message))
+}
+
+/// An `Any` as JSON: `@type` beside the message's own fields, or base64 where the type is unknown.
+pub fn any_to_value(any: &prost_types::Any) -> Value {
+    write::any(&any.type_url, &any.value)
+}
+
+/// Reads a message from a JSON value; unknown fields are errors.
+pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    let bytes = value_to_encoded(&M::full_name(), value)?;
+    M::decode(bytes.as_slice()).map_err(|e| JsonError::Field {
+        path: String::new(),
+        message: format!("not a {}: {e}", M::full_name()),
+    })
+}
+
+/// Reads any message of this crate by its full name, and gives its wire form.
+pub fn value_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
+    let descriptor = descriptor(full_name).ok_or_else(|| JsonError::Field {
+        path: String::new(),
+        message: format!("unknown message type {full_name}"),
+    })?;
+    Ok(read::message(&descriptor, value, &mut read::Path::default())?.encode_to_vec())
+}
+
+/// Reads a message from JSON text.
+pub fn from_str<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
+    from_value(&serde_json::from_str(text).map_err(|e| JsonError::Syntax(e.to_string()))?)
+}
+
+/// Reads a message from YAML text (JSON is YAML too).
+pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
+    from_value(&yaml_to_value(text)?)
+}
+
+/// The message as YAML text, with the names and defaults of [`to_value`].
+pub fn to_yaml<M: Message + Name>(message: &M) -> String {
+    value_to_yaml(&to_value(message))
+}
+
+/// One YAML document as a JSON value; the error carries line and column.
+pub fn yaml_to_value(text: &str) -> Result<Value, JsonError> {
+    serde_saphyr::from_str(text).map_err(|e| JsonError::Syntax(e.to_string()))
+}
+
+/// A JSON value as YAML text.
+pub fn value_to_yaml(value: &Value) -> String {
+    serde_saphyr::to_string(value).expect("every JSON value is YAML")
+}
+
+/// The descriptor of a message of this crate.
+pub fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
+    POOL.get_message_by_name(full_name)
+}
+
+/// Decoded at first use (about 27 ms): only dumps, bootstraps and users' YAML come here, never a request.
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    DescriptorPool::decode(crate::DESCRIPTORS).expect("the committed descriptor set is valid")
+});
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+use std::{fs, path::PathBuf};
+
+use prost_types::Any;
+use serde_json::{Value, json};
+
+use super::{from_value, from_yaml, to_value, to_yaml};
+use crate::envoy::config::{bootstrap::v3::Bootstrap, cluster::v3::Cluster};
+
+const TCP_PROXY: &str =
+    "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+
+#[test]
+fn yaml_and_json_are_two_spellings_of_one_message() {
+    let cluster: Cluster = from_yaml(
+        "name: a\nconnect_timeout: 0.25s\ntype: STRICT_DNS\nlb_policy: 0\nmax_requests_per_connection: 5\n",
+    )
+    .unwrap();
+    assert_eq!(
+        to_value(&cluster),
+        json!({"name": "a", "connectTimeout": "0.250s", "type": "STRICT_DNS", "maxRequestsPerConnection": 5})
+    );
+    assert_eq!(from_yaml::<Cluster>(&to_yaml(&cluster)).unwrap(), cluster);
+}
+
+#[test]
+fn an_unknown_field_is_named_with_its_path_inside_an_any_too() {
+    let bootstrap = json!({"static_resources": {"listeners": [{"filter_chains": [{"filters": [
+        {"name": "x", "typed_config": {"@type": TCP_PROXY, "stat_prefix": "s", "clutser": "c"}}]}]}]}});
+    let error = from_value::<Bootstrap>(&bootstrap).unwrap_err().to_string();
+    assert!(
+        error.starts_with(
+            "static_resources.listeners[0].filter_chains[0].filters[0].typed_config.clutser: unknown field in \
+             envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn wrong_values_say_what_is_allowed() {
+    for (value, want) in [
+        (
+            json!({"type": "NOPE"}),
+            "type: unknown value \"NOPE\"; one of STATIC, STRICT_DNS",
+        ),
+        (
+            json!({"connectTimeout": 3}),
+            "connectTimeout: not a google.protobuf.Duration",
+        ),
+        (
+            json!({"maxRequestsPerConnection": -1}),
+            "maxRequestsPerConnection: not a google.protobuf.UInt32Value",
+        ),
+        (json!({"name": 7}), "name: expected text, got 7"),
+        (
+            json!({"loadAssignment": []}),
+            "loadAssignment: expected an object",
+        ),
+        (
+            json!({"typedExtensionProtocolOptions": {"k": {"@type": "type.googleapis.com/no.Such"}}}),
+            "typedExtensionProtocolOptions[\"k\"].@type: unknown type",
+        ),
+    ] {
+        let error = from_value::<Cluster>(&value).unwrap_err().to_string();
+        assert!(error.starts_with(want), "{error}");
+    }
+}
+
+#[test]
+fn an_any_of_an_unknown_type_is_shown_as_base64() {
+    let any = Any {
+        type_url: "type.googleapis.com/no.Such".into(),
+        value: vec![1, 2, 3],
+    };
+    assert_eq!(
+        super::any_to_value(&any),
+        json!({"@type": any.type_url, "value": "AQID"})
+    );
+}
+
+#[test]
+fn well_known_types_inside_an_any_stand_under_value() {
+    let text = json!({"@type": "type.googleapis.com/google.protobuf.Duration", "value": "1.500s"});
+    let any: Any = from_value(&text).unwrap();
+    assert_eq!(super::any_to_value(&any), text);
+}
+
+/// Every resource that a real istiod sent reads strictly and writes back as the same JSON.
+#[test]
+fn what_a_real_istiod_sends_survives_the_round_trip() {
+    let Some(root) = conformance("istiod-xds") else {
+        return;
+    };
+    let types = [
+        ("clusters", "envoy.config.cluster.v3.Cluster"),
+        (
+            "endpoints",
+            "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        ),
+        ("listeners", "envoy.config.listener.v3.Listener"),
+        ("routes", "envoy.config.route.v3.RouteConfiguration"),
+    ];
+    let mut checked = 0;
+    for scenario in fs::read_dir(root)
+        .unwrap()
+        .flatten()
+        .filter(|e| e.path().is_dir())
+    {
+        for file in fs::read_dir(scenario.path()).unwrap().flatten() {
+            let name = file.file_name().into_string().unwrap();
+            if !name.ends_with(".json") || name.ends_with(".node.json") {
+                continue;
+            }
+            let doc: Value = serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+            for (section, full_name) in types {
+                for resource in doc[section].as_array().into_iter().flatten() {
+                    let mut resource = resource.clone();
+                    resource.as_object_mut().unwrap().remove("@type");
+                    let bytes = super::value_to_encoded(full_name, &resource)
+                        .unwrap_or_else(|e| panic!("{}: {section}: {e}", file.path().display()));
+                    let again = super::encoded_to_value(full_name, &bytes).unwrap();
+                    assert!(
+                        again == resource,
+                        "{}: {}",
+                        file.path().display(),
+                        resource["name"]
+                    );
+                    checked += 1;
+                }
+            }
+        }
+    }
+    assert!(checked > 1000, "only {checked} resources");
+}
+
+fn conformance(part: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../../shared/conformance"
+            ))
+        },
+        PathBuf::from,
+    );
+    let path = root.join(part);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{} is missing",
+        path.display()
+    );
+    println!("skipped: no conformance data");
+    None
+}
