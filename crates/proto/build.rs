@@ -41,6 +41,8 @@ fn main() -> io::Result<()> {
     let mut config = prost_build::Config::new();
     config
         .enable_type_names()
+        // Sorted maps: the same message always encodes to the same bytes, so a content hash is a version.
+        .btree_map(["."])
         .type_name_domain(["."], "type.googleapis.com")
         .include_file("all.rs");
     tonic_prost_build::configure()
