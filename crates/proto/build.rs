@@ -44,8 +44,6 @@ fn main() -> io::Result<()> {
         // Sorted maps: the same message always encodes to the same bytes, so a content hash is a version.
         .btree_map(["."])
         .type_name_domain(["."], "type.googleapis.com")
-        // Ordered maps: the same message gives the same bytes.
-        .btree_map(["."])
         .include_file("all.rs");
     tonic_prost_build::configure()
         .build_transport(false)
