@@ -1,1 +1,3 @@
-//! See docs/ARCHITECTURE.md.
+//! What every room needs and none owns.
+
+pub mod backoff;

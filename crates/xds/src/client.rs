@@ -1,0 +1,7 @@
+//! The proxy's end of an ADS stream.
+
+mod connect;
+mod session;
+
+pub use connect::{ConnectError, Connection, Incoming, Target, connect};
+pub use session::{Outgoing, Received, ReceivedResource, Session, Want};
