@@ -1,3 +1,6 @@
-//! See docs/ARCHITECTURE.md.
+//! The control plane: the user's objects in, xDS out. See docs/ARCHITECTURE.md.
 
 pub mod command;
+pub mod compat;
+pub mod names;
+pub mod route;
