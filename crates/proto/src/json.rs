@@ -10,7 +10,8 @@ mod write;
 use std::sync::LazyLock;
 
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+pub use prost_reflect::MessageDescriptor;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 
 /// Why a JSON or YAML text is not the message it was read as.

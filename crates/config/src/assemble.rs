@@ -1,0 +1,170 @@
+//! Objects in reading order → a snapshot: duplicates, MeshConfig and derived EndpointSlices.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use proto::json::JsonError;
+
+use crate::{
+    AnyObject, Kind, Object, ObjectKey, Problem, Severity, Snapshot, decode, endpoints,
+    kubernetes::ConfigMap, mesh, yaml,
+};
+
+/// Where MeshConfig is looked for when nothing else is said.
+pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
+/// The ConfigMap that holds MeshConfig.
+pub const MESH_CONFIG_MAP: &str = "istio";
+
+impl Snapshot {
+    /// A snapshot of these objects; of two with one name the first wins and the second is a problem. What did not
+    /// change since `previous` is shared with it. A MeshConfig that cannot be read leaves the one of `previous`.
+    pub fn assemble(
+        objects: impl IntoIterator<Item = AnyObject>,
+        previous: &Snapshot,
+    ) -> (Snapshot, Vec<Problem>) {
+        let mut out = Snapshot::empty();
+        let mut problems = Vec::new();
+        let mut seen: HashMap<ObjectKey, AnyObject> = HashMap::new();
+        for object in objects {
+            let key = object.key();
+            if let Some(first) = seen.get(&key) {
+                if !first.ptr_eq(&object) {
+                    problems.push(Problem {
+                        severity: Severity::Error,
+                        file: object.source().file.clone(),
+                        line: object.source().line,
+                        object: Some(key),
+                        field: "metadata.name".into(),
+                        message: format!(
+                            "is also at {}, which stays in force; remove or rename one of the two",
+                            first.source()
+                        ),
+                    });
+                }
+                continue;
+            }
+            seen.insert(key, object.clone());
+            out.insert(object);
+        }
+        read_mesh(&mut out, previous, &mut problems);
+        endpoints::derive(&mut out, previous);
+        (out, problems)
+    }
+
+    /// A snapshot of some texts, each with the name that its problems carry.
+    pub fn from_texts<'a>(
+        texts: impl IntoIterator<Item = (&'a Path, &'a str)>,
+    ) -> (Snapshot, Vec<Problem>) {
+        let (mut objects, mut problems) = (Vec::new(), Vec::new());
+        for (path, text) in texts {
+            let file: Arc<Path> = path.into();
+            for document in yaml::documents(text) {
+                match document {
+                    Ok(document) => {
+                        let decoded = decode::document(&document, &file);
+                        objects.extend(decoded.objects);
+                        problems.extend(decoded.problems);
+                    }
+                    Err(e) => problems.push(syntax(&file, &e)),
+                }
+            }
+        }
+        let (out, more) = Snapshot::assemble(objects, &Snapshot::empty());
+        problems.extend(more);
+        (out, problems)
+    }
+}
+
+pub(crate) fn syntax(file: &Arc<Path>, e: &yaml::YamlError) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        file: file.clone(),
+        line: e.line,
+        object: None,
+        field: String::new(),
+        message: e.message.clone(),
+    }
+}
+
+fn read_mesh(out: &mut Snapshot, previous: &Snapshot, problems: &mut Vec<Problem>) {
+    let Some(map) = out
+        .config_maps
+        .get(DEFAULT_ROOT_NAMESPACE, MESH_CONFIG_MAP)
+        .cloned()
+    else {
+        return;
+    };
+    let unchanged = previous
+        .config_maps
+        .get(DEFAULT_ROOT_NAMESPACE, MESH_CONFIG_MAP)
+        .is_some_and(|old| old.spec.data == map.spec.data);
+    let mut field = |key: &str, severity, message: String| {
+        problems.push(Problem {
+            severity,
+            file: map.source.file.clone(),
+            line: map.source.line,
+            object: Some(ObjectKey::new(
+                Kind::ConfigMap,
+                &*map.meta.namespace,
+                &*map.meta.name,
+            )),
+            field: format!("data.{key}"),
+            message,
+        });
+    };
+    if unchanged {
+        out.mesh = previous.mesh.clone();
+        out.networks = previous.networks.clone();
+    }
+    if let Some(value) = section(&map, mesh::MESH_KEY, &mut field) {
+        match mesh::merge(&value) {
+            Ok(read) => {
+                for unknown in read.unknown {
+                    field(
+                        mesh::MESH_KEY,
+                        Severity::Warning,
+                        format!("unknown field {unknown} has no effect"),
+                    );
+                }
+                if !unchanged {
+                    out.mesh = Arc::new(read.config);
+                }
+            }
+            Err(e) => {
+                field(mesh::MESH_KEY, Severity::Error, refused(&e));
+                out.mesh = previous.mesh.clone();
+            }
+        }
+    }
+    if let Some(value) = section(&map, mesh::NETWORKS_KEY, &mut field) {
+        match mesh::networks(&value) {
+            Ok(networks) if !unchanged => out.networks = Arc::new(networks),
+            Ok(_) => {}
+            Err(e) => {
+                field(mesh::NETWORKS_KEY, Severity::Error, refused(&e));
+                out.networks = previous.networks.clone();
+            }
+        }
+    }
+}
+
+fn refused(e: &JsonError) -> String {
+    format!("{e}; the last good settings stay in force")
+}
+
+fn section(
+    map: &Object<ConfigMap>,
+    key: &str,
+    problem: &mut impl FnMut(&str, Severity, String),
+) -> Option<serde_json::Value> {
+    match yaml::document(map.spec.data.get(key)?, 1) {
+        Ok(document) => document.map(|d| d.value),
+        Err(e) => {
+            problem(
+                key,
+                Severity::Error,
+                format!("line {} of it: {}", e.line, e.message),
+            );
+            None
+        }
+    }
+}

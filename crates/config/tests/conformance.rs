@@ -1,0 +1,53 @@
+//! Every object that a real istiod was given is read without a complaint.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use outrigger_config::{Kind, Snapshot};
+
+fn conformance() -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
+    let dir =
+        PathBuf::from(std::env::var("OUTRIGGER_CONFORMANCE").unwrap_or_else(|_| default.into()));
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "no conformance data at {}",
+        dir.display()
+    );
+    println!("skipped: no conformance data");
+    None
+}
+
+#[test]
+fn real_inputs_are_read_without_a_complaint() {
+    let Some(dir) = conformance() else { return };
+    let base = dir.join("istiod-xds/mesh.yaml");
+    let base_text = fs::read_to_string(&base).unwrap();
+    let mut scenarios = 0;
+    for entry in fs::read_dir(dir.join("istiod-xds")).unwrap() {
+        let input = entry.unwrap().path().join("input.yaml");
+        let Ok(text) = fs::read_to_string(&input) else {
+            continue;
+        };
+        let texts: [(&Path, &str); 2] = [(&base, &base_text), (&input, &text)];
+        let (snapshot, problems) = Snapshot::from_texts(texts);
+        let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(shown.is_empty(), "{shown:#?}");
+        for kind in [
+            Kind::Namespace,
+            Kind::Node,
+            Kind::Service,
+            Kind::Pod,
+            Kind::EndpointSlice,
+        ] {
+            assert!(snapshot.count(kind) > 0, "{}: no {kind}", input.display());
+        }
+        scenarios += 1;
+    }
+    assert!(scenarios > 10, "only {scenarios} scenarios");
+}
