@@ -1,0 +1,409 @@
+//! Clusters: groups of endpoints, how they are found, chosen and connected to.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use serde_json::Value;
+
+use super::{
+    address::Address,
+    bootstrap::ConfigSource,
+    endpoint::ClusterLoadAssignment,
+    http::{Http1Options, Http2Options, HttpOptions},
+    http_filter::MetadataExchange,
+    matcher::Percent,
+    metadata::{Metadata, TRANSPORT_SOCKET_MATCH},
+    tls::UpstreamTls,
+};
+
+/// `envoy.config.cluster.v3.Cluster`. Its name is its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Unique name.
+    pub name: Arc<str>,
+    /// Replaces the name in stats.
+    pub alt_stat_name: Option<Arc<str>>,
+    /// How its endpoints are found.
+    pub discovery: Discovery,
+    /// Limit of a TCP connect (and TLS handshake). Default 5 s.
+    pub connect_timeout: Duration,
+    /// How an endpoint is chosen.
+    pub lb_policy: LbPolicy,
+    /// What all policies share.
+    pub lb: CommonLb,
+    /// Limits.
+    pub circuit_breakers: CircuitBreakers,
+    /// Which HTTP is spoken.
+    pub protocol: UpstreamProtocol,
+    /// Options of both protocols.
+    pub http: HttpOptions,
+    /// Options of HTTP/1.
+    pub http1: Http1Options,
+    /// Options of HTTP/2.
+    pub http2: Http2Options,
+    /// SNI is the request's host.
+    pub auto_sni: bool,
+    /// The peer's certificate must be valid for that SNI.
+    pub auto_san_validation: bool,
+    /// Passive health checks.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// What bytes are wrapped in, where no match applies.
+    pub transport_socket: UpstreamTransport,
+    /// By endpoint metadata; the first that fits applies. See [`Cluster::transport_for`].
+    pub transport_socket_matches: Vec<TransportMatch>,
+    /// Address that connections start from.
+    pub bind: Option<BindConfig>,
+    /// TCP keep-alive of connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Runs on each new TCP connection (Istio's metadata exchange).
+    pub metadata_exchange: Option<MetadataExchange>,
+    /// Soft limit of buffered bytes per direction. Default 1 MiB.
+    pub per_connection_buffer_limit: u32,
+    /// Existing connections to a host that fails are closed.
+    pub close_connections_on_host_health_failure: bool,
+    /// A host that went from discovery is dropped although it is healthy. (Only active checks would keep it.)
+    pub ignore_health_on_host_removal: bool,
+    /// One pool for each downstream connection.
+    pub connection_pool_per_downstream_connection: bool,
+    /// Free structures.
+    pub metadata: Metadata,
+}
+
+impl Cluster {
+    /// The transport for an endpoint: the first match whose every key its metadata has with that value.
+    pub fn transport_for(&self, endpoint: &Metadata) -> &UpstreamTransport {
+        let labels = endpoint.namespace(TRANSPORT_SOCKET_MATCH);
+        self.transport_socket_matches
+            .iter()
+            .find(|m| {
+                m.criteria
+                    .iter()
+                    .all(|(k, v)| labels.and_then(|l| l.get(&**k)) == Some(v))
+            })
+            .map_or(&self.transport_socket, |m| &m.transport_socket)
+    }
+
+    /// The name under `cluster.` in stats.
+    pub fn stat_name(&self) -> &Arc<str> {
+        self.alt_stat_name.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// How endpoints are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// They are part of the cluster.
+    Static(Arc<ClusterLoadAssignment>),
+    /// Every address of every name.
+    StrictDns {
+        /// Endpoints, names among them.
+        load_assignment: Arc<ClusterLoadAssignment>,
+        /// How names are resolved.
+        dns: DnsOptions,
+    },
+    /// One name; each new connection takes the first address of the latest answer.
+    LogicalDns {
+        /// Exactly one endpoint.
+        load_assignment: Arc<ClusterLoadAssignment>,
+        /// How the name is resolved.
+        dns: DnsOptions,
+    },
+    /// From EDS.
+    Eds {
+        /// Name of the assignment to ask for.
+        service_name: Arc<str>,
+        /// Where it is asked for.
+        source: ConfigSource,
+    },
+    /// The address that the downstream connection was meant for.
+    OriginalDst {
+        /// Replaces the port.
+        port_override: Option<u16>,
+        /// Takes the address from this request header (lower case) instead.
+        http_header: Option<Arc<str>>,
+        /// How long a host without connections is kept.
+        cleanup_interval: Duration,
+    },
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsOptions {
+    /// Between two resolutions. Default 5 s.
+    pub refresh_rate: Duration,
+    /// Added at random. Default 0.
+    pub jitter: Duration,
+    /// After a failure: base and cap; `None` takes the refresh rate.
+    pub failure_refresh: Option<(Duration, Duration)>,
+    /// The answer's TTL replaces the refresh rate.
+    pub respect_ttl: bool,
+    /// Families.
+    pub family: DnsLookupFamily,
+    /// Servers to ask; empty: the system's.
+    pub resolvers: Vec<Address>,
+    /// Asks over TCP only.
+    pub use_tcp: bool,
+    /// Searches the domains of resolv.conf.
+    pub search_domains: bool,
+}
+
+/// `Cluster.DnsLookupFamily`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DnsLookupFamily {
+    /// IPv6, else IPv4.
+    #[default]
+    Auto,
+    /// IPv4 only.
+    V4Only,
+    /// IPv6 only.
+    V6Only,
+    /// IPv4, else IPv6.
+    V4Preferred,
+    /// Both.
+    All,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// In turn, by weight.
+    RoundRobin(Option<SlowStart>),
+    /// The less loaded of `choice_count` random ones.
+    LeastRequest {
+        /// How many are looked at. Default 2.
+        choice_count: u32,
+        /// Weight of active requests in parts per million when weights differ. Default 1_000_000.
+        active_request_bias_ppm: u32,
+        /// New hosts get their share by and by.
+        slow_start: Option<SlowStart>,
+    },
+    /// Any.
+    Random,
+    /// Ketama ring.
+    RingHash {
+        /// Default 1024.
+        minimum_ring_size: u64,
+        /// Default 8 Mi.
+        maximum_ring_size: u64,
+        /// Murmur 2 in place of xxHash64.
+        murmur: bool,
+    },
+    /// Maglev table.
+    Maglev {
+        /// A prime. Default 65537.
+        table_size: u64,
+    },
+    /// The cluster itself says (ORIGINAL_DST).
+    ClusterProvided,
+}
+
+/// `SlowStartConfig`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlowStart {
+    /// How long a host counts as new.
+    pub window: Duration,
+    /// Exponent in thousandths. Default 1000.
+    pub aggression_milli: u32,
+    /// Share a new host begins with. Default 10 %.
+    pub min_weight: Percent,
+}
+
+/// `CommonLbConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommonLb {
+    /// Below this share of healthy hosts all are used; 0 switches that off. Default 50 %.
+    pub healthy_panic_threshold: Percent,
+    /// Localities are chosen by weight first.
+    pub locality_weighted: bool,
+    /// In panic no host is chosen at all (`fail_traffic_on_panic`).
+    pub fail_traffic_on_panic: bool,
+    /// Pools of hosts that went are drained.
+    pub close_connections_on_host_set_change: bool,
+    /// Ring and Maglev hash the host name instead of the address.
+    pub use_hostname_for_hashing: bool,
+    /// Upper bound of a host's load in percent of the average for RING_HASH and MAGLEV; `None` is no bound.
+    pub hash_balance_factor: Option<u32>,
+}
+
+/// `CircuitBreakers`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitBreakers {
+    /// For priority DEFAULT.
+    pub default: Thresholds,
+    /// For priority HIGH.
+    pub high: Thresholds,
+    /// Connections to one host.
+    pub per_host_max_connections: Option<u32>,
+}
+
+/// Limits of one priority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Default 1024.
+    pub max_connections: u32,
+    /// Default 1024.
+    pub max_pending_requests: u32,
+    /// Default 1024.
+    pub max_requests: u32,
+    /// Default 3; a budget replaces it.
+    pub max_retries: u32,
+    /// Share of active requests that may be retries.
+    pub retry_budget: Option<RetryBudget>,
+    /// Publishes `remaining_*` gauges.
+    pub track_remaining: bool,
+    /// No limit by default.
+    pub max_connection_pools: Option<u32>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            max_pending_requests: 1024,
+            max_requests: 1024,
+            max_retries: 3,
+            retry_budget: None,
+            track_remaining: false,
+            max_connection_pools: None,
+        }
+    }
+}
+
+/// Share of active requests that may be retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Default 20 %.
+    pub budget: Percent,
+    /// Allowed in any case. Default 3.
+    pub min_retry_concurrency: u32,
+}
+
+/// Which HTTP is spoken to endpoints.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// As the downstream request.
+    Downstream,
+    /// By ALPN (`auto_config`).
+    Alpn,
+}
+
+/// `OutlierDetection`. Percentages 0–100 are chances that an ejection is carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// 5xx in a row. Default 5.
+    pub consecutive_5xx: u32,
+    /// Default 100.
+    pub enforcing_consecutive_5xx: u32,
+    /// 502, 503, 504 in a row. Default 5.
+    pub consecutive_gateway_failure: u32,
+    /// Default 0.
+    pub enforcing_consecutive_gateway_failure: u32,
+    /// Local failures in a row, where split. Default 5.
+    pub consecutive_local_origin_failure: u32,
+    /// Default 100.
+    pub enforcing_consecutive_local_origin_failure: u32,
+    /// Local failures have counters of their own.
+    pub split_external_local_origin_errors: bool,
+    /// Between sweeps. Default 10 s.
+    pub interval: Duration,
+    /// Times the number of ejections. Default 30 s.
+    pub base_ejection_time: Duration,
+    /// Default 300 s or the base, whichever is longer.
+    pub max_ejection_time: Duration,
+    /// Added at random. Default 0.
+    pub max_ejection_time_jitter: Duration,
+    /// Share of hosts that may be out. Default 10.
+    pub max_ejection_percent: u32,
+    /// Ejects one host whatever that share is.
+    pub always_eject_one_host: bool,
+    /// Statistical ejection by success rate.
+    pub success_rate: SuccessRate,
+    /// Ejection by share of failures.
+    pub failure_percentage: FailurePercentage,
+}
+
+/// Statistical ejection by success rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SuccessRate {
+    /// Chance of an ejection. Default 100.
+    pub enforcing: u32,
+    /// For local failures, where split. Default 100.
+    pub enforcing_local_origin: u32,
+    /// Hosts with enough requests that it takes. Default 5.
+    pub minimum_hosts: u32,
+    /// Requests in an interval that make enough. Default 100.
+    pub request_volume: u32,
+    /// Thousandths of a standard deviation. Default 1900.
+    pub stdev_factor: u32,
+}
+
+/// Ejection by share of failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailurePercentage {
+    /// Default 85.
+    pub threshold: u32,
+    /// Default 0.
+    pub enforcing: u32,
+    /// Default 0.
+    pub enforcing_local_origin: u32,
+    /// Default 5.
+    pub minimum_hosts: u32,
+    /// Default 50.
+    pub request_volume: u32,
+}
+
+/// What bytes to an endpoint are wrapped in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UpstreamTransport {
+    /// Nothing.
+    RawBuffer,
+    /// TLS.
+    Tls(Arc<UpstreamTls>),
+}
+
+/// A transport for endpoints with certain metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransportMatch {
+    /// Unique within the cluster.
+    pub name: Arc<str>,
+    /// Keys and values of `envoy.transport_socket_match`; empty fits every endpoint.
+    pub criteria: Vec<(Arc<str>, Value)>,
+    /// The transport.
+    pub transport_socket: UpstreamTransport,
+}
+
+/// Address that connections start from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindConfig {
+    /// Tried for endpoints of its family.
+    pub source: SocketAddr,
+    /// Further ones, for the other family.
+    pub additional: Vec<SocketAddr>,
+    /// IP_FREEBIND.
+    pub freebind: bool,
+}
+
+impl BindConfig {
+    /// The source for an endpoint: of its family where there is one, else none.
+    pub fn source_for(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
+        std::iter::once(&self.source)
+            .chain(&self.additional)
+            .find(|s| s.is_ipv4() == endpoint.is_ipv4())
+            .copied()
+    }
+}
+
+/// TCP keep-alive; `None` leaves the system's value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    /// Lost probes that end the connection.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Between probes.
+    pub interval: Option<Duration>,
+}

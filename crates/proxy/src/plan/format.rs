@@ -1,0 +1,604 @@
+//! Format strings: text with `%OPERATORS%`, in access logs and header values.
+//!
+//! The plan reads a format once; whoever knows the request gives the values. An operator that does not exist here is
+//! an error with its name, so that a log never silently misses a column.
+
+use std::sync::Arc;
+
+/// A text with operators.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Template {
+    /// In order; never two texts in a row.
+    pub parts: Vec<Part>,
+}
+
+/// Part of a [`Template`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Literal text.
+    Text(Box<str>),
+    /// A value.
+    Operator(Operator),
+}
+
+/// One operator, e.g. `%REQ(X-REQUEST-ID):8%`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operator {
+    /// Which value.
+    pub kind: OperatorKind,
+    /// Bytes after which the value is cut.
+    pub max_length: Option<usize>,
+}
+
+/// Header names are lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are Envoy's operators, one to one.
+pub enum OperatorKind {
+    /// Request header, else the alternative.
+    Req {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    /// Request header without its query part (`REQ_WITHOUT_QUERY`).
+    ReqWithoutQuery {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    /// Response header, else the alternative.
+    Resp {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    /// Response trailer, else the alternative.
+    Trailer {
+        name: Arc<str>,
+        alternative: Option<Arc<str>>,
+    },
+    /// Path of the request (`PATH`).
+    Path {
+        without_query: bool,
+        original: Original,
+    },
+    /// Value of a query parameter.
+    QueryParam(Arc<str>),
+    StartTime(TimeFormat),
+    EmitTime(TimeFormat),
+    RequestDuration,
+    RequestTxDuration,
+    ResponseDuration,
+    ResponseTxDuration,
+    Duration,
+    RoundtripDuration,
+    BytesReceived,
+    BytesSent,
+    BytesRetransmitted,
+    PacketsRetransmitted,
+    UpstreamWireBytesSent,
+    UpstreamWireBytesReceived,
+    UpstreamHeaderBytesSent,
+    UpstreamHeaderBytesReceived,
+    DownstreamWireBytesSent,
+    DownstreamWireBytesReceived,
+    DownstreamHeaderBytesSent,
+    DownstreamHeaderBytesReceived,
+    RequestHeadersBytes,
+    ResponseHeadersBytes,
+    ResponseTrailersBytes,
+    Protocol,
+    UpstreamProtocol,
+    ResponseCode,
+    ResponseCodeDetails,
+    ConnectionTerminationDetails,
+    ResponseFlags,
+    ResponseFlagsLong,
+    GrpcStatus(GrpcStatusForm),
+    GrpcStatusNumber,
+    UpstreamHost(AddressPart),
+    UpstreamHostName,
+    UpstreamHostNameWithoutPort,
+    UpstreamCluster,
+    UpstreamClusterRaw,
+    UpstreamLocalAddress(AddressPart),
+    UpstreamRemoteAddress(AddressPart),
+    UpstreamRequestAttemptCount,
+    UpstreamTransportFailureReason,
+    UpstreamConnectionId,
+    UpstreamPoolReadyDuration,
+    UpstreamTlsVersion,
+    UpstreamTlsCipher,
+    UpstreamPeerSubject,
+    UpstreamPeerUriSan,
+    UpstreamPeerDnsSan,
+    UpstreamLocalUriSan,
+    DownstreamRemoteAddress(AddressPart),
+    DownstreamDirectRemoteAddress(AddressPart),
+    DownstreamLocalAddress(AddressPart),
+    DownstreamDirectLocalAddress(AddressPart),
+    DownstreamTransportFailureReason,
+    DownstreamLocalCloseReason,
+    DownstreamDetectedCloseType,
+    DownstreamTlsVersion,
+    DownstreamTlsCipher,
+    DownstreamTlsSessionId,
+    DownstreamPeerSubject,
+    DownstreamPeerIssuer,
+    DownstreamPeerUriSan,
+    DownstreamPeerDnsSan,
+    DownstreamPeerSerial,
+    DownstreamPeerFingerprint256,
+    DownstreamPeerFingerprint1,
+    DownstreamPeerCert,
+    DownstreamLocalSubject,
+    DownstreamLocalUriSan,
+    DownstreamLocalDnsSan,
+    ConnectionId,
+    StreamId,
+    RequestedServerName,
+    RouteName,
+    VirtualHostName,
+    VirtualClusterName,
+    FilterChainName,
+    AccessLogType,
+    Hostname,
+    LocalReplyBody,
+    TraceId,
+    SpanId,
+    /// Environment variable.
+    Environment(Arc<str>),
+    /// Dynamic metadata of the request.
+    DynamicMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// Metadata of the upstream cluster.
+    ClusterMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// Metadata of the upstream host.
+    UpstreamMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// Metadata of the route.
+    RouteMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// Metadata of the listener.
+    ListenerMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// Metadata of the virtual host.
+    VirtualHostMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
+    /// A filter state object of the downstream side; `plain` asks for its text form instead of JSON.
+    FilterState {
+        key: Arc<str>,
+        plain: bool,
+        field: Option<Arc<str>>,
+    },
+    /// A filter state object of the upstream side.
+    UpstreamFilterState {
+        key: Arc<str>,
+        plain: bool,
+        field: Option<Arc<str>>,
+    },
+}
+
+/// Which path `%PATH()%` means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Original {
+    /// x-envoy-original-path, else the path.
+    #[default]
+    OrPath,
+    /// The path alone.
+    Path,
+    /// x-envoy-original-path alone.
+    Only,
+}
+
+/// Which part of an address is wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AddressPart {
+    /// `1.2.3.4:80`.
+    #[default]
+    Whole,
+    /// `1.2.3.4`.
+    WithoutPort,
+    /// `80`.
+    Port,
+}
+
+/// Form of `%GRPC_STATUS%`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GrpcStatusForm {
+    /// `NotFound`.
+    #[default]
+    CamelString,
+    /// `NOT_FOUND`.
+    SnakeString,
+    /// `5`.
+    Number,
+}
+
+/// Form of a time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum TimeFormat {
+    /// `2026-11-21T13:45:00.123Z`.
+    #[default]
+    Rfc3339Millis,
+    /// strftime with Envoy's `%f`, `%1f`–`%9f` (fraction of a second) and `%3s` (seconds with a fraction).
+    Strftime(Arc<str>),
+}
+
+impl Template {
+    /// Reads a format string.
+    ///
+    /// # Errors
+    /// What is wrong, with the operator it is about.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(percent) = rest.find('%') {
+            literal.push_str(&rest[..percent]);
+            rest = &rest[percent + 1..];
+            if let Some(after) = rest.strip_prefix('%') {
+                literal.push('%');
+                rest = after;
+                continue;
+            }
+            let (operator, after) = operator(rest)?;
+            if !literal.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut literal).into()));
+            }
+            parts.push(Part::Operator(operator));
+            rest = after;
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal.into()));
+        }
+        Ok(Self { parts })
+    }
+
+    /// The text where it holds no operator.
+    pub fn as_literal(&self) -> Option<&str> {
+        match &*self.parts {
+            [] => Some(""),
+            [Part::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// Reads one operator after its first `%`; gives the text after its last one.
+fn operator(text: &str) -> Result<(Operator, &str), String> {
+    let shown = || text.chars().take(40).collect::<String>();
+    let name_end = text
+        .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
+        .unwrap_or(text.len());
+    let name = &text[..name_end];
+    if name.is_empty() {
+        return Err(format!(
+            "`%{}` is no operator; write `%%` for a percent sign",
+            shown()
+        ));
+    }
+    let mut rest = &text[name_end..];
+    let mut argument = None;
+    if let Some(after) = rest.strip_prefix('(') {
+        let end = after
+            .find(")%")
+            .or_else(|| after.find("):"))
+            .ok_or_else(|| format!("`%{}` has a `(` without its `)`", shown()))?;
+        // `):` can stand inside a time format that ends in `)%`; the nearer end is the right one.
+        let end = after.find("):").filter(|colon| *colon < end).unwrap_or(end);
+        argument = Some(&after[..end]);
+        rest = &after[end + 1..];
+    }
+    let mut max_length = None;
+    if let Some(after) = rest.strip_prefix(':') {
+        let end = after.find('%').unwrap_or(after.len());
+        let length = after[..end].parse();
+        max_length =
+            Some(length.map_err(|_| {
+                format!("`%{}`: `{}` is no length in bytes", shown(), &after[..end])
+            })?);
+        rest = &after[end..];
+    }
+    let after = rest.strip_prefix('%').ok_or_else(|| {
+        format!(
+            "`%{}` is not closed by a `%`; write `%%` for a percent sign",
+            shown()
+        )
+    })?;
+    let kind = kind(name, argument).map_err(|why| format!("%{name}%: {why}"))?;
+    Ok((Operator { kind, max_length }, after))
+}
+
+fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
+    use AddressPart::{Port, Whole, WithoutPort};
+    use OperatorKind as K;
+    let needed = || {
+        argument
+            .filter(|a| !a.is_empty())
+            .ok_or("needs an argument in parentheses")
+    };
+    let headers = || -> Result<(Arc<str>, Option<Arc<str>>), String> {
+        let text = needed()?;
+        let mut names = text
+            .splitn(2, '?')
+            .map(|n| Arc::from(n.trim().to_ascii_lowercase()));
+        let first = names.next().ok_or("needs a header name")?;
+        Ok((first, names.next()))
+    };
+    let metadata = |text: &str| -> (Arc<str>, Vec<Arc<str>>) {
+        let mut keys = text.split(':').map(Arc::from);
+        (keys.next().unwrap_or_default(), keys.collect())
+    };
+    let state = || -> Result<(Arc<str>, bool, Option<Arc<str>>), String> {
+        let mut words = needed()?.split(':');
+        let key = words.next().unwrap_or_default().into();
+        match (words.next(), words.next()) {
+            (None, _) | (Some("TYPED"), None) => Ok((key, false, None)),
+            (Some("PLAIN"), None) => Ok((key, true, None)),
+            (Some("FIELD"), Some(field)) => Ok((key, true, Some(field.into()))),
+            (Some(other), _) => Err(format!("`{other}` is none of PLAIN, TYPED, FIELD")),
+        }
+    };
+    let time = || match argument {
+        None | Some("") => TimeFormat::Rfc3339Millis,
+        Some(format) => TimeFormat::Strftime(format.into()),
+    };
+    let simple = match name {
+        "REQ" => {
+            let (name, alternative) = headers()?;
+            return Ok(K::Req { name, alternative });
+        }
+        "REQ_WITHOUT_QUERY" => {
+            let (name, alternative) = headers()?;
+            return Ok(K::ReqWithoutQuery { name, alternative });
+        }
+        "RESP" => {
+            let (name, alternative) = headers()?;
+            return Ok(K::Resp { name, alternative });
+        }
+        "TRAILER" => {
+            let (name, alternative) = headers()?;
+            return Ok(K::Trailer { name, alternative });
+        }
+        "PATH" => return path(argument.unwrap_or_default()),
+        "QUERY_PARAM" => return Ok(K::QueryParam(needed()?.into())),
+        "START_TIME" => return Ok(K::StartTime(time())),
+        "EMIT_TIME" => return Ok(K::EmitTime(time())),
+        "ENVIRONMENT" => return Ok(K::Environment(needed()?.into())),
+        "GRPC_STATUS" => {
+            return Ok(K::GrpcStatus(match argument {
+                None | Some("" | "CAMEL_STRING") => GrpcStatusForm::CamelString,
+                Some("SNAKE_STRING") => GrpcStatusForm::SnakeString,
+                Some("NUMBER") => GrpcStatusForm::Number,
+                Some(other) => {
+                    return Err(format!(
+                        "`{other}` is none of CAMEL_STRING, SNAKE_STRING, NUMBER"
+                    ));
+                }
+            }));
+        }
+        "DYNAMIC_METADATA" => {
+            let (namespace, path) = metadata(needed()?);
+            return Ok(K::DynamicMetadata { namespace, path });
+        }
+        "CLUSTER_METADATA" => {
+            let (namespace, path) = metadata(needed()?);
+            return Ok(K::ClusterMetadata { namespace, path });
+        }
+        "UPSTREAM_METADATA" => {
+            let (namespace, path) = metadata(needed()?);
+            return Ok(K::UpstreamMetadata { namespace, path });
+        }
+        "METADATA" => {
+            let text = needed()?;
+            let (of, rest) = text.split_once(':').ok_or("needs TYPE:NAMESPACE:KEY")?;
+            let (namespace, path) = metadata(rest);
+            return Ok(match of {
+                "DYNAMIC" => K::DynamicMetadata { namespace, path },
+                "CLUSTER" => K::ClusterMetadata { namespace, path },
+                "UPSTREAM_HOST" => K::UpstreamMetadata { namespace, path },
+                "ROUTE" => K::RouteMetadata { namespace, path },
+                "LISTENER" => K::ListenerMetadata { namespace, path },
+                "VIRTUAL_HOST" => K::VirtualHostMetadata { namespace, path },
+                other => return Err(format!("`{other}` is no kind of metadata")),
+            });
+        }
+        "FILTER_STATE" => {
+            let (key, plain, field) = state()?;
+            return Ok(K::FilterState { key, plain, field });
+        }
+        "UPSTREAM_FILTER_STATE" => {
+            let (key, plain, field) = state()?;
+            return Ok(K::UpstreamFilterState { key, plain, field });
+        }
+        "REQUEST_DURATION" => K::RequestDuration,
+        "REQUEST_TX_DURATION" => K::RequestTxDuration,
+        "RESPONSE_DURATION" => K::ResponseDuration,
+        "RESPONSE_TX_DURATION" => K::ResponseTxDuration,
+        "DURATION" => K::Duration,
+        "ROUNDTRIP_DURATION" => K::RoundtripDuration,
+        "BYTES_RECEIVED" => K::BytesReceived,
+        "BYTES_SENT" => K::BytesSent,
+        "BYTES_RETRANSMITTED" => K::BytesRetransmitted,
+        "PACKETS_RETRANSMITTED" => K::PacketsRetransmitted,
+        "UPSTREAM_WIRE_BYTES_SENT" => K::UpstreamWireBytesSent,
+        "UPSTREAM_WIRE_BYTES_RECEIVED" => K::UpstreamWireBytesReceived,
+        "UPSTREAM_HEADER_BYTES_SENT" => K::UpstreamHeaderBytesSent,
+        "UPSTREAM_HEADER_BYTES_RECEIVED" => K::UpstreamHeaderBytesReceived,
+        "DOWNSTREAM_WIRE_BYTES_SENT" => K::DownstreamWireBytesSent,
+        "DOWNSTREAM_WIRE_BYTES_RECEIVED" => K::DownstreamWireBytesReceived,
+        "DOWNSTREAM_HEADER_BYTES_SENT" => K::DownstreamHeaderBytesSent,
+        "DOWNSTREAM_HEADER_BYTES_RECEIVED" => K::DownstreamHeaderBytesReceived,
+        "REQUEST_HEADERS_BYTES" => K::RequestHeadersBytes,
+        "RESPONSE_HEADERS_BYTES" => K::ResponseHeadersBytes,
+        "RESPONSE_TRAILERS_BYTES" => K::ResponseTrailersBytes,
+        "PROTOCOL" => K::Protocol,
+        "UPSTREAM_PROTOCOL" => K::UpstreamProtocol,
+        "RESPONSE_CODE" => K::ResponseCode,
+        "RESPONSE_CODE_DETAILS" => K::ResponseCodeDetails,
+        "CONNECTION_TERMINATION_DETAILS" => K::ConnectionTerminationDetails,
+        "RESPONSE_FLAGS" => K::ResponseFlags,
+        "RESPONSE_FLAGS_LONG" => K::ResponseFlagsLong,
+        "GRPC_STATUS_NUMBER" => K::GrpcStatusNumber,
+        "UPSTREAM_HOST" => K::UpstreamHost(Whole),
+        "UPSTREAM_HOST_NAME" => K::UpstreamHostName,
+        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => K::UpstreamHostNameWithoutPort,
+        "UPSTREAM_CLUSTER" => K::UpstreamCluster,
+        "UPSTREAM_CLUSTER_RAW" => K::UpstreamClusterRaw,
+        "UPSTREAM_LOCAL_ADDRESS" => K::UpstreamLocalAddress(Whole),
+        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => K::UpstreamLocalAddress(WithoutPort),
+        "UPSTREAM_LOCAL_PORT" => K::UpstreamLocalAddress(Port),
+        "UPSTREAM_REMOTE_ADDRESS" => K::UpstreamRemoteAddress(Whole),
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => K::UpstreamRemoteAddress(WithoutPort),
+        "UPSTREAM_REMOTE_PORT" => K::UpstreamRemoteAddress(Port),
+        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => K::UpstreamRequestAttemptCount,
+        "UPSTREAM_TRANSPORT_FAILURE_REASON" => K::UpstreamTransportFailureReason,
+        "UPSTREAM_CONNECTION_ID" => K::UpstreamConnectionId,
+        "UPSTREAM_CONNECTION_POOL_READY_DURATION" => K::UpstreamPoolReadyDuration,
+        "UPSTREAM_TLS_VERSION" => K::UpstreamTlsVersion,
+        "UPSTREAM_TLS_CIPHER" => K::UpstreamTlsCipher,
+        "UPSTREAM_PEER_SUBJECT" => K::UpstreamPeerSubject,
+        "UPSTREAM_PEER_URI_SAN" => K::UpstreamPeerUriSan,
+        "UPSTREAM_PEER_DNS_SAN" => K::UpstreamPeerDnsSan,
+        "UPSTREAM_LOCAL_URI_SAN" => K::UpstreamLocalUriSan,
+        "DOWNSTREAM_REMOTE_ADDRESS" => K::DownstreamRemoteAddress(Whole),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => K::DownstreamRemoteAddress(WithoutPort),
+        "DOWNSTREAM_REMOTE_PORT" => K::DownstreamRemoteAddress(Port),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => K::DownstreamDirectRemoteAddress(Whole),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => {
+            K::DownstreamDirectRemoteAddress(WithoutPort)
+        }
+        "DOWNSTREAM_DIRECT_REMOTE_PORT" => K::DownstreamDirectRemoteAddress(Port),
+        "DOWNSTREAM_LOCAL_ADDRESS" => K::DownstreamLocalAddress(Whole),
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => K::DownstreamLocalAddress(WithoutPort),
+        "DOWNSTREAM_LOCAL_PORT" => K::DownstreamLocalAddress(Port),
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => K::DownstreamDirectLocalAddress(Whole),
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT" => {
+            K::DownstreamDirectLocalAddress(WithoutPort)
+        }
+        "DOWNSTREAM_DIRECT_LOCAL_PORT" => K::DownstreamDirectLocalAddress(Port),
+        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => K::DownstreamTransportFailureReason,
+        "DOWNSTREAM_LOCAL_CLOSE_REASON" => K::DownstreamLocalCloseReason,
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => K::DownstreamDetectedCloseType,
+        "DOWNSTREAM_TLS_VERSION" => K::DownstreamTlsVersion,
+        "DOWNSTREAM_TLS_CIPHER" => K::DownstreamTlsCipher,
+        "DOWNSTREAM_TLS_SESSION_ID" => K::DownstreamTlsSessionId,
+        "DOWNSTREAM_PEER_SUBJECT" => K::DownstreamPeerSubject,
+        "DOWNSTREAM_PEER_ISSUER" => K::DownstreamPeerIssuer,
+        "DOWNSTREAM_PEER_URI_SAN" => K::DownstreamPeerUriSan,
+        "DOWNSTREAM_PEER_DNS_SAN" => K::DownstreamPeerDnsSan,
+        "DOWNSTREAM_PEER_SERIAL" => K::DownstreamPeerSerial,
+        "DOWNSTREAM_PEER_FINGERPRINT_256" => K::DownstreamPeerFingerprint256,
+        "DOWNSTREAM_PEER_FINGERPRINT_1" => K::DownstreamPeerFingerprint1,
+        "DOWNSTREAM_PEER_CERT" => K::DownstreamPeerCert,
+        "DOWNSTREAM_LOCAL_SUBJECT" => K::DownstreamLocalSubject,
+        "DOWNSTREAM_LOCAL_URI_SAN" => K::DownstreamLocalUriSan,
+        "DOWNSTREAM_LOCAL_DNS_SAN" => K::DownstreamLocalDnsSan,
+        "CONNECTION_ID" => K::ConnectionId,
+        "STREAM_ID" => K::StreamId,
+        "REQUESTED_SERVER_NAME" => K::RequestedServerName,
+        "ROUTE_NAME" => K::RouteName,
+        "VIRTUAL_HOST_NAME" => K::VirtualHostName,
+        "VIRTUAL_CLUSTER_NAME" => K::VirtualClusterName,
+        "FILTER_CHAIN_NAME" => K::FilterChainName,
+        "ACCESS_LOG_TYPE" => K::AccessLogType,
+        "HOSTNAME" => K::Hostname,
+        "LOCAL_REPLY_BODY" => K::LocalReplyBody,
+        "TRACE_ID" => K::TraceId,
+        "SPAN_ID" => K::SpanId,
+        _ => return Err("is not an operator that is implemented".into()),
+    };
+    if argument.is_some() {
+        return Err("takes no argument".into());
+    }
+    Ok(simple)
+}
+
+/// `%PATH(WQ|NQ:ORIG|PATH|ORIG_OR_PATH)%`.
+fn path(argument: &str) -> Result<OperatorKind, String> {
+    let mut words = argument.splitn(2, ':');
+    let without_query = match words.next() {
+        None | Some("" | "WQ") => false,
+        Some("NQ") => true,
+        Some(other) => return Err(format!("`{other}` is neither WQ nor NQ")),
+    };
+    let original = match words.next() {
+        None | Some("" | "ORIG_OR_PATH") => Original::OrPath,
+        Some("PATH") => Original::Path,
+        Some("ORIG") => Original::Only,
+        Some(other) => return Err(format!("`{other}` is none of ORIG, PATH, ORIG_OR_PATH")),
+    };
+    Ok(OperatorKind::Path {
+        without_query,
+        original,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_operators_alternate() {
+        let template = Template::parse("a%%b %REQ(X-A?:PATH):12%%DURATION%\n").expect("legal");
+        let req = OperatorKind::Req {
+            name: "x-a".into(),
+            alternative: Some(":path".into()),
+        };
+        assert_eq!(
+            template.parts,
+            [
+                Part::Text("a%b ".into()),
+                Part::Operator(Operator {
+                    kind: req,
+                    max_length: Some(12)
+                }),
+                Part::Operator(Operator {
+                    kind: OperatorKind::Duration,
+                    max_length: None
+                }),
+                Part::Text("\n".into()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_time_format_keeps_its_own_percent_signs() {
+        let template = Template::parse("%START_TIME(%Y/%m:%3f)% x").expect("legal");
+        let format = TimeFormat::Strftime("%Y/%m:%3f".into());
+        let kind = OperatorKind::StartTime(format);
+        assert_eq!(
+            template.parts[0],
+            Part::Operator(Operator {
+                kind,
+                max_length: None
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, word) in [
+            ("%NOPE%", "NOPE"),
+            ("%REQ(a%", "without its"),
+            ("50% off", "percent sign"),
+            ("%DURATION(x)%", "no argument"),
+            ("%REQ(a):x%", "no length"),
+        ] {
+            let error = Template::parse(text).expect_err(text);
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Conditions on texts, headers, query parameters and metadata, and shares of requests.
+
+use std::{borrow::Cow, ops::Range, sync::Arc};
+
+use serde_json::Value;
+
+use super::{regex::Regex, route_match::RequestView};
+
+/// `envoy.type.matcher.v3.StringMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StringMatcher {
+    /// The condition.
+    pub pattern: StringPattern,
+    /// ASCII letters match in both cases (not for regex).
+    pub ignore_case: bool,
+}
+
+/// Condition on a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StringPattern {
+    /// Equals.
+    Exact(Box<str>),
+    /// Begins with.
+    Prefix(Box<str>),
+    /// Ends with.
+    Suffix(Box<str>),
+    /// Holds.
+    Contains(Box<str>),
+    /// Matches as a whole.
+    Regex(Regex),
+}
+
+impl StringMatcher {
+    /// Whether the text meets the condition.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        let same = |a: &[u8], b: &str| {
+            if self.ignore_case {
+                a.eq_ignore_ascii_case(b.as_bytes())
+            } else {
+                a == b.as_bytes()
+            }
+        };
+        match &self.pattern {
+            StringPattern::Exact(want) => same(text, want),
+            StringPattern::Prefix(want) => text.get(..want.len()).is_some_and(|t| same(t, want)),
+            StringPattern::Suffix(want) => text
+                .len()
+                .checked_sub(want.len())
+                .is_some_and(|start| same(&text[start..], want)),
+            StringPattern::Contains(want) if self.ignore_case => {
+                want.is_empty() || text.windows(want.len()).any(|w| same(w, want))
+            }
+            StringPattern::Contains(want) => memchr::memmem::find(text, want.as_bytes()).is_some(),
+            StringPattern::Regex(regex) => regex.is_match(text),
+        }
+    }
+}
+
+/// `envoy.config.route.v3.HeaderMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeaderMatcher {
+    /// Lower case; pseudo headers with their colon.
+    pub name: Arc<str>,
+    /// The condition on its value; several fields count as one, joined by commas.
+    pub condition: HeaderCondition,
+    /// Turns the answer round.
+    pub invert: bool,
+    /// A missing header counts as an empty one; else it meets no condition, inverted ones included.
+    pub missing_as_empty: bool,
+}
+
+/// Condition on a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderCondition {
+    /// On its text.
+    Text(StringMatcher),
+    /// On its number.
+    Range(Range<i64>),
+    /// It is there, or not.
+    Present(bool),
+}
+
+impl HeaderMatcher {
+    /// Whether the request meets the condition.
+    pub fn matches(&self, request: &(impl RequestView + ?Sized)) -> bool {
+        self.matches_value(request.header(&self.name))
+    }
+
+    /// Whether a header with this value (or none) meets the condition.
+    pub fn matches_value(&self, value: Option<Cow<'_, [u8]>>) -> bool {
+        let value = match value {
+            Some(value) => value,
+            None if self.missing_as_empty => Cow::Borrowed(&b""[..]),
+            None => {
+                return match self.condition {
+                    HeaderCondition::Present(present) => present == self.invert,
+                    _ => false,
+                };
+            }
+        };
+        let holds = match &self.condition {
+            HeaderCondition::Text(matcher) => matcher.matches(&value),
+            HeaderCondition::Range(range) => std::str::from_utf8(&value)
+                .ok()
+                .and_then(|text| text.parse::<i64>().ok())
+                .is_some_and(|number| range.contains(&number)),
+            HeaderCondition::Present(present) => *present,
+        };
+        holds != self.invert
+    }
+}
+
+/// `envoy.config.route.v3.QueryParameterMatcher`, on the first parameter of that name, not percent-decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryMatcher {
+    /// Case-sensitive.
+    pub name: Box<str>,
+    /// The condition.
+    pub condition: QueryCondition,
+}
+
+/// Condition on a query parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueryCondition {
+    /// On its text.
+    Text(StringMatcher),
+    /// It is there, or not.
+    Present(bool),
+}
+
+impl QueryMatcher {
+    /// Whether a path with its query meets the condition.
+    pub fn matches(&self, path_and_query: &[u8]) -> bool {
+        let value = query_parameter(path_and_query, self.name.as_bytes());
+        match &self.condition {
+            QueryCondition::Text(matcher) => value.is_some_and(|v| matcher.matches(v)),
+            QueryCondition::Present(present) => value.is_some() == *present,
+        }
+    }
+}
+
+/// The first value of a query parameter; empty when it has no `=`.
+pub fn query_parameter<'a>(path_and_query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let start = memchr::memchr(b'?', path_and_query)? + 1;
+    let query = &path_and_query[start..];
+    let query = &query[..memchr::memchr(b'#', query).unwrap_or(query.len())];
+    query.split(|b| *b == b'&').find_map(|pair| {
+        let (key, value) = match memchr::memchr(b'=', pair) {
+            Some(at) => (&pair[..at], &pair[at + 1..]),
+            None => (pair, &b""[..]),
+        };
+        (key == name).then_some(value)
+    })
+}
+
+/// `envoy.type.matcher.v3.MetadataMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataMatcher {
+    /// Namespace.
+    pub filter: Arc<str>,
+    /// Keys from its root.
+    pub path: Vec<Arc<str>>,
+    /// Condition on the value there.
+    pub value: ValueMatcher,
+    /// Turns the answer round.
+    pub invert: bool,
+}
+
+impl MetadataMatcher {
+    /// Whether the value (or none) at filter and path meets the condition.
+    pub fn matches(&self, value: Option<&Value>) -> bool {
+        value.is_some_and(|v| self.value.matches(v)) != self.invert
+    }
+}
+
+/// `envoy.type.matcher.v3.ValueMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueMatcher {
+    /// Null.
+    Null,
+    /// A number in the half-open range, or equal where both ends are.
+    Number(Finite, Finite),
+    /// A text.
+    Text(StringMatcher),
+    /// A truth value.
+    Bool(bool),
+    /// Any value (true) or none (false).
+    Present(bool),
+    /// A list with an element that fits.
+    OneOf(Box<ValueMatcher>),
+    /// One of these.
+    Or(Vec<ValueMatcher>),
+}
+
+impl ValueMatcher {
+    /// Whether the value meets the condition.
+    pub fn matches(&self, value: &Value) -> bool {
+        match self {
+            Self::Null => value.is_null(),
+            Self::Number(from, to) => value
+                .as_f64()
+                .is_some_and(|number| number == from.0 || (from.0 < number && number < to.0)),
+            Self::Text(matcher) => value
+                .as_str()
+                .is_some_and(|t| matcher.matches(t.as_bytes())),
+            Self::Bool(want) => value.as_bool() == Some(*want),
+            Self::Present(present) => *present != value.is_null(),
+            Self::OneOf(element) => value
+                .as_array()
+                .is_some_and(|list| list.iter().any(|v| element.matches(v))),
+            Self::Or(any) => any.iter().any(|m| m.matches(value)),
+        }
+    }
+}
+
+/// A finite floating-point number, so that plans can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Finite(f64);
+
+/// `NaN` cannot be made.
+impl Eq for Finite {}
+
+impl Finite {
+    /// `None` for NaN and infinities.
+    pub fn new(number: f64) -> Option<Self> {
+        number.is_finite().then_some(Self(number))
+    }
+
+    /// The number.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+/// `FractionalPercent`: a share of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fraction {
+    /// Up to the denominator; more counts as all.
+    pub numerator: u32,
+    /// 100, 10 000 or 1 000 000.
+    pub denominator: u32,
+}
+
+impl Fraction {
+    /// Every request.
+    pub const ALL: Self = Self {
+        numerator: 100,
+        denominator: 100,
+    };
+    /// No request.
+    pub const NONE: Self = Self {
+        numerator: 0,
+        denominator: 100,
+    };
+
+    /// Whether a request with this random number is in the share.
+    pub fn hits(self, random: u64) -> bool {
+        random % u64::from(self.denominator) < u64::from(self.numerator)
+    }
+}
+
+/// `Percent` in parts per million.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Percent(u32);
+
+impl Percent {
+    /// From 0.0 to 100.0; `None` outside.
+    pub fn new(percent: f64) -> Option<Self> {
+        (0.0..=100.0)
+            .contains(&percent)
+            .then(|| Self((percent * 10_000.0).round() as u32))
+    }
+
+    /// From whole percent, at most 100.
+    pub const fn whole(percent: u32) -> Self {
+        assert!(percent <= 100);
+        Self(percent * 10_000)
+    }
+
+    /// From 0 to 1.
+    pub fn ratio(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+
+    /// Parts per million.
+    pub const fn ppm(self) -> u32 {
+        self.0
+    }
+
+    /// Whether a request with this random number is in the share.
+    pub fn hits(self, random: u64) -> bool {
+        random % 1_000_000 < u64::from(self.0)
+    }
+}
