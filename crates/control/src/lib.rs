@@ -2,5 +2,6 @@
 
 pub mod command;
 pub mod compat;
+pub mod listener;
 pub mod names;
 pub mod route;
