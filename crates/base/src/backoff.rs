@@ -16,7 +16,11 @@ pub struct Backoff {
 impl Backoff {
     /// Begins with waits of up to `base`, never above `cap`.
     pub fn new(base: Duration, cap: Duration) -> Self {
-        Self { base, cap, bound: base }
+        Self {
+            base,
+            cap,
+            bound: base,
+        }
     }
 
     /// Envoy's for a broken xDS stream: 500 ms, at most 30 s.
