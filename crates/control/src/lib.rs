@@ -3,5 +3,6 @@
 pub mod command;
 pub mod compat;
 pub mod listener;
+pub mod model;
 pub mod names;
 pub mod route;

@@ -1,0 +1,658 @@
+//! The mesh at one moment: everything that translation reads, indexed and immutable. A new state shares with the old
+//! one whatever did not change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use config::{Kind, Object, Snapshot, labels_match};
+use parking_lot::Mutex;
+use proto::istio::{
+    mesh::v1alpha1::{MeshConfig, mesh_config},
+    networking::v1alpha3::{Gateway, Sidecar},
+};
+
+use super::{
+    Labels, Origin,
+    destination_rule::DestinationRules,
+    endpoint::Endpoint,
+    kubernetes,
+    node::{Node, NodeKind},
+    peer_authentication::{MtlsMode, PeerAuthentications},
+    port::{Port, TargetPort},
+    proxy::ServiceTarget,
+    service::{ExportTo, Registry, Resolution, Service},
+    service_entry,
+    services::Services,
+    sidecar::{OutboundMode, SidecarScope},
+    virtual_service::VirtualServices,
+    workload::{Place, Workload, Workloads},
+};
+use crate::compat::Compat;
+
+/// What the control plane itself is, beside the objects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Last part of Kubernetes' names.
+    pub domain: String,
+    /// Name of the Kubernetes cluster, as proxies say it in `CLUSTER_ID`.
+    pub cluster_id: String,
+    /// Which release's names are given out.
+    pub compat: Compat,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            domain: "cluster.local".to_owned(),
+            cluster_id: "Kubernetes".to_owned(),
+            compat: Compat::Current,
+        }
+    }
+}
+
+/// The endpoints of all services of one hostname in one namespace.
+#[derive(Debug, Default, PartialEq)]
+pub struct ServiceEndpoints {
+    by_port: BTreeMap<u32, Vec<Endpoint>>,
+    accounts: BTreeSet<String>,
+}
+
+type EndpointIndex = BTreeMap<(String, String), Arc<ServiceEndpoints>>;
+
+/// The mesh at one moment (Istio's PushContext).
+#[derive(Debug)]
+pub struct Mesh {
+    snapshot: Arc<Snapshot>,
+    settings: Arc<Settings>,
+    services: Arc<Services>,
+    workloads: Arc<Workloads>,
+    endpoints: Arc<EndpointIndex>,
+    virtual_services: Arc<VirtualServices>,
+    destination_rules: Arc<DestinationRules>,
+    peer_authentications: Arc<PeerAuthentications>,
+    gateways: Arc<Vec<Arc<Object<Gateway>>>>,
+    sidecars: Arc<Sidecars>,
+    label_keys: Arc<BTreeSet<String>>,
+    scopes: Arc<Scopes>,
+}
+
+/// Sidecars by namespace, those with a selector first, each part oldest first.
+type Sidecars = BTreeMap<String, Vec<Arc<Object<Sidecar>>>>;
+
+/// (gateway?, namespace of the proxies, namespace and name of the Sidecar).
+type ScopeKey = (bool, String, Option<(String, String)>);
+
+#[derive(Debug, Default)]
+struct Scopes(Mutex<HashMap<ScopeKey, Arc<SidecarScope>>>);
+
+impl Mesh {
+    /// Indexes `snapshot`; parts whose inputs are those of `previous` are taken from it.
+    pub fn new(snapshot: Arc<Snapshot>, settings: Settings, previous: Option<&Mesh>) -> Self {
+        let new = &*snapshot;
+        let previous = previous.filter(|p| *p.settings == settings);
+        let config_same = previous.is_some_and(|p| {
+            Arc::ptr_eq(&p.snapshot.mesh, &new.mesh) || p.snapshot.mesh == new.mesh
+        });
+        let previous = previous.filter(|_| config_same);
+        macro_rules! same {
+            ($($table:ident),*) => { previous.filter(|p| true $(&& p.snapshot.$table.same(&new.$table))*) };
+        }
+        let config = &new.mesh;
+        let root = &config.root_namespace;
+        let place = Place {
+            cluster: &settings.cluster_id,
+            trust_domain: &config.trust_domain,
+        };
+
+        let services = match same!(services, service_entries, namespaces) {
+            Some(p) => p.services.clone(),
+            None => Arc::new(index_services(new, &settings)),
+        };
+        let workloads = match same!(pods, nodes, workload_entries) {
+            Some(p) => p.workloads.clone(),
+            None => Arc::new(Workloads::new(new, &place)),
+        };
+        let endpoints = match same!(
+            services,
+            service_entries,
+            namespaces,
+            pods,
+            nodes,
+            workload_entries,
+            endpoint_slices
+        ) {
+            Some(p) => p.endpoints.clone(),
+            None => Arc::new(index_endpoints(
+                new,
+                &services,
+                &workloads,
+                &place,
+                previous.map(|p| &*p.endpoints),
+            )),
+        };
+        let virtual_services = match same!(virtual_services) {
+            Some(p) => p.virtual_services.clone(),
+            None => Arc::new(VirtualServices::new(
+                new.virtual_services.iter().cloned().collect(),
+                &settings.domain,
+                &export_default(&config.default_virtual_service_export_to),
+            )),
+        };
+        let destination_rules = match same!(destination_rules) {
+            Some(p) => p.destination_rules.clone(),
+            None => Arc::new(DestinationRules::new(
+                new.destination_rules.iter().cloned().collect(),
+                root,
+                &settings.domain,
+                &export_default(&config.default_destination_rule_export_to),
+            )),
+        };
+        let peer_authentications = match same!(peer_authentications) {
+            Some(p) => p.peer_authentications.clone(),
+            None => Arc::new(PeerAuthentications::new(
+                new.peer_authentications.iter().cloned().collect(),
+                root,
+            )),
+        };
+        let gateways = match same!(gateways) {
+            Some(p) => p.gateways.clone(),
+            None => Arc::new(new.gateways.by_age().into_iter().cloned().collect()),
+        };
+        let sidecars = match same!(sidecars) {
+            Some(p) => p.sidecars.clone(),
+            None => Arc::new(index_sidecars(new)),
+        };
+        let scopes = match previous {
+            Some(p)
+                if Arc::ptr_eq(&p.services, &services)
+                    && Arc::ptr_eq(&p.virtual_services, &virtual_services)
+                    && Arc::ptr_eq(&p.destination_rules, &destination_rules)
+                    && Arc::ptr_eq(&p.sidecars, &sidecars) =>
+            {
+                p.scopes.clone()
+            }
+            _ => Arc::default(),
+        };
+        let label_keys = label_keys(
+            new,
+            &virtual_services,
+            &destination_rules,
+            &peer_authentications,
+        );
+        Self {
+            settings: Arc::new(settings),
+            services,
+            workloads,
+            endpoints,
+            virtual_services,
+            destination_rules,
+            peer_authentications,
+            gateways,
+            sidecars,
+            label_keys: Arc::new(label_keys),
+            scopes,
+            snapshot,
+        }
+    }
+
+    /// The objects as written.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// MeshConfig with its defaults.
+    pub fn config(&self) -> &MeshConfig {
+        &self.snapshot.mesh
+    }
+
+    /// What the control plane itself is.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Last part of Kubernetes' names: `cluster.local`.
+    pub fn domain(&self) -> &str {
+        &self.settings.domain
+    }
+
+    /// Name of the Kubernetes cluster.
+    pub fn cluster_id(&self) -> &str {
+        &self.settings.cluster_id
+    }
+
+    /// The namespace whose objects are for the whole mesh.
+    pub fn root_namespace(&self) -> &str {
+        &self.snapshot.mesh.root_namespace
+    }
+
+    /// All services.
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// All workloads.
+    pub fn workloads(&self) -> &Workloads {
+        &self.workloads
+    }
+
+    /// All VirtualServices.
+    pub fn virtual_services(&self) -> &VirtualServices {
+        &self.virtual_services
+    }
+
+    /// All DestinationRules.
+    pub fn destination_rules(&self) -> &DestinationRules {
+        &self.destination_rules
+    }
+
+    /// All PeerAuthentications.
+    pub fn peer_authentications(&self) -> &PeerAuthentications {
+        &self.peer_authentications
+    }
+
+    /// All Gateways, the oldest first.
+    pub fn gateways(&self) -> &[Arc<Object<Gateway>>] {
+        &self.gateways
+    }
+
+    /// The Gateways whose selector takes a gateway proxy with these labels, the oldest first.
+    pub fn gateways_for(&self, labels: &Labels) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
+        self.gateways
+            .iter()
+            .filter(move |g| labels_match(&g.spec.selector, labels))
+    }
+
+    /// Labels of proxies that some object looks at: proxies that differ only in others are treated alike.
+    pub fn label_keys(&self) -> &BTreeSet<String> {
+        &self.label_keys
+    }
+
+    /// The endpoints behind a port of a service.
+    pub fn endpoints(&self, service: &Service, port: u32) -> &[Endpoint] {
+        self.service_endpoints(service)
+            .and_then(|e| e.by_port.get(&port))
+            .map_or(&[], Vec::as_slice)
+    }
+
+    /// All endpoints of a service (and of those that share hostname and namespace with it), by port.
+    pub fn all_endpoints(&self, service: &Service) -> impl Iterator<Item = (u32, &Endpoint)> {
+        self.service_endpoints(service)
+            .into_iter()
+            .flat_map(|e| &e.by_port)
+            .flat_map(|(port, list)| list.iter().map(|e| (*port, e)))
+    }
+
+    /// The identities of a service's workloads and those that its object declares, in all trust domains; sorted.
+    pub fn service_accounts(&self, service: &Service) -> Vec<String> {
+        let mut out: BTreeSet<String> = service.service_accounts.iter().cloned().collect();
+        out.extend(
+            self.service_endpoints(service)
+                .into_iter()
+                .flat_map(|e| e.accounts.iter().cloned()),
+        );
+        let aliases = &self.config().trust_domain_aliases;
+        if !aliases.is_empty() {
+            let expanded: Vec<String> = out
+                .iter()
+                .filter_map(|account| account.strip_prefix("spiffe://")?.split_once('/'))
+                .flat_map(|(_, path)| aliases.iter().map(move |d| format!("spiffe://{d}/{path}")))
+                .collect();
+            out.extend(expanded);
+        }
+        out.into_iter().collect()
+    }
+
+    /// The services, as (hostname, namespace), whose endpoints differ from those of an older state.
+    pub fn endpoint_changes(&self, older: &Mesh) -> BTreeSet<(String, String)> {
+        if Arc::ptr_eq(&self.endpoints, &older.endpoints) {
+            return BTreeSet::new();
+        }
+        let one_way = |a: &EndpointIndex, b: &EndpointIndex| {
+            a.iter()
+                .filter(|(key, value)| b.get(*key).is_none_or(|other| !Arc::ptr_eq(other, value)))
+                .map(|(key, _)| key.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut out: BTreeSet<_> = one_way(&self.endpoints, &older.endpoints)
+            .into_iter()
+            .collect();
+        out.extend(one_way(&older.endpoints, &self.endpoints));
+        out
+    }
+
+    /// Whether clusters too (not only endpoints) depend on what changed in the endpoints of a service: who its
+    /// workloads are, or, where clusters hold endpoints or follow whether all have sidecars, anything.
+    pub fn endpoint_change_needs_clusters(&self, older: &Mesh, key: &(String, String)) -> bool {
+        let in_clusters = self.services.get(&key.0, &key.1).is_some_and(|s| {
+            matches!(
+                s.resolution,
+                Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough
+            )
+        });
+        let accounts = |mesh: &Mesh| mesh.endpoints.get(key).map(|e| e.accounts.clone());
+        in_clusters || accounts(self) != accounts(older)
+    }
+
+    /// MeshConfig's mode for traffic to unknown hosts.
+    pub fn outbound_mode(&self) -> OutboundMode {
+        use mesh_config::outbound_traffic_policy::Mode;
+        match self
+            .config()
+            .outbound_traffic_policy
+            .as_ref()
+            .map(|p| p.mode())
+        {
+            Some(Mode::RegistryOnly) => OutboundMode::RegistryOnly,
+            _ => OutboundMode::AllowAny,
+        }
+    }
+
+    /// What callers may expect of the servers of a service; `None` where it is outside the mesh. Servers reached at
+    /// the address that the caller chose count as plaintext unless every one of them has a sidecar.
+    pub fn server_mtls(&self, service: &Service, port: u32, passthrough: bool) -> Option<MtlsMode> {
+        if service.mesh_external {
+            return None;
+        }
+        if service.resolution == Resolution::Passthrough || passthrough {
+            let endpoints = self.endpoints(service, port);
+            if endpoints.is_empty() || endpoints.iter().any(|e| e.tls_mode == "disabled") {
+                return Some(MtlsMode::Disable);
+            }
+        }
+        Some(self.peer_authentications.namespace(&service.namespace))
+    }
+
+    /// The scope of a proxy: for a sidecar the oldest Sidecar of its namespace that selects it, else the one without
+    /// selector, else the root namespace's, else everything; a gateway sees everything.
+    pub fn scope(&self, node: &Node, labels: &Labels) -> Arc<SidecarScope> {
+        let namespace = &node.namespace;
+        let gateway = node.kind == NodeKind::Router;
+        let sidecar = if gateway {
+            None
+        } else {
+            self.sidecar_for(namespace, labels)
+        };
+        let name = sidecar.map(|s| (s.meta.namespace.clone(), s.meta.name.clone()));
+        let key = (gateway, namespace.clone(), name);
+        if let Some(found) = self.scopes.0.lock().get(&key) {
+            return found.clone();
+        }
+        // Built outside the lock: two proxies that build the same scope at once get equal ones.
+        let built = Arc::new(if gateway {
+            SidecarScope::for_gateway(self, namespace)
+        } else {
+            SidecarScope::for_sidecar(self, sidecar.cloned(), namespace)
+        });
+        self.scopes.0.lock().entry(key).or_insert(built).clone()
+    }
+
+    fn sidecar_for(&self, namespace: &str, labels: &Labels) -> Option<&Arc<Object<Sidecar>>> {
+        let selector =
+            |s: &Object<Sidecar>| s.spec.workload_selector.as_ref().map(|s| s.labels.clone());
+        let own = self.sidecars.get(namespace).into_iter().flatten();
+        let own = own
+            .into_iter()
+            .find(|s| selector(s).is_none_or(|sel| labels_match(&sel, labels)));
+        own.or_else(|| {
+            let root = self
+                .sidecars
+                .get(self.root_namespace())
+                .into_iter()
+                .flatten();
+            root.into_iter().find(|s| selector(s).is_none())
+        })
+    }
+
+    /// The service ports that a proxy's workload serves.
+    pub(super) fn service_targets(
+        &self,
+        node: &Node,
+        pod: Option<&Arc<Workload>>,
+        labels: &Labels,
+    ) -> Vec<ServiceTarget> {
+        let mut out: Vec<ServiceTarget> = Vec::new();
+        let workload_labels = pod.map_or(labels, |p| &p.labels);
+        let namespace = pod.map_or(&node.namespace, |p| &p.namespace);
+        let of_namespace = || self.services.iter().filter(|s| s.namespace == *namespace);
+        for service in of_namespace().filter(|s| s.registry == Registry::Kubernetes) {
+            if service.selector.is_empty() || !labels_match(&service.selector, workload_labels) {
+                continue;
+            }
+            // One target for each port of the workload and protocol: the first of the service's ports.
+            let mut seen = BTreeSet::new();
+            for port in &service.ports {
+                let Some(target) = target_port(port, node, pod) else {
+                    continue;
+                };
+                if seen.insert((target, port.protocol)) {
+                    out.push(ServiceTarget {
+                        service: service.clone(),
+                        port: port.clone(),
+                        target_port: target,
+                    });
+                }
+            }
+        }
+        let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        let has_address = |e: &Endpoint| addresses.contains(&e.address);
+        if out.is_empty() {
+            // Services whose slices name the workload without a selector.
+            for service in of_namespace().filter(|s| s.registry == Registry::Kubernetes) {
+                self.add_by_endpoint(service, has_address, &mut out);
+            }
+        }
+        for service in of_namespace().filter(|s| s.registry == Registry::External) {
+            self.add_by_endpoint(service, has_address, &mut out);
+        }
+        out.sort_by(|a, b| {
+            a.service
+                .created
+                .cmp(&b.service.created)
+                .then_with(|| a.service.hostname.cmp(&b.service.hostname))
+        });
+        out
+    }
+
+    fn add_by_endpoint(
+        &self,
+        service: &Arc<Service>,
+        own: impl Fn(&Endpoint) -> bool,
+        out: &mut Vec<ServiceTarget>,
+    ) {
+        for port in &service.ports {
+            for endpoint in self
+                .endpoints(service, port.number)
+                .iter()
+                .filter(|e| own(e))
+            {
+                let target = ServiceTarget {
+                    service: service.clone(),
+                    port: port.clone(),
+                    target_port: endpoint.port,
+                };
+                if !out.contains(&target) {
+                    out.push(target);
+                }
+            }
+        }
+    }
+
+    fn service_endpoints(&self, service: &Service) -> Option<&Arc<ServiceEndpoints>> {
+        self.endpoints
+            .get(&(service.hostname.clone(), service.namespace.clone()))
+    }
+}
+
+/// The number that a service's port leads to in the pod (or in a workload that only its proxy's metadata describes).
+fn target_port(port: &Port, node: &Node, pod: Option<&Arc<Workload>>) -> Option<u32> {
+    match &port.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => {
+            let transport = if port.protocol == super::Protocol::Udp {
+                "UDP"
+            } else {
+                "TCP"
+            };
+            if let Some(pod) = pod.and_then(|p| p.pod.as_ref()) {
+                return pod.spec.port_named(name, transport).map(u32::from);
+            }
+            node.pod_ports
+                .iter()
+                .find(|p| p.name == *name)
+                .map(|p| p.container_port)
+        }
+    }
+}
+
+fn export_default(listed: &[String]) -> ExportTo {
+    match listed {
+        [] => BTreeSet::from(["*".to_owned()]),
+        listed => listed.iter().cloned().collect(),
+    }
+}
+
+fn index_services(snapshot: &Snapshot, settings: &Settings) -> Services {
+    let annotations = |namespace: &str| {
+        snapshot
+            .namespaces
+            .get("", namespace)
+            .map(|n| &n.meta.annotations)
+    };
+    let mut all = Vec::new();
+    for object in snapshot.services.iter() {
+        all.push(kubernetes::service(
+            object,
+            annotations(&object.meta.namespace),
+            &settings.domain,
+            &snapshot.mesh.trust_domain,
+        ));
+    }
+    let mut allocator = service_entry::Allocator::default();
+    for object in snapshot.service_entries.iter() {
+        all.extend(service_entry::services(
+            object,
+            annotations(&object.meta.namespace),
+            &mut allocator,
+        ));
+    }
+    Services::new(
+        all,
+        export_default(&snapshot.mesh.default_service_export_to),
+    )
+}
+
+fn index_endpoints(
+    snapshot: &Snapshot,
+    services: &Services,
+    workloads: &Workloads,
+    place: &Place<'_>,
+    previous: Option<&EndpointIndex>,
+) -> EndpointIndex {
+    let unknown = Workload::unknown(place.cluster);
+    let mut building: BTreeMap<(String, String), ServiceEndpoints> = BTreeMap::new();
+    for service in services.iter() {
+        let list = match service.registry {
+            Registry::Kubernetes => kubernetes::endpoints(service, snapshot, workloads, &unknown),
+            Registry::External => {
+                match snapshot
+                    .service_entries
+                    .get(&service.namespace, &service.object_name)
+                {
+                    Some(object) => service_entry::endpoints(object, service, workloads, place),
+                    None => continue,
+                }
+            }
+        };
+        let entry = building
+            .entry((service.hostname.clone(), service.namespace.clone()))
+            .or_default();
+        for endpoint in list {
+            let list = entry.by_port.entry(endpoint.service_port).or_default();
+            // LOGICAL_DNS takes one host only.
+            if service.resolution == Resolution::DnsRoundRobin && !list.is_empty() {
+                continue;
+            }
+            if !endpoint.service_account.is_empty() {
+                entry.accounts.insert(endpoint.service_account.clone());
+            }
+            list.push(endpoint);
+        }
+    }
+    building
+        .into_iter()
+        .map(|(key, value)| {
+            let kept = previous
+                .and_then(|p| p.get(&key))
+                .filter(|old| ***old == value)
+                .cloned();
+            (key, kept.unwrap_or_else(|| Arc::new(value)))
+        })
+        .collect()
+}
+
+fn index_sidecars(snapshot: &Snapshot) -> Sidecars {
+    let mut out = Sidecars::new();
+    let all = snapshot.sidecars.by_age();
+    let (with, without): (Vec<_>, Vec<_>) = all
+        .into_iter()
+        .partition(|s| s.spec.workload_selector.is_some());
+    for sidecar in with.into_iter().chain(without) {
+        out.entry(sidecar.meta.namespace.clone())
+            .or_default()
+            .push(sidecar.clone());
+    }
+    out
+}
+
+/// Every label key that decides what a proxy gets.
+fn label_keys(
+    snapshot: &Snapshot,
+    virtual_services: &VirtualServices,
+    destination_rules: &DestinationRules,
+    peer_authentications: &PeerAuthentications,
+) -> BTreeSet<String> {
+    let mut out: BTreeSet<String> = virtual_services
+        .label_keys()
+        .chain(destination_rules.label_keys())
+        .chain(peer_authentications.label_keys())
+        .cloned()
+        .collect();
+    let mut add = |selector: Option<&Labels>| {
+        out.extend(selector.into_iter().flat_map(|s| s.keys().cloned()))
+    };
+    for o in snapshot.gateways.iter() {
+        add(Some(&o.spec.selector));
+    }
+    for o in snapshot.envoy_filters.iter() {
+        add(o.spec.workload_selector.as_ref().map(|s| &s.labels));
+    }
+    for o in snapshot.telemetries.iter() {
+        add(o.spec.selector.as_ref().map(|s| &s.match_labels));
+    }
+    for o in snapshot.authorization_policies.iter() {
+        add(o.spec.selector.as_ref().map(|s| &s.match_labels));
+    }
+    for o in snapshot.request_authentications.iter() {
+        add(o.spec.selector.as_ref().map(|s| &s.match_labels));
+    }
+    for o in snapshot.wasm_plugins.iter() {
+        add(o.spec.selector.as_ref().map(|s| &s.match_labels));
+    }
+    let locality = snapshot.mesh.locality_lb_setting.iter();
+    for label in locality.flat_map(|l| &l.failover_priority) {
+        out.insert(
+            label
+                .split_once('=')
+                .map_or(label.as_str(), |(k, _)| k)
+                .to_owned(),
+        );
+    }
+    out
+}
+
+/// Objects of a Gateway as an origin.
+pub fn gateway_origin(gateway: &Object<Gateway>) -> Origin {
+    Origin::of(Kind::Gateway, gateway)
+}
