@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
-use proto::json::JsonError;
+use serde_json::{Map, Value};
 
 use crate::{
     AnyObject, Kind, Object, ObjectKey, Problem, Severity, Snapshot, decode, endpoints,
@@ -47,6 +47,7 @@ impl Snapshot {
         }
         read_mesh(&mut out, previous, &mut problems);
         endpoints::derive(&mut out, previous);
+        out.share(previous);
         (out, problems)
     }
 
@@ -111,60 +112,43 @@ fn read_mesh(out: &mut Snapshot, previous: &Snapshot, problems: &mut Vec<Problem
             message,
         });
     };
-    if unchanged {
-        out.mesh = previous.mesh.clone();
-        out.networks = previous.networks.clone();
-    }
-    if let Some(value) = section(&map, mesh::MESH_KEY, &mut field) {
-        match mesh::merge(&value) {
+    // Every way out that is not a good new text leaves what was in force.
+    out.mesh = previous.mesh.clone();
+    out.networks = previous.networks.clone();
+    match section(&map, mesh::MESH_KEY) {
+        Ok(value) => match mesh::merge(&value) {
             Ok(read) => {
                 for unknown in read.unknown {
-                    field(
-                        mesh::MESH_KEY,
-                        Severity::Warning,
-                        format!("unknown field {unknown} has no effect"),
-                    );
+                    let message = format!("unknown field {unknown} has no effect");
+                    field(mesh::MESH_KEY, Severity::Warning, message);
                 }
                 if !unchanged {
                     out.mesh = Arc::new(read.config);
                 }
             }
-            Err(e) => {
-                field(mesh::MESH_KEY, Severity::Error, refused(&e));
-                out.mesh = previous.mesh.clone();
-            }
-        }
+            Err(e) => field(mesh::MESH_KEY, Severity::Error, refused(&e)),
+        },
+        Err(message) => field(mesh::MESH_KEY, Severity::Error, message),
     }
-    if let Some(value) = section(&map, mesh::NETWORKS_KEY, &mut field) {
-        match mesh::networks(&value) {
+    match section(&map, mesh::NETWORKS_KEY) {
+        Ok(value) => match mesh::networks(&value) {
             Ok(networks) if !unchanged => out.networks = Arc::new(networks),
             Ok(_) => {}
-            Err(e) => {
-                field(mesh::NETWORKS_KEY, Severity::Error, refused(&e));
-                out.networks = previous.networks.clone();
-            }
-        }
+            Err(e) => field(mesh::NETWORKS_KEY, Severity::Error, refused(&e)),
+        },
+        Err(message) => field(mesh::NETWORKS_KEY, Severity::Error, message),
     }
 }
 
-fn refused(e: &JsonError) -> String {
+/// The YAML under a key; an empty object where there is none.
+fn section(map: &Object<ConfigMap>, key: &str) -> Result<Value, String> {
+    let text = map.spec.data.get(key).map_or("", String::as_str);
+    match yaml::document(text, 1) {
+        Ok(document) => Ok(document.map_or_else(|| Value::Object(Map::new()), |d| d.value)),
+        Err(e) => Err(refused(&format!("line {} of it: {}", e.line, e.message))),
+    }
+}
+
+fn refused(e: &dyn std::fmt::Display) -> String {
     format!("{e}; the last good settings stay in force")
-}
-
-fn section(
-    map: &Object<ConfigMap>,
-    key: &str,
-    problem: &mut impl FnMut(&str, Severity, String),
-) -> Option<serde_json::Value> {
-    match yaml::document(map.spec.data.get(key)?, 1) {
-        Ok(document) => document.map(|d| d.value),
-        Err(e) => {
-            problem(
-                key,
-                Severity::Error,
-                format!("line {} of it: {}", e.line, e.message),
-            );
-            None
-        }
-    }
 }

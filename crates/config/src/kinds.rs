@@ -135,6 +135,11 @@ macro_rules! kinds {
                 match object { $(AnyObject::$variant(o) => self.$field.insert(o),)* }
             }
 
+            /// Takes over each table of `previous` that holds the very same objects.
+            pub(crate) fn share(&mut self, previous: &Snapshot) {
+                $(self.$field.share(&previous.$field);)*
+            }
+
             /// The object of that name.
             pub fn get(&self, key: &ObjectKey) -> Option<AnyObject> {
                 match key.kind {
@@ -269,6 +274,17 @@ impl<T> Table<T> {
             .entry(object.meta.namespace.clone())
             .or_default()
             .insert(object.meta.name.clone(), object);
+    }
+
+    fn share(&mut self, previous: &Self) {
+        let same = self.len() == previous.len()
+            && self
+                .iter()
+                .zip(previous.iter())
+                .all(|(a, b)| Arc::ptr_eq(a, b));
+        if same {
+            self.0 = previous.0.clone();
+        }
     }
 
     fn diff(&self, older: &Self, mut changed: impl FnMut(&str, &str))
