@@ -1,0 +1,438 @@
+//! Connections of one worker to the hosts of one cluster.
+//!
+//! HTTP/1: a connection serves one request at a time and rests in between; the one used last is taken first, so that
+//! the others grow old and go. HTTP/2: a connection serves many. A connection at rest holds no buffer, and one that
+//! has seen anything happen while it rested is never handed out.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{HashMap, VecDeque},
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{Notify, oneshot},
+    time::Instant,
+};
+
+use super::{
+    connect::{Account, Upstream, connect},
+    error::UpstreamError,
+    host::Host,
+    http2::Http2Connection,
+    shared::{BreakerShared, Permit},
+    stats::ClusterStats,
+};
+use crate::{
+    io::Stream,
+    plan::{Cluster as Plan, cluster::Thresholds},
+};
+
+/// The pools of a cluster by host, and by downstream connection where the cluster wants pools of their own.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    hosts: RefCell<HashMap<PoolKey, Rc<HostPool>, foldhash::fast::RandomState>>,
+}
+
+/// Host and, where the cluster asks for it, downstream connection.
+pub(crate) type PoolKey = (u64, u64);
+
+/// The connections to one host.
+#[derive(Debug, Default)]
+pub(crate) struct HostPool {
+    idle: RefCell<Vec<Idle>>,
+    waiting: RefCell<VecDeque<oneshot::Sender<Idle>>>,
+    pub(crate) http2: RefCell<Vec<Rc<Http2Connection>>>,
+    pub(crate) http2_changed: Notify,
+    pub(crate) http2_connecting: Cell<u32>,
+    /// HTTP/1 connections, at rest or not.
+    open: Cell<u32>,
+    /// The host is gone: connections end with their request.
+    closed: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    upstream: Upstream,
+    uses: u32,
+    since: Instant,
+}
+
+/// An HTTP/1 connection for one request. Reads and writes go to the upstream; [`Http1::release`] gives it back.
+/// Dropped without that, it is closed.
+#[derive(Debug)]
+pub struct Http1 {
+    upstream: Option<Upstream>,
+    pool: Weak<HostPool>,
+    plan: Arc<Plan>,
+    stats: Rc<ClusterStats>,
+    uses: u32,
+    reused: bool,
+}
+
+/// What one acquisition needs to know.
+#[derive(Clone, Copy)]
+pub(crate) struct Acquire<'a> {
+    pub(crate) plan: &'a Arc<Plan>,
+    pub(crate) stats: &'a Rc<ClusterStats>,
+    pub(crate) breaker: &'a BreakerShared,
+    pub(crate) thresholds: &'a Thresholds,
+    pub(crate) host: &'a Arc<Host>,
+}
+
+impl Pools {
+    pub(crate) fn of(&self, key: PoolKey) -> Rc<HostPool> {
+        self.hosts.borrow_mut().entry(key).or_default().clone()
+    }
+
+    /// Closes the pools of hosts that are gone.
+    pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) {
+        self.hosts.borrow_mut().retain(|(host, _), pool| {
+            let keep = keep(*host);
+            if !keep {
+                pool.close();
+            }
+            keep
+        });
+    }
+
+    /// Closes what a downstream connection had for itself.
+    pub(crate) fn forget_downstream(&self, downstream: u64) {
+        self.hosts.borrow_mut().retain(|key, pool| {
+            if key.1 == downstream && downstream != 0 {
+                pool.close();
+                return false;
+            }
+            true
+        });
+    }
+
+    /// Closes connections that have rested too long or that their peer has closed.
+    pub(crate) fn sweep(&self, plan: &Plan, stats: &ClusterStats) {
+        let mut hosts = self.hosts.borrow_mut();
+        for pool in hosts.values() {
+            pool.idle.borrow_mut().retain(|idle| {
+                if plan.http.idle_timeout.is_some_and(|limit| idle.since.elapsed() >= limit) {
+                    stats.upstream_cx_idle_timeout().inc();
+                    pool.open.set(pool.open.get() - 1);
+                    return false;
+                }
+                let quiet = idle.upstream.stream.is_quiet();
+                if !quiet {
+                    stats.upstream_cx_destroy_remote().inc();
+                    pool.open.set(pool.open.get() - 1);
+                }
+                quiet
+            });
+            pool.http2.borrow_mut().retain(|connection| {
+                let rested = connection.rested();
+                let old = plan.http.idle_timeout.is_some_and(|limit| rested.is_some_and(|time| time >= limit));
+                if old {
+                    stats.upstream_cx_idle_timeout().inc();
+                }
+                !old && !connection.is_closed()
+            });
+        }
+        hosts.retain(|_, pool| !pool.is_empty());
+    }
+}
+
+impl HostPool {
+    fn close(&self) {
+        self.closed.set(true);
+        self.waiting.borrow_mut().clear();
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        self.open.set(self.open.get().saturating_sub(idle.len() as u32));
+        // Requests on HTTP/2 connections go on; the connection ends with the last of them.
+        self.http2.borrow_mut().drain(..).for_each(|connection| connection.retire());
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.open.get() == 0
+            && self.http2.borrow().is_empty()
+            && self.http2_connecting.get() == 0
+            && self.waiting.borrow().is_empty()
+    }
+
+    /// A connection at rest that is still good.
+    fn take_idle(&self, stats: &ClusterStats) -> Option<Idle> {
+        loop {
+            let idle = self.idle.borrow_mut().pop()?;
+            if idle.upstream.stream.is_quiet() {
+                return Some(idle);
+            }
+            stats.upstream_cx_destroy_remote().inc();
+            self.open.set(self.open.get() - 1);
+        }
+    }
+
+    /// A connection: one at rest, else a new one, else the next that somebody gives back.
+    pub(crate) async fn http1(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http1, UpstreamError> {
+        let mut pending = None;
+        loop {
+            if let Some(idle) = self.take_idle(with.stats) {
+                return Ok(self.lease(with, idle, true));
+            }
+            if pending.is_none() {
+                pending = Some(Pending::acquire(with)?);
+            }
+            if self.closed.get() {
+                return Err(UpstreamError::NoHealthyHost);
+            }
+            let mut permit =
+                Permit::acquire(&with.breaker.connections, with.thresholds.max_connections);
+            if permit.is_none() && self.open.get() == 0 {
+                // Each worker may have one connection to a host in any case: nobody could give it another worker's.
+                permit = Some(Permit::force(&with.breaker.connections));
+            }
+            let Some(permit) = permit else {
+                with.stats.upstream_cx_overflow().inc();
+                let (sender, receiver) = oneshot::channel();
+                self.waiting.borrow_mut().push_back(sender);
+                match receiver.await {
+                    Ok(idle) => return Ok(self.lease(with, idle, true)),
+                    // A connection has ended, so there may be room for a new one.
+                    Err(_) => continue,
+                }
+            };
+            let open = Open::new(self);
+            let upstream = connect(with.plan, with.host, with.stats, permit).await?;
+            with.stats.upstream_cx_http1_total().inc();
+            open.keep();
+            return Ok(self.lease(with, Idle { upstream, uses: 0, since: Instant::now() }, false));
+        }
+    }
+
+    fn lease(self: &Rc<Self>, with: Acquire<'_>, idle: Idle, reused: bool) -> Http1 {
+        Http1 {
+            upstream: Some(idle.upstream),
+            pool: Rc::downgrade(self),
+            plan: with.plan.clone(),
+            stats: with.stats.clone(),
+            uses: idle.uses + 1,
+            reused,
+        }
+    }
+
+    /// Takes a connection back, or gives it to who waits longest.
+    fn put_back(&self, mut idle: Idle) {
+        loop {
+            let waiting = self.waiting.borrow_mut().pop_front();
+            match waiting {
+                None => return self.idle.borrow_mut().push(idle),
+                Some(waiting) => match waiting.send(idle) {
+                    Ok(()) => return,
+                    Err(back) => idle = back,
+                },
+            }
+        }
+    }
+
+    /// A connection ended while requests wait for one: wake the first, which then finds the slot free.
+    fn closed_one(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.waiting.borrow_mut().pop_front();
+    }
+}
+
+/// Counts a connection that is being opened, so that a dropped attempt is counted off again.
+struct Open<'a>(Option<&'a HostPool>);
+
+impl<'a> Open<'a> {
+    fn new(pool: &'a HostPool) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        Self(Some(pool))
+    }
+
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0 {
+            pool.closed_one();
+        }
+    }
+}
+
+/// A request that waits for its connection.
+pub(crate) struct Pending<'a> {
+    stats: &'a ClusterStats,
+    _permit: Permit,
+}
+
+impl<'a> Pending<'a> {
+    pub(crate) fn acquire(with: Acquire<'a>) -> Result<Self, UpstreamError> {
+        with.stats.upstream_rq_pending_total().inc();
+        let Some(permit) =
+            Permit::acquire(&with.breaker.pending, with.thresholds.max_pending_requests)
+        else {
+            with.stats.upstream_rq_pending_overflow().inc();
+            return Err(UpstreamError::Overflow("max_pending_requests"));
+        };
+        with.stats.upstream_rq_pending_active().inc();
+        Ok(Self { stats: with.stats, _permit: permit })
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.stats.upstream_rq_pending_active().dec();
+    }
+}
+
+impl Http1 {
+    /// Whether this connection has served a request before: only then can the peer have closed it in the meantime, so
+    /// that a request that got no answer at all may be sent again.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
+    pub fn local_address(&self) -> Option<std::net::SocketAddr> {
+        self.upstream.as_ref()?.stream.as_tcp()?.local_addr().ok()
+    }
+
+    /// The stream itself, for what does not go back to the pool (upgrades, CONNECT). The account stays open as long as
+    /// the second value lives.
+    pub fn into_stream(mut self) -> Option<(Stream, UpstreamAccount)> {
+        let upstream = self.upstream.take()?;
+        if let Some(pool) = self.pool.upgrade() {
+            pool.closed_one();
+        }
+        Some((upstream.stream, UpstreamAccount::new(upstream.account)))
+    }
+
+    /// Gives the connection back after a complete exchange. It is closed instead where it has served its number of
+    /// requests or its time, or where its host is gone.
+    pub fn release(mut self) {
+        let (Some(pool), Some(upstream)) = (self.pool.upgrade(), self.upstream.take()) else { return };
+        let spent = self.plan.http.max_requests_per_connection.is_some_and(|limit| self.uses >= limit);
+        let old = self.plan.http.max_connection_duration.is_some_and(|limit| upstream.account.age() >= limit);
+        if spent {
+            self.stats.upstream_cx_max_requests().inc();
+        }
+        if old {
+            self.stats.upstream_cx_max_duration_reached().inc();
+        }
+        if spent || old || pool.closed.get() || !upstream.stream.is_quiet() {
+            drop(upstream);
+            pool.closed_one();
+            return;
+        }
+        pool.put_back(Idle { upstream, uses: self.uses, since: Instant::now() });
+    }
+}
+
+/// Keeps the counts of a connection that left its pool.
+#[derive(Debug)]
+pub struct UpstreamAccount {
+    _account: Account,
+}
+
+impl UpstreamAccount {
+    pub(crate) fn new(account: Account) -> Self {
+        Self { _account: account }
+    }
+}
+
+impl Drop for Http1 {
+    fn drop(&mut self) {
+        if self.upstream.take().is_some()
+            && let Some(pool) = self.pool.upgrade()
+        {
+            self.stats.upstream_cx_destroy_local().inc();
+            pool.closed_one();
+        }
+    }
+}
+
+impl Http1 {
+    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+        match &mut self.upstream {
+            Some(upstream) => Ok(Pin::new(&mut upstream.stream)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl AsyncRead for Http1 {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Http1 {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+/// One request under way: what `max_requests` and LEAST_REQUEST count.
+#[derive(Debug)]
+pub struct RequestGuard {
+    stats: Rc<ClusterStats>,
+    host: Arc<Host>,
+    _permit: Permit,
+}
+
+impl RequestGuard {
+    pub(crate) fn new(with: Acquire<'_>) -> Result<Self, UpstreamError> {
+        let limit = with.thresholds.max_requests;
+        let Some(permit) = Permit::acquire(&with.breaker.requests, limit) else {
+            with.stats.upstream_rq_pending_overflow().inc();
+            return Err(UpstreamError::Overflow("max_requests"));
+        };
+        with.stats.upstream_rq_total().inc();
+        with.stats.upstream_rq_active().inc();
+        with.host.shared.rq_active.fetch_add(1, Relaxed);
+        with.host.shared.rq_total.fetch_add(1, Relaxed);
+        Ok(Self { stats: with.stats.clone(), host: with.host.clone(), _permit: permit })
+    }
+}
+
+impl Drop for RequestGuard {
+    fn drop(&mut self) {
+        self.stats.upstream_rq_active().dec();
+        self.host.shared.rq_active.fetch_sub(1, Relaxed);
+    }
+}

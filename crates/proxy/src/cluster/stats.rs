@@ -1,0 +1,84 @@
+//! What a cluster counts (`cluster.NAME.`), with Envoy's names.
+
+stats::group! {
+    /// Counts of one cluster in one worker; each exists from its first use.
+    pub struct ClusterStats {
+        counter bind_errors,
+        counter lb_healthy_panic,
+        counter lb_recalculate_zone_structures,
+        counter original_dst_host_invalid,
+        counter retry_or_shadow_abandoned,
+        counter upstream_cx_connect_attempts_exceeded,
+        counter upstream_cx_connect_fail,
+        counter upstream_cx_connect_timeout,
+        counter upstream_cx_connect_with_0_rtt,
+        counter upstream_cx_destroy,
+        counter upstream_cx_destroy_local,
+        counter upstream_cx_destroy_local_with_active_rq,
+        counter upstream_cx_destroy_remote,
+        counter upstream_cx_destroy_remote_with_active_rq,
+        counter upstream_cx_destroy_with_active_rq,
+        counter upstream_cx_http1_total,
+        counter upstream_cx_http2_total,
+        counter upstream_cx_idle_timeout,
+        counter upstream_cx_max_duration_reached,
+        counter upstream_cx_max_requests,
+        counter upstream_cx_none_healthy,
+        counter upstream_cx_overflow,
+        counter upstream_cx_pool_overflow,
+        counter upstream_cx_protocol_error,
+        counter upstream_cx_rx_bytes_total,
+        counter upstream_cx_total,
+        counter upstream_cx_tx_bytes_total,
+        counter upstream_internal_redirect_failed_total,
+        counter upstream_internal_redirect_succeeded_total,
+        counter upstream_rq_0rtt,
+        counter upstream_rq_cancelled,
+        counter upstream_rq_completed,
+        counter upstream_rq_maintenance_mode,
+        counter upstream_rq_max_duration_reached,
+        counter upstream_rq_pending_failure_eject,
+        counter upstream_rq_pending_overflow,
+        counter upstream_rq_pending_total,
+        counter upstream_rq_per_try_idle_timeout,
+        counter upstream_rq_per_try_timeout,
+        counter upstream_rq_retry,
+        counter upstream_rq_retry_backoff_exponential,
+        counter upstream_rq_retry_backoff_ratelimited,
+        counter upstream_rq_retry_limit_exceeded,
+        counter upstream_rq_retry_overflow,
+        counter upstream_rq_retry_success,
+        counter upstream_rq_rx_reset,
+        counter upstream_rq_timeout,
+        counter upstream_rq_total,
+        counter upstream_rq_tx_reset,
+        counter upstream_rq_1xx,
+        counter upstream_rq_2xx,
+        counter upstream_rq_3xx,
+        counter upstream_rq_4xx,
+        counter upstream_rq_5xx,
+        gauge upstream_cx_active,
+        gauge upstream_cx_rx_bytes_buffered,
+        gauge upstream_cx_tx_bytes_buffered,
+        gauge upstream_rq_active,
+        gauge upstream_rq_pending_active,
+        histogram upstream_cx_connect_ms,
+        histogram upstream_cx_length_ms,
+        histogram upstream_rq_time,
+    }
+}
+
+impl ClusterStats {
+    /// Counts a response by its status: `upstream_rq_2xx`, `upstream_rq_200` and `upstream_rq_completed`.
+    pub fn response(&self, status: u16) {
+        self.upstream_rq_completed().inc();
+        match status / 100 {
+            1 => self.upstream_rq_1xx().inc(),
+            2 => self.upstream_rq_2xx().inc(),
+            3 => self.upstream_rq_3xx().inc(),
+            4 => self.upstream_rq_4xx().inc(),
+            5 => self.upstream_rq_5xx().inc(),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! One type for every byte stream that the proxy reads and writes, down and up.
+//!
+//! Bytes that were read to find out what a connection speaks are put back and come again at the next read, so whoever
+//! takes the stream over does not know that somebody looked.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+
+/// A connected byte stream.
+pub struct Stream {
+    inner: Inner,
+    /// Read already and put back.
+    ahead: Bytes,
+}
+
+/// What carries the bytes. A TLS variant joins these with the data-plane issue.
+enum Inner {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Memory(DuplexStream),
+}
+
+macro_rules! each {
+    ($inner:expr, $stream:ident => $body:expr) => {
+        match $inner {
+            Inner::Tcp($stream) => $body,
+            Inner::Unix($stream) => $body,
+            Inner::Memory($stream) => $body,
+        }
+    };
+}
+
+impl Stream {
+    /// Puts bytes back: the next reads give them first.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = if self.ahead.is_empty() {
+            bytes
+        } else {
+            [bytes, std::mem::take(&mut self.ahead)].concat().into()
+        };
+    }
+
+    /// Whether bytes that were put back have not been read again.
+    pub fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Whether a stream at rest can be used again: the peer has neither closed it nor sent anything unasked.
+    ///
+    /// Costs a system call only where the event loop has seen something happen on the stream.
+    pub fn is_quiet(&self) -> bool {
+        if !self.ahead.is_empty() {
+            return false;
+        }
+        let mut byte = [0];
+        let read = match &self.inner {
+            Inner::Tcp(stream) => stream.try_read(&mut byte),
+            Inner::Unix(stream) => stream.try_read(&mut byte),
+            Inner::Memory(_) => return true,
+        };
+        matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Completes when the peer has closed or sent something: for streams at rest.
+    pub async fn readable(&self) {
+        // An error is something that happened, too; the next read tells it.
+        let _ = match &self.inner {
+            Inner::Tcp(stream) => stream.readable().await,
+            Inner::Unix(stream) => stream.readable().await,
+            Inner::Memory(_) => std::future::pending().await,
+        };
+    }
+
+    /// The TCP stream below, where there is one and no byte was put back.
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match &self.inner {
+            Inner::Tcp(stream) => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// The descriptor, for socket options.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.inner {
+            Inner::Tcp(stream) => Some(stream.as_fd()),
+            Inner::Unix(stream) => Some(stream.as_fd()),
+            Inner::Memory(_) => None,
+        }
+    }
+
+    /// Makes the close of this stream a reset: the peer learns that the bytes it got are not all.
+    pub fn reset_on_close(&self) {
+        if let Inner::Tcp(stream) = &self.inner {
+            // If the option is refused the peer sees an ordinary close.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+
+    /// Tries to read without waiting; `WouldBlock` where nothing is there.
+    pub fn try_read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let mut buffer = ReadBuf::new(buffer);
+        match Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut buffer) {
+            Poll::Ready(done) => done.map(|()| buffer.filled().len()),
+            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self { inner: Inner::Tcp(stream), ahead: Bytes::new() }
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self { inner: Inner::Unix(stream), ahead: Bytes::new() }
+    }
+}
+
+impl From<DuplexStream> for Stream {
+    /// For tests and for listeners that have no socket.
+    fn from(stream: DuplexStream) -> Self {
+        Self { inner: Inner::Memory(stream), ahead: Bytes::new() }
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Stream");
+        each!(&self.inner, stream => out.field("inner", stream));
+        out.field("ahead", &self.ahead.len()).finish()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..length]);
+            self.ahead.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+        each!(&mut self.inner, stream => Pin::new(stream).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(&mut self.inner, stream => Pin::new(stream).poll_write(context, buffer))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut self.inner, stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(&mut self.inner, stream => Pin::new(stream).poll_shutdown(context))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(&mut self.inner, stream => Pin::new(stream).poll_write_vectored(context, buffers))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(&self.inner, stream => stream.is_write_vectored())
+    }
+}
+
+/// Connects to a socket in the file system.
+pub(crate) async fn connect_unix(path: &Path) -> io::Result<Stream> {
+    UnixStream::connect(path).await.map(Stream::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test]
+    async fn what_was_put_back_comes_first() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut stream = Stream::from(near);
+        far.write_all(b"hello world").await.expect("there is room");
+        let mut head = [0; 5];
+        stream.read_exact(&mut head).await.expect("it was sent");
+        stream.put_back(Bytes::copy_from_slice(&head[3..]));
+        stream.put_back(Bytes::copy_from_slice(&head[..3]));
+        let mut all = [0; 11];
+        stream.read_exact(&mut all).await.expect("it was sent");
+        assert_eq!(&all, b"hello world");
+    }
+
+    #[tokio::test]
+    async fn a_closed_stream_is_not_quiet() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let near = TcpStream::connect(address).await.expect("it listens");
+        let (far, _) = listener.accept().await.expect("one has connected");
+        let stream = Stream::from(near);
+        assert!(stream.is_quiet());
+        drop(far);
+        stream.readable().await;
+        assert!(!stream.is_quiet());
+    }
+}

@@ -1,0 +1,76 @@
+//! An accepted connection and what is known about it.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use crate::{
+    io::Stream,
+    plan::{FilterChain, Listener, chain_match},
+    worker::drain::Drain,
+};
+
+/// A connection that has found its filter chain.
+#[derive(Debug)]
+pub struct Connection {
+    /// The bytes; what listener filters looked at comes again.
+    pub stream: Stream,
+    /// What is known about it.
+    pub info: ConnectionInfo,
+    /// Tells when the listener or the chain goes away.
+    pub drain: Drain,
+}
+
+/// What is known about a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Unique in the process.
+    pub id: u64,
+    /// When it was accepted, for durations.
+    pub accepted: Instant,
+    /// When it was accepted, for logs.
+    pub accepted_at: SystemTime,
+    /// The peer of the socket; none over a unix socket.
+    pub direct_remote: Option<SocketAddr>,
+    /// The client: the peer, unless a PROXY header says otherwise.
+    pub remote: Option<SocketAddr>,
+    /// Our address: the one the client meant, where it was restored.
+    pub local: Option<SocketAddr>,
+    /// Whether the local address was restored from a redirect.
+    pub local_restored: bool,
+    /// The server name of the ClientHello, lower case.
+    pub requested_server_name: Option<Arc<str>>,
+    /// `raw_buffer` or `tls`; empty until listener filters have run.
+    pub transport_protocol: &'static str,
+    /// What the client offers in ALPN, or what the HTTP inspector found.
+    pub application_protocols: Vec<Arc<str>>,
+    /// The listener that took it.
+    pub listener: Arc<Listener>,
+    /// The chain that took it; none if the connection ended before.
+    pub chain: Option<Arc<FilterChain>>,
+    /// What ended the connection early, for `%RESPONSE_FLAGS%` of listener logs (`NR` …).
+    pub response_flag: Option<&'static str>,
+    /// Why it ended, for `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: Option<Arc<str>>,
+}
+
+impl ConnectionInfo {
+    /// Where an ORIGINAL_DST cluster connects to: the restored destination.
+    pub fn original_dst(&self) -> Option<SocketAddr> {
+        if self.local_restored { self.local } else { None }
+    }
+
+    /// What filter chains are matched by.
+    pub(crate) fn to_match<'a>(&'a self, protocols: &'a [&'a str]) -> chain_match::Connection<'a> {
+        chain_match::Connection {
+            destination: self.local,
+            source: self.remote,
+            direct_source: self.direct_remote,
+            server_name: self.requested_server_name.as_deref().unwrap_or_default(),
+            transport_protocol: self.transport_protocol,
+            application_protocols: protocols,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Draining: how a connection learns that its listener or chain goes away.
+//!
+//! A chain has a [`Drainer`], its connections hold the [`Drain`] of it. Draining begins, goes on for the drain time, and
+//! ends with the order to close. HTTP connections answer by `Connection: close` and GOAWAY, either at once or, with
+//! Envoy's gradual strategy, each at its own moment within the drain time.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
+
+use super::random::Random;
+
+/// How the end of connections is spread (`--drain-strategy`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DrainStrategy {
+    /// Over the drain time.
+    #[default]
+    Gradual,
+    /// All at once.
+    Immediate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Open,
+    Draining { since: Instant, over: Duration },
+    Closed,
+}
+
+/// The side that says when.
+#[derive(Debug)]
+pub struct Drainer(watch::Sender<Phase>);
+
+/// The side of a connection.
+#[derive(Clone, Debug)]
+pub struct Drain(watch::Receiver<Phase>);
+
+impl Default for Drainer {
+    fn default() -> Self {
+        Self(watch::Sender::new(Phase::Open))
+    }
+}
+
+impl Drainer {
+    /// What a connection holds.
+    pub fn drain(&self) -> Drain {
+        Drain(self.0.subscribe())
+    }
+
+    /// Begins to drain; a second call changes nothing.
+    pub fn begin(&self, over: Duration, strategy: DrainStrategy) {
+        self.0.send_if_modified(|phase| {
+            let open = *phase == Phase::Open;
+            if open {
+                let over = if strategy == DrainStrategy::Immediate { Duration::ZERO } else { over };
+                *phase = Phase::Draining { since: Instant::now(), over };
+            }
+            open
+        });
+    }
+
+    /// Orders every connection to close.
+    pub fn close(&self) {
+        self.0.send_replace(Phase::Closed);
+    }
+
+    /// How many connections (and copies of their [`Drain`]) are left.
+    pub fn held(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    /// Completes when none is left.
+    pub async fn released(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl Drain {
+    /// A drain that never begins, for connections without a listener.
+    pub fn never() -> Self {
+        let (sender, receiver) = watch::channel(Phase::Open);
+        drop(sender);
+        Self(receiver)
+    }
+
+    /// Whether draining has begun.
+    pub fn begun(&self) -> bool {
+        *self.0.borrow() != Phase::Open
+    }
+
+    /// Whether a connection that could end now should: asked once for each response. While a gradual drain goes on the
+    /// answer is drawn by lot, so that clients do not come back all at once.
+    pub fn should_close(&self, random: &Random) -> bool {
+        match *self.0.borrow() {
+            Phase::Open => false,
+            Phase::Closed => true,
+            Phase::Draining { since, over } => {
+                let elapsed = since.elapsed();
+                elapsed >= over || random.below(over.as_millis() as u64) < elapsed.as_millis() as u64
+            }
+        }
+    }
+
+    /// Completes when draining begins. Can be dropped at any time.
+    pub async fn begin(&self) {
+        let mut receiver = self.0.clone();
+        // Without a drainer nothing ever drains.
+        if receiver.wait_for(|phase| *phase != Phase::Open).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Completes when the connection has to close. Can be dropped at any time.
+    pub async fn closed(&self) {
+        let mut receiver = self.0.clone();
+        if receiver.wait_for(|phase| *phase == Phase::Closed).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Whether the connection has to close.
+    pub fn is_closed(&self) -> bool {
+        *self.0.borrow() == Phase::Closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gradual_drain_ends_some_early_and_all_in_time() {
+        let (drainer, random) = (Drainer::default(), Random::seeded(7));
+        let drain = drainer.drain();
+        assert!(!drain.should_close(&random));
+        drainer.begin(Duration::from_secs(10), DrainStrategy::Gradual);
+        drain.begin().await;
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let ended = (0..1000).filter(|_| drain.should_close(&random)).count();
+        assert!((400..600).contains(&ended), "{ended}");
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(drain.should_close(&random));
+    }
+
+    #[tokio::test]
+    async fn an_immediate_drain_ends_all() {
+        let drainer = Drainer::default();
+        let drain = drainer.drain();
+        drainer.begin(Duration::from_secs(45), DrainStrategy::Immediate);
+        assert!(drain.should_close(&Random::seeded(1)) && !drain.is_closed());
+        drainer.close();
+        drain.closed().await;
+        assert!(!Drain::never().begun());
+    }
+}
