@@ -1,0 +1,263 @@
+//! The reading half of a connection.
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::{ChunkDecoder, ChunkStep, HeadScanner, Scan};
+use crate::{Error, Frame, Framing, Limits, buffer};
+
+/// What is left of the message that is being read.
+#[derive(Debug)]
+enum Body {
+    /// Nothing: the next bytes are a head.
+    Done,
+    Length(u64),
+    Chunked(Box<ChunkDecoder>),
+    /// Everything until the peer closes.
+    Close,
+}
+
+/// State of the reading half. It holds a buffer only while there are bytes in it.
+#[derive(Debug)]
+pub(super) struct ReadState {
+    buffer: BytesMut,
+    scanner: HeadScanner,
+    body: Body,
+    /// The peer has closed its side.
+    closed: bool,
+    /// The last read filled its buffer.
+    large: bool,
+    pub(super) limits: Limits,
+}
+
+impl ReadState {
+    pub(super) fn new(buffer: BytesMut, limits: Limits) -> ReadState {
+        ReadState {
+            buffer,
+            scanner: HeadScanner::default(),
+            body: Body::Done,
+            closed: false,
+            large: false,
+            limits,
+        }
+    }
+
+    pub(super) fn start_body(&mut self, framing: Framing) {
+        self.body = match framing {
+            Framing::None | Framing::Length(0) => Body::Done,
+            Framing::Length(length) => Body::Length(length),
+            Framing::Chunked => Body::Chunked(Box::default()),
+            Framing::UntilClose | Framing::Tunnel => Body::Close,
+        };
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.body, Body::Done)
+    }
+
+    /// Nothing unread, and the peer still there.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.buffer.is_empty() && !self.closed
+    }
+
+    pub(super) fn has_bytes(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+
+    pub(super) fn take_buffer(&mut self) -> BytesMut {
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Reads once. `Ok(0)` is the peer's end.
+    pub(super) fn poll_fill<S: AsyncRead + Unpin>(
+        &mut self,
+        io: &RefCell<S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if self.closed {
+            return Poll::Ready(Ok(0));
+        }
+        if self.buffer.capacity() == self.buffer.len() || self.buffer.is_empty() {
+            let size = if self.large {
+                buffer::LARGE
+            } else {
+                buffer::SMALL
+            };
+            if self.buffer.is_empty() && !self.buffer.try_reclaim(size) {
+                self.buffer = buffer::take_read(size);
+            } else {
+                self.buffer.reserve(size);
+            }
+        }
+        let room = self.buffer.capacity() - self.buffer.len();
+        let read = {
+            let mut io = io.borrow_mut();
+            let read = pin!(io.read_buf(&mut self.buffer));
+            read.poll(cx)
+        };
+        match read {
+            Poll::Ready(Ok(count)) => {
+                self.closed = count == 0;
+                self.large = count == room && room >= buffer::SMALL / 2;
+                self.release();
+                Poll::Ready(Ok(count))
+            }
+            Poll::Ready(Err(error)) => {
+                self.closed = true;
+                self.release();
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => {
+                self.release();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Lends the buffer back when nothing is in it.
+    fn release(&mut self) {
+        if self.buffer.is_empty() {
+            buffer::give_read(std::mem::take(&mut self.buffer));
+        }
+    }
+
+    /// Waits for the first byte of a message; `false` when the peer closed instead.
+    pub(super) fn poll_readable<S: AsyncRead + Unpin>(
+        &mut self,
+        io: &RefCell<S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<bool>> {
+        if self.has_bytes() {
+            return Poll::Ready(Ok(true));
+        }
+        Poll::Ready(ready!(self.poll_fill(io, cx)).map(|count| count > 0))
+    }
+
+    /// Waits for a complete head and gives it to `parse`; `None` when the peer closed before its
+    /// first byte.
+    pub(super) async fn read_head<S: AsyncRead + Unpin, T>(
+        &mut self,
+        io: &RefCell<S>,
+        parse: impl FnOnce(&[u8], &Limits) -> Result<T, crate::Refusal>,
+    ) -> Result<Option<T>, Error> {
+        loop {
+            if self.has_bytes()
+                && let Scan::Complete { start, end } =
+                    self.scanner.scan(&self.buffer, &self.limits)?
+            {
+                let head = parse(&self.buffer[start..end], &self.limits)?;
+                self.buffer.advance(end);
+                self.release();
+                return Ok(Some(head));
+            }
+            let before = self.buffer.len();
+            if poll_fn(|cx| self.poll_fill(io, cx)).await? == 0 {
+                return if before == 0 {
+                    Ok(None)
+                } else {
+                    Err(Error::Closed)
+                };
+            }
+        }
+    }
+
+    fn poll_frame<S: AsyncRead + Unpin>(
+        &mut self,
+        io: &RefCell<S>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, Error>>> {
+        loop {
+            match &mut self.body {
+                Body::Done => return Poll::Ready(None),
+                Body::Length(left) if self.buffer.has_remaining() => {
+                    let take = (*left).min(self.buffer.len() as u64);
+                    *left -= take;
+                    if *left == 0 {
+                        self.body = Body::Done;
+                    }
+                    return Poll::Ready(Some(Ok(Frame::Data(self.take(take as usize)))));
+                }
+                Body::Chunked(decoder) if self.buffer.has_remaining() => {
+                    match decoder.decode(&mut self.buffer, &self.limits) {
+                        Ok(ChunkStep::Data(data)) => {
+                            self.release();
+                            return Poll::Ready(Some(Ok(Frame::Data(data))));
+                        }
+                        Ok(ChunkStep::End(trailers)) => {
+                            self.body = Body::Done;
+                            self.release();
+                            let trailers = trailers.filter(|_| self.limits.trailers);
+                            return Poll::Ready(trailers.map(|t| Ok(Frame::Trailers(t))));
+                        }
+                        Ok(ChunkStep::Partial) => {}
+                        Err(refusal) => return Poll::Ready(Some(Err(refusal.into()))),
+                    }
+                }
+                Body::Close if self.buffer.has_remaining() => {
+                    let take = self.buffer.len();
+                    return Poll::Ready(Some(Ok(Frame::Data(self.take(take)))));
+                }
+                _ => {}
+            }
+            match ready!(self.poll_fill(io, cx)) {
+                Ok(0) if matches!(self.body, Body::Close) => {
+                    self.body = Body::Done;
+                    return Poll::Ready(None);
+                }
+                Ok(0) => return Poll::Ready(Some(Err(Error::Closed))),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Some(Err(error.into()))),
+            }
+        }
+    }
+
+    fn take(&mut self, count: usize) -> Bytes {
+        // An emptied buffer stays until the next read, which uses it again if the data is gone.
+        self.buffer.split_to(count).freeze()
+    }
+}
+
+/// Reads the body of the message whose head was read last.
+#[derive(Debug)]
+pub struct Reader<'a, S> {
+    pub(super) io: &'a RefCell<S>,
+    pub(super) state: &'a mut ReadState,
+}
+
+impl<S: AsyncRead + Unpin> Reader<'_, S> {
+    /// The next frame; `None` at the end of the message.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
+        self.state.poll_frame(self.io, cx)
+    }
+
+    /// Whether the message was read to its end.
+    pub fn is_end(&self) -> bool {
+        self.state.is_done()
+    }
+
+    /// Resolves when the peer has gone away while we are not interested in its bytes. Bytes of a
+    /// next, pipelined request are kept; with such bytes waiting it never resolves.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.state.has_bytes() {
+            return Poll::Pending;
+        }
+        match self.state.poll_fill(self.io, cx) {
+            Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// Changes how the rest is delimited: after a 101, or a 2xx to CONNECT, all that follows is
+    /// the tunnel's.
+    pub fn start_tunnel(&mut self) {
+        self.state.start_body(Framing::Tunnel);
+    }
+}

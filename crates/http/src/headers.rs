@@ -1,0 +1,391 @@
+//! A header block: the peer's bytes, and edits.
+//!
+//! All text lies in one arena; a field is four numbers. Parsing copies a head once into an arena
+//! that a thread-local free-list lends, so that a warm worker allocates nothing and an idle
+//! connection holds nothing. Names keep their case and fields their order; look-ups ignore case.
+
+use std::{cell::RefCell, fmt};
+
+/// A place in the arena.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Span {
+    at: u32,
+    len: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Field {
+    name: Span,
+    value: Span,
+}
+
+/// Header fields in their order. Names keep the case they came with.
+pub struct Headers {
+    text: Vec<u8>,
+    fields: Vec<Field>,
+}
+
+impl Headers {
+    /// An empty block, in storage of the thread's free-list.
+    pub fn new() -> Headers {
+        FREE.with(|free| match free.try_borrow_mut() {
+            Ok(mut free) => free.pop().unwrap_or_default(),
+            Err(_) => Storage::default(),
+        })
+        .into()
+    }
+
+    /// The first value of `name`.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.find(name).map(|field| self.bytes(field.value))
+    }
+
+    /// The first value of `name`, if it is UTF-8.
+    pub fn get_str(&self, name: &str) -> Option<&str> {
+        self.get(name)
+            .and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// Every value of `name`, in order.
+    pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        self.fields
+            .iter()
+            .filter(move |field| self.is(field, name.as_bytes()))
+            .map(|field| self.bytes(field.value))
+    }
+
+    /// All values of `name` joined by commas, as matchers see them; borrowed when there is one.
+    pub fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        let mut values = self
+            .fields
+            .iter()
+            .filter(|field| self.is(field, name.as_bytes()));
+        let first = self.bytes(values.next()?.value);
+        let mut joined = None::<Vec<u8>>;
+        for field in values {
+            let joined = joined.get_or_insert_with(|| first.to_vec());
+            joined.push(b',');
+            joined.extend_from_slice(self.bytes(field.value));
+        }
+        Some(joined.map_or(std::borrow::Cow::Borrowed(first), std::borrow::Cow::Owned))
+    }
+
+    /// Whether a field of that name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// Whether one of the comma-separated elements of `name` is `token`, ignoring case.
+    pub fn has_token(&self, name: &str, token: &str) -> bool {
+        self.get_all(name).any(|value| {
+            value
+                .split(|&byte| byte == b',')
+                .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        })
+    }
+
+    /// Adds a field at the end. CR, LF and NUL in the value become spaces, so that no value, from
+    /// wherever it came, can split a message.
+    pub fn append(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        let field = Field {
+            name: self.add(name.as_bytes()),
+            value: self.add_value(value.as_ref()),
+        };
+        self.fields.push(field);
+    }
+
+    /// Adds a field before all others.
+    pub fn prepend(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        let field = Field {
+            name: self.add(name.as_bytes()),
+            value: self.add_value(value.as_ref()),
+        };
+        self.fields.insert(0, field);
+    }
+
+    /// Gives `name` this one value: the first such field keeps its place and the spelling of its
+    /// name, the others go; without one it is added at the end.
+    pub fn set(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        let value = value.as_ref();
+        let Some(first) = self.position(name) else {
+            return self.append(name, value);
+        };
+        self.fields[first].value = self.add_value(value);
+        self.remove_after(name, first + 1);
+    }
+
+    /// Adds a field unless one of that name is there.
+    pub fn set_if_absent(&mut self, name: &str, value: impl AsRef<[u8]>) {
+        if !self.contains(name) {
+            self.append(name, value);
+        }
+    }
+
+    /// Removes every field of that name; tells whether there was one.
+    pub fn remove(&mut self, name: &str) -> bool {
+        match self.position(name) {
+            Some(first) => {
+                self.remove_after(name, first);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Keeps the fields for which `keep(name, value)` holds.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &[u8]) -> bool) {
+        let text = &self.text;
+        self.fields
+            .retain(|field| keep(str_of(slice(text, field.name)), slice(text, field.value)));
+    }
+
+    /// The fields as (name, value).
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &[u8])> {
+        self.fields
+            .iter()
+            .map(|field| (str_of(self.bytes(field.name)), self.bytes(field.value)))
+    }
+
+    /// How many fields.
+    pub fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    /// Whether there is no field.
+    pub fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    /// The length of all names and values, with four bytes a field, as HTTP/1 writes them.
+    pub fn wire_size(&self) -> usize {
+        self.fields
+            .iter()
+            .map(|field| (field.name.len + field.value.len) as usize + 4)
+            .sum()
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.fields.clear();
+    }
+
+    /// Writes `name: value` lines for the fields whose name `skip` does not name.
+    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, mut skip: impl FnMut(&[u8]) -> bool) {
+        for field in &self.fields {
+            let name = self.bytes(field.name);
+            if skip(name) {
+                continue;
+            }
+            out.extend_from_slice(name);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(self.bytes(field.value));
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Copies text into the arena, unchanged.
+    pub(crate) fn add(&mut self, text: &[u8]) -> Span {
+        // A head is limited to far less than 4 GiB by `Limits`; edits come from configuration.
+        let span = Span {
+            at: self.text.len() as u32,
+            len: text.len() as u32,
+        };
+        self.text.extend_from_slice(text);
+        span
+    }
+
+    /// Adds a field whose text is known to be valid.
+    pub(crate) fn push_parsed(&mut self, name: &[u8], value: &[u8]) {
+        let field = Field {
+            name: self.add(name),
+            value: self.add(value),
+        };
+        self.fields.push(field);
+    }
+
+    pub(crate) fn bytes(&self, span: Span) -> &[u8] {
+        slice(&self.text, span)
+    }
+
+    pub(crate) fn str(&self, span: Span) -> &str {
+        str_of(self.bytes(span))
+    }
+
+    fn add_value(&mut self, value: &[u8]) -> Span {
+        let span = self.add(value);
+        if memchr::memchr3(b'\r', b'\n', 0, value).is_some() {
+            for byte in &mut self.text[span.at as usize..] {
+                if matches!(byte, b'\r' | b'\n' | 0) {
+                    *byte = b' ';
+                }
+            }
+        }
+        span
+    }
+
+    fn is(&self, field: &Field, name: &[u8]) -> bool {
+        field.name.len as usize == name.len() && self.bytes(field.name).eq_ignore_ascii_case(name)
+    }
+
+    fn find(&self, name: &str) -> Option<&Field> {
+        self.fields
+            .iter()
+            .find(|field| self.is(field, name.as_bytes()))
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        self.fields
+            .iter()
+            .position(|field| self.is(field, name.as_bytes()))
+    }
+
+    fn remove_after(&mut self, name: &str, from: usize) {
+        let mut at = from;
+        while at < self.fields.len() {
+            if self.is(&self.fields[at], name.as_bytes()) {
+                self.fields.remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Headers::new()
+    }
+}
+
+impl Clone for Headers {
+    fn clone(&self) -> Self {
+        let mut copy = Headers::new();
+        copy.text.extend_from_slice(&self.text);
+        copy.fields.extend_from_slice(&self.fields);
+        copy
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map()
+            .entries(
+                self.iter()
+                    .map(|(name, value)| (name, String::from_utf8_lossy(value))),
+            )
+            .finish()
+    }
+}
+
+impl<N: AsRef<str>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(fields: I) -> Self {
+        let mut headers = Headers::new();
+        for (name, value) in fields {
+            headers.append(name.as_ref(), value);
+        }
+        headers
+    }
+}
+
+impl Drop for Headers {
+    fn drop(&mut self) {
+        let mut storage = Storage {
+            text: std::mem::take(&mut self.text),
+            fields: std::mem::take(&mut self.fields),
+        };
+        if storage.text.capacity() == 0 || storage.text.capacity() > KEPT_TEXT {
+            return;
+        }
+        storage.text.clear();
+        storage.fields.clear();
+        // While the thread ends its free-list may be gone; then the storage goes too.
+        let _ = FREE.try_with(|free| {
+            if let Ok(mut free) = free.try_borrow_mut()
+                && free.len() < KEPT_BLOCKS
+            {
+                free.push(storage);
+            }
+        });
+    }
+}
+
+#[derive(Default)]
+struct Storage {
+    text: Vec<u8>,
+    fields: Vec<Field>,
+}
+
+impl From<Storage> for Headers {
+    fn from(storage: Storage) -> Headers {
+        Headers {
+            text: storage.text,
+            fields: storage.fields,
+        }
+    }
+}
+
+fn slice(text: &[u8], span: Span) -> &[u8] {
+    &text[span.at as usize..span.at as usize + span.len as usize]
+}
+
+/// Names and start lines are checked to be ASCII before they get here.
+fn str_of(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or("")
+}
+
+const KEPT_TEXT: usize = 16 * 1024;
+const KEPT_BLOCKS: usize = 64;
+
+thread_local! {
+    static FREE: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block() -> Headers {
+        [
+            ("Host", "a"),
+            ("X-One", "1"),
+            ("x-two", "2"),
+            ("x-one", "3"),
+        ]
+        .into_iter()
+        .collect()
+    }
+
+    fn lines(headers: &Headers) -> String {
+        let mut out = Vec::new();
+        headers.write_lines(&mut out, |_| false);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn order_and_case_are_kept_and_look_ups_ignore_case() {
+        let headers = block();
+        assert_eq!(headers.get("HOST"), Some(&b"a"[..]));
+        assert_eq!(headers.joined("x-one").unwrap().as_ref(), b"1,3");
+        assert_eq!(
+            lines(&headers),
+            "Host: a\r\nX-One: 1\r\nx-two: 2\r\nx-one: 3\r\n"
+        );
+    }
+
+    #[test]
+    fn set_keeps_the_place_and_drops_the_doubles() {
+        let mut headers = block();
+        headers.set("x-one", "9");
+        headers.set("x-new", "n");
+        headers.remove("X-TWO");
+        assert_eq!(lines(&headers), "Host: a\r\nX-One: 9\r\nx-new: n\r\n");
+    }
+
+    #[test]
+    fn no_value_can_split_a_message() {
+        let mut headers = Headers::new();
+        headers.append("x", "a\r\nb: c\0");
+        assert_eq!(lines(&headers), "x: a  b: c \r\n");
+    }
+}
