@@ -1,0 +1,655 @@
+//! The settings of istio-iptables: flags, environment, defaults, validation, and the block that it logs.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use crate::{
+    Error,
+    cidr::Cidr,
+    flags::{self, Flag, Kind, Values},
+    surroundings::{self, Addresses},
+};
+
+/// Every setting. Lists stay the text that the user gave: what they mean is decided where the rules are built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where captured outbound connections go (`-p`).
+    pub proxy_port: String,
+    /// Where captured inbound connections go (`-z`).
+    pub inbound_capture_port: String,
+    /// The port of HBONE, never captured (`-e`).
+    pub inbound_tunnel_port: String,
+    /// Users whose traffic is the proxy's own (`-u`), comma-separated.
+    pub proxy_uid: String,
+    /// Groups whose traffic is the proxy's own (`-g`), comma-separated.
+    pub proxy_gid: String,
+    /// `TPROXY`; anything else is REDIRECT (`-m`).
+    pub inbound_interception_mode: String,
+    /// Firewall mark of TPROXY (`-t`).
+    pub inbound_tproxy_mark: String,
+    /// Routing table of TPROXY (`-r`).
+    pub inbound_tproxy_route_table: String,
+    /// Inbound ports captured: empty, `*` or a list (`-b`).
+    pub inbound_ports_include: String,
+    /// Inbound ports left alone when `-b` is `*` (`-d`).
+    pub inbound_ports_exclude: String,
+    /// Groups whose outbound traffic is captured; `*` is everyone (`ISTIO_OUTBOUND_OWNER_GROUPS`).
+    pub owner_groups_include: String,
+    /// Groups whose outbound traffic is left alone (`ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE`).
+    pub owner_groups_exclude: String,
+    /// Outbound ports always captured (`-q`).
+    pub outbound_ports_include: String,
+    /// Outbound ports never captured (`-o`).
+    pub outbound_ports_exclude: String,
+    /// Destinations captured: empty, `*` or ranges (`-i`).
+    pub outbound_ip_ranges_include: String,
+    /// Destinations left alone (`-x`).
+    pub outbound_ip_ranges_exclude: String,
+    /// Interfaces whose incoming traffic counts as outbound (`-k`).
+    pub kube_virt_interfaces: String,
+    /// Interfaces that are left alone altogether (`-c`).
+    pub exclude_interfaces: String,
+    /// Print, do not apply (`-n`).
+    pub dry_run: bool,
+    /// Port that the self-test connects to.
+    pub iptables_probe_port: u16,
+    /// How long the self-test may take.
+    pub probe_timeout: Duration,
+    /// Apply nothing; for the self-test alone.
+    pub skip_rule_apply: bool,
+    /// Run the self-test.
+    pub run_validation: bool,
+    /// Capture DNS queries to the resolvers of /etc/resolv.conf.
+    pub redirect_dns: bool,
+    /// Capture every DNS query.
+    pub capture_all_dns: bool,
+    /// Drop packets that connection tracking calls invalid.
+    pub drop_invalid: bool,
+    /// Look for an IPv6 address among all, not only at the first.
+    pub dual_stack: bool,
+    /// Path of the network namespace to work in; empty is this one.
+    pub network_namespace: String,
+    /// Run from the host's file system, as the CNI plug-in does.
+    pub cni_mode: bool,
+    /// Replace other ISTIO rules.
+    pub reconcile: bool,
+    /// Remove, apply nothing.
+    pub cleanup_only: bool,
+    /// Apply although the rules are in place.
+    pub force_apply: bool,
+    /// Use nft instead of iptables.
+    pub native_nftables: bool,
+    /// `legacy`, `nft` or empty: found out.
+    pub force_iptables_binary: String,
+    /// What counts as loopback in the IPv4 rules (`ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`).
+    pub host_ipv4_loopback_cidr: String,
+    /// Whether IPv6 is captured; found from the pod's addresses.
+    pub enable_inbound_ipv6: bool,
+    /// IPv4 resolvers, found in /etc/resolv.conf.
+    pub dns_servers_v4: Vec<IpAddr>,
+    /// IPv6 resolvers.
+    pub dns_servers_v6: Vec<IpAddr>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            proxy_port: "15001".into(),
+            inbound_capture_port: "15006".into(),
+            inbound_tunnel_port: "15008".into(),
+            proxy_uid: String::new(),
+            proxy_gid: String::new(),
+            inbound_interception_mode: String::new(),
+            inbound_tproxy_mark: "1337".into(),
+            inbound_tproxy_route_table: "133".into(),
+            inbound_ports_include: String::new(),
+            inbound_ports_exclude: String::new(),
+            owner_groups_include: "*".into(),
+            owner_groups_exclude: String::new(),
+            outbound_ports_include: String::new(),
+            outbound_ports_exclude: String::new(),
+            outbound_ip_ranges_include: String::new(),
+            outbound_ip_ranges_exclude: String::new(),
+            kube_virt_interfaces: String::new(),
+            exclude_interfaces: String::new(),
+            dry_run: false,
+            iptables_probe_port: 15002,
+            probe_timeout: Duration::from_secs(5),
+            skip_rule_apply: false,
+            run_validation: false,
+            redirect_dns: false,
+            capture_all_dns: false,
+            drop_invalid: false,
+            dual_stack: false,
+            network_namespace: String::new(),
+            cni_mode: false,
+            reconcile: false,
+            cleanup_only: false,
+            force_apply: false,
+            native_nftables: false,
+            force_iptables_binary: String::new(),
+            host_ipv4_loopback_cidr: "127.0.0.1/32".into(),
+            enable_inbound_ipv6: false,
+            dns_servers_v4: Vec::new(),
+            dns_servers_v6: Vec::new(),
+        }
+    }
+}
+
+/// Reads one variable of the environment.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Config {
+    /// Flags over environment over defaults. `args` are those after the command's own name.
+    pub fn from_args(args: &[String], env: Environment<'_>) -> Result<Config, Error> {
+        let given = flags::parse(FLAGS, args)?;
+        let mut values = from_environment(env);
+        values.extend(given);
+        let mut config = Config::default();
+        for (name, value) in values {
+            config.set(name, &value);
+        }
+        if let Some(groups) = env("ISTIO_OUTBOUND_OWNER_GROUPS") {
+            config.owner_groups_include = groups;
+        }
+        if let Some(groups) = env("ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE") {
+            config.owner_groups_exclude = groups;
+        }
+        if let Some(cidr) = env("ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR") {
+            config.host_ipv4_loopback_cidr = cidr;
+        }
+        if config.proxy_uid.is_empty() {
+            let user = env("ENVOY_USER").unwrap_or_else(|| "istio-proxy".into());
+            config.proxy_uid = surroundings::user_id(&user).unwrap_or_else(|| "1337".into());
+        }
+        if config.proxy_gid.is_empty() {
+            config.proxy_gid = config.proxy_uid.clone();
+        }
+        Ok(config)
+    }
+
+    /// Takes in what only the pod itself can tell: its addresses and its resolvers.
+    pub fn fill_from_pod(&mut self, addresses: &Addresses) -> Result<(), Error> {
+        self.enable_inbound_ipv6 = addresses.ipv6(self.dual_stack)?;
+        if self.redirect_dns && !self.capture_all_dns {
+            let servers = surroundings::resolvers("/etc/resolv.conf")?;
+            (self.dns_servers_v4, self.dns_servers_v6) =
+                servers.into_iter().partition(IpAddr::is_ipv4);
+        }
+        Ok(())
+    }
+
+    /// Refuses what istio-iptables refuses before it touches anything.
+    pub fn validate(&self) -> Result<(), Error> {
+        let groups = split(&self.owner_groups_include);
+        if self.owner_groups_include != "*" && groups.len() > MAX_OWNER_GROUPS {
+            return Err(Error::Invalid(format!(
+                "number of owner groups whose outgoing traffic should be redirected to Envoy cannot exceed \
+                 {MAX_OWNER_GROUPS}, got {}: {}",
+                groups.len(),
+                groups.join(",")
+            )));
+        }
+        self.loopback()?;
+        match self.force_iptables_binary.as_str() {
+            "" | "legacy" | "nft" => Ok(()),
+            other => Err(Error::Invalid(format!(
+                "invalid value {other:?} for --force-iptables-binary: use \"legacy\" or \"nft\""
+            ))),
+        }
+    }
+
+    /// What counts as IPv4 loopback.
+    pub fn loopback(&self) -> Result<Cidr, Error> {
+        let text = &self.host_ipv4_loopback_cidr;
+        let cidr = Cidr::parse(text).map_err(Error::Invalid)?;
+        match cidr.addr {
+            IpAddr::V4(a) if a.is_loopback() => {}
+            found => {
+                return Err(Error::Invalid(format!(
+                    "expected valid IPv4 loopback address in CIDR {text}; found {found}"
+                )));
+            }
+        }
+        if cidr.bits < 8 {
+            return Err(Error::Invalid(format!(
+                "expected mask in range [8, 32] in CIDR {text}; found {}",
+                cidr.bits
+            )));
+        }
+        Ok(cidr)
+    }
+
+    /// Whether inbound traffic is steered by TPROXY.
+    pub fn tproxy(&self) -> bool {
+        self.inbound_interception_mode == "TPROXY"
+    }
+
+    /// Whether the address that Envoy's passthrough binds to counts as loopback, which disarms the self-call rules.
+    pub fn passthrough_is_loopback(&self) -> bool {
+        self.loopback()
+            .is_ok_and(|c| c.contains(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6))))
+    }
+
+    /// The settings as istio-iptables logs them: what the environment says, then what is used.
+    pub fn log(&self, env: Environment<'_>) -> String {
+        let mut out = String::from("Istio iptables environment:\n");
+        for name in LOGGED_ENVIRONMENT {
+            out.push_str(&format!("{name}={}\n", env(name).unwrap_or_default()));
+        }
+        out.push_str("\nIstio config:\n");
+        let addresses = |a: &[IpAddr]| {
+            let list: Vec<String> = a.iter().map(IpAddr::to_string).collect();
+            format!("[{}]", list.join(" "))
+        };
+        let dns = format!(
+            "{},{}",
+            addresses(&self.dns_servers_v4),
+            addresses(&self.dns_servers_v6)
+        );
+        let lines: [(&str, &dyn std::fmt::Display); 28] = [
+            ("PROXY_PORT", &self.proxy_port),
+            ("PROXY_INBOUND_CAPTURE_PORT", &self.inbound_capture_port),
+            ("PROXY_TUNNEL_PORT", &self.inbound_tunnel_port),
+            ("PROXY_UID", &self.proxy_uid),
+            ("PROXY_GID", &self.proxy_gid),
+            ("INBOUND_INTERCEPTION_MODE", &self.inbound_interception_mode),
+            ("INBOUND_TPROXY_MARK", &self.inbound_tproxy_mark),
+            (
+                "INBOUND_TPROXY_ROUTE_TABLE",
+                &self.inbound_tproxy_route_table,
+            ),
+            ("INBOUND_PORTS_INCLUDE", &self.inbound_ports_include),
+            ("INBOUND_PORTS_EXCLUDE", &self.inbound_ports_exclude),
+            ("OUTBOUND_OWNER_GROUPS_INCLUDE", &self.owner_groups_include),
+            ("OUTBOUND_OWNER_GROUPS_EXCLUDE", &self.owner_groups_exclude),
+            (
+                "OUTBOUND_IP_RANGES_INCLUDE",
+                &self.outbound_ip_ranges_include,
+            ),
+            (
+                "OUTBOUND_IP_RANGES_EXCLUDE",
+                &self.outbound_ip_ranges_exclude,
+            ),
+            ("OUTBOUND_PORTS_INCLUDE", &self.outbound_ports_include),
+            ("OUTBOUND_PORTS_EXCLUDE", &self.outbound_ports_exclude),
+            ("KUBE_VIRT_INTERFACES", &self.kube_virt_interfaces),
+            ("ENABLE_INBOUND_IPV6", &self.enable_inbound_ipv6),
+            ("DUAL_STACK", &self.dual_stack),
+            ("DNS_CAPTURE", &self.redirect_dns),
+            ("DROP_INVALID", &self.drop_invalid),
+            ("CAPTURE_ALL_DNS", &self.capture_all_dns),
+            ("DNS_SERVERS", &dns),
+            ("NETWORK_NAMESPACE", &self.network_namespace),
+            ("CNI_MODE", &self.cni_mode),
+            ("EXCLUDE_INTERFACES", &self.exclude_interfaces),
+            ("RECONCILE", &self.reconcile),
+            ("FORCE_IPTABLES_BINARY", &self.force_iptables_binary),
+        ];
+        for (name, value) in lines {
+            out.push_str(&format!("{name}={value}\n"));
+        }
+        out
+    }
+
+    /// Sets one flag; its value was checked by [`flags::parse`] or by [`from_environment`].
+    fn set(&mut self, name: &str, value: &str) {
+        let on = flags::switch(value).unwrap_or(false);
+        let text = match name {
+            "envoy-port" => &mut self.proxy_port,
+            "inbound-capture-port" => &mut self.inbound_capture_port,
+            "inbound-tunnel-port" => &mut self.inbound_tunnel_port,
+            "proxy-uid" => &mut self.proxy_uid,
+            "proxy-gid" => &mut self.proxy_gid,
+            "istio-inbound-interception-mode" => &mut self.inbound_interception_mode,
+            "istio-inbound-ports" => &mut self.inbound_ports_include,
+            "istio-local-exclude-ports" => &mut self.inbound_ports_exclude,
+            "istio-exclude-interfaces" => &mut self.exclude_interfaces,
+            "istio-service-cidr" => &mut self.outbound_ip_ranges_include,
+            "istio-service-exclude-cidr" => &mut self.outbound_ip_ranges_exclude,
+            "istio-outbound-ports" => &mut self.outbound_ports_include,
+            "istio-local-outbound-ports-exclude" => &mut self.outbound_ports_exclude,
+            "kube-virt-interfaces" => &mut self.kube_virt_interfaces,
+            "istio-inbound-tproxy-mark" => &mut self.inbound_tproxy_mark,
+            "istio-inbound-tproxy-route-table" => &mut self.inbound_tproxy_route_table,
+            "network-namespace" => &mut self.network_namespace,
+            "force-iptables-binary" => &mut self.force_iptables_binary,
+            "dry-run" => return self.dry_run = on,
+            "skip-rule-apply" => return self.skip_rule_apply = on,
+            "run-validation" => return self.run_validation = on,
+            "redirect-dns" => return self.redirect_dns = on,
+            "capture-all-dns" => return self.capture_all_dns = on,
+            "drop-invalid" => return self.drop_invalid = on,
+            "dual-stack" => return self.dual_stack = on,
+            "cni-mode" => return self.cni_mode = on,
+            "reconcile" => return self.reconcile = on,
+            "cleanup-only" => return self.cleanup_only = on,
+            "force-apply" => return self.force_apply = on,
+            "native-nftables" => return self.native_nftables = on,
+            "iptables-probe-port" => {
+                self.iptables_probe_port = flags::number(value).unwrap_or(15002);
+                return;
+            }
+            "probe-timeout" => {
+                self.probe_timeout = flags::duration(value).unwrap_or(Duration::from_secs(5));
+                return;
+            }
+            // Taken without effect: see FLAGS.
+            _ => return,
+        };
+        *text = value.into();
+    }
+}
+
+/// Values of the environment; one that cannot be read leaves the default, as with istio-iptables.
+fn from_environment(env: Environment<'_>) -> Values {
+    let mut values = Values::new();
+    let mut take = |flag: &Flag, name: &str| {
+        if let Some(value) = env(name)
+            && flags::check(flag.kind, &value).is_ok()
+        {
+            values.insert(flag.long, value);
+        }
+    };
+    for flag in FLAGS {
+        // The one flag without a variable: Kubernetes sets ENVOY_PORT for a service of that name.
+        if flag.long != "envoy-port" && !flag.help.is_empty() {
+            take(flag, &flag.long.to_uppercase().replace('-', "_"));
+        }
+        for (long, variable) in MORE_ENVIRONMENT {
+            if *long == flag.long {
+                take(flag, variable);
+            }
+        }
+    }
+    values
+}
+
+/// A comma-separated list: trimmed, empty entries dropped.
+pub fn split(list: &str) -> Vec<&str> {
+    list.split(',')
+        .map(str::trim)
+        .filter(|s| !s.is_empty())
+        .collect()
+}
+
+/// They all become matches of one rule, and iptables takes no more.
+const MAX_OWNER_GROUPS: usize = 64;
+
+const MORE_ENVIRONMENT: &[(&str, &str)] = &[
+    ("redirect-dns", "ISTIO_META_DNS_CAPTURE"),
+    ("drop-invalid", "INVALID_DROP"),
+    ("dual-stack", "ISTIO_DUAL_STACK"),
+];
+
+const LOGGED_ENVIRONMENT: &[&str] = &[
+    "ENVOY_PORT",
+    "INBOUND_CAPTURE_PORT",
+    "ISTIO_INBOUND_INTERCEPTION_MODE",
+    "ISTIO_INBOUND_TPROXY_ROUTE_TABLE",
+    "ISTIO_INBOUND_PORTS",
+    "ISTIO_OUTBOUND_PORTS",
+    "ISTIO_LOCAL_EXCLUDE_PORTS",
+    "ISTIO_EXCLUDE_INTERFACES",
+    "ISTIO_SERVICE_CIDR",
+    "ISTIO_SERVICE_EXCLUDE_CIDR",
+    "ISTIO_META_DNS_CAPTURE",
+    "INVALID_DROP",
+];
+
+const fn text(long: &'static str, short: Option<char>, help: &'static str) -> Flag {
+    Flag {
+        long,
+        short,
+        kind: Kind::Text,
+        help,
+    }
+}
+
+const fn switch(long: &'static str, short: Option<char>, help: &'static str) -> Flag {
+    Flag {
+        long,
+        short,
+        kind: Kind::Switch,
+        help,
+    }
+}
+
+/// Every flag. Those without help are taken without effect: log flags, and flags that istio-iptables had once.
+pub const FLAGS: &[Flag] = &[
+    text(
+        "envoy-port",
+        Some('p'),
+        "port that outbound connections are led to (15001)",
+    ),
+    text(
+        "inbound-capture-port",
+        Some('z'),
+        "port that inbound connections are led to (15006)",
+    ),
+    text(
+        "inbound-tunnel-port",
+        Some('e'),
+        "port of the tunnel, never captured (15008)",
+    ),
+    text(
+        "proxy-uid",
+        Some('u'),
+        "users whose traffic is the proxy's own, comma-separated ($ENVOY_USER, else 1337)",
+    ),
+    text(
+        "proxy-gid",
+        Some('g'),
+        "groups whose traffic is the proxy's own, comma-separated (as --proxy-uid)",
+    ),
+    text(
+        "istio-inbound-interception-mode",
+        Some('m'),
+        "REDIRECT or TPROXY",
+    ),
+    text(
+        "istio-inbound-ports",
+        Some('b'),
+        "inbound ports to capture: empty none, * all, or a list",
+    ),
+    text(
+        "istio-local-exclude-ports",
+        Some('d'),
+        "inbound ports to leave alone when all are captured",
+    ),
+    text(
+        "istio-exclude-interfaces",
+        Some('c'),
+        "interfaces to leave alone",
+    ),
+    text(
+        "istio-service-cidr",
+        Some('i'),
+        "destinations to capture: empty none, * all, or ranges",
+    ),
+    text(
+        "istio-service-exclude-cidr",
+        Some('x'),
+        "destinations to leave alone: ranges",
+    ),
+    text(
+        "istio-outbound-ports",
+        Some('q'),
+        "outbound ports to capture whatever the destination",
+    ),
+    text(
+        "istio-local-outbound-ports-exclude",
+        Some('o'),
+        "outbound ports to leave alone",
+    ),
+    text(
+        "kube-virt-interfaces",
+        Some('k'),
+        "interfaces of virtual machines: what comes in there counts as outbound",
+    ),
+    text(
+        "istio-inbound-tproxy-mark",
+        Some('t'),
+        "firewall mark of TPROXY (1337)",
+    ),
+    text(
+        "istio-inbound-tproxy-route-table",
+        Some('r'),
+        "routing table of TPROXY (133)",
+    ),
+    switch("dry-run", Some('n'), "print, apply nothing"),
+    Flag {
+        long: "iptables-probe-port",
+        short: None,
+        kind: Kind::U16,
+        help: "port that the self-test connects to (15002)",
+    },
+    Flag {
+        long: "probe-timeout",
+        short: None,
+        kind: Kind::Duration,
+        help: "how long the self-test may take (5s)",
+    },
+    switch("skip-rule-apply", None, "apply nothing"),
+    switch(
+        "run-validation",
+        None,
+        "prove that the capture works; exit status 126 if it does not",
+    ),
+    switch(
+        "redirect-dns",
+        None,
+        "capture DNS queries to the servers of /etc/resolv.conf ($ISTIO_META_DNS_CAPTURE)",
+    ),
+    switch(
+        "capture-all-dns",
+        None,
+        "with --redirect-dns: capture every DNS query",
+    ),
+    switch(
+        "drop-invalid",
+        None,
+        "drop packets that connection tracking calls invalid ($INVALID_DROP)",
+    ),
+    switch(
+        "dual-stack",
+        None,
+        "capture IPv6 when any address is IPv6 ($ISTIO_DUAL_STACK)",
+    ),
+    text(
+        "network-namespace",
+        None,
+        "path of the network namespace to work in",
+    ),
+    switch(
+        "cni-mode",
+        None,
+        "run from the host's file system, with a lock of the pod's own",
+    ),
+    switch("reconcile", None, "replace ISTIO rules that differ"),
+    switch("cleanup-only", None, "remove all ISTIO rules, apply none"),
+    switch(
+        "force-apply",
+        None,
+        "write the rules even if they are in place",
+    ),
+    switch("native-nftables", None, "use nft instead of iptables"),
+    text(
+        "force-iptables-binary",
+        None,
+        "legacy or nft, instead of finding out",
+    ),
+    // Gone from istio-iptables, still in manifests.
+    switch("restore-format", Some('f'), ""),
+    switch("iptables-trace-logging", None, ""),
+    text("output-paths", None, ""),
+    // Log flags of every Istio program.
+    switch("log_as_json", None, ""),
+    text("log_caller", None, ""),
+    text("log_output_level", None, ""),
+    text("log_rotate", None, ""),
+    text("log_rotate_max_age", None, ""),
+    text("log_rotate_max_backups", None, ""),
+    text("log_rotate_max_size", None, ""),
+    text("log_stacktrace_level", None, ""),
+    text("log_target", None, ""),
+    text("vklog", None, ""),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str], env: &[(&str, &str)]) -> Config {
+        let args: Vec<String> = args.iter().map(|a| a.to_string()).collect();
+        let env: Vec<(String, String)> = env
+            .iter()
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect();
+        Config::from_args(&args, &|name| {
+            env.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone())
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn flags_beat_environment_and_bad_environment_is_the_default() {
+        let env = [
+            ("ENVOY_PORT", "1"),
+            ("INBOUND_CAPTURE_PORT", "2"),
+            ("PROXY_UID", "7"),
+            ("REDIRECT_DNS", "true"),
+            ("ISTIO_META_DNS_CAPTURE", "false"),
+            ("INVALID_DROP", "perhaps"),
+            ("ISTIO_DUAL_STACK", "1"),
+            ("IPTABLES_PROBE_PORT", "99999"),
+        ];
+        let c = config(&["-z3", "--log_output_level=default:info", "-f"], &env);
+        assert_eq!(c.proxy_port, "15001");
+        assert_eq!(c.inbound_capture_port, "3");
+        assert_eq!((c.proxy_uid.as_str(), c.proxy_gid.as_str()), ("7", "7"));
+        assert!(!c.redirect_dns && !c.drop_invalid && c.dual_stack);
+        assert_eq!(c.iptables_probe_port, 15002);
+        assert_eq!(c.owner_groups_include, "*");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        let groups: Vec<String> = (0..65).map(|n| n.to_string()).collect();
+        for (key, value, error) in [
+            (
+                "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
+                "10.0.0.0/8",
+                "expected valid IPv4 loopback address in CIDR 10.0.0.0/8; found 10.0.0.0",
+            ),
+            (
+                "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
+                "127.0.0.1/7",
+                "expected mask in range [8, 32] in CIDR 127.0.0.1/7; found 7",
+            ),
+            (
+                "ISTIO_OUTBOUND_OWNER_GROUPS",
+                &groups.join(","),
+                "cannot exceed 64, got 65",
+            ),
+            (
+                "FORCE_IPTABLES_BINARY",
+                "nftables",
+                "use \"legacy\" or \"nft\"",
+            ),
+        ] {
+            let e = config(&[], &[(key, value)])
+                .validate()
+                .unwrap_err()
+                .to_string();
+            assert!(e.contains(error), "{e}");
+        }
+        assert!(
+            config(&[], &[("ISTIO_OUTBOUND_OWNER_GROUPS", "")])
+                .validate()
+                .is_ok()
+        );
+    }
+}

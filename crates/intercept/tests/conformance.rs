@@ -1,0 +1,482 @@
+//! What our istio-iptables leaves in the kernel, against what the real one leaves there.
+//!
+//! Every case gets a network and a mount namespace of its own. This binary is also the command under test: started
+//! with `istio-iptables` as its first argument it runs the room's command line. Needs root, unshare, ip and iptables;
+//! what is missing fails where `CI` is set and is said aloud elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use outrigger_intercept::{model::Table, state::Tables};
+use serde_json::Value;
+
+fn main() -> ExitCode {
+    let mut args: Vec<_> = env::args_os().collect();
+    if args.get(1).is_some_and(|a| a == "istio-iptables") {
+        args.remove(0);
+        return outrigger_intercept::command::main(args);
+    }
+    let filter: Vec<String> = env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let wanted = |name: &str| filter.is_empty() || filter.iter().any(|f| name.contains(f.as_str()));
+    if env::args().any(|a| a == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = can_run() {
+        return absent(&why);
+    }
+    let mut failed = 0;
+    let mut ran = 0;
+    let mut check = |name: &str, outcome: Result<(), String>| {
+        ran += 1;
+        if let Err(why) = outcome {
+            failed += 1;
+            println!("FAILED {name}\n{why}");
+        }
+    };
+    let started = Instant::now();
+    for (name, test) in OWN_TESTS {
+        if wanted(name) {
+            check(name, test());
+        }
+    }
+    let data = env::var_os("OUTRIGGER_CONFORMANCE")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| {
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance").into()
+        });
+    let data = data.join("istio-iptables");
+    if !data.join("cases.json").exists() {
+        if absent("no conformance data") == ExitCode::FAILURE {
+            return ExitCode::FAILURE;
+        }
+    } else {
+        let cases = read_cases(&data);
+        for (name, case) in &cases {
+            for back_end in ["nft", "legacy"] {
+                let name = format!("{name}.{back_end}");
+                if wanted(&name) {
+                    check(&name, conforms(&data, &name, case, back_end));
+                }
+            }
+        }
+    }
+    println!(
+        "{ran} checks, {failed} failed, {:.1} s",
+        started.elapsed().as_secs_f32()
+    );
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn absent(why: &str) -> ExitCode {
+    println!("skipped: {why}");
+    if env::var_os("CI").is_some() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn can_run() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("interception tests need root".into());
+    }
+    for program in ["unshare", "ip", "iptables-nft", "iptables-legacy", "mount"] {
+        let found = Command::new("sh")
+            .args(["-c", &format!("command -v {program}")])
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success());
+        if !found {
+            return Err(format!("interception tests need {program}"));
+        }
+    }
+    Ok(())
+}
+
+fn read_cases(data: &Path) -> BTreeMap<String, Value> {
+    let text = fs::read_to_string(data.join("cases.json")).expect("cases.json is readable");
+    serde_json::from_str(&text).expect("cases.json is an object of cases")
+}
+
+/// Addresses, resolv.conf and environment of one pod.
+#[derive(Default)]
+struct Pod {
+    addresses: Vec<String>,
+    resolv_conf: String,
+    env: Vec<(String, String)>,
+}
+
+impl Pod {
+    fn plain() -> Pod {
+        Pod {
+            addresses: vec!["10.9.0.5/24".into()],
+            ..Pod::default()
+        }
+    }
+
+    /// Runs `script` in the pod; `$RUN` is the command under test, `$OUT` a folder for results.
+    fn run(&self, script: &str, args: &[String]) -> tempfile::TempDir {
+        let out = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, text: &str| {
+            fs::write(out.path().join(name), text).expect("the folder is writable");
+        };
+        file("resolv.conf", &self.resolv_conf);
+        let groups = fs::read_to_string("/etc/group").expect("/etc/group");
+        file("group", &format!("{groups}java:x:777:\nftp:x:778:\n"));
+        let mut setup = String::from(
+            "set -e\nip link set lo up\nip link add eth0 type veth peer name peer0\n\
+             ip link set eth0 up\nip link set peer0 up\n\
+             mount --bind $OUT/resolv.conf /etc/resolv.conf\nmount --bind $OUT/group /etc/group\n",
+        );
+        for address in &self.addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            setup.push_str(&format!("ip addr add {address} dev eth0{nodad}\n"));
+        }
+        setup.push_str("ip route add default via 10.9.0.1 2>/dev/null || true\nset +e\n");
+        setup.push_str(script);
+        let output = Command::new("unshare")
+            .args(["-mn", "sh", "-c", &setup, "sh"])
+            .args(args)
+            .env("OUT", out.path())
+            .env("RUN", env::current_exe().expect("a path"))
+            .envs(self.env.iter().cloned())
+            .output()
+            .expect("unshare runs");
+        file("stderr", &String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        out
+    }
+}
+
+fn read(out: &tempfile::TempDir, name: &str) -> String {
+    fs::read_to_string(out.path().join(name)).unwrap_or_default()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let list = value.as_array().expect("a list");
+    list.iter()
+        .map(|v| v.as_str().expect("a text").to_string())
+        .collect()
+}
+
+fn conforms(data: &Path, name: &str, case: &Value, back_end: &str) -> Result<(), String> {
+    let pod = Pod {
+        addresses: texts(&case["addresses"]),
+        resolv_conf: case["resolv_conf"].as_str().unwrap_or_default().into(),
+        env: case["env"]
+            .as_object()
+            .expect("an object")
+            .iter()
+            .map(|(k, v)| (k.clone(), v.as_str().expect("a text").into()))
+            .collect(),
+    };
+    let script = format!(
+        "$RUN istio-iptables \"$@\" --force-iptables-binary {back_end} >$OUT/log 2>$OUT/err\n\
+         echo $? >$OUT/rc\n\
+         iptables-{back_end}-save >$OUT/v4\nip6tables-{back_end}-save >$OUT/v6\n\
+         (ip rule; ip -6 rule) >$OUT/rules\n\
+         (ip route show table all type local; ip -6 route show table all type local) >$OUT/routes\n\
+         ip -6 addr show dev lo >$OUT/lo\n\
+         $RUN istio-iptables \"$@\" --force-iptables-binary {back_end} >$OUT/log2 2>&1\n\
+         echo $? >$OUT/rc2\niptables-{back_end}-save >$OUT/again\n\
+         $RUN istio-iptables \"$@\" --force-iptables-binary {back_end} --cleanup-only >>$OUT/log2 2>&1\n\
+         iptables-{back_end}-save >$OUT/gone; ip6tables-{back_end}-save >>$OUT/gone\ntrue\n"
+    );
+    let out = pod.run(&script, &texts(&case["args"]));
+    let rc = read(&out, "rc").trim().to_string();
+    let expected_rc = case[format!("{back_end}_rc")].to_string();
+    if rc != expected_rc {
+        return Err(format!(
+            "exit {rc}, expected {expected_rc}:\n{}",
+            read(&out, "err")
+        ));
+    }
+    for line in case["error"].as_array().into_iter().flatten() {
+        let line = line.as_str().expect("a text");
+        if !read(&out, "err").contains(line) {
+            return Err(format!("error lacks {line:?}:\n{}", read(&out, "err")));
+        }
+    }
+    let base = name.rsplit_once('.').expect("a back end").0;
+    for family in ["v4", "v6"] {
+        let golden = data.join(format!("iptables-save/{base}.{back_end}.{family}.save"));
+        let golden = fs::read_to_string(golden).unwrap_or_default();
+        same(&golden, &read(&out, family)).map_err(|e| format!("{family}: {e}"))?;
+    }
+    if let Some(routing) = case.get("policy_routing") {
+        for (list, file) in [("rules", "rules"), ("routes", "routes")] {
+            for line in texts(&routing[list]) {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let found = read(&out, file).lines().any(|l| {
+                    l.split_whitespace()
+                        .collect::<Vec<_>>()
+                        .join(" ")
+                        .contains(&words.join(" "))
+                });
+                if !found {
+                    return Err(format!("{list} lack {line:?}:\n{}", read(&out, file)));
+                }
+            }
+        }
+    }
+    if rc != "0" {
+        return Ok(());
+    }
+    if read(&out, "rc2").trim() != "0" {
+        return Err(format!("a second run fails:\n{}", read(&out, "log2")));
+    }
+    if !read(&out, "log2").contains("already in place") {
+        return Err(format!(
+            "a second run does not find its rules:\n{}",
+            read(&out, "log2")
+        ));
+    }
+    same(&read(&out, "v4"), &read(&out, "again")).map_err(|e| format!("second run: {e}"))?;
+    let gone = read(&out, "gone");
+    if gone.contains("ISTIO_") || gone.contains("\n-A ") {
+        return Err(format!("clean-up leaves\n{gone}"));
+    }
+    Ok(())
+}
+
+/// The same ISTIO chains, and in every chain the same rules in order.
+fn same(expected: &str, found: &str) -> Result<(), String> {
+    let clean = |text: &str| {
+        let mut out = BTreeMap::new();
+        for (table, chains) in Tables::parse(text).0 {
+            for (chain, rules) in chains {
+                if chain.starts_with("ISTIO") || !rules.is_empty() {
+                    out.insert((table, chain), rules);
+                }
+            }
+        }
+        out
+    };
+    let (expected, found) = (clean(expected), clean(found));
+    let show = |t: &Table, c: &str, r: Option<&Vec<String>>| match r {
+        Some(r) => format!("{t} {c}:\n    {}", r.join("\n    ")),
+        None => format!("{t} {c}: not there"),
+    };
+    for (table, chain) in expected.keys().chain(found.keys()) {
+        let key = (*table, chain.clone());
+        let (e, f) = (expected.get(&key), found.get(&key));
+        if e != f {
+            return Err(format!(
+                "expected {}\n  found {}",
+                show(table, chain, e),
+                show(table, chain, f)
+            ));
+        }
+    }
+    Ok(())
+}
+
+type Test = fn() -> Result<(), String>;
+
+const OWN_TESTS: &[(&str, Test)] = &[
+    ("self_test_passes_and_names_what_is_missing", self_test),
+    ("other_rules_are_kept_unless_reconciled", reconcile),
+    ("a_failing_table_takes_everything_back", roll_back),
+    ("dry_run_touches_nothing", dry_run),
+    ("mistakes_end_with_their_status", statuses),
+];
+
+const SIDECAR: &str =
+    "-p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x '' -b '*' -d 15090,15021,15020";
+
+fn lacks(what: &str, text: &str, wanted: &str) -> Result<(), String> {
+    if text.contains(wanted) {
+        Ok(())
+    } else {
+        Err(format!("{what} lacks {wanted:?}:\n{text}"))
+    }
+}
+
+fn self_test() -> Result<(), String> {
+    let mut pod = Pod::plain();
+    pod.addresses.push("2001:db8::5/64".into());
+    let script = format!(
+        "ip -6 route add default dev eth0\nip neigh add 10.9.0.1 lladdr 02:00:00:00:00:01 dev eth0\n\
+         $RUN istio-iptables {SIDECAR} --dual-stack --run-validation >$OUT/good 2>&1; echo $? >$OUT/rc\n\
+         iptables -t nat -D ISTIO_OUTPUT -j ISTIO_REDIRECT\n\
+         $RUN istio-iptables {SIDECAR} --dual-stack --run-validation --skip-rule-apply --probe-timeout 500ms \
+         >$OUT/bad 2>&1; echo $? >$OUT/rc2\n"
+    );
+    let out = pod.run(&script, &[]);
+    let good = read(&out, "good");
+    if read(&out, "rc").trim() != "0" {
+        return Err(good);
+    }
+    lacks(
+        "the log",
+        &good,
+        "the proxy's call to its own pod to 127.0.0.6:15002 arrives at port 15006",
+    )?;
+    lacks(
+        "the log",
+        &good,
+        "the proxy's call to its own pod to [::6]:15002 arrives at port 15006",
+    )?;
+    lacks(
+        "the log",
+        &good,
+        "the app's call to the outside to 192.0.2.1:15002 arrives at port 15001",
+    )?;
+    lacks(
+        "the log",
+        &good,
+        "the app's call to the outside to [2001:db8:ffff::1]:15002 arrives",
+    )?;
+    if read(&out, "rc2").trim() != "126" {
+        return Err(format!("exit {}, expected 126", read(&out, "rc2")));
+    }
+    let bad = read(&out, "bad");
+    lacks(
+        "the error",
+        &bad,
+        "the app's call to the outside to 192.0.2.1:15002 does not arrive",
+    )?;
+    lacks(
+        "the error",
+        &bad,
+        "table nat: ISTIO_OUTPUT lacks: -j ISTIO_REDIRECT",
+    )?;
+    lacks("the error", &bad, "cni.repair.deletePods")
+}
+
+fn reconcile() -> Result<(), String> {
+    let script = format!(
+        "iptables -t nat -A OUTPUT -d 10.1.1.1 -j ACCEPT\n\
+         $RUN istio-iptables {SIDECAR} -c eth7 >$OUT/log 2>&1\niptables-save >$OUT/first\n\
+         $RUN istio-iptables {SIDECAR} -b 9080 -p 15011 >$OUT/refused 2>&1; echo $? >$OUT/rc\n\
+         iptables-save >$OUT/second\n\
+         $RUN istio-iptables {SIDECAR} -b 9080 -p 15011 --reconcile >$OUT/log 2>&1; echo $? >$OUT/rc2\n\
+         iptables-save >$OUT/third\n"
+    );
+    let out = Pod::plain().run(&script, &[]);
+    if read(&out, "rc").trim() != "1" {
+        return Err(format!("other rules: exit {}", read(&out, "rc")));
+    }
+    lacks(
+        "the refusal",
+        &read(&out, "refused"),
+        "--reconcile replaces them",
+    )?;
+    lacks(
+        "the refusal",
+        &read(&out, "refused"),
+        "ISTIO_INBOUND lacks: -p tcp -m tcp --dport 9080",
+    )?;
+    same(&read(&out, "first"), &read(&out, "second"))?;
+    let third = read(&out, "third");
+    if read(&out, "rc2").trim() != "0" {
+        return Err(read(&out, "log"));
+    }
+    lacks("the kernel", &third, "-A OUTPUT -d 10.1.1.1/32 -j ACCEPT")?;
+    lacks(
+        "the kernel",
+        &third,
+        "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15011",
+    )?;
+    lacks(
+        "the kernel",
+        &third,
+        "-A ISTIO_INBOUND -p tcp -m tcp --dport 9080 -j ISTIO_IN_REDIRECT",
+    )?;
+    if third.contains("15001") || third.contains("eth7") {
+        return Err(format!("old rules stay:\n{third}"));
+    }
+    Ok(())
+}
+
+/// The raw table comes after nat: a server port that iptables cannot take fails there, and in IPv6 after all of IPv4.
+fn roll_back() -> Result<(), String> {
+    let mut problems = String::new();
+    for back_end in ["nft", "legacy"] {
+        let script = format!(
+            "iptables-{back_end} -t nat -A OUTPUT -d 10.1.1.1 -j ACCEPT\niptables-{back_end}-save >$OUT/first\n\
+             $RUN istio-iptables {SIDECAR} -q 99999 --force-iptables-binary {back_end} --drop-invalid >$OUT/log 2>&1\n\
+             echo $? >$OUT/rc\niptables-{back_end}-save >$OUT/second\n"
+        );
+        let out = Pod::plain().run(&script, &[]);
+        if read(&out, "rc").trim() != "1" {
+            problems.push_str(&format!("{back_end}: exit {}\n", read(&out, "rc")));
+        }
+        if let Err(e) = same(&read(&out, "first"), &read(&out, "second")) {
+            problems.push_str(&format!("{back_end}: {e}\n"));
+        }
+        if let Err(e) = lacks(
+            "the error",
+            &read(&out, "log"),
+            "exit status 2, bad parameter",
+        ) {
+            problems.push_str(&e);
+        }
+    }
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(problems)
+    }
+}
+
+fn dry_run() -> Result<(), String> {
+    let mut pod = Pod::plain();
+    pod.env
+        .push(("DRY_RUN_FILE_PATH".into(), "/dev/stderr".into()));
+    let script = format!(
+        "$RUN istio-iptables {SIDECAR} -n >$OUT/log 2>$OUT/file; echo $? >$OUT/rc\niptables-save >$OUT/v4\n"
+    );
+    let out = pod.run(&script, &[]);
+    lacks(
+        "the log",
+        &read(&out, "log"),
+        "Running iptables restore with: iptables-restore",
+    )?;
+    lacks(
+        "the log",
+        &read(&out, "log"),
+        "PROXY_INBOUND_CAPTURE_PORT=15006",
+    )?;
+    let file = read(&out, "file");
+    let expected = "iptables-save\nip6tables-save\n* nat\n-N ISTIO_INBOUND\n";
+    if !file.starts_with(expected) || !file.ends_with("COMMIT\niptables-save\n") {
+        return Err(format!("the dry-run file reads\n{file}"));
+    }
+    same("", &read(&out, "v4"))
+}
+
+fn statuses() -> Result<(), String> {
+    let script = "for a in '--nope' '-i 1.2.3/8' '--force-iptables-binary x'; do\n\
+                  $RUN istio-iptables $a >/dev/null 2>>$OUT/err; echo $? >>$OUT/rc; done\n";
+    let out = Pod::plain().run(script, &[]);
+    if read(&out, "rc") != "255\n1\n1\n" {
+        return Err(read(&out, "rc") + &read(&out, "err"));
+    }
+    let alone = Pod::default().run(
+        "$RUN istio-iptables >/dev/null 2>$OUT/err; echo $? >$OUT/rc\n",
+        &[],
+    );
+    lacks(
+        "the error",
+        &read(&alone, "err"),
+        "no valid local IP address found",
+    )?;
+    Ok(())
+}
