@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Error, Headers, h1, h2};
+use crate::{Error, Headers, ResponseHead, h1, h2};
 
 /// A piece of a message behind its head.
 #[derive(Debug)]
@@ -103,6 +103,49 @@ pub enum BodyWriter<'a, S> {
 }
 
 impl<S: AsyncWrite + Unpin> BodyWriter<'_, S> {
+    /// Writes a response's head; it leaves with what follows, or with a flush.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn send_response(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), Error> {
+        match self {
+            BodyWriter::H1(writer) => {
+                writer.send_response(head, framing);
+                Ok(())
+            }
+            BodyWriter::H2(writer) => writer.send_response(head, framing),
+        }
+    }
+
+    /// Writes a 1xx response.
+    ///
+    /// # Errors
+    /// The stream is gone.
+    pub fn send_informational(&mut self, status: u16, headers: &Headers) -> Result<(), Error> {
+        match self {
+            BodyWriter::H1(writer) => {
+                writer.send_informational(status, headers);
+                Ok(())
+            }
+            BodyWriter::H2(writer) => writer.send_informational(status, headers),
+        }
+    }
+
+    /// Makes the message the last one of an HTTP/1 connection.
+    pub fn close_after(&mut self) {
+        if let BodyWriter::H1(writer) = self {
+            writer.close_after();
+        }
+    }
+
+    /// Ends an HTTP/2 stream with an error; HTTP/1 has no such thing but closing.
+    pub fn reset(&mut self, reason: h2::Reason) {
+        match self {
+            BodyWriter::H1(writer) => writer.close_after(),
+            BodyWriter::H2(writer) => writer.reset(reason),
+        }
+    }
+
     /// Waits for room for one more piece of data.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match self {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::BytesMut;
@@ -55,30 +55,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
         self.write.request(head, framing);
     }
 
-    /// The two halves: the response, and the rest of the request.
-    pub fn split(&mut self) -> (ResponseReader<'_, S>, Writer<'_, S>) {
-        let client = Client {
-            version: Version::Http11,
-            keep_alive: true,
-            is_head: false,
-        };
-        (
-            ResponseReader {
-                reader: Reader {
-                    io: &self.io,
-                    state: &mut self.read,
-                },
-                method: &self.method,
-                informational: &mut self.informational,
-                keep_alive: &mut self.keep_alive,
-                answered: &mut self.answered,
-            },
-            Writer {
-                io: &self.io,
-                state: &mut self.write,
-                client,
-            },
-        )
+    /// Reads the next head; informational ones come first, one at a time. `upgrade` tells whether
+    /// the request asked for a 101.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when the peer closed before or within the head; [`Error::Refused`] for a
+    /// response that may not be handed on, a flood of 1xx and an unasked 101 among them.
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        upgrade: bool,
+    ) -> Poll<Result<ResponseHead, Error>> {
+        let method = &self.method;
+        let parse = |bytes: &[u8], limits: &Limits| parse_response(bytes, method, limits);
+        let head = ready!(self.read.poll_head(&self.io, cx, parse))?.ok_or(Error::Closed)?;
+        if head.is_informational() {
+            self.informational += 1;
+            if self.informational > self.read.limits.informational {
+                return Poll::Ready(Err(TOO_MANY_INFORMATIONAL.into()));
+            }
+            return Poll::Ready(Ok(head));
+        }
+        if head.status == 101 && !upgrade {
+            return Poll::Ready(Err(UNEXPECTED_UPGRADE.into()));
+        }
+        self.keep_alive = head.keep_alive && head.framing != Framing::Tunnel;
+        self.answered = true;
+        self.read.start_body(head.framing);
+        Poll::Ready(Ok(head))
+    }
+
+    /// The response's body, once the final head was read.
+    pub fn reader(&mut self) -> Reader<'_, S> {
+        Reader { io: &self.io, state: &mut self.read }
+    }
+
+    /// The rest of the request.
+    pub fn writer(&mut self) -> Writer<'_, S> {
+        let client = Client { version: Version::Http11, keep_alive: true, is_head: false };
+        Writer { io: &self.io, state: &mut self.write, client }
+    }
+
+    /// Whether any byte of a response has come.
+    pub fn has_response_bytes(&self) -> bool {
+        self.answered || self.informational > 0 || self.read.has_bytes()
     }
 
     /// Requests that were started on this connection.
@@ -116,59 +136,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     pub fn io(&mut self) -> &mut S {
         self.io.get_mut()
     }
-}
 
-/// Reads the response: its heads, then its body.
-#[derive(Debug)]
-pub struct ResponseReader<'a, S> {
-    /// The body, once the final head was read.
-    pub reader: Reader<'a, S>,
-    method: &'a Method,
-    informational: &'a mut usize,
-    keep_alive: &'a mut bool,
-    answered: &'a mut bool,
-}
-
-impl<'a, S: AsyncRead + Unpin> ResponseReader<'a, S> {
-    /// Reads the next head; informational ones come first, one at a time. Dropping the future
-    /// loses nothing.
-    ///
-    /// # Errors
-    /// [`Error::Closed`] when the peer closed before or within the head; [`Error::Refused`] for a
-    /// response that may not be handed on, a flood of 1xx and an unasked 101 among them.
-    pub async fn read_head(&mut self, upgrade: bool) -> Result<ResponseHead, Error> {
-        let method = self.method;
-        let Reader { io, state } = &mut self.reader;
-        let head = state
-            .read_head(*io, |bytes, limits| parse_response(bytes, method, limits))
-            .await?
-            .ok_or(Error::Closed)?;
-        if head.is_informational() {
-            *self.informational += 1;
-            if *self.informational > state.limits.informational {
-                return Err(Refusal {
-                    status: 502,
-                    detail: "http1.too_many_informational",
-                }
-                .into());
-            }
-            return Ok(head);
-        }
-        if head.status == 101 && !upgrade {
-            return Err(Refusal {
-                status: 502,
-                detail: "http1.unexpected_upgrade",
-            }
-            .into());
-        }
-        *self.keep_alive = head.keep_alive && head.framing != Framing::Tunnel;
-        *self.answered = true;
-        state.start_body(head.framing);
-        Ok(head)
-    }
-
-    /// The reader of the body alone.
-    pub fn into_body(self) -> Reader<'a, S> {
-        self.reader
+    /// The stream, to be given back to its pool when [`ClientConnection::is_reusable`].
+    pub fn into_inner(self) -> S {
+        self.io.into_inner()
     }
 }
+
+const TOO_MANY_INFORMATIONAL: Refusal =
+    Refusal { status: 502, detail: "http1.too_many_informational" };
+const UNEXPECTED_UPGRADE: Refusal = Refusal { status: 502, detail: "http1.unexpected_upgrade" };

@@ -16,7 +16,7 @@ mod server;
 mod write;
 
 pub use chunked::{ChunkDecoder, ChunkStep};
-pub use client::{ClientConnection, ResponseReader};
+pub use client::ClientConnection;
 pub use parse::{parse_request, parse_response};
 pub use read::Reader;
 pub use scan::{HeadScanner, Scan};

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     pin::pin,
     task::{Context, Poll, ready},
@@ -143,11 +143,12 @@ impl ReadState {
 
     /// Waits for a complete head and gives it to `parse`; `None` when the peer closed before its
     /// first byte.
-    pub(super) async fn read_head<S: AsyncRead + Unpin, T>(
+    pub(super) fn poll_head<S: AsyncRead + Unpin, T>(
         &mut self,
         io: &RefCell<S>,
+        cx: &mut Context<'_>,
         parse: impl FnOnce(&[u8], &Limits) -> Result<T, crate::Refusal>,
-    ) -> Result<Option<T>, Error> {
+    ) -> Poll<Result<Option<T>, Error>> {
         loop {
             if self.has_bytes()
                 && let Scan::Complete { start, end } =
@@ -156,20 +157,16 @@ impl ReadState {
                 let head = parse(&self.buffer[start..end], &self.limits)?;
                 self.buffer.advance(end);
                 self.release();
-                return Ok(Some(head));
+                return Poll::Ready(Ok(Some(head)));
             }
             let before = self.buffer.len();
-            if poll_fn(|cx| self.poll_fill(io, cx)).await? == 0 {
-                return if before == 0 {
-                    Ok(None)
-                } else {
-                    Err(Error::Closed)
-                };
+            if ready!(self.poll_fill(io, cx))? == 0 {
+                return Poll::Ready(if before == 0 { Ok(None) } else { Err(Error::Closed) });
             }
         }
     }
 
-    fn poll_frame<S: AsyncRead + Unpin>(
+    pub(super) fn poll_frame<S: AsyncRead + Unpin>(
         &mut self,
         io: &RefCell<S>,
         cx: &mut Context<'_>,

@@ -52,7 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     /// # Errors
     /// [`Error::Refused`] says what to answer before closing.
     pub async fn read_head(&mut self) -> Result<Option<RequestHead>, Error> {
-        let head = match self.read.read_head(&self.io, parse_request).await {
+        let head = match poll_fn(|cx| self.read.poll_head(&self.io, cx, parse_request)).await {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(None),
             Err(error) => {

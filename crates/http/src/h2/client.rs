@@ -48,6 +48,12 @@ pub struct ClientHandle {
     send: SendRequest<Bytes>,
 }
 
+impl From<SendRequest<Bytes>> for ClientHandle {
+    fn from(send: SendRequest<Bytes>) -> ClientHandle {
+        ClientHandle { send }
+    }
+}
+
 impl ClientHandle {
     /// Resolves when the peer would take another stream; an error when the connection is over or
     /// being drained.
@@ -122,7 +128,8 @@ impl ResponseReader {
         poll_fn(|cx| self.poll_head(cx)).await
     }
 
-    fn poll_head(
+    /// [`ResponseReader::read_head`], to be used beside other things.
+    pub fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(ResponseHead, Option<Reader>), Error>> {
