@@ -4,6 +4,9 @@
 //! so that the program can stand in for the ones that pod templates name. Each command belongs to a room, which
 //! takes its own arguments apart: this file only finds it.
 
+mod pod;
+mod proxy_config;
+
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
 #[global_allocator]
@@ -54,6 +57,12 @@ const COMMANDS: &[Command] = &[
         about: "run the proxy",
         run: proxy::command::main,
     },
+    Command {
+        name: "proxy-config",
+        aliases: &["pc"],
+        about: "show what a proxy is configured with",
+        run: proxy_config::main,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -77,6 +86,28 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+    }
+}
+
+/// Runs a parsed command line. A mistake in the flags ends with 2, help with 0, an error with 1.
+fn finish<T>(
+    parsed: Result<T, clap::Error>,
+    run: impl FnOnce(T) -> anyhow::Result<()>,
+) -> ExitCode {
+    let command = match parsed {
+        Ok(command) => command,
+        Err(e) => {
+            // Nothing is left to do where standard error is gone, too.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("Error: {e:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
