@@ -123,20 +123,29 @@ impl Stream {
 
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
-        Self { inner: Inner::Tcp(stream), ahead: Bytes::new() }
+        Self {
+            inner: Inner::Tcp(stream),
+            ahead: Bytes::new(),
+        }
     }
 }
 
 impl From<UnixStream> for Stream {
     fn from(stream: UnixStream) -> Self {
-        Self { inner: Inner::Unix(stream), ahead: Bytes::new() }
+        Self {
+            inner: Inner::Unix(stream),
+            ahead: Bytes::new(),
+        }
     }
 }
 
 impl From<DuplexStream> for Stream {
     /// For tests and for listeners that have no socket.
     fn from(stream: DuplexStream) -> Self {
-        Self { inner: Inner::Memory(stream), ahead: Bytes::new() }
+        Self {
+            inner: Inner::Memory(stream),
+            ahead: Bytes::new(),
+        }
     }
 }
 
@@ -220,7 +229,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_stream_is_not_quiet() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let near = TcpStream::connect(address).await.expect("it listens");
         let (far, _) = listener.accept().await.expect("one has connected");

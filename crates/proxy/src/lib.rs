@@ -1,4 +1,12 @@
 //! See docs/ARCHITECTURE.md.
 
+pub mod cluster;
 pub mod command;
+pub mod http;
+pub mod io;
+pub mod listener;
+pub mod network;
 pub mod plan;
+pub mod server;
+mod socket;
+pub mod worker;

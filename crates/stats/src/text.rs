@@ -125,7 +125,7 @@ fn quote(out: &mut String, text: &str) {
             '"' | '\\' => out.extend(['\\', character]),
             '\n' => out.push_str("\\n"),
             character if (character as u32) < 0x20 => {
-                drop(write!(out, "\\u{:04x}", character as u32))
+                let _ = write!(out, "\\u{:04x}", character as u32);
             }
             character => out.push(character),
         }

@@ -46,7 +46,9 @@ pub fn peek(bytes: &[u8]) -> Peek {
         if rest.get(1).is_some_and(|&major| major != 3) {
             return Peek::NotTls;
         }
-        let Some((header, payload)) = rest.split_at_checked(5) else { return More };
+        let Some((header, payload)) = rest.split_at_checked(5) else {
+            return More;
+        };
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
         if length == 0 || length > MAX_RECORD {
             return Peek::NotTls;
@@ -90,7 +92,9 @@ fn handshake(message: &[u8]) -> Handshake {
     if message.first().is_some_and(|&kind| kind != CLIENT_HELLO) {
         return Handshake::Done(Peek::NotTls);
     }
-    let Some((header, body)) = message.split_at_checked(4) else { return Handshake::More };
+    let Some((header, body)) = message.split_at_checked(4) else {
+        return Handshake::More;
+    };
     let length = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
     if length > MAX_CLIENT_HELLO {
         return Handshake::Done(Peek::TooLong);
@@ -116,7 +120,8 @@ impl<'a> Reader<'a> {
     }
 
     fn u16(&mut self) -> Option<u16> {
-        self.take(2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+        self.take(2)
+            .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
     fn vector8(&mut self) -> Option<&'a [u8]> {
@@ -228,9 +233,15 @@ mod tests {
         for size in [1, 3, 4, 50, 1000] {
             let bytes = records(&message, size);
             for end in 0..bytes.len() {
-                assert_eq!(peek(&bytes[..end]), Peek::More, "records of {size}, {end} bytes");
+                assert_eq!(
+                    peek(&bytes[..end]),
+                    Peek::More,
+                    "records of {size}, {end} bytes"
+                );
             }
-            let Peek::Hello(hello) = peek(&bytes) else { panic!("records of {size}") };
+            let Peek::Hello(hello) = peek(&bytes) else {
+                panic!("records of {size}")
+            };
             assert_eq!(hello.server_name.as_deref(), Some("reviews.example.com"));
             assert_eq!(hello.application_protocols, ["h2", "http/1.1"]);
             assert!(hello.tls13);
@@ -239,7 +250,13 @@ mod tests {
 
     #[test]
     fn other_protocols_are_known_at_their_first_bytes() {
-        for bytes in [&b"G"[..], b"SSH-2.0", b"\x00", b"\x16\x02", b"\x16\x03\x01\x00\x00"] {
+        for bytes in [
+            &b"G"[..],
+            b"SSH-2.0",
+            b"\x00",
+            b"\x16\x02",
+            b"\x16\x03\x01\x00\x00",
+        ] {
             assert_eq!(peek(bytes), Peek::NotTls, "{bytes:?}");
         }
         let mut other = records(&message("a", &[]), 1000);

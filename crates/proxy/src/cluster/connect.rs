@@ -56,7 +56,9 @@ impl Drop for Account {
     fn drop(&mut self) {
         self.stats.upstream_cx_active().dec();
         self.stats.upstream_cx_destroy().inc();
-        self.stats.upstream_cx_length_ms().record(self.since.elapsed().as_millis() as u64);
+        self.stats
+            .upstream_cx_length_ms()
+            .record(self.since.elapsed().as_millis() as u64);
         self.host.cx_active.fetch_sub(1, Relaxed);
     }
 }
@@ -81,7 +83,12 @@ pub(crate) async fn connect(
     stats.upstream_cx_active().inc();
     host.shared.cx_total.fetch_add(1, Relaxed);
     host.shared.cx_active.fetch_add(1, Relaxed);
-    let account = Account { stats: stats.clone(), host: host.shared.clone(), since, _permit: permit };
+    let account = Account {
+        stats: stats.clone(),
+        host: host.shared.clone(),
+        since,
+        _permit: permit,
+    };
     let result = timeout(plan.connect_timeout, async {
         let mut result = one(plan, &host.address).await;
         for address in &host.additional_addresses {
@@ -95,7 +102,9 @@ pub(crate) async fn connect(
     .await;
     match result {
         Ok(Ok(stream)) => {
-            stats.upstream_cx_connect_ms().record(since.elapsed().as_millis() as u64);
+            stats
+                .upstream_cx_connect_ms()
+                .record(since.elapsed().as_millis() as u64);
             Ok(Upstream { stream, account })
         }
         failed => {
@@ -118,9 +127,10 @@ async fn one(plan: &Cluster, address: &Address) -> io::Result<Stream> {
             tcp(plan.bind.as_ref(), plan.tcp_keepalive.as_ref(), *address).await
         }
         Address::Pipe { path, .. } => connect_unix(path).await,
-        Address::Name { host, .. } => {
-            Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} is not resolved")))
-        }
+        Address::Name { host, .. } => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{host} is not resolved"),
+        )),
     }
 }
 
@@ -129,7 +139,11 @@ async fn tcp(
     keepalive: Option<&crate::plan::cluster::TcpKeepalive>,
     address: SocketAddr,
 ) -> io::Result<Stream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     socket.set_nodelay(true)?;
     if let Some((bind, source)) = bind.and_then(|bind| Some((bind, bind.source_for(address)?))) {
         let options = SockRef::from(&socket);

@@ -29,7 +29,9 @@ impl UpstreamError {
         match self {
             Self::NoHealthyHost => "UH",
             Self::Overflow(_) => "UO",
-            Self::Connect(_) | Self::ConnectTimeout | Self::NoCertificate | Self::Protocol(_) => "UF",
+            Self::Connect(_) | Self::ConnectTimeout | Self::NoCertificate | Self::Protocol(_) => {
+                "UF"
+            }
         }
     }
 
@@ -44,6 +46,9 @@ impl UpstreamError {
 
     /// Whether the failure says something about the host.
     pub fn is_host_failure(&self) -> bool {
-        matches!(self, Self::Connect(_) | Self::ConnectTimeout | Self::Protocol(_))
+        matches!(
+            self,
+            Self::Connect(_) | Self::ConnectTimeout | Self::Protocol(_)
+        )
     }
 }

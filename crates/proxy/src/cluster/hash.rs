@@ -17,7 +17,7 @@ pub(crate) enum HashTable {
 }
 
 /// xxHash64 with seed 0, as Envoy.
-pub(crate) fn xxh64(bytes: &[u8]) -> u64 {
+pub fn xxh64(bytes: &[u8]) -> u64 {
     xxh64_seeded(bytes, 0)
 }
 
@@ -38,9 +38,11 @@ impl HashTable {
             }
         };
         match plan.lb_policy {
-            LbPolicy::RingHash { minimum_ring_size, maximum_ring_size, .. } => {
-                Some(ring(hosts, key, minimum_ring_size, maximum_ring_size))
-            }
+            LbPolicy::RingHash {
+                minimum_ring_size,
+                maximum_ring_size,
+                ..
+            } => Some(ring(hosts, key, minimum_ring_size, maximum_ring_size)),
             LbPolicy::Maglev { table_size } => Some(maglev(hosts, key, table_size)),
             _ => None,
         }
@@ -55,7 +57,11 @@ impl HashTable {
                 points.get(at).map(|point| point.1 as usize)
             }
             Self::Maglev(slots) => {
-                let hash = if attempt == 0 { hash } else { xxh64_seeded(&hash.to_le_bytes(), u64::from(attempt)) };
+                let hash = if attempt == 0 {
+                    hash
+                } else {
+                    xxh64_seeded(&hash.to_le_bytes(), u64::from(attempt))
+                };
                 let at = (hash % slots.len().max(1) as u64) as usize;
                 slots.get(at).map(|&index| index as usize)
             }
@@ -65,9 +71,17 @@ impl HashTable {
 
 /// Each host gets points in proportion to its weight; the host with the smallest weight gets whole points, so that the
 /// ring has at least the minimum size where the maximum allows it.
-fn ring(hosts: &[Arc<Host>], key: impl Fn(&Host) -> String, minimum: u64, maximum: u64) -> HashTable {
+fn ring(
+    hosts: &[Arc<Host>],
+    key: impl Fn(&Host) -> String,
+    minimum: u64,
+    maximum: u64,
+) -> HashTable {
     let total: f64 = hosts.iter().map(|host| f64::from(host.weight)).sum();
-    let smallest = hosts.iter().map(|host| f64::from(host.weight) / total).fold(1.0, f64::min);
+    let smallest = hosts
+        .iter()
+        .map(|host| f64::from(host.weight) / total)
+        .fold(1.0, f64::min);
     let scale = ((smallest * minimum as f64).ceil() / smallest).min(maximum as f64);
     let mut points = Vec::with_capacity(scale.ceil() as usize);
     let (mut target, mut made) = (0.0, 0.0);

@@ -89,12 +89,19 @@ impl HostSet {
         overprovisioning: u32,
         localities: &[(u32, Arc<Locality>, u32)],
     ) -> Self {
-        let mut set = Self { hosts, ..Self::default() };
+        let mut set = Self {
+            hosts,
+            ..Self::default()
+        };
         let last = set.hosts.iter().map(|host| host.priority).max();
         let mut health = Vec::new();
         for priority in 0..last.map_or(0, |last| last + 1) {
-            let of: Vec<_> =
-                set.hosts.iter().filter(|host| host.priority == priority).cloned().collect();
+            let of: Vec<_> = set
+                .hosts
+                .iter()
+                .filter(|host| host.priority == priority)
+                .cloned()
+                .collect();
             let healthy = of.iter().filter(|host| host.is_healthy()).count() as u32;
             let degraded = of.iter().filter(|host| host.is_degraded()).count() as u32;
             let total = (of.len() as u32).max(1);
@@ -104,16 +111,25 @@ impl HostSet {
                 100.0 * f64::from(healthy + degraded) / f64::from(total),
             ));
             let mut level = Level::default();
-            let groups: Vec<_> = localities.iter().filter(|entry| entry.0 == priority).collect();
+            let groups: Vec<_> = localities
+                .iter()
+                .filter(|entry| entry.0 == priority)
+                .collect();
             if plan.lb.locality_weighted && !groups.is_empty() {
                 for (_, locality, weight) in groups {
-                    let members: Vec<_> =
-                        of.iter().filter(|host| host.locality == *locality).cloned().collect();
+                    let members: Vec<_> = of
+                        .iter()
+                        .filter(|host| host.locality == *locality)
+                        .cloned()
+                        .collect();
                     for (degraded, choices) in
                         [(false, &mut level.healthy), (true, &mut level.degraded)]
                     {
-                        let usable: Vec<_> =
-                            members.iter().filter(|host| usable(host, degraded)).cloned().collect();
+                        let usable: Vec<_> = members
+                            .iter()
+                            .filter(|host| usable(host, degraded))
+                            .cloned()
+                            .collect();
                         // A locality that has lost hosts counts for less, as a priority does.
                         let share = (overprovisioning as usize * usable.len()
                             / members.len().max(1))
@@ -129,8 +145,11 @@ impl HostSet {
                 for (degraded, choices) in
                     [(false, &mut level.healthy), (true, &mut level.degraded)]
                 {
-                    let usable: Vec<_> =
-                        of.iter().filter(|host| usable(host, degraded)).cloned().collect();
+                    let usable: Vec<_> = of
+                        .iter()
+                        .filter(|host| usable(host, degraded))
+                        .cloned()
+                        .collect();
                     if !usable.is_empty() {
                         choices.push((set.lists.len(), 1));
                         set.lists.push(HostList::new(usable));
@@ -149,8 +168,11 @@ impl HostSet {
 
     /// How much traffic each priority takes (Envoy: health times 140 %, lower priorities take what is missing).
     fn spread(&mut self, plan: &Cluster, health: &[(u32, u32, f64)]) {
-        let total =
-            health.iter().map(|(healthy, degraded, _)| healthy + degraded).sum::<u32>().min(100);
+        let total = health
+            .iter()
+            .map(|(healthy, degraded, _)| healthy + degraded)
+            .sum::<u32>()
+            .min(100);
         let threshold = plan.lb.healthy_panic_threshold.ratio() * 100.0;
         if total == 0 {
             // Nobody is healthy: panic, if allowed, among all hosts of the first priority that has any.
@@ -234,11 +256,21 @@ impl Level {
 
 impl HostList {
     fn new(hosts: Vec<Arc<Host>>) -> Self {
-        let equal_weights = hosts.windows(2).all(|pair| pair[0].weight == pair[1].weight);
-        Self { hosts, equal_weights, table: OnceLock::new() }
+        let equal_weights = hosts
+            .windows(2)
+            .all(|pair| pair[0].weight == pair[1].weight);
+        Self {
+            hosts,
+            equal_weights,
+            table: OnceLock::new(),
+        }
     }
 }
 
 fn usable(host: &Host, degraded: bool) -> bool {
-    if degraded { host.is_degraded() } else { host.is_healthy() }
+    if degraded {
+        host.is_degraded()
+    } else {
+        host.is_healthy()
+    }
 }

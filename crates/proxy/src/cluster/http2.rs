@@ -1,10 +1,6 @@
 //! HTTP/2 connections to a host: shared by many requests of one worker.
 
-use std::{
-    cell::Cell,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -94,7 +90,12 @@ impl HostPool {
                 connection.active.set(connection.active.get() + 1);
                 let uses = connection.uses.get() + 1;
                 connection.uses.set(uses);
-                if with.plan.http.max_requests_per_connection.is_some_and(|limit| uses >= limit) {
+                if with
+                    .plan
+                    .http
+                    .max_requests_per_connection
+                    .is_some_and(|limit| uses >= limit)
+                {
                     with.stats.upstream_cx_max_requests().inc();
                     connection.retire();
                 }
@@ -128,11 +129,10 @@ impl HostPool {
                 self.http2_changed.notified().await;
                 continue;
             }
-            let permit = Permit::acquire(&with.breaker.connections, with.thresholds.max_connections);
+            let permit =
+                Permit::acquire(&with.breaker.connections, with.thresholds.max_connections);
             let permit = match permit {
-                None if self.http2.borrow().is_empty() => {
-                    Permit::force(&with.breaker.connections)
-                }
+                None if self.http2.borrow().is_empty() => Permit::force(&with.breaker.connections),
                 None => {
                     with.stats.upstream_cx_overflow().inc();
                     self.http2_changed.notified().await;
@@ -153,14 +153,20 @@ impl HostPool {
     fn roomy(&self, with: Acquire<'_>) -> Option<Rc<Http2Connection>> {
         let mut connections = self.http2.borrow_mut();
         if let Some(limit) = with.plan.http.max_connection_duration {
-            for connection in connections.iter().filter(|connection| connection.born.elapsed() >= limit) {
+            for connection in connections
+                .iter()
+                .filter(|connection| connection.born.elapsed() >= limit)
+            {
                 with.stats.upstream_cx_max_duration_reached().inc();
                 connection.retire();
             }
         }
         connections.retain(|connection| !connection.closed.get() && !connection.retired.get());
         let limit = with.plan.http2.max_concurrent_streams;
-        connections.iter().find(|connection| connection.takes_more(limit)).cloned()
+        connections
+            .iter()
+            .find(|connection| connection.takes_more(limit))
+            .cloned()
     }
 
     async fn open(
@@ -169,7 +175,10 @@ impl HostPool {
         permit: Permit,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
         let upstream = connect(with.plan, with.host, with.stats, permit).await?;
-        let local = upstream.stream.as_tcp().and_then(|stream| stream.local_addr().ok());
+        let local = upstream
+            .stream
+            .as_tcp()
+            .and_then(|stream| stream.local_addr().ok());
         let options = &with.plan.http2;
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)
@@ -191,7 +200,9 @@ impl HostPool {
             flag.set(true);
             drop(account);
             if let Some(pool) = pool.upgrade() {
-                pool.http2.borrow_mut().retain(|connection| !connection.closed.get());
+                pool.http2
+                    .borrow_mut()
+                    .retain(|connection| !connection.closed.get());
                 pool.http2_changed.notify_waiters();
             }
         });
@@ -220,7 +231,9 @@ impl<'a> Connecting<'a> {
 
 impl Drop for Connecting<'_> {
     fn drop(&mut self) {
-        self.0.http2_connecting.set(self.0.http2_connecting.get() - 1);
+        self.0
+            .http2_connecting
+            .set(self.0.http2_connecting.get() - 1);
         self.0.http2_changed.notify_waiters();
     }
 }

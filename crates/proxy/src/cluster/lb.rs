@@ -45,7 +45,10 @@ impl Eq for Entry {}
 impl Ord for Entry {
     fn cmp(&self, other: &Self) -> Ordering {
         // A heap has its greatest on top.
-        other.deadline.total_cmp(&self.deadline).then(other.index.cmp(&self.index))
+        other
+            .deadline
+            .total_cmp(&self.deadline)
+            .then(other.index.cmp(&self.index))
     }
 }
 
@@ -83,9 +86,14 @@ impl Balancer {
                 let weight = |host: &Host| f64::from(host.weight) * warm(host, slow_start.as_ref());
                 Some(self.in_turn(set, at, slow_start.is_none(), weight, random))
             }
-            (hosts, LbPolicy::LeastRequest { choice_count, slow_start, .. })
-                if list.equal_weights && slow_start.is_none() =>
-            {
+            (
+                hosts,
+                LbPolicy::LeastRequest {
+                    choice_count,
+                    slow_start,
+                    ..
+                },
+            ) if list.equal_weights && slow_start.is_none() => {
                 let draw = || &hosts[random.below(hosts.len() as u64) as usize];
                 let load = |host: &Arc<Host>| host.shared.rq_active.load(Relaxed);
                 let mut best = draw();
@@ -97,7 +105,14 @@ impl Balancer {
                 }
                 Some(best.clone())
             }
-            (_, LbPolicy::LeastRequest { active_request_bias_ppm, slow_start, .. }) => {
+            (
+                _,
+                LbPolicy::LeastRequest {
+                    active_request_bias_ppm,
+                    slow_start,
+                    ..
+                },
+            ) => {
                 let bias = f64::from(*active_request_bias_ppm) / 1e6;
                 let weight = |host: &Host| {
                     let active = host.shared.rq_active.load(Relaxed) as f64 + 1.0;
@@ -136,7 +151,10 @@ impl Balancer {
                 .enumerate()
                 .map(|(index, host)| {
                     let part = random.below(1 << 20) as f64 / f64::from(1 << 20);
-                    Entry { deadline: part / weight(host), index }
+                    Entry {
+                        deadline: part / weight(host),
+                        index,
+                    }
                 })
                 .collect();
             State::Deadlines { heap, now: 0.0 }
@@ -150,7 +168,10 @@ impl Balancer {
             State::Deadlines { heap, now } => match heap.pop() {
                 Some(Entry { deadline, index }) => {
                     *now = deadline;
-                    heap.push(Entry { deadline: *now + 1.0 / weight(&list.hosts[index]), index });
+                    heap.push(Entry {
+                        deadline: *now + 1.0 / weight(&list.hosts[index]),
+                        index,
+                    });
                     index
                 }
                 None => 0,
@@ -160,7 +181,13 @@ impl Balancer {
     }
 }
 
-fn by_hash(plan: &Cluster, list: &HostList, hosts: &[Arc<Host>], hash: u64, attempt: u32) -> Option<Arc<Host>> {
+fn by_hash(
+    plan: &Cluster,
+    list: &HostList,
+    hosts: &[Arc<Host>],
+    hash: u64,
+    attempt: u32,
+) -> Option<Arc<Host>> {
     // A racing worker computes the same table.
     if list.table.get().is_none()
         && let Some(table) = HashTable::new(plan, hosts)
@@ -172,11 +199,15 @@ fn by_hash(plan: &Cluster, list: &HostList, hosts: &[Arc<Host>], hash: u64, atte
 
 /// The share of its weight that a host gets while slow start lasts, between 0 and 1.
 fn warm(host: &Host, slow_start: Option<&SlowStart>) -> f64 {
-    let (Some(slow), Some(born)) = (slow_start, host.shared.born) else { return 1.0 };
+    let (Some(slow), Some(born)) = (slow_start, host.shared.born) else {
+        return 1.0;
+    };
     let part = born.elapsed().as_secs_f64() / slow.window.as_secs_f64();
     if part >= 1.0 {
         return 1.0;
     }
     let aggression = f64::from(slow.aggression_milli.max(1)) / 1000.0;
-    part.max(1e-3).powf(1.0 / aggression).max(slow.min_weight.ratio())
+    part.max(1e-3)
+        .powf(1.0 / aggression)
+        .max(slow.min_weight.ratio())
 }

@@ -28,7 +28,9 @@ use std::{
     time::Duration,
 };
 
+pub(crate) use dns::Names;
 pub use error::UpstreamError;
+pub use hash::xxh64 as shared_hash;
 pub use host::{Host, HostSet};
 pub use http2::Http2;
 pub use pool::{Http1, RequestGuard, UpstreamAccount};
@@ -128,6 +130,19 @@ pub(crate) enum Ejection {
     ConsecutiveLocalOriginFailure,
 }
 
+impl Ejection {
+    /// The counter below `outlier_detection.`.
+    pub(crate) fn stat(self) -> &'static str {
+        match self {
+            Self::Consecutive5xx => "ejections_enforced_consecutive_5xx",
+            Self::ConsecutiveGatewayFailure => "ejections_enforced_consecutive_gateway_failure",
+            Self::ConsecutiveLocalOriginFailure => {
+                "ejections_enforced_consecutive_local_origin_failure"
+            }
+        }
+    }
+}
+
 /// The clusters of one worker.
 #[derive(Debug)]
 pub struct Clusters {
@@ -150,7 +165,12 @@ impl Clusters {
         random: Rc<Random>,
         reports: mpsc::UnboundedSender<Report>,
     ) -> Self {
-        Self { slots: RefCell::default(), stats, random, reports }
+        Self {
+            slots: RefCell::default(),
+            stats,
+            random,
+            reports,
+        }
     }
 
     /// The cluster of this name, brought to life where this is its first request; `None` where there is none (flag NC).
@@ -247,7 +267,9 @@ pub struct Cluster {
 
 impl Cluster {
     fn new(entry: &ClusterEntry, clusters: &Clusters) -> Self {
-        let scope = clusters.stats.scope(&format!("cluster.{}.", entry.plan.stat_name()));
+        let scope = clusters
+            .stats
+            .scope(&format!("cluster.{}.", entry.plan.stat_name()));
         Self {
             plan: entry.plan.clone(),
             hosts: RefCell::new(entry.hosts.clone()),
@@ -291,11 +313,15 @@ impl Cluster {
         let set = self.hosts.borrow().clone();
         for attempt in 0..=context.avoid_attempts {
             let Some(host) =
-                self.balancer.choose(&self.plan, &set, context.hash, attempt, &self.random)
+                self.balancer
+                    .choose(&self.plan, &set, context.hash, attempt, &self.random)
             else {
                 break;
             };
-            let avoid = context.avoid.iter().any(|tried| tried.shared.id == host.shared.id);
+            let avoid = context
+                .avoid
+                .iter()
+                .any(|tried| tried.shared.id == host.shared.id);
             if !avoid || attempt == context.avoid_attempts {
                 return Ok(host);
             }
@@ -321,12 +347,17 @@ impl Cluster {
         }
         let shared = {
             // Cold: once for each destination and worker.
-            let mut all = self.on_demand.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            all.get(&address).and_then(ArcWeak::upgrade).unwrap_or_else(|| {
-                let shared = Arc::new(HostShared::new());
-                all.insert(address, Arc::downgrade(&shared));
-                shared
-            })
+            let mut all = self
+                .on_demand
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            all.get(&address)
+                .and_then(ArcWeak::upgrade)
+                .unwrap_or_else(|| {
+                    let shared = Arc::new(HostShared::new());
+                    all.insert(address, Arc::downgrade(&shared));
+                    shared
+                })
         };
         let host = Arc::new(Host {
             shared,
@@ -340,7 +371,9 @@ impl Cluster {
             metadata: Default::default(),
             transport: self.plan.transport_socket.clone(),
         });
-        self.on_demand_hosts.borrow_mut().insert(address, host.clone());
+        self.on_demand_hosts
+            .borrow_mut()
+            .insert(address, host.clone());
         Ok(host)
     }
 
@@ -355,14 +388,20 @@ impl Cluster {
                 || host.shared.cx_active.load(Relaxed) > 0
                 || host.shared.rq_active.load(Relaxed) > 0
         });
-        let mut all = self.on_demand.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut all = self
+            .on_demand
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         all.retain(|_, shared| shared.strong_count() > 0);
     }
 
     /// The limits that apply to a priority, and how many retries are under way.
     pub fn breaker(&self, priority: Priority) -> (&Thresholds, &BreakerShared) {
         match priority {
-            Priority::Default => (&self.plan.circuit_breakers.default, &self.shared.breakers[0]),
+            Priority::Default => (
+                &self.plan.circuit_breakers.default,
+                &self.shared.breakers[0],
+            ),
             Priority::High => (&self.plan.circuit_breakers.high, &self.shared.breakers[1]),
         }
     }
@@ -403,7 +442,9 @@ impl Cluster {
         context: &LbContext<'_>,
     ) -> Result<Http1, UpstreamError> {
         let pool = self.pools.of(self.pool_key(host, context));
-        pool.http1(self.acquire(host, context)).await.inspect_err(|error| self.failed(host, error))
+        pool.http1(self.acquire(host, context))
+            .await
+            .inspect_err(|error| self.failed(host, error))
     }
 
     /// A place on an HTTP/2 connection to a host.
@@ -415,7 +456,9 @@ impl Cluster {
         context: &LbContext<'_>,
     ) -> Result<Http2, UpstreamError> {
         let pool = self.pools.of(self.pool_key(host, context));
-        pool.http2(self.acquire(host, context)).await.inspect_err(|error| self.failed(host, error))
+        pool.http2(self.acquire(host, context))
+            .await
+            .inspect_err(|error| self.failed(host, error))
     }
 
     /// A connection that is not pooled: for TCP.
@@ -457,11 +500,17 @@ impl Cluster {
                 true
             }
         };
-        let count = if failed { &shared.rq_error } else { &shared.rq_success };
+        let count = if failed {
+            &shared.rq_error
+        } else {
+            &shared.rq_success
+        };
         if outcome != Outcome::ConnectFailed {
             count.fetch_add(1, Relaxed);
         }
-        let Some(outlier) = &self.plan.outlier_detection else { return };
+        let Some(outlier) = &self.plan.outlier_detection else {
+            return;
+        };
         let local = !matches!(outcome, Outcome::Status(_));
         if local && outlier.split_external_local_origin_errors {
             let count = shared.consecutive_local.fetch_add(1, Relaxed) + 1;
@@ -495,8 +544,11 @@ impl Cluster {
     }
 
     fn eject(&self, host: &Arc<Host>, reason: Ejection) {
-        let report =
-            Report::Failing { cluster: self.plan.name.clone(), host: host.shared.id, reason };
+        let report = Report::Failing {
+            cluster: self.plan.name.clone(),
+            host: host.shared.id,
+            reason,
+        };
         // At the end of the process nobody listens any more.
         let _ = self.reports.send(report);
     }
@@ -509,12 +561,25 @@ impl Cluster {
 
     fn pool_key(&self, host: &Arc<Host>, context: &LbContext<'_>) -> pool::PoolKey {
         let own = self.plan.connection_pool_per_downstream_connection;
-        (host.shared.id, if own { context.downstream_connection } else { 0 })
+        (
+            host.shared.id,
+            if own {
+                context.downstream_connection
+            } else {
+                0
+            },
+        )
     }
 
     fn acquire<'a>(&'a self, host: &'a Arc<Host>, context: &LbContext<'_>) -> Acquire<'a> {
         let (thresholds, breaker) = self.breaker(context.priority);
-        Acquire { plan: &self.plan, stats: &self.stats, breaker, thresholds, host }
+        Acquire {
+            plan: &self.plan,
+            stats: &self.stats,
+            breaker,
+            thresholds,
+            host,
+        }
     }
 
     fn set_hosts(&self, hosts: Arc<HostSet>) {

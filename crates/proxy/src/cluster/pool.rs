@@ -117,7 +117,11 @@ impl Pools {
         let mut hosts = self.hosts.borrow_mut();
         for pool in hosts.values() {
             pool.idle.borrow_mut().retain(|idle| {
-                if plan.http.idle_timeout.is_some_and(|limit| idle.since.elapsed() >= limit) {
+                if plan
+                    .http
+                    .idle_timeout
+                    .is_some_and(|limit| idle.since.elapsed() >= limit)
+                {
                     stats.upstream_cx_idle_timeout().inc();
                     pool.open.set(pool.open.get() - 1);
                     return false;
@@ -131,7 +135,10 @@ impl Pools {
             });
             pool.http2.borrow_mut().retain(|connection| {
                 let rested = connection.rested();
-                let old = plan.http.idle_timeout.is_some_and(|limit| rested.is_some_and(|time| time >= limit));
+                let old = plan
+                    .http
+                    .idle_timeout
+                    .is_some_and(|limit| rested.is_some_and(|time| time >= limit));
                 if old {
                     stats.upstream_cx_idle_timeout().inc();
                 }
@@ -147,9 +154,13 @@ impl HostPool {
         self.closed.set(true);
         self.waiting.borrow_mut().clear();
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
-        self.open.set(self.open.get().saturating_sub(idle.len() as u32));
+        self.open
+            .set(self.open.get().saturating_sub(idle.len() as u32));
         // Requests on HTTP/2 connections go on; the connection ends with the last of them.
-        self.http2.borrow_mut().drain(..).for_each(|connection| connection.retire());
+        self.http2
+            .borrow_mut()
+            .drain(..)
+            .for_each(|connection| connection.retire());
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -208,7 +219,15 @@ impl HostPool {
             let upstream = connect(with.plan, with.host, with.stats, permit).await?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();
-            return Ok(self.lease(with, Idle { upstream, uses: 0, since: Instant::now() }, false));
+            return Ok(self.lease(
+                with,
+                Idle {
+                    upstream,
+                    uses: 0,
+                    since: Instant::now(),
+                },
+                false,
+            ));
         }
     }
 
@@ -282,7 +301,10 @@ impl<'a> Pending<'a> {
             return Err(UpstreamError::Overflow("max_pending_requests"));
         };
         with.stats.upstream_rq_pending_active().inc();
-        Ok(Self { stats: with.stats, _permit: permit })
+        Ok(Self {
+            stats: with.stats,
+            _permit: permit,
+        })
     }
 }
 
@@ -317,9 +339,19 @@ impl Http1 {
     /// Gives the connection back after a complete exchange. It is closed instead where it has served its number of
     /// requests or its time, or where its host is gone.
     pub fn release(mut self) {
-        let (Some(pool), Some(upstream)) = (self.pool.upgrade(), self.upstream.take()) else { return };
-        let spent = self.plan.http.max_requests_per_connection.is_some_and(|limit| self.uses >= limit);
-        let old = self.plan.http.max_connection_duration.is_some_and(|limit| upstream.account.age() >= limit);
+        let (Some(pool), Some(upstream)) = (self.pool.upgrade(), self.upstream.take()) else {
+            return;
+        };
+        let spent = self
+            .plan
+            .http
+            .max_requests_per_connection
+            .is_some_and(|limit| self.uses >= limit);
+        let old = self
+            .plan
+            .http
+            .max_connection_duration
+            .is_some_and(|limit| upstream.account.age() >= limit);
         if spent {
             self.stats.upstream_cx_max_requests().inc();
         }
@@ -331,7 +363,11 @@ impl Http1 {
             pool.closed_one();
             return;
         }
-        pool.put_back(Idle { upstream, uses: self.uses, since: Instant::now() });
+        pool.put_back(Idle {
+            upstream,
+            uses: self.uses,
+            since: Instant::now(),
+        });
     }
 }
 
@@ -426,7 +462,11 @@ impl RequestGuard {
         with.stats.upstream_rq_active().inc();
         with.host.shared.rq_active.fetch_add(1, Relaxed);
         with.host.shared.rq_total.fetch_add(1, Relaxed);
-        Ok(Self { stats: with.stats.clone(), host: with.host.clone(), _permit: permit })
+        Ok(Self {
+            stats: with.stats.clone(),
+            host: with.host.clone(),
+            _permit: permit,
+        })
     }
 }
 

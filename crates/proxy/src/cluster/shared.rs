@@ -19,6 +19,10 @@ use std::{
 pub struct ProcessShared {
     /// Downstream connections of all listeners, for the limit of the process.
     pub downstream_connections: Tally,
+    /// How many there may be at once.
+    pub max_downstream_connections: u32,
+    /// Downstream connections of each worker, for balancing.
+    pub workers: Vec<AtomicU64>,
     /// Source of connection ids.
     pub next_connection: AtomicU64,
     /// Whether readiness should fail (`/healthcheck/fail`).
@@ -80,7 +84,11 @@ pub struct HostShared {
 impl HostShared {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self { id: NEXT.fetch_add(1, Relaxed), born: Some(Instant::now()), ..Self::default() }
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            born: Some(Instant::now()),
+            ..Self::default()
+        }
     }
 }
 
@@ -91,7 +99,11 @@ pub struct Tally(AtomicU32);
 impl Tally {
     /// Counts one more unless `limit` is reached.
     pub fn acquire(&self, limit: u32) -> bool {
-        self.0.fetch_update(AcqRel, Acquire, |count| (count < limit).then_some(count + 1)).is_ok()
+        self.0
+            .fetch_update(AcqRel, Acquire, |count| {
+                (count < limit).then_some(count + 1)
+            })
+            .is_ok()
     }
 
     /// Counts one more whatever the limit is.
@@ -144,7 +156,9 @@ mod tests {
             .map(|_| {
                 let tally = tally.clone();
                 std::thread::spawn(move || {
-                    (0..1000).filter_map(|_| Permit::acquire(&tally, 100)).collect::<Vec<_>>()
+                    (0..1000)
+                        .filter_map(|_| Permit::acquire(&tally, 100))
+                        .collect::<Vec<_>>()
                 })
             })
             .flat_map(|thread| thread.join().expect("the thread ends well"))

@@ -59,7 +59,11 @@ pub struct ConnectionInfo {
 impl ConnectionInfo {
     /// Where an ORIGINAL_DST cluster connects to: the restored destination.
     pub fn original_dst(&self) -> Option<SocketAddr> {
-        if self.local_restored { self.local } else { None }
+        if self.local_restored {
+            self.local
+        } else {
+            None
+        }
     }
 
     /// What filter chains are matched by.

@@ -36,9 +36,39 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// The methods that Envoy's inspector knows: what IANA lists and the common parsers take.
 const METHODS: &[&str] = &[
-    "GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "ACL", "BIND", "CHECKOUT", "COPY",
-    "LINK", "LOCK", "M-SEARCH", "MERGE", "MKACTIVITY", "MKCALENDAR", "MKCOL", "MOVE", "NOTIFY", "PROPFIND",
-    "PROPPATCH", "PURGE", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "UNBIND", "UNLINK", "UNLOCK",
+    "GET",
+    "POST",
+    "PUT",
+    "DELETE",
+    "HEAD",
+    "OPTIONS",
+    "PATCH",
+    "CONNECT",
+    "TRACE",
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
     "UNSUBSCRIBE",
 ];
 
@@ -51,18 +81,27 @@ pub fn peek(bytes: &[u8]) -> Peek {
         return Peek::More;
     }
     // A client may send empty lines first (RFC 9112, 2.2).
-    let skipped = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let skipped = bytes
+        .iter()
+        .take_while(|byte| matches!(byte, b'\r' | b'\n'))
+        .count();
     let bytes = &bytes[skipped..];
     let Some(space) = memchr::memchr(b' ', bytes) else {
-        let possible = METHODS.iter().any(|method| method.as_bytes().starts_with(bytes));
+        let possible = METHODS
+            .iter()
+            .any(|method| method.as_bytes().starts_with(bytes));
         return if possible { Peek::More } else { Peek::NotHttp };
     };
-    if !METHODS.iter().any(|method| method.as_bytes() == &bytes[..space]) {
+    if !METHODS
+        .iter()
+        .any(|method| method.as_bytes() == &bytes[..space])
+    {
         return Peek::NotHttp;
     }
     let rest = &bytes[space + 1..];
     let Some(end) = memchr::memchr(b'\n', rest) else {
-        let possible = rest.len() < MAX_REQUEST_LINE && rest.iter().all(|&byte| byte >= b' ' || byte == b'\r');
+        let possible =
+            rest.len() < MAX_REQUEST_LINE && rest.iter().all(|&byte| byte >= b' ' || byte == b'\r');
         return if possible { Peek::More } else { Peek::NotHttp };
     };
     let line = rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]);
@@ -92,9 +131,15 @@ mod tests {
         ] {
             assert_eq!(peek(bytes), found, "{:?}", String::from_utf8_lossy(bytes));
             if found.protocol().is_some() {
-                let line = bytes.iter().rposition(|&byte| byte == b'\n').expect("it has a line");
+                let line = bytes
+                    .iter()
+                    .rposition(|&byte| byte == b'\n')
+                    .expect("it has a line");
                 for end in 0..line.min(bytes.len()) {
-                    assert!(matches!(peek(&bytes[..end]), Peek::More | Peek::Http10), "{end}");
+                    assert!(
+                        matches!(peek(&bytes[..end]), Peek::More | Peek::Http10),
+                        "{end}"
+                    );
                 }
             }
         }

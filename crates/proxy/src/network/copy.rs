@@ -25,7 +25,11 @@ pub(crate) struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { forth: Cell::new(0), back: Cell::new(0), last: Cell::new(Instant::now()) }
+        Self {
+            forth: Cell::new(0),
+            back: Cell::new(0),
+            last: Cell::new(Instant::now()),
+        }
     }
 }
 
@@ -47,14 +51,24 @@ pub(crate) async fn both_ways(
     let (mut first_read, mut first_write) = tokio::io::split(first);
     let (mut second_read, mut second_write) = tokio::io::split(second);
     let forth = async {
-        one_way(&mut first_read, &mut second_write, &progress.forth, &progress.last)
-            .await
-            .map_err(|error| error.on(CopyError::First, CopyError::Second))
+        one_way(
+            &mut first_read,
+            &mut second_write,
+            &progress.forth,
+            &progress.last,
+        )
+        .await
+        .map_err(|error| error.on(CopyError::First, CopyError::Second))
     };
     let back = async {
-        one_way(&mut second_read, &mut first_write, &progress.back, &progress.last)
-            .await
-            .map_err(|error| error.on(CopyError::Second, CopyError::First))
+        one_way(
+            &mut second_read,
+            &mut first_write,
+            &progress.back,
+            &progress.last,
+        )
+        .await
+        .map_err(|error| error.on(CopyError::Second, CopyError::First))
     };
     tokio::try_join!(forth, back).map(|_| ())
 }

@@ -52,8 +52,15 @@ impl Drainer {
         self.0.send_if_modified(|phase| {
             let open = *phase == Phase::Open;
             if open {
-                let over = if strategy == DrainStrategy::Immediate { Duration::ZERO } else { over };
-                *phase = Phase::Draining { since: Instant::now(), over };
+                let over = if strategy == DrainStrategy::Immediate {
+                    Duration::ZERO
+                } else {
+                    over
+                };
+                *phase = Phase::Draining {
+                    since: Instant::now(),
+                    over,
+                };
             }
             open
         });
@@ -96,7 +103,8 @@ impl Drain {
             Phase::Closed => true,
             Phase::Draining { since, over } => {
                 let elapsed = since.elapsed();
-                elapsed >= over || random.below(over.as_millis() as u64) < elapsed.as_millis() as u64
+                elapsed >= over
+                    || random.below(over.as_millis() as u64) < elapsed.as_millis() as u64
             }
         }
     }
@@ -105,7 +113,11 @@ impl Drain {
     pub async fn begin(&self) {
         let mut receiver = self.0.clone();
         // Without a drainer nothing ever drains.
-        if receiver.wait_for(|phase| *phase != Phase::Open).await.is_err() {
+        if receiver
+            .wait_for(|phase| *phase != Phase::Open)
+            .await
+            .is_err()
+        {
             std::future::pending().await
         }
     }
@@ -113,7 +125,11 @@ impl Drain {
     /// Completes when the connection has to close. Can be dropped at any time.
     pub async fn closed(&self) {
         let mut receiver = self.0.clone();
-        if receiver.wait_for(|phase| *phase == Phase::Closed).await.is_err() {
+        if receiver
+            .wait_for(|phase| *phase == Phase::Closed)
+            .await
+            .is_err()
+        {
             std::future::pending().await
         }
     }

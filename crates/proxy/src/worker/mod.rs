@@ -9,10 +9,22 @@ pub mod drain;
 mod random;
 mod run;
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    sync::mpsc::{self, error::SendError},
+};
 
 pub use random::Random;
-pub(crate) use run::{Command, WorkerHandle, spawn};
+pub(crate) use run::{Command, Seed, WorkerChange, WorkerHandle, spawn};
 
 use crate::{
     cluster::{Clusters, shared::ProcessShared},
@@ -75,6 +87,35 @@ pub struct Worker {
     /// What all workers share.
     pub shared: Arc<ProcessShared>,
     pub(crate) listeners: Listeners,
+    /// The ways to all workers, this one included.
+    pub(crate) peers: Vec<mpsc::UnboundedSender<Command>>,
+}
+
+impl Worker {
+    /// Gives an accepted connection to the worker with the fewest, where that is another one; else it comes back.
+    pub(crate) fn hand_over(
+        &self,
+        listener: &Arc<str>,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<TcpStream> {
+        let load = |index: usize| self.shared.workers[index].load(Relaxed);
+        let least = (0..self.peers.len()).min_by_key(|&index| load(index))?;
+        if load(least) >= load(self.index) {
+            return Some(stream);
+        }
+        let stream = stream.into_std().ok()?;
+        let command = Command::Connection {
+            listener: listener.clone(),
+            stream,
+            peer,
+        };
+        match self.peers[least].send(command) {
+            Ok(()) => None,
+            Err(SendError(Command::Connection { stream, .. })) => TcpStream::from_std(stream).ok(),
+            Err(_) => None,
+        }
+    }
 }
 
 /// Route configurations by name (RDS).
@@ -90,7 +131,9 @@ impl Routes {
     }
 
     pub(crate) fn upsert(&self, routes: Arc<RouteConfiguration>) {
-        self.by_name.borrow_mut().insert(routes.name.clone(), routes);
+        self.by_name
+            .borrow_mut()
+            .insert(routes.name.clone(), routes);
     }
 
     pub(crate) fn remove(&self, name: &str) {

@@ -1,0 +1,374 @@
+//! Accepting connections and bringing them to their chain.
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant, SystemTime},
+};
+
+use bytes::BytesMut;
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener},
+    task::{AbortHandle, spawn_local},
+    time::timeout,
+};
+
+use super::{
+    LiveListener, Slot,
+    connection::{Connection, ConnectionInfo},
+    filters::{self, FilterEnd},
+};
+use crate::{io::Stream, plan::listener::ListenerFilterKind, worker::Worker};
+
+/// A listening socket on its way to a worker.
+#[derive(Debug)]
+pub(crate) enum ListenSocket {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// Accepts on a socket until it is aborted or the listener is gone.
+pub(super) fn spawn(socket: ListenSocket, slot: Weak<Slot>, worker: Rc<Worker>) -> AbortHandle {
+    spawn_local(async move {
+        let result = match socket {
+            ListenSocket::Tcp(socket) => match TcpListener::from_std(socket) {
+                Ok(socket) => accept_tcp(socket, slot, worker).await,
+                Err(error) => Err(error),
+            },
+            ListenSocket::Unix(socket) => match UnixListener::from_std(socket) {
+                Ok(socket) => accept_unix(socket, slot, worker).await,
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = result {
+            tracing::error!(%error, "a listening socket cannot be used any more");
+        }
+    })
+    .abort_handle()
+}
+
+async fn accept_tcp(listener: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
+    loop {
+        let accepted = listener.accept().await;
+        let Some(slot) = slot.upgrade() else {
+            return Ok(());
+        };
+        let listener = slot.current();
+        match accepted {
+            Ok((stream, peer)) => {
+                let stream = if listener.plan.exact_balance {
+                    worker.hand_over(&listener.plan.name, stream, peer)
+                } else {
+                    Some(stream)
+                };
+                if let Some(stream) = stream {
+                    accepted_tcp(stream, peer, listener, &worker);
+                }
+            }
+            Err(error) => pause_after(&error, &listener).await?,
+        }
+    }
+}
+
+async fn accept_unix(
+    listener: UnixListener,
+    slot: Weak<Slot>,
+    worker: Rc<Worker>,
+) -> io::Result<()> {
+    loop {
+        let accepted = listener.accept().await;
+        let Some(slot) = slot.upgrade() else {
+            return Ok(());
+        };
+        let listener = slot.current();
+        match accepted {
+            Ok((stream, _)) => begin(stream.into(), None, None, listener, &worker),
+            Err(error) => pause_after(&error, &listener).await?,
+        }
+    }
+}
+
+/// A connection that another worker accepted for this one.
+pub(crate) fn handed_over(
+    name: &str,
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    worker: &Rc<Worker>,
+) {
+    // The listener may have gone while the connection was on its way: it is closed as if it had come later.
+    if let Some(slot) = worker.listeners.find(name)
+        && let Ok(stream) = TcpStream::from_std(stream)
+    {
+        accepted_tcp(stream, peer, slot.current(), worker);
+    }
+}
+
+fn accepted_tcp(
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Rc<LiveListener>,
+    worker: &Rc<Worker>,
+) {
+    // Without these the connection still works, if less well.
+    let _ = stream.set_nodelay(true);
+    let local = stream.local_addr().ok().map(unmapped);
+    begin(stream.into(), Some(unmapped(peer)), local, listener, worker);
+}
+
+fn begin(
+    stream: Stream,
+    remote: Option<SocketAddr>,
+    local: Option<SocketAddr>,
+    listener: Rc<LiveListener>,
+    worker: &Rc<Worker>,
+) {
+    let Some(open) = Open::new(&listener, worker) else {
+        listener.stats.downstream_global_cx_overflow().inc();
+        return;
+    };
+    let info = ConnectionInfo {
+        id: worker.shared.next_connection.fetch_add(1, Relaxed),
+        accepted: Instant::now(),
+        accepted_at: SystemTime::now(),
+        direct_remote: remote,
+        remote,
+        local,
+        local_restored: false,
+        requested_server_name: None,
+        transport_protocol: "",
+        application_protocols: Vec::new(),
+        listener: listener.plan.clone(),
+        chain: None,
+        response_flag: None,
+        termination_details: None,
+    };
+    let worker = worker.clone();
+    spawn_local(async move {
+        let _open = open;
+        serve(stream, info, listener, &worker).await;
+    });
+}
+
+/// The whole life of a connection on its worker.
+async fn serve(
+    mut stream: Stream,
+    mut info: ConnectionInfo,
+    mut listener: Rc<LiveListener>,
+    worker: &Rc<Worker>,
+) {
+    let mut handed_over_from = None;
+    let chain = loop {
+        if !inspect(&mut stream, &mut info, &listener, worker).await {
+            return ended_early(&info, worker);
+        }
+        // One hand-off at most, and only where the address was really restored.
+        if listener.plan.use_original_dst
+            && handed_over_from.is_none()
+            && info.local_restored
+            && let Some(target) = info
+                .local
+                .and_then(|local| worker.listeners.for_destination(local))
+            && !Rc::ptr_eq(&target, &listener)
+        {
+            info.listener = target.plan.clone();
+            info.transport_protocol = "";
+            handed_over_from = Some(Open::count(&target));
+            listener = target;
+            continue;
+        }
+        let protocols: Vec<&str> = info
+            .application_protocols
+            .iter()
+            .map(|name| &**name)
+            .collect();
+        let found = listener.plan.find_chain(&info.to_match(&protocols));
+        match found.and_then(|plan| listener.chains.get(&(Arc::as_ptr(plan) as usize))) {
+            Some(chain) => break chain.clone(),
+            None => {
+                listener.stats.no_filter_chain_match().inc();
+                info.response_flag = Some("NR");
+                return ended_early(&info, worker);
+            }
+        }
+    };
+    info.chain = Some(chain.plan.clone());
+    let drain = chain.drainer.drain();
+    let stats = listener.stats.clone();
+    // The listener may change while the connection lives; only its chain and its counts are kept.
+    drop(listener);
+    chain
+        .serve(
+            Connection {
+                stream,
+                info,
+                drain,
+            },
+            &stats,
+            worker,
+        )
+        .await;
+}
+
+/// Runs the listener filters within their time; says whether the connection goes on.
+async fn inspect(
+    stream: &mut Stream,
+    info: &mut ConnectionInfo,
+    listener: &LiveListener,
+    worker: &Rc<Worker>,
+) -> bool {
+    let plan = &listener.plan;
+    let restores = plan
+        .listener_filters
+        .iter()
+        .any(|filter| filter.kind == ListenerFilterKind::OriginalDst);
+    if plan.use_original_dst && !restores {
+        // Envoy adds the filter by itself then.
+        filters::restore_original_dst(stream, info);
+    }
+    if plan.listener_filters.is_empty() {
+        info.transport_protocol = "raw_buffer";
+        return true;
+    }
+    let mut peeked = BytesMut::new();
+    listener.stats.downstream_pre_cx_active().inc();
+    let run = filters::run(
+        &plan.listener_filters,
+        stream,
+        info,
+        &mut peeked,
+        &worker.stats,
+    );
+    let result = match plan.listener_filters_timeout {
+        None => Some(run.await),
+        Some(limit) => timeout(limit, run).await.ok(),
+    };
+    listener.stats.downstream_pre_cx_active().dec();
+    filters::put_back(stream, peeked);
+    match result {
+        Some(Ok(())) => true,
+        Some(Err(FilterEnd::RemoteClose)) => {
+            listener
+                .stats
+                .downstream_listener_filter_remote_close()
+                .inc();
+            false
+        }
+        Some(Err(FilterEnd::Refused)) => {
+            listener.stats.downstream_listener_filter_error().inc();
+            false
+        }
+        None => {
+            listener.stats.downstream_pre_cx_timeout().inc();
+            if info.transport_protocol.is_empty() {
+                info.transport_protocol = "raw_buffer";
+            }
+            plan.continue_on_listener_filters_timeout
+        }
+    }
+}
+
+/// A connection that ended before its chain is logged by the listener alone.
+fn ended_early(info: &ConnectionInfo, worker: &Rc<Worker>) {
+    crate::network::log_connection(&info.listener.access_logs, info, None, worker);
+}
+
+/// Counts a connection while it lives.
+#[derive(Debug)]
+struct Open {
+    listener: Rc<LiveListener>,
+    worker: Rc<Worker>,
+    since: Instant,
+    counted: bool,
+}
+
+impl Open {
+    /// `None` where the process has as many connections as it may.
+    fn new(listener: &Rc<LiveListener>, worker: &Rc<Worker>) -> Option<Self> {
+        let tally = &worker.shared.downstream_connections;
+        let counted = !listener.plan.ignore_global_connection_limit;
+        if counted && !tally.acquire(worker.shared.max_downstream_connections) {
+            return None;
+        }
+        worker.shared.workers[worker.index].fetch_add(1, Relaxed);
+        listener.stats.downstream_cx_total().inc();
+        listener.stats.downstream_cx_active().inc();
+        Some(Self {
+            listener: listener.clone(),
+            worker: worker.clone(),
+            since: Instant::now(),
+            counted,
+        })
+    }
+
+    /// A connection that was handed over counts for its second listener as well.
+    fn count(listener: &Rc<LiveListener>) -> Handed {
+        listener.stats.downstream_cx_total().inc();
+        listener.stats.downstream_cx_active().inc();
+        Handed {
+            listener: listener.clone(),
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if self.counted {
+            self.worker.shared.downstream_connections.release();
+        }
+        self.worker.shared.workers[self.worker.index].fetch_sub(1, Relaxed);
+        closed(&self.listener, self.since);
+    }
+}
+
+/// A connection that came from another listener.
+struct Handed {
+    listener: Rc<LiveListener>,
+    since: Instant,
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        closed(&self.listener, self.since);
+    }
+}
+
+fn closed(listener: &LiveListener, since: Instant) {
+    listener.stats.downstream_cx_active().dec();
+    listener.stats.downstream_cx_destroy().inc();
+    listener
+        .stats
+        .downstream_cx_length_ms()
+        .record(since.elapsed().as_millis() as u64);
+}
+
+/// After a failed accept: waits where descriptors or memory ran out, so that what is open can go on and end.
+async fn pause_after(error: &io::Error, listener: &LiveListener) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+            listener.stats.downstream_cx_overload_reject().inc();
+            tracing::warn!(listener = &*listener.plan.name, %error, "cannot accept connections for now");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Ok(())
+        }
+        // The listening socket itself is broken.
+        Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK) => Err(io::Error::from_raw_os_error(
+            error.raw_os_error().unwrap_or(libc::EBADF),
+        )),
+        // The connection went away before it was accepted (accept(2) passes on its network errors).
+        _ => Ok(()),
+    }
+}
+
+/// A v4 client of a v6 socket is a v4 client.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), v6.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
+    }
+}

@@ -1,0 +1,595 @@
+//! The main thread: it owns the truth and tells the workers.
+//!
+//! Everything that is configured passes through [`Server::apply`] as a batch of [`Change`]s: the static part of the bootstrap,
+//! xDS, tests. The main thread opens sockets (so that a failure is known at once and can be answered with a NACK),
+//! resolves names and keeps what admin shows. Workers get a batch in one piece.
+
+mod dns_task;
+mod sockets;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::spawn_local,
+};
+
+use crate::{
+    cluster::{ClusterEntry, Report, registry::Registry, shared::ProcessShared},
+    plan::{
+        Address, Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
+        cluster::Discovery,
+    },
+    worker::{Command, Options, Seed, WorkerChange, WorkerHandle, drain::DrainStrategy, spawn},
+};
+use dns_task::DnsTask;
+use sockets::Sockets;
+
+/// One change of configuration.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A new cluster or a new version of one.
+    UpsertCluster(Arc<Cluster>),
+    /// The cluster of this name is gone.
+    RemoveCluster(Arc<str>),
+    /// Endpoints of EDS clusters.
+    Endpoints(Arc<ClusterLoadAssignment>),
+    /// A new listener or a new version of one.
+    UpsertListener(Arc<Listener>),
+    /// The listener of this name is gone; its connections drain.
+    RemoveListener(Arc<str>),
+    /// Routes by name.
+    UpsertRoutes(Arc<RouteConfiguration>),
+    /// No listener needs them any more.
+    RemoveRoutes(Arc<str>),
+}
+
+/// Why a change could not be applied. The others of its batch are.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// A listener's socket cannot be opened.
+    #[error("listener {listener}: cannot listen on {address}: {reason}")]
+    Bind {
+        /// The listener.
+        listener: Arc<str>,
+        /// Its address.
+        address: String,
+        /// What the system says.
+        reason: String,
+    },
+    /// A cluster's resolver cannot be set up.
+    #[error("cluster {cluster}: cannot resolve names: {reason}")]
+    Resolver {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// Where the process stands, with the numbers and names of Envoy (`server.state`, `/server_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Serving.
+    Live = 0,
+    /// Told to drain.
+    Draining = 1,
+    /// Clusters are not there yet.
+    PreInitializing = 2,
+    /// Listeners are not there yet.
+    Initializing = 3,
+}
+
+/// A listener as the main thread knows it.
+#[derive(Debug)]
+pub struct ListenerStatus {
+    /// What the configuration says.
+    pub plan: Arc<Listener>,
+    /// The addresses that its sockets have (with the port that the system chose); those of the plan without sockets.
+    pub addresses: Vec<Address>,
+    sockets: Option<Sockets>,
+}
+
+/// The main thread's side of everything.
+#[derive(Debug)]
+pub struct Server {
+    /// What the process began with.
+    pub bootstrap: Arc<Bootstrap>,
+    /// What the command line said.
+    pub options: Arc<Options>,
+    /// All stats.
+    pub store: stats::Store,
+    /// The main thread's own stats.
+    pub stats: stats::Stats,
+    /// What all threads share.
+    pub shared: Arc<ProcessShared>,
+    /// When the process began.
+    pub started: Instant,
+    clusters: RefCell<Registry>,
+    listeners: RefCell<BTreeMap<Arc<str>, ListenerStatus>>,
+    routes: RefCell<BTreeMap<Arc<str>, Arc<RouteConfiguration>>>,
+    dns: RefCell<BTreeMap<Arc<str>, DnsTask>>,
+    workers: RefCell<Vec<WorkerHandle>>,
+    state: Cell<State>,
+    stop: watch::Sender<bool>,
+}
+
+impl Server {
+    /// Starts the workers. Must be called within a `LocalSet` of the main thread's runtime.
+    pub fn start(
+        bootstrap: Arc<Bootstrap>,
+        options: Options,
+        store: stats::Store,
+    ) -> io::Result<Rc<Self>> {
+        let count = options.concurrency.max(1);
+        let options = Arc::new(options);
+        let shared = Arc::new(ProcessShared {
+            max_downstream_connections: sockets::connection_limit(
+                bootstrap.max_downstream_connections,
+            ),
+            workers: (0..count).map(|_| Default::default()).collect(),
+            ..ProcessShared::default()
+        });
+        let (reports, mut reported) = mpsc::unbounded_channel();
+        let (senders, receivers): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| mpsc::unbounded_channel()).unzip();
+        let mut workers = Vec::new();
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let seed = Seed {
+                index,
+                bootstrap: bootstrap.clone(),
+                options: options.clone(),
+                store: store.clone(),
+                shared: shared.clone(),
+                reports: reports.clone(),
+                peers: senders.clone(),
+            };
+            workers.push(spawn(seed, receiver)?);
+        }
+        let stats = store.stats();
+        let server = Rc::new(Self {
+            bootstrap,
+            options,
+            store,
+            stats,
+            shared,
+            started: Instant::now(),
+            clusters: RefCell::default(),
+            listeners: RefCell::default(),
+            routes: RefCell::default(),
+            dns: RefCell::default(),
+            workers: RefCell::new(workers),
+            state: Cell::new(State::PreInitializing),
+            stop: watch::Sender::new(false),
+        });
+        server.set_state(State::PreInitializing);
+        server.stats.gauge("server.concurrency").set(count as i64);
+        let weak = Rc::downgrade(&server);
+        spawn_local(async move {
+            while let Some(report) = reported.recv().await {
+                let Some(server) = weak.upgrade() else { return };
+                server.reported(report);
+            }
+        });
+        Ok(server)
+    }
+
+    /// Applies a batch: all workers see all of it or nothing. The answer has one entry for each change, in order.
+    pub fn apply(self: &Rc<Self>, changes: Vec<Change>) -> Vec<Result<(), ChangeError>> {
+        let count = self.workers.borrow().len();
+        let mut batches: Vec<Vec<WorkerChange>> = (0..count).map(|_| Vec::new()).collect();
+        let mut results = Vec::with_capacity(changes.len());
+        for change in changes {
+            results.push(self.apply_one(change, &mut batches));
+        }
+        for (worker, batch) in self.workers.borrow().iter().zip(batches) {
+            if !batch.is_empty() {
+                worker.send(Command::Changes(batch));
+            }
+        }
+        self.update_gauges();
+        results
+    }
+
+    fn apply_one(
+        self: &Rc<Self>,
+        change: Change,
+        batches: &mut [Vec<WorkerChange>],
+    ) -> Result<(), ChangeError> {
+        let mut tell = |change: WorkerChange| {
+            for batch in batches.iter_mut() {
+                batch.push(change.share());
+            }
+        };
+        match change {
+            Change::UpsertCluster(plan) => {
+                let names = DnsTask::wanted(&plan)?;
+                let known = self.clusters.borrow().find(&plan.name).is_some();
+                let count = if known {
+                    "cluster_modified"
+                } else {
+                    "cluster_added"
+                };
+                self.stats
+                    .counter(&format!("cluster_manager.{count}"))
+                    .inc();
+                let name = plan.name.clone();
+                tell(self.clusters.borrow_mut().upsert(plan));
+                self.dns.borrow_mut().remove(&name);
+                if let Some(names) = names {
+                    let task = DnsTask::start(names, Rc::downgrade(self));
+                    self.dns.borrow_mut().insert(name, task);
+                }
+            }
+            Change::RemoveCluster(name) => {
+                self.dns.borrow_mut().remove(&name);
+                let entry = self.clusters.borrow().find(&name).cloned();
+                if let Some(change) = self.clusters.borrow_mut().remove(&name) {
+                    self.stats.counter("cluster_manager.cluster_removed").inc();
+                    tell(change);
+                }
+                if let Some(entry) = entry {
+                    self.store
+                        .remove(&format!("cluster.{}.", entry.plan.stat_name()));
+                }
+            }
+            Change::Endpoints(assignment) => {
+                self.clusters
+                    .borrow_mut()
+                    .assign(assignment)
+                    .into_iter()
+                    .for_each(tell);
+            }
+            Change::UpsertListener(plan) => return self.upsert_listener(plan, batches),
+            Change::RemoveListener(name) => {
+                if self.listeners.borrow_mut().remove(&name).is_some() {
+                    self.stats
+                        .counter("listener_manager.listener_removed")
+                        .inc();
+                    tell(WorkerChange::RemoveListener(name));
+                }
+            }
+            Change::UpsertRoutes(routes) => {
+                self.routes
+                    .borrow_mut()
+                    .insert(routes.name.clone(), routes.clone());
+                tell(WorkerChange::Routes(routes));
+            }
+            Change::RemoveRoutes(name) => {
+                self.routes.borrow_mut().remove(&name);
+                tell(WorkerChange::RemoveRoutes(name));
+            }
+        }
+        Ok(())
+    }
+
+    fn upsert_listener(
+        &self,
+        plan: Arc<Listener>,
+        batches: &mut [Vec<WorkerChange>],
+    ) -> Result<(), ChangeError> {
+        let mut listeners = self.listeners.borrow_mut();
+        let old = listeners.remove(&plan.name);
+        let count = if old.is_some() {
+            "listener_modified"
+        } else {
+            "listener_added"
+        };
+        let keeps = old
+            .as_ref()
+            .is_some_and(|old| sockets::same_sockets(&old.plan, &plan));
+        let (sockets, addresses) = match old {
+            // The same address keeps its sockets, and with them the connections that wait to be accepted.
+            Some(old) if keeps => (old.sockets, old.addresses),
+            old => match Sockets::open(&plan, batches.len()) {
+                Ok(opened) => {
+                    let addresses = opened.as_ref().map_or_else(
+                        || sockets::plan_addresses(&plan).cloned().collect(),
+                        Sockets::addresses,
+                    );
+                    (opened, addresses)
+                }
+                Err(error) => {
+                    self.stats
+                        .counter("listener_manager.listener_create_failure")
+                        .inc();
+                    if let Some(old) = old {
+                        listeners.insert(plan.name.clone(), old);
+                    }
+                    return Err(error);
+                }
+            },
+        };
+        for (index, batch) in batches.iter_mut().enumerate() {
+            let own = match &sockets {
+                _ if keeps => None,
+                Some(sockets) => {
+                    Some(
+                        sockets
+                            .for_worker(index)
+                            .map_err(|error| ChangeError::Bind {
+                                listener: plan.name.clone(),
+                                address: plan.address.to_string(),
+                                reason: error.to_string(),
+                            })?,
+                    )
+                }
+                None => Some(Vec::new()),
+            };
+            batch.push(WorkerChange::Listener {
+                plan: plan.clone(),
+                sockets: own,
+            });
+        }
+        self.stats
+            .counter(&format!("listener_manager.{count}"))
+            .inc();
+        let name = plan.name.clone();
+        listeners.insert(
+            name,
+            ListenerStatus {
+                plan,
+                addresses,
+                sockets,
+            },
+        );
+        Ok(())
+    }
+
+    fn reported(self: &Rc<Self>, report: Report) {
+        let Report::Failing {
+            cluster,
+            host,
+            reason,
+        } = report;
+        let ejected = self.clusters.borrow_mut().eject(&cluster, host, reason);
+        let Some((change, time)) = ejected else {
+            return;
+        };
+        self.broadcast(change);
+        let scope = self.stats.scope(&format!(
+            "cluster.{}.outlier_detection.",
+            self.stat_name(&cluster)
+        ));
+        scope.gauge("ejections_active").inc();
+        scope.counter("ejections_enforced_total").inc();
+        scope.counter(reason.stat()).inc();
+        let weak = Rc::downgrade(self);
+        spawn_local(async move {
+            tokio::time::sleep(time).await;
+            let Some(server) = weak.upgrade() else { return };
+            scope.gauge("ejections_active").dec();
+            let change = server.clusters.borrow_mut().readmit(&cluster, host);
+            if let Some(change) = change {
+                server.broadcast(change);
+            }
+        });
+    }
+
+    fn stat_name(&self, cluster: &str) -> Arc<str> {
+        self.clusters
+            .borrow()
+            .find(cluster)
+            .map_or_else(|| cluster.into(), |entry| entry.plan.stat_name().clone())
+    }
+
+    /// The addresses of a name of a cluster; called by its task.
+    pub(crate) fn resolved(
+        &self,
+        cluster: &str,
+        name: &Arc<str>,
+        addresses: Vec<std::net::IpAddr>,
+    ) {
+        let change = self
+            .clusters
+            .borrow_mut()
+            .resolved(cluster, name, addresses);
+        if let Some(change) = change {
+            self.broadcast(change);
+        }
+    }
+
+    fn broadcast(&self, change: WorkerChange) {
+        for worker in self.workers.borrow().iter() {
+            worker.send(Command::Changes(vec![change.share()]));
+        }
+    }
+
+    /// Completes when every cluster that resolves names has had its first answer (or failure), or when the time is over.
+    pub async fn clusters_warmed(&self, limit: Duration) {
+        let waiting: Vec<_> = self
+            .dns
+            .borrow()
+            .values()
+            .map(DnsTask::first_answer)
+            .collect();
+        let all = async {
+            for mut first in waiting {
+                // A task that is gone will not answer.
+                let _ = first.wait_for(|answered| *answered).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, all).await;
+    }
+
+    /// Completes when all workers have applied everything that was sent before.
+    pub async fn settled(&self) {
+        let reached: Vec<_> = self
+            .workers
+            .borrow()
+            .iter()
+            .map(|worker| {
+                let (sender, receiver) = oneshot::channel();
+                worker.send(Command::Barrier(sender));
+                receiver
+            })
+            .collect();
+        for reached in reached {
+            // A worker that is gone has nothing left to apply.
+            let _ = reached.await;
+        }
+    }
+
+    /// Every cluster by name, for admin.
+    pub fn clusters(&self) -> Vec<Arc<ClusterEntry>> {
+        self.clusters.borrow().iter().cloned().collect()
+    }
+
+    /// One cluster.
+    pub fn cluster(&self, name: &str) -> Option<Arc<ClusterEntry>> {
+        self.clusters.borrow().find(name).cloned()
+    }
+
+    /// Every listener by name: its plan, and the addresses of its sockets.
+    pub fn listeners(&self) -> Vec<(Arc<Listener>, Vec<Address>)> {
+        let listeners = self.listeners.borrow();
+        listeners
+            .values()
+            .map(|status| (status.plan.clone(), status.addresses.clone()))
+            .collect()
+    }
+
+    /// The first socket address of a listener: where a test connects to.
+    pub fn listener_address(&self, name: &str) -> Option<SocketAddr> {
+        self.listeners
+            .borrow()
+            .get(name)?
+            .addresses
+            .first()?
+            .socket()
+    }
+
+    /// Every route configuration that came by name.
+    pub fn routes(&self) -> Vec<Arc<RouteConfiguration>> {
+        self.routes.borrow().values().cloned().collect()
+    }
+
+    /// Where the process stands.
+    pub fn state(&self) -> State {
+        self.state.get()
+    }
+
+    /// Goes on to another state.
+    pub fn set_state(&self, state: State) {
+        self.state.set(state);
+        self.stats.gauge("server.state").set(state as i64);
+        self.stats
+            .gauge("server.live")
+            .set(i64::from(state == State::Live));
+        if state == State::Live {
+            self.stats.gauge("listener_manager.workers_started").set(1);
+        }
+    }
+
+    /// `/healthcheck/fail` and `/healthcheck/ok`.
+    pub fn fail_health_check(&self, fail: bool) {
+        self.shared.health_failed.store(fail, Relaxed);
+    }
+
+    /// Drains listeners (`/drain_listeners`): gracefully means that sockets go on accepting until the drain time is over;
+    /// else they close at once.
+    pub fn drain_listeners(self: &Rc<Self>, inbound_only: bool, graceful: bool) {
+        let (over, strategy) = (self.options.drain_time, self.options.drain_strategy);
+        self.tell_workers(|| Command::Drain {
+            inbound_only,
+            over,
+            strategy,
+        });
+        if !graceful {
+            self.stop_accepting(inbound_only);
+            return;
+        }
+        let weak = Rc::downgrade(self);
+        spawn_local(async move {
+            tokio::time::sleep(over).await;
+            if let Some(server) = weak.upgrade() {
+                server.stop_accepting(inbound_only);
+            }
+        });
+    }
+
+    /// Begins to drain at once, whatever the strategy; for tests and for the end of the process.
+    pub fn drain_now(&self) {
+        self.tell_workers(|| Command::Drain {
+            inbound_only: false,
+            over: Duration::ZERO,
+            strategy: DrainStrategy::Immediate,
+        });
+    }
+
+    fn stop_accepting(&self, inbound_only: bool) {
+        self.tell_workers(|| Command::StopAccepting { inbound_only });
+        // The main thread's copies keep the port open otherwise.
+        for status in self.listeners.borrow_mut().values_mut() {
+            if !inbound_only || status.plan.traffic_direction == INBOUND {
+                status.sockets = None;
+            }
+        }
+    }
+
+    fn tell_workers(&self, command: impl Fn() -> Command) {
+        self.workers
+            .borrow()
+            .iter()
+            .for_each(|worker| worker.send(command()));
+    }
+
+    /// Asks the process to end (`/quitquitquit`, signals).
+    pub fn quit(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Completes when [`Server::quit`] was called.
+    pub async fn quitting(&self) {
+        // The sender lives as long as self.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Ends the workers; connections close.
+    pub fn shut_down(&self) {
+        self.workers
+            .borrow_mut()
+            .iter_mut()
+            .for_each(WorkerHandle::stop);
+    }
+
+    fn update_gauges(&self) {
+        let clusters = self.clusters.borrow().len() as i64;
+        self.stats
+            .gauge("cluster_manager.active_clusters")
+            .set(clusters);
+        self.stats.gauge("cluster_manager.warming_clusters").set(0);
+        let listeners = self.listeners.borrow().len() as i64;
+        self.stats
+            .gauge("listener_manager.total_listeners_active")
+            .set(listeners);
+        self.stats
+            .gauge("listener_manager.total_listeners_warming")
+            .set(0);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+const INBOUND: crate::plan::listener::TrafficDirection =
+    crate::plan::listener::TrafficDirection::Inbound;
+
+/// Whether names have to be resolved for a cluster.
+fn resolves(plan: &Cluster) -> bool {
+    matches!(
+        plan.discovery,
+        Discovery::StrictDns { .. } | Discovery::LogicalDns { .. }
+    )
+}

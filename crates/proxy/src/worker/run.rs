@@ -1,0 +1,220 @@
+//! The thread of a worker: applies what the main thread sends.
+
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{LocalSet, spawn_local},
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{Options, Random, Routes, Worker, drain::DrainStrategy};
+use crate::{
+    cluster::{ClusterEntry, Clusters, Report, SWEEP_INTERVAL, shared::ProcessShared},
+    listener::{ListenSocket, Listeners, handed_over},
+    plan::{Bootstrap, Listener, RouteConfiguration},
+};
+
+/// What the main thread (or another worker) asks of a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A batch, applied between two polls.
+    Changes(Vec<WorkerChange>),
+    /// An accepted connection.
+    Connection {
+        listener: Arc<str>,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+    },
+    /// Begins to drain.
+    Drain {
+        inbound_only: bool,
+        over: Duration,
+        strategy: DrainStrategy,
+    },
+    /// Closes listening sockets.
+    StopAccepting { inbound_only: bool },
+    /// Answers when everything sent before is applied.
+    Barrier(oneshot::Sender<()>),
+    /// Ends the thread; connections are closed.
+    Stop,
+}
+
+/// One change as a worker sees it.
+#[derive(Debug)]
+pub(crate) enum WorkerChange {
+    Cluster(Arc<ClusterEntry>),
+    Hosts(Arc<ClusterEntry>),
+    RemoveCluster(Arc<str>),
+    Listener {
+        plan: Arc<Listener>,
+        sockets: Option<Vec<ListenSocket>>,
+    },
+    RemoveListener(Arc<str>),
+    Routes(Arc<RouteConfiguration>),
+    RemoveRoutes(Arc<str>),
+}
+
+impl WorkerChange {
+    /// The same change for another worker. A listener's sockets belong to one worker, so they are not copied.
+    pub(crate) fn share(&self) -> Self {
+        match self {
+            Self::Cluster(entry) => Self::Cluster(entry.clone()),
+            Self::Hosts(entry) => Self::Hosts(entry.clone()),
+            Self::RemoveCluster(name) => Self::RemoveCluster(name.clone()),
+            Self::Listener { plan, .. } => Self::Listener {
+                plan: plan.clone(),
+                sockets: None,
+            },
+            Self::RemoveListener(name) => Self::RemoveListener(name.clone()),
+            Self::Routes(routes) => Self::Routes(routes.clone()),
+            Self::RemoveRoutes(name) => Self::RemoveRoutes(name.clone()),
+        }
+    }
+}
+
+/// What a worker needs to begin.
+#[derive(Debug)]
+pub(crate) struct Seed {
+    pub(crate) index: usize,
+    pub(crate) bootstrap: Arc<Bootstrap>,
+    pub(crate) options: Arc<Options>,
+    pub(crate) store: stats::Store,
+    pub(crate) shared: Arc<ProcessShared>,
+    pub(crate) reports: mpsc::UnboundedSender<Report>,
+    pub(crate) peers: Vec<mpsc::UnboundedSender<Command>>,
+}
+
+/// The main thread's side of a worker.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    pub(crate) commands: mpsc::UnboundedSender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    pub(crate) fn send(&self, command: Command) {
+        // A worker that is gone has nothing left to change.
+        let _ = self.commands.send(command);
+    }
+
+    /// Ends the worker and waits for its thread.
+    pub(crate) fn stop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a worker has panicked");
+        }
+    }
+}
+
+/// Starts the thread of a worker.
+pub(crate) fn spawn(
+    seed: Seed,
+    commands: mpsc::UnboundedReceiver<Command>,
+) -> io::Result<WorkerHandle> {
+    let sender = seed.peers[seed.index].clone();
+    // Made here, so that a failure ends the start and not a thread.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let thread = thread::Builder::new()
+        .name(format!("wrk:worker_{}", seed.index))
+        .spawn(move || {
+            let worker = Rc::new(Worker::new(seed));
+            LocalSet::new().block_on(&runtime, run(worker, commands));
+        })?;
+    Ok(WorkerHandle {
+        commands: sender,
+        thread: Some(thread),
+    })
+}
+
+impl Worker {
+    pub(crate) fn new(seed: Seed) -> Self {
+        let stats = seed.store.stats();
+        let random = Rc::new(Random::default());
+        Self {
+            index: seed.index,
+            clusters: Clusters::new(stats.clone(), random.clone(), seed.reports),
+            bootstrap: seed.bootstrap,
+            options: seed.options,
+            stats,
+            random,
+            routes: Routes::default(),
+            shared: seed.shared,
+            listeners: Listeners::default(),
+            peers: seed.peers,
+        }
+    }
+
+    /// Applies one change.
+    pub(crate) fn apply(self: &Rc<Self>, change: WorkerChange) {
+        match change {
+            WorkerChange::Cluster(entry) => self.clusters.upsert(entry),
+            WorkerChange::Hosts(entry) => self.clusters.set_hosts(entry),
+            WorkerChange::RemoveCluster(name) => self.clusters.remove(&name),
+            WorkerChange::Listener { plan, sockets } => self.listeners.upsert(plan, sockets, self),
+            WorkerChange::RemoveListener(name) => self.listeners.remove(&name, self),
+            WorkerChange::Routes(routes) => self.routes.upsert(routes),
+            WorkerChange::RemoveRoutes(name) => self.routes.remove(&name),
+        }
+    }
+}
+
+async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let sweeper = spawn_local({
+        let worker = worker.clone();
+        async move {
+            let mut ticks = interval(SWEEP_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                worker.clusters.sweep();
+            }
+        }
+    });
+    while let Some(command) = commands.recv().await {
+        match command {
+            // No await in here: nothing else runs on this thread before the whole batch is in place.
+            Command::Changes(changes) => {
+                changes.into_iter().for_each(|change| worker.apply(change));
+            }
+            Command::Connection {
+                listener,
+                stream,
+                peer,
+            } => {
+                handed_over(&listener, stream, peer, &worker);
+            }
+            Command::Drain {
+                inbound_only,
+                over,
+                strategy,
+            } => {
+                worker.listeners.drain(inbound_only, over, strategy);
+            }
+            Command::StopAccepting { inbound_only } => {
+                worker.listeners.stop_accepting(inbound_only)
+            }
+            Command::Barrier(reached) => {
+                // Who asked may have given up.
+                let _ = reached.send(());
+            }
+            Command::Stop => break,
+        }
+    }
+    sweeper.abort();
+    worker.listeners.stop_accepting(false);
+    worker.listeners.close_all();
+    // One turn for connections to see it.
+    tokio::task::yield_now().await;
+}
