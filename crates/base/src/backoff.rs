@@ -23,9 +23,10 @@ impl Backoff {
         }
     }
 
-    /// Envoy's for a broken xDS stream: 500 ms, at most 30 s.
+    /// For a broken xDS stream: 500 ms, at most 1 s. Envoy waits up to 30 s; a proxy that comes back within a second
+    /// leaves no window in which a restarted control plane looks healthy and its proxies run on old routes.
     pub fn xds() -> Self {
-        Self::new(Duration::from_millis(500), Duration::from_secs(30))
+        Self::new(Duration::from_millis(500), Duration::from_secs(1))
     }
 
     /// How long to wait before the next attempt.
