@@ -3,6 +3,9 @@
 pub mod command;
 pub mod compat;
 pub mod listener;
+pub mod metrics;
 pub mod model;
 pub mod names;
+pub mod push;
 pub mod route;
+pub mod translate;
