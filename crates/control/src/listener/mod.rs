@@ -3,8 +3,8 @@
 mod access_log;
 mod chain;
 mod env;
-mod filters;
+pub(crate) mod filters;
 mod hcm;
 mod settings;
-mod tls;
+pub(crate) mod tls;
 mod tracing;

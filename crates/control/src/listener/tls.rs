@@ -360,7 +360,7 @@ fn root_name(roots: &str) -> Option<String> {
 }
 
 /// A Kubernetes secret by the name that a Gateway gives it.
-fn credential(name: &str) -> SdsSecretConfig {
+pub(crate) fn credential(name: &str) -> SdsSecretConfig {
     if name == BUILTIN {
         return agent_secret(OWN_CERTIFICATE);
     }
@@ -387,7 +387,7 @@ fn credential(name: &str) -> SdsSecretConfig {
 
 /// A secret that the agent beside the proxy serves. The mesh's own are waited for without limit; files are not, which
 /// is how Istio writes them.
-fn agent_secret(name: &str) -> SdsSecretConfig {
+pub(crate) fn agent_secret(name: &str) -> SdsSecretConfig {
     let source = ApiConfigSource {
         api_type: api_config_source::ApiType::Grpc.into(),
         transport_api_version: ApiVersion::V3.into(),
