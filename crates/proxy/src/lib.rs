@@ -5,6 +5,7 @@ pub mod command;
 pub mod http;
 pub mod io;
 pub mod listener;
+pub mod logging;
 pub mod network;
 pub mod plan;
 pub mod server;

@@ -84,7 +84,7 @@ impl TcpProxy {
         let mut outcome = TcpOutcome::default();
         let limit = self.plan.max_downstream_connection_duration;
         let drain = connection.drain.clone();
-        let progress = Rc::new(Progress::default());
+        let progress = Progress::default();
         {
             let work = self.proxy(&mut connection, &progress, &mut outcome, worker);
             let over = async {
@@ -119,7 +119,7 @@ impl TcpProxy {
     async fn proxy(
         &self,
         connection: &mut Connection,
-        progress: &Rc<Progress>,
+        progress: &Progress,
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
@@ -162,11 +162,13 @@ impl TcpProxy {
             None => self.stats.idle_timeout().inc(),
             Some(Ok(())) => {}
             // A reset on one side is passed on as a reset, so that the other does not take what it got for all.
-            Some(Err(CopyError::First(_))) => {
+            Some(Err(error @ CopyError::First(_))) => {
+                tracing::debug!(reason = %error.reason(), "the client broke the connection");
                 outcome.response_flags.push("DC");
                 upstream.reset_on_close();
             }
-            Some(Err(CopyError::Second(_))) => {
+            Some(Err(error @ CopyError::Second(_))) => {
+                tracing::debug!(reason = %error.reason(), "the upstream broke the connection");
                 outcome.response_flags.push("UC");
                 connection.stream.reset_on_close();
             }

@@ -101,11 +101,7 @@ impl Drain {
         match *self.0.borrow() {
             Phase::Open => false,
             Phase::Closed => true,
-            Phase::Draining { since, over } => {
-                let elapsed = since.elapsed();
-                elapsed >= over
-                    || random.below(over.as_millis() as u64) < elapsed.as_millis() as u64
-            }
+            Phase::Draining { since, over } => now_by_lot(since.elapsed(), over, random),
         }
     }
 
@@ -140,29 +136,33 @@ impl Drain {
     }
 }
 
+/// A connection's share of the drain time is uniform: after half of it half of the connections have ended.
+fn now_by_lot(elapsed: Duration, over: Duration, random: &Random) -> bool {
+    elapsed >= over || random.below(over.as_millis() as u64) < elapsed.as_millis() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_gradual_drain_ends_some_early_and_all_in_time() {
-        let (drainer, random) = (Drainer::default(), Random::seeded(7));
-        let drain = drainer.drain();
-        assert!(!drain.should_close(&random));
-        drainer.begin(Duration::from_secs(10), DrainStrategy::Gradual);
-        drain.begin().await;
-        tokio::time::advance(Duration::from_secs(5)).await;
-        let ended = (0..1000).filter(|_| drain.should_close(&random)).count();
-        assert!((400..600).contains(&ended), "{ended}");
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(drain.should_close(&random));
+    #[test]
+    fn a_gradual_drain_ends_some_early_and_all_in_time() {
+        let (random, over) = (Random::seeded(7), Duration::from_secs(10));
+        let ended = |elapsed| {
+            (0..1000).filter(|_| now_by_lot(Duration::from_secs(elapsed), over, &random)).count()
+        };
+        assert_eq!(ended(0), 0);
+        assert!((400..600).contains(&ended(5)));
+        assert_eq!(ended(10), 1000);
     }
 
     #[tokio::test]
     async fn an_immediate_drain_ends_all() {
         let drainer = Drainer::default();
         let drain = drainer.drain();
+        assert!(!drain.begun() && !drain.should_close(&Random::seeded(1)));
         drainer.begin(Duration::from_secs(45), DrainStrategy::Immediate);
+        drain.begin().await;
         assert!(drain.should_close(&Random::seeded(1)) && !drain.is_closed());
         drainer.close();
         drain.closed().await;
