@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod command;
 pub mod compat;
 pub mod endpoint;
+pub mod gateway;
 pub mod listener;
 pub mod metrics;
 pub mod model;

@@ -7,6 +7,8 @@ use proto::{
     prost_types::value::Kind,
 };
 
+/// Group and version of Istio's traffic objects, as their origin is written.
+pub const NETWORKING: &str = "networking.istio.io/v1";
 /// The cluster of everything that is let through.
 pub const PASSTHROUGH: &str = "PassthroughCluster";
 /// The cluster that refuses.

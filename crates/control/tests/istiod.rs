@@ -70,6 +70,16 @@ fn endpoints_equal_istiods() {
     section("endpoints");
 }
 
+#[test]
+fn listeners_equal_istiods() {
+    section("listeners");
+}
+
+#[test]
+fn routes_equal_istiods() {
+    section("routes");
+}
+
 /// The same input gives the same bytes, and a second mesh made from the first one shares what did not change.
 #[test]
 fn translation_is_deterministic() {

@@ -1,10 +1,363 @@
-//! Listeners of sidecars: `virtualOutbound`, `virtualInbound`, one per outbound address and port.
+//! Listeners: where connections come in, and what happens to them.
+//!
+//! [`Context`] holds what is the same for all listeners of a proxy ([`env::Env`] are its settings). A sidecar gets
+//! the listeners of [`outbound`], [`virtual_outbound`] and [`inbound`]; a gateway those of `gateway::listeners`.
 
-mod access_log;
-mod chain;
-mod env;
-pub(crate) mod filters;
-mod hcm;
-mod settings;
-pub(crate) mod tls;
-mod tracing;
+pub mod access_log;
+pub mod chain;
+pub mod env;
+pub mod filters;
+pub mod hcm;
+pub mod inbound;
+pub mod outbound;
+pub mod settings;
+pub mod tcp;
+mod telemetry;
+pub mod tls;
+pub mod tracing;
+pub mod virtual_outbound;
+
+use proto::{
+    Duration,
+    envoy::config::listener::v3::{Filter, Listener},
+    istio::{mesh::v1alpha1::ProxyConfig, networking::v1alpha3::DestinationRule},
+};
+
+use self::{
+    env::{Env, Interception, IpFamilies, ReservedPorts},
+    settings::Class,
+    tls::CertificateFiles,
+};
+use crate::{
+    model::{self, Mesh, Proxy, Registry, Resource, Service},
+    names::DestinationService,
+    route::{Client, NO_TIMEOUT, domains::Style},
+};
+
+/// Metadata by which a proxy says that it has none of Istio's own filters: a plain Envoy would reject a listener that
+/// names them. Absent means that it has them.
+const ISTIO_FILTERS: &str = "ISTIO_FILTERS";
+
+/// All listeners of a proxy, outbound ones first.
+pub fn build(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
+    let context = Context::new(mesh, proxy);
+    if proxy.is_router() {
+        return crate::gateway::listeners::build(&context);
+    }
+    let mut out = outbound_of(&context);
+    out.retain(|shared| !shared.is_of(proxy));
+    out.into_iter()
+        .map(|shared| shared.resource)
+        .chain(own_of(&context))
+        .collect()
+}
+
+/// The outbound listeners of a sidecar, the same for all proxies with the same [`outbound_key`]. The address of a pod
+/// stands beside listeners that the pod itself must leave out.
+pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
+    outbound_of(&Context::new(mesh, proxy))
+}
+
+/// The listeners that depend on what the workload of a sidecar serves.
+pub fn own(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
+    own_of(&Context::new(mesh, proxy))
+}
+
+/// A listener that many proxies share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub resource: Resource,
+    /// The address of the one pod that it leads to (headless services): that pod does not get it.
+    pub of_pod: Option<String>,
+}
+
+impl Shared {
+    /// Whether the listener leads to this proxy itself.
+    pub fn is_of(&self, proxy: &Proxy) -> bool {
+        let own = proxy.node.addresses.first().map(ToString::to_string);
+        self.of_pod.is_some() && self.of_pod == own
+    }
+}
+
+fn outbound_of(context: &Context<'_>) -> Vec<Shared> {
+    let resource = |listener: Listener, from| Resource::new(listener.name.clone(), &listener, from);
+    let scope_origin = || context.proxy.scope.origin().into_iter().collect();
+    let mut out: Vec<Shared> = outbound::build(context)
+        .into_iter()
+        .map(|b| Shared {
+            resource: resource(b.listener, b.from),
+            of_pod: b.of_pod,
+        })
+        .collect();
+    let single = [
+        outbound::http_proxy(context),
+        virtual_outbound::build(context),
+    ];
+    out.extend(single.into_iter().flatten().map(|listener| Shared {
+        resource: resource(listener, scope_origin()),
+        of_pod: None,
+    }));
+    out
+}
+
+fn own_of(context: &Context<'_>) -> Vec<Resource> {
+    inbound::build(context)
+        .into_iter()
+        .map(|(listener, from)| Resource::new(listener.name.clone(), &listener, from))
+        .collect()
+}
+
+/// What all listeners of one proxy have in common.
+#[derive(Debug)]
+pub struct Context<'a> {
+    pub mesh: &'a Mesh,
+    pub proxy: &'a Proxy,
+    pub env: Env<'a>,
+}
+
+impl<'a> Context<'a> {
+    /// Works out the settings of a proxy.
+    pub fn new(mesh: &'a Mesh, proxy: &'a Proxy) -> Context<'a> {
+        Context {
+            mesh,
+            proxy,
+            env: env_of(mesh, proxy),
+        }
+    }
+
+    /// The client that rules of VirtualServices look at.
+    pub fn client<'c>(&'c self, gateway: &'c str, port: u32) -> Client<'c> {
+        Client {
+            labels: &self.proxy.labels,
+            namespace: self.proxy.namespace(),
+            gateway,
+            port,
+        }
+    }
+
+    /// The rule of the proxy for calls of a host.
+    pub fn rule(&self, hostname: &str) -> Option<&DestinationRule> {
+        let rule = self
+            .proxy
+            .scope
+            .destination_rule(true, &self.proxy.labels, hostname)?;
+        Some(&rule.rule.spec)
+    }
+
+    /// What a visible service says about destinations that name it.
+    pub fn destination_service(&self, hostname: &str) -> Option<DestinationService> {
+        self.proxy
+            .scope
+            .service(hostname)
+            .map(|s| destination_service(s))
+    }
+
+    /// How the proxy's clients may write a service's name.
+    pub fn domain_style(&self) -> Style<'_> {
+        Style {
+            client_domain: &self.proxy.node.domain,
+            port: None,
+            absolute: self.env.compat.absolute_domains(),
+        }
+    }
+
+    /// The statistics filters of TCP chains.
+    pub fn tcp_stats(&self, class: Class) -> Vec<Filter> {
+        if self.env.istio_filters {
+            self.env.reports(class).tcp_stats.clone()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// How long a listener waits for a client's first bytes; 0 is for ever.
+    pub fn detection_timeout(&self) -> Option<Duration> {
+        Some(
+            self.env
+                .mesh
+                .protocol_detection_timeout
+                .unwrap_or(NO_TIMEOUT),
+        )
+    }
+
+    /// `MeshConfig.outboundClusterStatName` filled in; `None` where it is unset.
+    pub fn stat_prefix(
+        &self,
+        service: Option<&Service>,
+        host: &str,
+        subset: &str,
+        port: u32,
+        port_name: &str,
+    ) -> Option<String> {
+        let pattern = &self.env.mesh.outbound_cluster_stat_name;
+        let kubernetes = service
+            .filter(|s| s.registry == Registry::Kubernetes)
+            .map(|s| (s.name.clone(), s.namespace.clone()));
+        fill(pattern, kubernetes.as_ref(), host, subset, port, port_name)
+            .map(|s| s.replace("%TARGET_PORT%", "0"))
+    }
+
+    /// `MeshConfig.inboundClusterStatName` filled in; `None` where it is unset.
+    pub fn inbound_stat_prefix(
+        &self,
+        kubernetes: Option<&(String, String)>,
+        host: &str,
+        port: u32,
+        port_name: &str,
+    ) -> Option<String> {
+        fill(
+            &self.env.mesh.inbound_cluster_stat_name,
+            kubernetes,
+            host,
+            "",
+            port,
+            port_name,
+        )
+    }
+}
+
+/// What a service says about destinations that name it.
+pub fn destination_service(service: &Service) -> DestinationService {
+    DestinationService {
+        only_port: match service.ports.as_slice() {
+            [only] => Some(only.number),
+            _ => None,
+        },
+        external_name: Some(service.external_name.clone()).filter(|n| !n.is_empty()),
+    }
+}
+
+fn fill(
+    pattern: &str,
+    kubernetes: Option<&(String, String)>,
+    host: &str,
+    subset: &str,
+    port: u32,
+    port_name: &str,
+) -> Option<String> {
+    if pattern.is_empty() {
+        return None;
+    }
+    let (short, name) = match kubernetes {
+        Some((name, namespace)) => (format!("{name}.{namespace}"), name.clone()),
+        None => (host.to_owned(), host.to_owned()),
+    };
+    let filled = pattern
+        .replace("%SERVICE%", &short)
+        .replace("%SERVICE_NAME%", &name)
+        .replace("%SERVICE_FQDN%", host)
+        .replace("%SUBSET_NAME%", subset)
+        .replace("%SERVICE_PORT%", &port.to_string())
+        .replace("%SERVICE_PORT_NAME%", port_name);
+    Some(filled)
+}
+
+fn env_of<'a>(mesh: &'a Mesh, proxy: &'a Proxy) -> Env<'a> {
+    static DEFAULT: std::sync::LazyLock<ProxyConfig> =
+        std::sync::LazyLock::new(ProxyConfig::default);
+    let node = &proxy.node;
+    let config = mesh.config();
+    // A node that sends its own ProxyConfig had the mesh's merged into it at injection.
+    let proxy_config = node
+        .proxy_config
+        .as_ref()
+        .or(config.default_config.as_ref())
+        .unwrap_or(&DEFAULT);
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+    let text = |key: &str| node.meta(key).unwrap_or_default().to_owned();
+    let is_gateway = proxy.is_router();
+    Env {
+        mesh: config,
+        proxy_config,
+        labels: &proxy.labels,
+        namespace: proxy.namespace(),
+        is_gateway,
+        families: IpFamilies::of(addresses.iter().map(String::as_str)),
+        interception: match node.interception {
+            model::Interception::Redirect => Interception::Redirect,
+            model::Interception::Tproxy => Interception::Tproxy,
+            model::Interception::None => Interception::None,
+        },
+        http10: node.meta("HTTP10") == Some("1"),
+        idle_timeout: node.meta("IDLE_TIMEOUT").and_then(go_duration),
+        unprivileged: node.flag("UNPRIVILEGED_POD"),
+        reserved: ReservedPorts(
+            [
+                "ENVOY_STATUS_PORT",
+                "ENVOY_PROMETHEUS_PORT",
+                "ENVOY_SECURE_METRICS_PORT",
+                "ENVOY_SECURE_MERGED_METRICS_PORT",
+            ]
+            .iter()
+            .filter_map(|key| node.number(key))
+            .filter(|port| *port > 0)
+            .collect(),
+        ),
+        exact_balance: node.flag("OUTBOUND_LISTENER_EXACT_BALANCE"),
+        certificates: CertificateFiles {
+            certificate_chain: text("TLS_SERVER_CERT_CHAIN"),
+            private_key: text("TLS_SERVER_KEY"),
+            root: text("TLS_SERVER_ROOT_CERT"),
+        },
+        istio_filters: node.meta(ISTIO_FILTERS) != Some("false"),
+        reports: telemetry::reports(mesh, proxy, proxy_config),
+        headers: env::headers(proxy_config),
+        connection_settings: env::connection_settings(proxy_config, config, is_gateway),
+        compat: mesh.settings().compat,
+    }
+}
+
+/// Go's form of a duration: `1h30m`, `1.5s`, `300ms`.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, tail) = rest.split_at(number_end);
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_end);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * seconds;
+        rest = tail;
+    }
+    let nanos = (total.fract() * 1e9).round() as i32;
+    (!text.is_empty()).then_some(Duration {
+        seconds: total as i64,
+        nanos,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_go_s() {
+        assert_eq!(
+            go_duration("1m30s"),
+            Some(Duration {
+                seconds: 90,
+                nanos: 0
+            })
+        );
+        assert_eq!(
+            go_duration("1.5s"),
+            Some(Duration {
+                seconds: 1,
+                nanos: 500_000_000
+            })
+        );
+        assert_eq!(go_duration("5"), None);
+        assert_eq!(go_duration(""), None);
+    }
+}

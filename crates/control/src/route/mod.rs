@@ -6,6 +6,7 @@
 mod action;
 pub mod domains;
 mod matching;
+pub mod outbound;
 mod per_filter;
 mod retry;
 
@@ -33,7 +34,12 @@ pub use self::{
     matching::{Client, exact, is_catch_all, prefix},
     per_filter::{CORS, FAULT},
 };
-use crate::{compat::Compat, names};
+use crate::{
+    compat::Compat,
+    listener::Context,
+    model::{Mesh, Proxy, Resource},
+    names,
+};
 
 /// Whose rules a VirtualService follows where the sources of routes differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +50,16 @@ pub enum Semantics {
     Gateway,
     /// Made from a Kubernetes Ingress: prefixes end at path segments.
     Ingress,
+}
+
+/// The route configurations of these names for a proxy.
+pub fn build(mesh: &Mesh, proxy: &Proxy, names: &[String]) -> Vec<Resource> {
+    let context = Context::new(mesh, proxy);
+    if proxy.is_router() {
+        crate::gateway::routes::build(&context, names)
+    } else {
+        outbound::build(&context, names)
+    }
 }
 
 /// What routes ask about services.

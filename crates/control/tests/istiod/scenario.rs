@@ -1,6 +1,7 @@
 //! A captured scenario: its objects as a mesh, and what istiod sent to each of its nodes.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,8 +9,9 @@ use std::{
 
 use config::{Severity, Snapshot};
 use outrigger_control::{
-    cluster, endpoint,
+    cluster, endpoint, listener,
     model::{Mesh, Node, Proxy, Resource, Settings},
+    route,
 };
 use proto::envoy::config::core::v3::Node as EnvoyNode;
 use serde_json::{Value, json};
@@ -140,7 +142,7 @@ impl Scenario {
 
     /// Everything that all nodes get.
     pub fn resources(&self) -> Vec<Resource> {
-        let sections = ["clusters", "endpoints"];
+        let sections = ["clusters", "endpoints", "listeners", "routes"];
         let nodes = self.nodes();
         sections
             .iter()
@@ -160,6 +162,14 @@ impl Scenario {
                     .filter(|n| n.starts_with("outbound|"));
                 endpoint::build(&self.mesh, proxy, names)
             }
+            "listeners" => listener::build(&self.mesh, proxy),
+            "routes" => {
+                let mut names = BTreeSet::new();
+                for listener in listener::build(&self.mesh, proxy) {
+                    route_names(&shown(&listener), &mut names);
+                }
+                route::build(&self.mesh, proxy, &names.into_iter().collect::<Vec<_>>())
+            }
             other => panic!("no section {other}"),
         }
     }
@@ -168,4 +178,18 @@ impl Scenario {
 fn shown(resource: &Resource) -> Value {
     assert!(!resource.name.is_empty());
     proto::json::any_to_value(&resource.any())
+}
+
+/// The route configurations that a listener asks for.
+fn route_names(value: &Value, out: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(name) = fields.get("routeConfigName").and_then(Value::as_str) {
+                out.insert(name.to_owned());
+            }
+            fields.values().for_each(|v| route_names(v, out));
+        }
+        Value::Array(items) => items.iter().for_each(|v| route_names(v, out)),
+        _ => {}
+    }
 }

@@ -1,0 +1,486 @@
+//! The listeners of outgoing connections: one for each address and port that some service is called by.
+//!
+//! Services are taken in order of age. HTTP services of one port share a wildcard listener and are told apart by
+//! `Host`; others listen on their own address. Where two want the same address and port, their chains are merged if
+//! that is possible, else the first keeps the port.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use proto::envoy::config::{
+    core::v3::TrafficDirection,
+    listener::v3::{
+        AdditionalAddress, FilterChain, FilterChainMatch, Listener,
+        listener::ConnectionBalanceConfig,
+        listener::connection_balance_config::{BalanceType, ExactBalance},
+    },
+};
+use proto::istio::networking::v1alpha3::CaptureMode;
+
+use super::{
+    Context,
+    chain::{Chain, PASSTHROUGH_CHAIN, RAW_BUFFER, Traffic, address},
+    env::Interception,
+    filters,
+    settings::Class,
+    tcp,
+};
+use crate::{
+    model::{
+        EgressListener, Origin, OutboundMode, Port, Protocol, Registry, Resolution, Service,
+        TargetPort, service::UNSPECIFIED,
+    },
+    names,
+    route::NO_TIMEOUT,
+};
+
+/// A listener before it is finished.
+#[derive(Debug)]
+struct Entry {
+    bind: Vec<String>,
+    really_bound: bool,
+    port: u32,
+    protocol: Protocol,
+    /// Declared by a Sidecar with this port: services of other egress listeners stay out.
+    locked: bool,
+    chains: Vec<Chain>,
+    from: Vec<Origin>,
+    /// The address of a pod behind a headless service; the pod itself leaves it out.
+    of_pod: bool,
+}
+
+/// A finished listener.
+#[derive(Debug)]
+pub struct Built {
+    pub listener: Listener,
+    pub from: Vec<Origin>,
+    /// The pod's address, where the listener stands for one pod of a headless service.
+    pub of_pod: Option<String>,
+}
+
+/// What one service's port asks for.
+struct Wish<'a> {
+    service: &'a Service,
+    port: &'a Port,
+    bind: Vec<String>,
+    really_bound: bool,
+    of_pod: bool,
+}
+
+/// How a listener treats a protocol.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Treatment {
+    Http,
+    Tcp,
+    /// HTTP is told from the bytes.
+    Sniffed,
+}
+
+type Entries = BTreeMap<(String, u32), Entry>;
+
+/// All outbound listeners, except the virtual one.
+pub fn build(context: &Context<'_>) -> Vec<Built> {
+    let mut entries = Entries::new();
+    for egress in &context.proxy.scope.egress {
+        collect(context, egress, &mut entries);
+    }
+    entries
+        .into_values()
+        .map(|entry| finish(context, entry))
+        .collect()
+}
+
+/// The listener of clients that are told to use a proxy (`proxyHttpPort`).
+pub fn http_proxy(context: &Context<'_>) -> Option<Listener> {
+    let own = context.proxy.node.number("HTTP_PROXY_PORT");
+    let port = own.unwrap_or(context.env.mesh.proxy_http_port.max(0) as u32);
+    if port == 0 {
+        return None;
+    }
+    let chain = Chain::of(Traffic::Http {
+        routes: "http_proxy".to_owned(),
+        grpc_web: false,
+        http_proxy: true,
+    });
+    let entry = Entry {
+        bind: vec![context.env.families.localhost().to_owned()],
+        really_bound: true,
+        port,
+        protocol: Protocol::HttpProxy,
+        locked: false,
+        chains: vec![chain],
+        from: Vec::new(),
+        of_pod: false,
+    };
+    Some(finish(context, entry).listener)
+}
+
+/// Filters of what no service is known for: through, refused, or to the egress proxy.
+pub fn catch_all_filters(context: &Context<'_>) -> Vec<proto::envoy::config::listener::v3::Filter> {
+    let cluster = catch_all_cluster(context);
+    let mut out = context.tcp_stats(Class::Outbound);
+    out.push(tcp::to_cluster(
+        &context.env,
+        Class::Outbound,
+        &cluster,
+        true,
+    ));
+    out
+}
+
+/// Where traffic to unknown hosts goes.
+pub fn catch_all_cluster(context: &Context<'_>) -> String {
+    let scope = &context.proxy.scope;
+    match (scope.outbound_mode, &scope.egress_proxy) {
+        (OutboundMode::RegistryOnly, _) => names::BLACK_HOLE.to_owned(),
+        (OutboundMode::AllowAny, Some(to)) => names::destination_cluster(to, None, 0),
+        (OutboundMode::AllowAny, None) => names::PASSTHROUGH.to_owned(),
+    }
+}
+
+fn collect(context: &Context<'_>, egress: &EgressListener, entries: &mut Entries) {
+    let env = &context.env;
+    let declared = egress.listener.as_ref();
+    let bind = declared.map_or("", |l| l.bind.as_str());
+    let really_bound = env.interception == Interception::None
+        || declared.is_some_and(|l| {
+            l.capture_mode() == CaptureMode::None || l.bind.starts_with("unix://")
+        });
+    let bind: Vec<String> = match bind {
+        "" if really_bound => vec![env.families.localhost().to_owned()],
+        "" => Vec::new(),
+        bind => vec![bind.to_owned()],
+    };
+    let primary = bind.first().cloned().unwrap_or_default();
+    let may =
+        |port: &Port| env.can_bind(really_bound, &primary, port.number, port.protocol.is_http());
+    if let Some(port) = declared.and_then(|l| l.port.as_ref()) {
+        let port = Port {
+            name: port.name.clone(),
+            number: port.number,
+            protocol: Protocol::parse(&port.protocol),
+            target: TargetPort::Number(port.number),
+        };
+        if may(&port) {
+            for service in &egress.services {
+                let wish = Wish {
+                    service,
+                    port: &port,
+                    bind: bind.clone(),
+                    really_bound,
+                    of_pod: false,
+                };
+                add(context, egress, wish, entries);
+            }
+        }
+        return;
+    }
+    for entry in entries.values_mut() {
+        entry.locked = true;
+    }
+    for service in &egress.services {
+        for port in service.ports.iter().filter(|p| may(p)) {
+            for wish in wishes(context, service, port, &bind, really_bound) {
+                add(context, egress, wish, entries);
+            }
+        }
+    }
+}
+
+/// One wish; or one for each pod where a headless service has nothing but its pods' addresses.
+fn wishes<'a>(
+    context: &Context<'_>,
+    service: &'a Service,
+    port: &'a Port,
+    bind: &[String],
+    really_bound: bool,
+) -> Vec<Wish<'a>> {
+    let wish = |bind: Vec<String>, of_pod| Wish {
+        service,
+        port,
+        bind,
+        really_bound,
+        of_pod,
+    };
+    let per_pod = bind.is_empty()
+        && service.resolution == Resolution::Passthrough
+        && service.address_for(context.proxy) == UNSPECIFIED
+        && (port.protocol.is_tcp() || port.protocol.is_unsupported());
+    if !per_pod {
+        return vec![wish(bind.to_vec(), false)];
+    }
+    let endpoints = context.mesh.endpoints(service, port.number);
+    if endpoints.is_empty() && service.registry == Registry::External && service.selector.is_empty()
+    {
+        return vec![wish(Vec::new(), false)];
+    }
+    endpoints
+        .iter()
+        .filter(|e| e.address.parse::<IpAddr>().is_ok())
+        .map(|e| wish(vec![e.address.clone()], true))
+        .collect()
+}
+
+fn treatment(protocol: Protocol) -> Option<Treatment> {
+    if protocol.is_http() {
+        Some(Treatment::Http)
+    } else if protocol.is_tcp() {
+        Some(Treatment::Tcp)
+    } else if protocol.is_unsupported() {
+        Some(Treatment::Sniffed)
+    } else {
+        None
+    }
+}
+
+/// Puts a service's port into the listener of its address: a new one, or beside what is already there.
+fn add(context: &Context<'_>, egress: &EgressListener, wish: Wish<'_>, entries: &mut Entries) {
+    let Some(treatment) = treatment(wish.port.protocol) else {
+        return;
+    };
+    if wish.service.resolution == Resolution::Alias {
+        return;
+    }
+    let wildcard = context.env.families.wildcard();
+    let (bind, destinations) = placement(context, &wish, treatment);
+    let primary = bind.first().cloned().unwrap_or_default();
+    let key = (primary.clone(), wish.port.number);
+    let current = entries.get(&key);
+    if current.is_some_and(|e| e.locked) {
+        return;
+    }
+    let tcp = || {
+        tcp::Outbound {
+            service: wish.service,
+            port: wish.port,
+            bind: primary.clone(),
+            destinations: destinations.clone(),
+            virtual_services: &egress.virtual_services,
+        }
+        .chains(context)
+    };
+    let is_http_proxy = wish.port.protocol == Protocol::HttpProxy;
+    let sniffed = treatment == Treatment::Sniffed;
+    let http = |to_match: bool| http_chain(context, &wish, &primary, sniffed, to_match);
+
+    let mut protocol = wish.port.protocol;
+    let (chains, mut from) = match (treatment, current) {
+        _ if is_http_proxy => (vec![http(false)], Vec::new()),
+        // HTTP shares the listener: its routes tell the services apart.
+        (Treatment::Http, Some(e)) if !e.protocol.is_tcp() => {
+            if let Some(entry) = entries.get_mut(&key) {
+                entry.from.push(wish.service.origin.clone());
+            }
+            return;
+        }
+        (Treatment::Http, _) => {
+            let shared = primary == wildcard;
+            if shared {
+                // Strangers may use the port too, so only what looks like HTTP is taken.
+                protocol = Protocol::Unsupported;
+            }
+            (vec![http(shared)], Vec::new())
+        }
+        (Treatment::Tcp, _) => tcp(),
+        // HTTP is sniffed there already: only the rest is missing.
+        (Treatment::Sniffed, Some(e)) if e.protocol.is_unsupported() => tcp(),
+        (Treatment::Sniffed, _) => {
+            let (mut chains, from) = tcp();
+            chains.push(http(true));
+            (chains, from)
+        }
+    };
+    from.insert(0, wish.service.origin.clone());
+
+    let Some(entry) = entries.get_mut(&key) else {
+        let entry = Entry {
+            bind,
+            really_bound: wish.really_bound,
+            port: wish.port.number,
+            protocol,
+            locked: false,
+            chains,
+            from,
+            of_pod: wish.of_pod,
+        };
+        entries.insert(key, entry);
+        return;
+    };
+    if server_first_conflict(wish.port.protocol, entry.protocol) {
+        tracing::warn!(
+            "{} port {} gets no listener at {}:{}: {} is already served there, and the server speaks first in one of them; \
+             give one of the services another port or address",
+            wish.service.origin,
+            wish.port.number,
+            primary,
+            entry.port,
+            entry.protocol.name()
+        );
+        return;
+    }
+    if sniffed && entry.protocol.is_http() {
+        entry.chains = chains;
+        entry.from.extend(from);
+        entry.protocol = protocol;
+        return;
+    }
+    let becomes_sniffed = match treatment {
+        Treatment::Http => true,
+        Treatment::Tcp => entry.protocol.is_http(),
+        Treatment::Sniffed => entry.protocol.is_tcp(),
+    };
+    merge(entry, chains, from);
+    if becomes_sniffed {
+        entry.protocol = Protocol::Unsupported;
+    }
+}
+
+/// The addresses that a wish listens on, and the networks that its chains then have to match.
+fn placement(
+    context: &Context<'_>,
+    wish: &Wish<'_>,
+    treatment: Treatment,
+) -> (Vec<String>, Vec<String>) {
+    let wildcard = context.env.families.wildcard();
+    if !wish.bind.is_empty() {
+        return (wish.bind.clone(), Vec::new());
+    }
+    if treatment == Treatment::Http {
+        return (vec![wildcard.to_owned()], Vec::new());
+    }
+    let mut addresses = vec![wish.service.address_for(context.proxy)];
+    addresses.extend(
+        wish.service
+            .addresses_for(context.proxy)
+            .into_iter()
+            .skip(1),
+    );
+    if addresses[0] == UNSPECIFIED {
+        addresses[0] = wildcard.to_owned();
+    }
+    if addresses[0].contains('/') {
+        (vec![wildcard.to_owned()], addresses)
+    } else {
+        (addresses, Vec::new())
+    }
+}
+
+fn http_chain(
+    context: &Context<'_>,
+    wish: &Wish<'_>,
+    bind: &str,
+    sniffed: bool,
+    to_match: bool,
+) -> Chain {
+    let number = wish.port.number;
+    let routes = if number == 0 {
+        // A unix socket has no port to be named after.
+        bind.to_owned()
+    } else if sniffed && bind != context.env.families.wildcard() {
+        format!("{}:{number}", wish.service.hostname)
+    } else {
+        number.to_string()
+    };
+    let mut chain = Chain::of(Traffic::Http {
+        routes,
+        grpc_web: wish.port.protocol == Protocol::GrpcWeb,
+        http_proxy: false,
+    });
+    if to_match {
+        chain.application_protocols = context.env.plain_http_alpn();
+        chain.transport_protocol = RAW_BUFFER;
+    }
+    chain
+}
+
+/// A protocol in which the server speaks first cannot be told from the client's bytes.
+fn server_first_conflict(new: Protocol, old: Protocol) -> bool {
+    let server_first = |p| matches!(p, Protocol::Mongo | Protocol::MySql);
+    new != old && (server_first(new) || server_first(old))
+}
+
+/// Adds the chains that collide with none there is; the older service keeps the rest.
+fn merge(entry: &mut Entry, chains: Vec<Chain>, from: Vec<Origin>) {
+    for chain in chains {
+        if entry.chains.iter().any(|c| c.collides_with(&chain)) {
+            tracing::debug!(
+                "{:?}:{}: a chain is dropped: an older service has its match",
+                entry.bind,
+                entry.port
+            );
+        } else {
+            entry.chains.push(chain);
+        }
+    }
+    entry.from.extend(from);
+}
+
+fn finish(context: &Context<'_>, entry: Entry) -> Built {
+    let env = &context.env;
+    let primary = entry.bind.first().cloned().unwrap_or_default();
+    let name = format!("{primary}_{}", entry.port);
+    let mut out = Listener {
+        address: Some(address(&primary, entry.port)),
+        additional_addresses: entry
+            .bind
+            .iter()
+            .skip(1)
+            .map(|b| AdditionalAddress {
+                address: Some(address(b, entry.port)),
+                ..Default::default()
+            })
+            .collect(),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        continue_on_listener_filters_timeout: true,
+        connection_balance_config: exact_balance(env.exact_balance),
+        listener_filters_timeout: Some(NO_TIMEOUT),
+        ..Default::default()
+    };
+    if entry.really_bound {
+        out.max_connections_to_accept_per_socket_event = env.compat.max_connections_per_event();
+    } else {
+        out.bind_to_port = Some(false);
+    }
+    if entry.chains.iter().any(Chain::needs_tls_inspector) {
+        out.listener_filters.push(filters::tls_inspector());
+    }
+    if entry
+        .chains
+        .iter()
+        .any(|c| !c.application_protocols.is_empty())
+    {
+        out.listener_filters.push(filters::http_inspector());
+        out.listener_filters_timeout = context.detection_timeout();
+    }
+    for chain in entry.chains {
+        let everything = chain.is_match_all();
+        let built = chain.build(env, Class::Outbound, &name);
+        if everything {
+            out.default_filter_chain = Some(built);
+        } else {
+            out.filter_chains.push(built);
+        }
+    }
+    if out.filter_chains.is_empty() {
+        out.filter_chains.extend(out.default_filter_chain.take());
+    } else if out.default_filter_chain.is_none() {
+        out.default_filter_chain = Some(FilterChain {
+            filter_chain_match: Some(FilterChainMatch::default()),
+            filters: catch_all_filters(context),
+            name: PASSTHROUGH_CHAIN.to_owned(),
+            ..Default::default()
+        });
+    }
+    out.name = name;
+    Built {
+        listener: out,
+        from: entry.from,
+        of_pod: entry.of_pod.then_some(primary),
+    }
+}
+
+/// Connections are spread evenly over the workers, at a price.
+pub fn exact_balance(on: bool) -> Option<ConnectionBalanceConfig> {
+    on.then(|| ConnectionBalanceConfig {
+        balance_type: Some(BalanceType::ExactBalance(ExactBalance {})),
+    })
+}
