@@ -194,7 +194,7 @@ impl<T> IsSet for Vec<T> {
     }
 }
 
-impl<K, V> IsSet for std::collections::HashMap<K, V> {
+impl<K, V> IsSet for std::collections::BTreeMap<K, V> {
     fn is_set(&self) -> bool {
         !self.is_empty()
     }

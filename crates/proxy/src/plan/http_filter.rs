@@ -275,6 +275,13 @@ impl PerFilterConfig {
         Self(pairs)
     }
 
+    /// With this for a filter about which nothing is said yet.
+    pub(crate) fn or(self, filter: &str, config: RouteFilterConfig) -> Self {
+        let mut pairs = self.0;
+        pairs.push((filter.into(), config));
+        Self::new(pairs)
+    }
+
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

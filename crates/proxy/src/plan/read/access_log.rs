@@ -1,0 +1,266 @@
+//! Access logs.
+
+use proto::{
+    Struct,
+    envoy::{
+        config::{accesslog::v3 as pb, core::v3 as core},
+        extensions::access_loggers::{file::v3 as file, stream::v3 as stream},
+    },
+};
+use serde_json::Value;
+
+use super::common::{enumeration, extension, fraction, header_matcher, json, metadata_matcher};
+use crate::plan::{
+    access_log::{
+        AccessLog, AccessLogFilter, Comparison, ComparisonOp, JsonNode, LogFormat, LogSink,
+    },
+    error::{At, Step},
+    format::Template,
+    matcher::Fraction,
+};
+
+/// Envoy's own format, where none is configured.
+const DEFAULT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
+    %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+    %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
+    \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
+
+/// `AccessLog`.
+pub(super) fn access_log(at: At<'_>, m: &pb::AccessLog) -> Step<AccessLog> {
+    let filter = at.optional("filter", &m.filter, filter);
+    let Some(pb::access_log::ConfigType::TypedConfig(any)) = &m.config_type else {
+        return Err(at
+            .field("typed_config")
+            .error("is required: the configuration of this log with its @type"));
+    };
+    let at = at.field("typed_config");
+    let found = extension(&at, any)?;
+    let (sink, format) = match found.name.as_str() {
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
+            file_log(at, &found.decode(&at)?)?
+        }
+        "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
+            let m: stream::StdoutAccessLog = found.decode(&at)?;
+            let format = m
+                .access_log_format
+                .map(|stream::stdout_access_log::AccessLogFormat::LogFormat(f)| f);
+            (LogSink::Stdout, log_format_or_default(at, format.as_ref())?)
+        }
+        "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
+            let m: stream::StderrAccessLog = found.decode(&at)?;
+            let format = m
+                .access_log_format
+                .map(|stream::stderr_access_log::AccessLogFormat::LogFormat(f)| f);
+            (LogSink::Stderr, log_format_or_default(at, format.as_ref())?)
+        }
+        _ => return Err(found.unknown(&at, "access log")),
+    };
+    Ok(AccessLog {
+        name: m.name.as_str().into(),
+        filter: filter?,
+        sink,
+        format,
+    })
+}
+
+fn file_log(at: At<'_>, m: &file::FileAccessLog) -> Step<(LogSink, LogFormat)> {
+    use file::file_access_log::AccessLogFormat as F;
+    let path = at.text("path", &m.path)?;
+    let sink = match &*path {
+        "/dev/stdout" => LogSink::Stdout,
+        "/dev/stderr" => LogSink::Stderr,
+        path => LogSink::File(path.into()),
+    };
+    let format = match &m.access_log_format {
+        None => log_format_or_default(at, None)?,
+        Some(F::Format(text)) => text_format(at.field("format"), text, false)?,
+        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, false)?,
+        Some(F::TypedJsonFormat(m)) => json_format(at.field("typed_json_format"), m, false)?,
+        Some(F::LogFormat(m)) => log_format_or_default(at, Some(m))?,
+    };
+    Ok((sink, format))
+}
+
+fn log_format_or_default(
+    at: At<'_>,
+    m: Option<&core::SubstitutionFormatString>,
+) -> Step<LogFormat> {
+    match m {
+        Some(m) => log_format(at.field("log_format"), m),
+        None => text_format(at, DEFAULT, false),
+    }
+}
+
+fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
+    use core::{data_source::Specifier, substitution_format_string::Format as F};
+    let core::SubstitutionFormatString {
+        omit_empty_values,
+        content_type: _,
+        formatters,
+        // Members are always sorted.
+        json_format_options: _,
+        format,
+    } = m;
+    at.each("formatters", formatters, |at, m| {
+        let found = super::common::typed_config(&at, &m.typed_config, "formatter")?;
+        match found.name.as_str() {
+            // Their operators are built in here.
+            "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
+            | "envoy.extensions.formatter.metadata.v3.Metadata" => Ok(()),
+            _ => Err(found.unknown(&at.field("typed_config"), "formatter")),
+        }
+    });
+    match format {
+        Some(F::TextFormat(text)) => text_format(at.field("text_format"), text, *omit_empty_values),
+        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, *omit_empty_values),
+        Some(F::TextFormatSource(m)) => {
+            let at = at.field("text_format_source");
+            match &m.specifier {
+                Some(Specifier::InlineString(text)) => {
+                    text_format(at.field("inline_string"), text, *omit_empty_values)
+                }
+                Some(Specifier::InlineBytes(bytes)) => {
+                    let text = std::str::from_utf8(bytes)
+                        .map_err(|_| at.field("inline_bytes").error("must be UTF-8"))?;
+                    text_format(at.field("inline_bytes"), text, *omit_empty_values)
+                }
+                _ => Err(at.error("must be given in place: inline_string")),
+            }
+        }
+        None => Err(at.error("needs one of text_format_source, json_format")),
+    }
+}
+
+fn text_format(at: At<'_>, text: &str, omit_empty_values: bool) -> Step<LogFormat> {
+    let template = Template::parse(text).map_err(|why| at.error(why))?;
+    Ok(LogFormat::Text {
+        template,
+        omit_empty_values,
+    })
+}
+
+fn json_format(at: At<'_>, m: &Struct, omit_empty_values: bool) -> Step<LogFormat> {
+    Ok(LogFormat::Json {
+        root: json_node(at, &json(m))?,
+        omit_empty_values,
+    })
+}
+
+fn json_node(at: At<'_>, value: &Value) -> Step<JsonNode> {
+    Ok(match value {
+        Value::String(text) => {
+            JsonNode::Template(Template::parse(text).map_err(|why| at.error(why))?)
+        }
+        Value::Array(list) => JsonNode::List(
+            list.iter()
+                .enumerate()
+                .map(|(index, value)| json_node(at.index(index), value))
+                .collect::<Step<_>>()?,
+        ),
+        Value::Object(members) => {
+            let mut list = members
+                .iter()
+                .map(|(key, value)| Ok((key.as_str().into(), json_node(at.key(key), value)?)))
+                .collect::<Step<Vec<(Box<str>, JsonNode)>>>()?;
+            list.sort_by(|a, b| a.0.cmp(&b.0));
+            JsonNode::Object(list)
+        }
+        other => JsonNode::Literal(other.to_string().into()),
+    })
+}
+
+fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilter> {
+    use pb::access_log_filter::FilterSpecifier as F;
+    Ok(match &m.filter_specifier {
+        Some(F::StatusCodeFilter(m)) => AccessLogFilter::StatusCode(
+            at.field("status_code_filter")
+                .required("comparison", &m.comparison, comparison)?,
+        ),
+        Some(F::DurationFilter(m)) => AccessLogFilter::Duration(
+            at.field("duration_filter")
+                .required("comparison", &m.comparison, comparison)?,
+        ),
+        Some(F::NotHealthCheckFilter(_)) => AccessLogFilter::NotHealthCheck,
+        Some(F::TraceableFilter(_)) => AccessLogFilter::Traceable,
+        Some(F::RuntimeFilter(m)) => AccessLogFilter::Fraction {
+            fraction: at
+                .field("runtime_filter")
+                .optional("percent_sampled", &m.percent_sampled, fraction)?
+                .unwrap_or(Fraction::NONE),
+            use_independent_randomness: m.use_independent_randomness,
+        },
+        Some(F::AndFilter(m)) => {
+            AccessLogFilter::And(at.field("and_filter").each("filters", &m.filters, filter))
+        }
+        Some(F::OrFilter(m)) => {
+            AccessLogFilter::Or(at.field("or_filter").each("filters", &m.filters, filter))
+        }
+        Some(F::HeaderFilter(m)) => AccessLogFilter::Header(at.field("header_filter").required(
+            "header",
+            &m.header,
+            header_matcher,
+        )?),
+        Some(F::ResponseFlagFilter(m)) => {
+            let at = at.field("response_flag_filter");
+            AccessLogFilter::ResponseFlags(at.each("flags", &m.flags, |at, flag| {
+                if !RESPONSE_FLAGS.contains(&flag.as_str()) {
+                    return Err(at.error(format!("`{flag}` is not a response flag")));
+                }
+                Ok(flag.as_str().into())
+            }))
+        }
+        Some(F::GrpcStatusFilter(m)) => {
+            let at = at.field("grpc_status_filter");
+            let statuses = at.each("statuses", &m.statuses, |at, status| {
+                u8::try_from(*status)
+                    .ok()
+                    .filter(|s| *s <= 16)
+                    .ok_or_else(|| at.error("is not a gRPC status"))
+            });
+            AccessLogFilter::GrpcStatus {
+                statuses,
+                exclude: m.exclude,
+            }
+        }
+        Some(F::MetadataFilter(m)) => {
+            let at = at.field("metadata_filter");
+            AccessLogFilter::Metadata {
+                matcher: at.required("matcher", &m.matcher, metadata_matcher)?,
+                match_if_key_not_found: m.match_if_key_not_found.unwrap_or(true),
+            }
+        }
+        Some(F::ExtensionFilter(m)) => {
+            let at = at.field("extension_filter");
+            return Err(at.error(format!(
+                "access log filter {} is not implemented; remove it",
+                m.name
+            )));
+        }
+        Some(F::LogTypeFilter(_)) => {
+            return Err(at
+                .field("log_type_filter")
+                .error("is not implemented; remove it"));
+        }
+        None => return Err(at.error("needs a condition such as status_code_filter")),
+    })
+}
+
+fn comparison(at: At<'_>, m: &pb::ComparisonFilter) -> Step<Comparison> {
+    use pb::comparison_filter::Op;
+    let op = match enumeration(&at, "op", m.op)? {
+        Op::Eq => ComparisonOp::Eq,
+        Op::Ge => ComparisonOp::Ge,
+        Op::Le => ComparisonOp::Le,
+        Op::Ne => ComparisonOp::Ne,
+    };
+    // The runtime key is accepted without effect.
+    let value = at.required("value", &m.value, |_, m| Ok(m.default_value))?;
+    Ok(Comparison { op, value })
+}
+
+/// Envoy's short response flags.
+const RESPONSE_FLAGS: [&str; 30] = [
+    "LH", "UH", "UT", "LR", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "UAEX", "RLSE", "DC",
+    "URX", "SI", "IH", "DPE", "UMSDR", "RFCF", "NFCF", "DT", "UPE", "NC", "OM", "DF", "DO", "DR",
+    "UDO",
+];

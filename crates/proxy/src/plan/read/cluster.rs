@@ -1,0 +1,882 @@
+//! Clusters.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::envoy::{
+    config::{
+        cluster::v3::{self as pb, cluster as nested},
+        core::v3 as core,
+    },
+    extensions::{
+        network::dns_resolver::cares::v3::CaresDnsResolverConfig,
+        upstreams::http::v3::{self as upstream, http_protocol_options as upstream_nested},
+    },
+};
+
+use super::{
+    common::{
+        above_zero, address, config_source, duration, enumeration, extension, json, metadata,
+        percent, socket_address, typed_config,
+    },
+    endpoint::load_assignment,
+    http::{default_http1, http_options, http1_options, http2_options},
+    listener::metadata_exchange,
+    outlier::outlier_detection,
+    route::option,
+    tls::upstream_tls,
+};
+use crate::plan::{
+    address::Address,
+    bootstrap::ConfigSource,
+    cluster::{
+        BindConfig, CircuitBreakers, Cluster, CommonLb, Discovery, DnsLookupFamily, DnsOptions,
+        LbPolicy, RetryBudget, SlowStart, TcpKeepalive, Thresholds, TransportMatch,
+        UpstreamProtocol, UpstreamTransport,
+    },
+    endpoint::ClusterLoadAssignment,
+    error::{At, Step, unsupported},
+    http::{Http1Options, Http2Options, HttpOptions},
+    http_filter::MetadataExchange,
+    matcher::Percent,
+};
+
+const HTTP_PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// `Cluster`.
+pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
+    let pb::Cluster {
+        transport_socket_matches,
+        transport_socket_matcher,
+        name,
+        alt_stat_name,
+        eds_cluster_config,
+        connect_timeout,
+        per_connection_buffer_limit_bytes,
+        lb_policy: policy,
+        load_assignment: assignment,
+        health_checks,
+        max_requests_per_connection,
+        circuit_breakers: breakers,
+        upstream_http_protocol_options,
+        common_http_protocol_options,
+        http_protocol_options,
+        http2_protocol_options,
+        typed_extension_protocol_options,
+        dns_refresh_rate,
+        dns_jitter,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_lookup_family,
+        dns_resolvers,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        // Only active health checks warm a cluster further.
+        wait_for_warm_on_init: _,
+        outlier_detection: outlier,
+        cleanup_interval,
+        upstream_bind_config,
+        lb_subset_config,
+        common_lb_config,
+        transport_socket,
+        metadata: free,
+        protocol_selection,
+        upstream_connection_options,
+        close_connections_on_host_health_failure,
+        ignore_health_on_host_removal,
+        filters,
+        load_balancing_policy,
+        lrs_server: _,
+        lrs_report_endpoint_metrics: _,
+        track_timeout_budgets: _,
+        upstream_config,
+        track_cluster_stats: _,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        cluster_discovery_type,
+        lb_config,
+    } = m;
+    unsupported!(
+        at,
+        transport_socket_matcher,
+        health_checks,
+        dns_resolution_config,
+        lb_subset_config,
+        load_balancing_policy,
+        upstream_config,
+        preconnect_policy,
+    );
+    let name = at.text("name", name);
+    let dns = DnsOptions {
+        refresh_rate: above_zero(&at, "dns_refresh_rate", dns_refresh_rate)?
+            .unwrap_or(Duration::from_secs(5)),
+        jitter: at
+            .optional("dns_jitter", dns_jitter, duration)?
+            .unwrap_or_default(),
+        failure_refresh: at.optional(
+            "dns_failure_refresh_rate",
+            dns_failure_refresh_rate,
+            refresh,
+        )?,
+        respect_ttl: *respect_dns_ttl,
+        family: match enumeration(&at, "dns_lookup_family", *dns_lookup_family)? {
+            nested::DnsLookupFamily::Auto => DnsLookupFamily::Auto,
+            nested::DnsLookupFamily::V4Only => DnsLookupFamily::V4Only,
+            nested::DnsLookupFamily::V6Only => DnsLookupFamily::V6Only,
+            nested::DnsLookupFamily::V4Preferred => DnsLookupFamily::V4Preferred,
+            nested::DnsLookupFamily::All => DnsLookupFamily::All,
+        },
+        resolvers: at.each("dns_resolvers", dns_resolvers, |at, m| {
+            address(at, m, false)
+        }),
+        use_tcp: *use_tcp_for_dns_lookups,
+        search_domains: true,
+    };
+    let dns = dns_resolver(&at, dns, typed_dns_resolver_config);
+    let discovery = dns.and_then(|dns| {
+        discovery(
+            &at,
+            m,
+            cluster_discovery_type,
+            eds_cluster_config,
+            assignment,
+            dns,
+            cleanup_interval,
+        )
+    });
+    let original_dst = matches!(discovery, Ok(Discovery::OriginalDst { .. }));
+    let lb_policy = lb_policy(&at, *policy, lb_config, original_dst);
+    let lb = at.optional("common_lb_config", common_lb_config, common_lb);
+    let legacy = Legacy {
+        upstream: upstream_http_protocol_options,
+        common: common_http_protocol_options,
+        http1: http_protocol_options,
+        http2: http2_protocol_options,
+        selection: *protocol_selection,
+    };
+    let protocol = protocol_options(&at, typed_extension_protocol_options, legacy);
+    let transport = at.optional("transport_socket", transport_socket, upstream_transport);
+    let matches = at.each(
+        "transport_socket_matches",
+        transport_socket_matches,
+        |at, m| {
+            let nested::TransportSocketMatch {
+                name,
+                r#match,
+                transport_socket,
+            } = m;
+            let criteria = r#match.iter().flat_map(|m| match json(m) {
+                serde_json::Value::Object(members) => members,
+                _ => serde_json::Map::new(),
+            });
+            let mut criteria: Vec<_> = criteria.map(|(k, v)| (Arc::from(k), v)).collect();
+            criteria.sort_by(|a: &(Arc<str>, _), b| a.0.cmp(&b.0));
+            Ok(TransportMatch {
+                name: at.text("name", name)?,
+                criteria,
+                transport_socket: at.required(
+                    "transport_socket",
+                    transport_socket,
+                    upstream_transport,
+                )?,
+            })
+        },
+    );
+    let mut exchange = None;
+    at.each("filters", filters, |at, m| {
+        exchange = Some(cluster_filter(at, m)?);
+        Ok(())
+    });
+    let bind = at.optional("upstream_bind_config", upstream_bind_config, bind_config);
+    let outlier = at.optional("outlier_detection", outlier, outlier_detection);
+    let keepalive = at.optional(
+        "upstream_connection_options",
+        upstream_connection_options,
+        |at, m| {
+            let pb::UpstreamConnectionOptions {
+                tcp_keepalive,
+                // Only a name in a debug log.
+                set_local_interface_name_on_upstream_connections: _,
+                happy_eyeballs_config: _,
+            } = m;
+            Ok(tcp_keepalive.as_ref().map(|m| keepalive(at, m)))
+        },
+    );
+    let breakers = at.optional("circuit_breakers", breakers, circuit_breakers);
+    let mut protocol = protocol?;
+    if protocol.http.max_requests_per_connection.is_none() {
+        protocol.http.max_requests_per_connection = max_requests_per_connection.filter(|n| *n > 0);
+    }
+    Ok(Cluster {
+        name: name?,
+        alt_stat_name: option(alt_stat_name),
+        discovery: discovery?,
+        connect_timeout: above_zero(&at, "connect_timeout", connect_timeout)?
+            .unwrap_or(Duration::from_secs(5)),
+        lb_policy: lb_policy?,
+        lb: lb?.unwrap_or_else(default_lb),
+        circuit_breakers: breakers?.unwrap_or_else(default_breakers),
+        protocol: protocol.protocol,
+        http: protocol.http,
+        http1: protocol.http1,
+        http2: protocol.http2,
+        auto_sni: protocol.auto_sni,
+        auto_san_validation: protocol.auto_san_validation,
+        outlier_detection: outlier?,
+        transport_socket: transport?.unwrap_or(UpstreamTransport::RawBuffer),
+        transport_socket_matches: matches,
+        bind: bind?.flatten(),
+        tcp_keepalive: keepalive?.flatten(),
+        metadata_exchange: exchange,
+        per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
+        close_connections_on_host_health_failure: *close_connections_on_host_health_failure,
+        ignore_health_on_host_removal: *ignore_health_on_host_removal,
+        connection_pool_per_downstream_connection: *connection_pool_per_downstream_connection,
+        metadata: metadata(free),
+    })
+}
+
+#[allow(clippy::too_many_arguments)] // Fields of one message, taken apart above.
+fn discovery(
+    at: &At<'_>,
+    m: &pb::Cluster,
+    kind: &Option<nested::ClusterDiscoveryType>,
+    eds: &Option<nested::EdsClusterConfig>,
+    assignment: &Option<proto::envoy::config::endpoint::v3::ClusterLoadAssignment>,
+    dns: DnsOptions,
+    cleanup_interval: &Option<proto::Duration>,
+) -> Step<Discovery> {
+    use nested::{ClusterDiscoveryType as T, DiscoveryType as D};
+    let kind = match kind {
+        None => D::Static,
+        Some(T::Type(kind)) => enumeration(at, "type", *kind)?,
+        Some(T::ClusterType(m)) => {
+            return Err(at.field("cluster_type").error(format!(
+                "cluster type {} is not implemented; write type",
+                m.name
+            )));
+        }
+    };
+    // A STATIC cluster without endpoints is legal (BlackHoleCluster).
+    let endpoints = |names: bool| -> Step<Arc<ClusterLoadAssignment>> {
+        let planned = at.optional("load_assignment", assignment, |at, m| {
+            load_assignment(at, m, names)
+        })?;
+        Ok(Arc::new(planned.unwrap_or_else(|| ClusterLoadAssignment {
+            cluster_name: m.name.as_str().into(),
+            localities: Vec::new(),
+            overprovisioning_factor: 140,
+            drop_overloads: Vec::new(),
+        })))
+    };
+    if kind == D::Eds && assignment.is_some() {
+        at.field("load_assignment")
+            .error("cannot be given for type EDS");
+    }
+    if kind != D::Eds && eds.is_some() {
+        at.field("eds_cluster_config")
+            .error("can only be given for type EDS");
+    }
+    match kind {
+        D::Static => Ok(Discovery::Static(endpoints(false)?)),
+        D::StrictDns => Ok(Discovery::StrictDns {
+            load_assignment: endpoints(true)?,
+            dns,
+        }),
+        D::LogicalDns => {
+            let load_assignment = endpoints(true)?;
+            if load_assignment.endpoints().count() != 1 {
+                return Err(at
+                    .field("load_assignment")
+                    .error("needs exactly one endpoint for type LOGICAL_DNS"));
+            }
+            Ok(Discovery::LogicalDns {
+                load_assignment,
+                dns,
+            })
+        }
+        D::Eds => {
+            let Some(eds) = eds else {
+                return Err(at
+                    .field("eds_cluster_config")
+                    .error("is required for type EDS"));
+            };
+            let at = at.field("eds_cluster_config");
+            let service_name = match eds.service_name.as_str() {
+                "" => m.name.as_str(),
+                name => name,
+            };
+            let source: ConfigSource = at.required("eds_config", &eds.eds_config, config_source)?;
+            Ok(Discovery::Eds {
+                service_name: service_name.into(),
+                source,
+            })
+        }
+        D::OriginalDst => {
+            if assignment.is_some() {
+                return Err(at
+                    .field("load_assignment")
+                    .error("cannot be given for type ORIGINAL_DST"));
+            }
+            let interval = above_zero(at, "cleanup_interval", cleanup_interval)?;
+            let mut planned = Discovery::OriginalDst {
+                port_override: None,
+                http_header: None,
+                cleanup_interval: interval.unwrap_or(Duration::from_secs(5)),
+            };
+            if let (
+                Some(nested::LbConfig::OriginalDstLbConfig(m)),
+                Discovery::OriginalDst {
+                    port_override,
+                    http_header,
+                    ..
+                },
+            ) = (&m.lb_config, &mut planned)
+            {
+                let at = at.field("original_dst_lb_config");
+                let metadata_key = &m.metadata_key;
+                unsupported!(at, metadata_key);
+                if m.use_http_header {
+                    let name = option(&m.http_header_name);
+                    let name = name.unwrap_or_else(|| "x-envoy-original-dst-host".into());
+                    *http_header = Some(name.to_ascii_lowercase().into());
+                }
+                *port_override = at.optional(
+                    "upstream_port_override",
+                    &m.upstream_port_override,
+                    |at, p| u16::try_from(*p).map_err(|_| at.error("must be at most 65535")),
+                )?;
+            }
+            Ok(planned)
+        }
+    }
+}
+
+fn refresh(at: At<'_>, m: &nested::RefreshRate) -> Step<(Duration, Duration)> {
+    let Some(base) = above_zero(&at, "base_interval", &m.base_interval)? else {
+        return Err(at.field("base_interval").error("is required"));
+    };
+    Ok((
+        base,
+        above_zero(&at, "max_interval", &m.max_interval)?.unwrap_or(base * 10),
+    ))
+}
+
+/// Options of the named resolvers that mean something to ours; the choice of a resolver itself is without effect.
+fn dns_resolver(
+    at: &At<'_>,
+    mut dns: DnsOptions,
+    m: &Option<core::TypedExtensionConfig>,
+) -> Step<DnsOptions> {
+    let Some(m) = m else { return Ok(dns) };
+    let at = at.field("typed_dns_resolver_config");
+    let found = typed_config(&at, &m.typed_config, "resolver")?;
+    let at = at.field("typed_config");
+    match found.name.as_str() {
+        "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" => {
+            let m: CaresDnsResolverConfig = found.decode(&at)?;
+            let given = at.each("resolvers", &m.resolvers, |at, m| address(at, m, false));
+            if !given.is_empty() {
+                dns.resolvers = given;
+            }
+            if let Some(options) = m.dns_resolver_options {
+                dns.use_tcp |= options.use_tcp_for_dns_lookups;
+                dns.search_domains = !options.no_default_search_domain;
+            }
+            Ok(dns)
+        }
+        "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => {
+            Ok(dns)
+        }
+        _ => Err(found.unknown(&at, "DNS resolver")),
+    }
+}
+
+fn lb_policy(
+    at: &At<'_>,
+    policy: i32,
+    config: &Option<nested::LbConfig>,
+    original_dst: bool,
+) -> Step<LbPolicy> {
+    use nested::{LbConfig as C, LbPolicy as P};
+    let policy: P = enumeration(at, "lb_policy", policy)?;
+    if original_dst != (policy == P::ClusterProvided) {
+        let message = match original_dst {
+            true => "must be CLUSTER_PROVIDED for type ORIGINAL_DST",
+            false => "can only be CLUSTER_PROVIDED for type ORIGINAL_DST",
+        };
+        return Err(at.field("lb_policy").error(message));
+    }
+    match policy {
+        P::RoundRobin => Ok(LbPolicy::RoundRobin(match config {
+            Some(C::RoundRobinLbConfig(m)) => at.field("round_robin_lb_config").optional(
+                "slow_start_config",
+                &m.slow_start_config,
+                slow_start,
+            )?,
+            _ => None,
+        })),
+        P::LeastRequest => {
+            let none = nested::LeastRequestLbConfig::default();
+            let m = match config {
+                Some(C::LeastRequestLbConfig(m)) => m,
+                _ => &none,
+            };
+            let at = at.field("least_request_lb_config");
+            let bias = m
+                .active_request_bias
+                .as_ref()
+                .map_or(1.0, |b| b.default_value);
+            if !(0.0..=4000.0).contains(&bias) {
+                at.field("active_request_bias")
+                    .error("must be from 0 to 4000");
+            }
+            let choice_count = m.choice_count.unwrap_or(2);
+            if choice_count < 2 {
+                at.field("choice_count").error("must be at least 2");
+            }
+            Ok(LbPolicy::LeastRequest {
+                choice_count,
+                active_request_bias_ppm: (bias * 1e6).round() as u32,
+                slow_start: at.optional("slow_start_config", &m.slow_start_config, slow_start)?,
+            })
+        }
+        P::Random => Ok(LbPolicy::Random),
+        P::RingHash => {
+            const LIMIT: u64 = 8 << 20;
+            let none = nested::RingHashLbConfig::default();
+            let m = match config {
+                Some(C::RingHashLbConfig(m)) => m,
+                _ => &none,
+            };
+            let at = at.field("ring_hash_lb_config");
+            let minimum = m.minimum_ring_size.unwrap_or(1024);
+            let maximum = m.maximum_ring_size.unwrap_or(LIMIT);
+            if minimum > maximum || maximum > LIMIT {
+                at.error("needs minimum_ring_size ≤ maximum_ring_size ≤ 8388608");
+            }
+            let murmur = match enumeration(&at, "hash_function", m.hash_function)? {
+                nested::ring_hash_lb_config::HashFunction::XxHash => false,
+                nested::ring_hash_lb_config::HashFunction::MurmurHash2 => true,
+            };
+            Ok(LbPolicy::RingHash {
+                minimum_ring_size: minimum,
+                maximum_ring_size: maximum,
+                murmur,
+            })
+        }
+        P::Maglev => {
+            let table_size = match config {
+                Some(C::MaglevLbConfig(m)) => m.table_size.unwrap_or(65_537),
+                _ => 65_537,
+            };
+            if table_size > 5_000_011 || !is_prime(table_size) {
+                let at = at.field("maglev_lb_config");
+                at.field("table_size")
+                    .error("must be a prime, at most 5000011");
+            }
+            Ok(LbPolicy::Maglev { table_size })
+        }
+        P::ClusterProvided => Ok(LbPolicy::ClusterProvided),
+        P::LoadBalancingPolicyConfig => Err(at
+            .field("lb_policy")
+            .error("LOAD_BALANCING_POLICY_CONFIG is not implemented")),
+    }
+}
+
+fn is_prime(n: u64) -> bool {
+    n >= 2
+        && (2..)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+}
+
+fn slow_start(at: At<'_>, m: &nested::SlowStartConfig) -> Step<SlowStart> {
+    let nested::SlowStartConfig {
+        slow_start_window,
+        aggression,
+        min_weight_percent,
+    } = m;
+    let Some(window) = above_zero(&at, "slow_start_window", slow_start_window)? else {
+        return Err(at.field("slow_start_window").error("is required"));
+    };
+    let aggression = aggression.as_ref().map_or(1.0, |a| a.default_value);
+    if !(0.001..=4000.0).contains(&aggression) {
+        at.field("aggression").error("must be greater than 0");
+    }
+    Ok(SlowStart {
+        window,
+        aggression_milli: (aggression * 1000.0).round() as u32,
+        min_weight: at
+            .optional("min_weight_percent", min_weight_percent, percent)?
+            .unwrap_or(Percent::whole(10)),
+    })
+}
+
+fn default_lb() -> CommonLb {
+    CommonLb {
+        healthy_panic_threshold: Percent::whole(50),
+        locality_weighted: false,
+        fail_traffic_on_panic: false,
+        close_connections_on_host_set_change: false,
+        use_hostname_for_hashing: false,
+        hash_balance_factor: None,
+    }
+}
+
+fn common_lb(at: At<'_>, m: &nested::CommonLbConfig) -> Step<CommonLb> {
+    use nested::common_lb_config::{ConsistentHashingLbConfig, LocalityConfigSpecifier as L};
+    let nested::CommonLbConfig {
+        healthy_panic_threshold,
+        // Changes are applied at once; merging them only saves work.
+        update_merge_window: _,
+        // Only active health checks find out.
+        ignore_new_hosts_until_first_hc: _,
+        close_connections_on_host_set_change,
+        consistent_hashing_lb_config,
+        // Only filters that name a host themselves read it (stateful sessions), and those are rejected.
+        override_host_status: _,
+        locality_config_specifier,
+    } = m;
+    let default = default_lb();
+    let mut lb = CommonLb {
+        healthy_panic_threshold: at
+            .optional("healthy_panic_threshold", healthy_panic_threshold, percent)?
+            .unwrap_or(default.healthy_panic_threshold),
+        close_connections_on_host_set_change: *close_connections_on_host_set_change,
+        ..default
+    };
+    match locality_config_specifier {
+        None => {}
+        Some(L::LocalityWeightedLbConfig(_)) => lb.locality_weighted = true,
+        Some(L::ZoneAwareLbConfig(m)) => {
+            let at = at.field("zone_aware_lb_config");
+            // Zone-aware routing begins with cluster_manager.local_cluster_name, which the bootstrap rejects.
+            lb.fail_traffic_on_panic = m.fail_traffic_on_panic;
+            at.optional("routing_enabled", &m.routing_enabled, percent)?;
+        }
+    }
+    if let Some(ConsistentHashingLbConfig {
+        use_hostname_for_hashing,
+        hash_balance_factor,
+    }) = consistent_hashing_lb_config
+    {
+        lb.use_hostname_for_hashing = *use_hostname_for_hashing;
+        lb.hash_balance_factor = *hash_balance_factor;
+        if hash_balance_factor.is_some_and(|f| f < 100) {
+            let at = at.field("consistent_hashing_lb_config");
+            at.field("hash_balance_factor")
+                .error("must be at least 100");
+        }
+    }
+    Ok(lb)
+}
+
+fn default_breakers() -> CircuitBreakers {
+    CircuitBreakers {
+        default: Thresholds::default(),
+        high: Thresholds::default(),
+        per_host_max_connections: None,
+    }
+}
+
+fn circuit_breakers(at: At<'_>, m: &pb::CircuitBreakers) -> Step<CircuitBreakers> {
+    let mut planned = default_breakers();
+    let list = at.each("thresholds", &m.thresholds, |at, m| {
+        let priority: core::RoutingPriority = enumeration(&at, "priority", m.priority)?;
+        let usual = Thresholds::default();
+        let budget = at.optional("retry_budget", &m.retry_budget, |at, m| {
+            Ok(RetryBudget {
+                budget: at
+                    .optional("budget_percent", &m.budget_percent, percent)?
+                    .unwrap_or(Percent::whole(20)),
+                min_retry_concurrency: m.min_retry_concurrency.unwrap_or(3),
+            })
+        })?;
+        let thresholds = Thresholds {
+            max_connections: m.max_connections.unwrap_or(usual.max_connections),
+            max_pending_requests: m.max_pending_requests.unwrap_or(usual.max_pending_requests),
+            max_requests: m.max_requests.unwrap_or(usual.max_requests),
+            max_retries: m.max_retries.unwrap_or(usual.max_retries),
+            retry_budget: budget,
+            track_remaining: m.track_remaining,
+            max_connection_pools: m.max_connection_pools,
+        };
+        Ok((priority, thresholds))
+    });
+    // Of two for one priority the first counts, as in Envoy.
+    for (priority, thresholds) in list.into_iter().rev() {
+        match priority {
+            core::RoutingPriority::Default => planned.default = thresholds,
+            core::RoutingPriority::High => planned.high = thresholds,
+        }
+    }
+    planned.per_host_max_connections = m
+        .per_host_thresholds
+        .first()
+        .and_then(|t| t.max_connections);
+    Ok(planned)
+}
+
+/// What the options message (or the deprecated fields) say about HTTP.
+struct Protocol {
+    protocol: UpstreamProtocol,
+    http: HttpOptions,
+    http1: Http1Options,
+    http2: Http2Options,
+    auto_sni: bool,
+    auto_san_validation: bool,
+}
+
+/// The deprecated fields of a cluster.
+struct Legacy<'a> {
+    upstream: &'a Option<core::UpstreamHttpProtocolOptions>,
+    common: &'a Option<core::HttpProtocolOptions>,
+    http1: &'a Option<core::Http1ProtocolOptions>,
+    http2: &'a Option<core::Http2ProtocolOptions>,
+    selection: i32,
+}
+
+fn protocol_options(
+    at: &At<'_>,
+    map: &std::collections::BTreeMap<String, proto::Any>,
+    legacy: Legacy<'_>,
+) -> Step<Protocol> {
+    let options_at = at.field("typed_extension_protocol_options");
+    for name in map.keys().filter(|n| *n != HTTP_PROTOCOL_OPTIONS) {
+        options_at.key(name).error("is not implemented; remove it");
+    }
+    if let Some(any) = map.get(HTTP_PROTOCOL_OPTIONS) {
+        let at = options_at.key(HTTP_PROTOCOL_OPTIONS);
+        let found = extension(&at, any)?;
+        if found.name != HTTP_PROTOCOL_OPTIONS {
+            return Err(at.error(format!("must be a {HTTP_PROTOCOL_OPTIONS}")));
+        }
+        return http_protocol_options(at, &found.decode(&at)?);
+    }
+    let protocol = match (legacy.selection, legacy.http2) {
+        (1, _) => UpstreamProtocol::Downstream,
+        (_, Some(_)) => UpstreamProtocol::Http2,
+        (_, None) => UpstreamProtocol::Http1,
+    };
+    let http = at.optional("common_http_protocol_options", legacy.common, http_options)?;
+    let http1 = at.optional("http_protocol_options", legacy.http1, http1_options)?;
+    let http2 = at.optional("http2_protocol_options", legacy.http2, http2_options)?;
+    Ok(Protocol {
+        protocol,
+        http: http.unwrap_or_default(),
+        http1: http1.unwrap_or_else(default_http1),
+        http2: http2.unwrap_or_default(),
+        auto_sni: legacy.upstream.as_ref().is_some_and(|m| m.auto_sni),
+        auto_san_validation: legacy
+            .upstream
+            .as_ref()
+            .is_some_and(|m| m.auto_san_validation),
+    })
+}
+
+fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<Protocol> {
+    use upstream_nested::{
+        UpstreamProtocolOptions as U, explicit_http_config::ProtocolConfig as P,
+    };
+    let upstream::HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = m;
+    unsupported!(
+        at,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+    );
+    // The codec alone is what a cluster without filters has.
+    for (index, filter) in http_filters.iter().enumerate() {
+        if filter.name != "envoy.filters.http.upstream_codec" {
+            let at = at.field("http_filters");
+            at.index(index)
+                .error("upstream HTTP filters are not implemented; remove it");
+        }
+    }
+    let (protocol, http1, http2) = match upstream_protocol_options {
+        Some(U::ExplicitHttpConfig(m)) => {
+            let at = at.field("explicit_http_config");
+            match &m.protocol_config {
+                Some(P::HttpProtocolOptions(m)) => {
+                    let options = http1_options(at.field("http_protocol_options"), m)?;
+                    (UpstreamProtocol::Http1, Some(options), None)
+                }
+                Some(P::Http2ProtocolOptions(m)) => {
+                    let options = http2_options(at.field("http2_protocol_options"), m)?;
+                    (UpstreamProtocol::Http2, None, Some(options))
+                }
+                Some(P::Http3ProtocolOptions(_)) => {
+                    return Err(at
+                        .field("http3_protocol_options")
+                        .error("is not implemented; write http2_protocol_options"));
+                }
+                None => {
+                    return Err(
+                        at.error("needs one of http_protocol_options, http2_protocol_options")
+                    );
+                }
+            }
+        }
+        Some(U::UseDownstreamProtocolConfig(m)) => {
+            let at = at.field("use_downstream_protocol_config");
+            let http3_protocol_options = &m.http3_protocol_options;
+            unsupported!(at, http3_protocol_options);
+            let http1 = at.optional(
+                "http_protocol_options",
+                &m.http_protocol_options,
+                http1_options,
+            )?;
+            let http2 = at.optional(
+                "http2_protocol_options",
+                &m.http2_protocol_options,
+                http2_options,
+            )?;
+            (UpstreamProtocol::Downstream, http1, http2)
+        }
+        Some(U::AutoConfig(m)) => {
+            let at = at.field("auto_config");
+            let http3_protocol_options = &m.http3_protocol_options;
+            let alternate_protocols_cache_options = &m.alternate_protocols_cache_options;
+            unsupported!(
+                at,
+                http3_protocol_options,
+                alternate_protocols_cache_options
+            );
+            let http1 = at.optional(
+                "http_protocol_options",
+                &m.http_protocol_options,
+                http1_options,
+            )?;
+            let http2 = at.optional(
+                "http2_protocol_options",
+                &m.http2_protocol_options,
+                http2_options,
+            )?;
+            (UpstreamProtocol::Alpn, http1, http2)
+        }
+        None => {
+            return Err(at.error(
+                "needs one of explicit_http_config, use_downstream_protocol_config, auto_config",
+            ));
+        }
+    };
+    let http = at.optional(
+        "common_http_protocol_options",
+        common_http_protocol_options,
+        http_options,
+    )?;
+    let sni = upstream_http_protocol_options.as_ref();
+    if sni.is_some_and(|m| !m.override_auto_sni_header.is_empty()) {
+        let at = at.field("upstream_http_protocol_options");
+        at.field("override_auto_sni_header")
+            .error("is not implemented; remove it");
+    }
+    Ok(Protocol {
+        protocol,
+        http: http.unwrap_or_default(),
+        http1: http1.unwrap_or_else(default_http1),
+        http2: http2.unwrap_or_default(),
+        auto_sni: sni.is_some_and(|m| m.auto_sni),
+        auto_san_validation: sni.is_some_and(|m| m.auto_san_validation),
+    })
+}
+
+fn upstream_transport(at: At<'_>, m: &core::TransportSocket) -> Step<UpstreamTransport> {
+    let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &m.config_type else {
+        // By name alone raw_buffer was legal once.
+        return match m.name.as_str() {
+            "envoy.transport_sockets.raw_buffer" => Ok(UpstreamTransport::RawBuffer),
+            _ => Err(at
+                .field("typed_config")
+                .error("is required: the configuration of this transport socket with its @type")),
+        };
+    };
+    let at = at.field("typed_config");
+    let found = extension(&at, any)?;
+    match found.name.as_str() {
+        "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => {
+            Ok(UpstreamTransport::RawBuffer)
+        }
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
+            let tls = upstream_tls(at, &found.decode(&at)?)?;
+            Ok(UpstreamTransport::Tls(Arc::new(tls)))
+        }
+        _ => Err(found.unknown(&at, "transport socket")),
+    }
+}
+
+fn bind_config(at: At<'_>, m: &core::BindConfig) -> Step<Option<BindConfig>> {
+    let core::BindConfig {
+        source_address,
+        freebind,
+        socket_options,
+        extra_source_addresses,
+        additional_source_addresses,
+        local_address_selector,
+    } = m;
+    unsupported!(at, socket_options, local_address_selector);
+    let socket = |at: At<'_>, m: &core::SocketAddress| match socket_address(at, m, false)? {
+        Address::Socket(address) => Ok(address),
+        _ => Err(at.error("must be an IP address")),
+    };
+    let source = at.optional("source_address", source_address, socket)?;
+    let mut additional = at.each(
+        "additional_source_addresses",
+        additional_source_addresses,
+        socket,
+    );
+    additional.extend(
+        at.each("extra_source_addresses", extra_source_addresses, |at, m| {
+            let core::ExtraSourceAddress {
+                address,
+                socket_options,
+            } = m;
+            unsupported!(at, socket_options);
+            at.required("address", address, socket)
+        }),
+    );
+    Ok(source.map(|source| BindConfig {
+        source,
+        additional,
+        freebind: freebind.unwrap_or(false),
+    }))
+}
+
+fn keepalive(_: At<'_>, m: &core::TcpKeepalive) -> TcpKeepalive {
+    let seconds = |n: Option<u32>| n.filter(|n| *n > 0).map(|n| Duration::from_secs(n.into()));
+    TcpKeepalive {
+        probes: m.keepalive_probes.filter(|n| *n > 0),
+        time: seconds(m.keepalive_time),
+        interval: seconds(m.keepalive_interval),
+    }
+}
+
+fn cluster_filter(at: At<'_>, m: &pb::Filter) -> Step<MetadataExchange> {
+    let pb::Filter {
+        name: _,
+        typed_config: any,
+        config_discovery,
+    } = m;
+    unsupported!(at, config_discovery);
+    let found = typed_config(&at, any, "filter")?;
+    let at = at.field("typed_config");
+    match found.name.as_str() {
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
+            metadata_exchange(at, &found.decode(&at)?)
+        }
+        _ => Err(found.unknown(&at, "upstream network filter")),
+    }
+}

@@ -1,0 +1,556 @@
+//! Listeners, filter chains, listener filters and network filters.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::envoy::{
+    config::{core::v3 as core, listener::v3 as pb},
+    extensions::filters::{
+        listener::tls_inspector::v3::TlsInspector, network::tcp_proxy::v3 as tcp,
+    },
+};
+
+use super::{
+    access_log::access_log,
+    common::{
+        address, cidr, duration, enumeration, extension, metadata, or_disabled, positive,
+        typed_config,
+    },
+    http::connection_manager,
+    http_filter::istio_stats,
+    route::option,
+    tls::downstream_tls,
+};
+use crate::plan::{
+    chain_match::ChainTable,
+    error::{At, Step, unsupported},
+    http_filter::MetadataExchange,
+    listener::{
+        ChainPredicate, DownstreamTransport, FilterChain, FilterChainMatch, Listener,
+        ListenerFilter, ListenerFilterKind, SourceType, TrafficDirection,
+    },
+    network::{NetworkFilter, NetworkFilterConfig, TcpClusters, TcpProxy},
+};
+
+const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
+
+/// `Listener`.
+pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
+    let pb::Listener {
+        name,
+        address: bound,
+        additional_addresses,
+        stat_prefix,
+        filter_chains,
+        fcds_config,
+        filter_chain_matcher,
+        use_original_dst,
+        default_filter_chain,
+        per_connection_buffer_limit_bytes,
+        metadata: free,
+        deprecated_v1,
+        drain_type,
+        listener_filters,
+        listener_filters_timeout,
+        continue_on_listener_filters_timeout,
+        transparent,
+        freebind,
+        socket_options,
+        tcp_fast_open_queue_length,
+        traffic_direction,
+        udp_listener_config,
+        api_listener,
+        connection_balance_config,
+        // Deprecated; enable_reuse_port counts.
+        reuse_port: _,
+        enable_reuse_port,
+        access_log: logs,
+        tcp_backlog_size,
+        max_connections_to_accept_per_socket_event,
+        bind_to_port,
+        enable_mptcp,
+        ignore_global_conn_limit,
+        // There is no overload manager whose actions could be bypassed.
+        bypass_overload_manager: _,
+        listener_specifier,
+    } = m;
+    unsupported!(
+        at,
+        fcds_config,
+        filter_chain_matcher,
+        socket_options,
+        tcp_fast_open_queue_length,
+        udp_listener_config,
+        api_listener,
+        enable_mptcp,
+        listener_specifier,
+    );
+    let address_at = |at: At<'_>, m: &core::Address| address(at, m, false);
+    let bound = at.required("address", bound, address_at);
+    let additional = at.each("additional_addresses", additional_addresses, |at, m| {
+        let pb::AdditionalAddress {
+            address,
+            socket_options,
+        } = m;
+        unsupported!(at, socket_options);
+        at.required("address", address, address_at)
+    });
+    let use_original_dst = use_original_dst.unwrap_or(false);
+    let mut filters = at.each("listener_filters", listener_filters, listener_filter);
+    // Envoy adds the filter itself where the flag asks for it.
+    if use_original_dst
+        && !filters
+            .iter()
+            .any(|f| f.kind == ListenerFilterKind::OriginalDst)
+    {
+        let kind = ListenerFilterKind::OriginalDst;
+        filters.insert(
+            0,
+            ListenerFilter {
+                name: ORIGINAL_DST.into(),
+                kind,
+                disabled: None,
+            },
+        );
+    }
+    if filter_chains.is_empty() && default_filter_chain.is_none() {
+        at.field("filter_chains")
+            .error("needs at least one filter chain, or default_filter_chain");
+    }
+    let chains: Vec<Arc<FilterChain>> = at.each("filter_chains", filter_chains, |at, m| {
+        filter_chain(at, m).map(Arc::new)
+    });
+    let default_chain = at.optional("default_filter_chain", default_filter_chain, filter_chain);
+    let chain_table = match ChainTable::new(&chains) {
+        Ok(table) => table,
+        Err((first, second)) if chains.len() == filter_chains.len() => {
+            let at = at.field("filter_chains");
+            at.index(second).field("filter_chain_match").error(format!(
+                "takes the same connections as filter_chains[{first}] ({:?})",
+                chains[first].name
+            ));
+            ChainTable::default()
+        }
+        // A chain was left out as wrong; indices would mislead.
+        Err(_) => ChainTable::default(),
+    };
+    let timeout = or_disabled(
+        &at,
+        "listener_filters_timeout",
+        listener_filters_timeout,
+        Some(Duration::from_secs(15)),
+    );
+    let direction = match enumeration(&at, "traffic_direction", *traffic_direction)? {
+        core::TrafficDirection::Unspecified => TrafficDirection::Unspecified,
+        core::TrafficDirection::Inbound => TrafficDirection::Inbound,
+        core::TrafficDirection::Outbound => TrafficDirection::Outbound,
+    };
+    let exact_balance = at.optional(
+        "connection_balance_config",
+        connection_balance_config,
+        |at, m| {
+            use pb::listener::connection_balance_config::BalanceType as B;
+            match &m.balance_type {
+                Some(B::ExactBalance(_)) => Ok(true),
+                _ => Err(at.error("only exact_balance is implemented")),
+            }
+        },
+    )?;
+    let default_chain = default_chain?;
+    Ok(Listener {
+        name: at.text("name", name)?,
+        address: bound?,
+        additional_addresses: additional,
+        stat_prefix: option(stat_prefix),
+        bind_to_port: bind_to_port
+            .or(deprecated_v1.as_ref().and_then(|m| m.bind_to_port))
+            .unwrap_or(true),
+        use_original_dst,
+        transparent: transparent.unwrap_or(false),
+        freebind: freebind.unwrap_or(false),
+        reuse_port: enable_reuse_port.unwrap_or(true),
+        tcp_backlog: *tcp_backlog_size,
+        max_connections_per_event: *max_connections_to_accept_per_socket_event,
+        exact_balance: exact_balance.unwrap_or(false),
+        listener_filters: filters,
+        listener_filters_timeout: timeout?,
+        continue_on_listener_filters_timeout: *continue_on_listener_filters_timeout,
+        filter_chains: chains,
+        default_filter_chain: default_chain.map(Arc::new),
+        chain_table,
+        per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
+        traffic_direction: direction,
+        drain_modify_only: *drain_type == pb::listener::DrainType::ModifyOnly as i32,
+        access_logs: at.each("access_log", logs, access_log),
+        ignore_global_connection_limit: *ignore_global_conn_limit,
+        metadata: metadata(free),
+    })
+}
+
+fn listener_filter(at: At<'_>, m: &pb::ListenerFilter) -> Step<ListenerFilter> {
+    use pb::listener_filter::ConfigType;
+    let name = at.text("name", &m.name)?;
+    let any = match &m.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(at
+                .field("config_discovery")
+                .error("is not implemented; write typed_config"));
+        }
+        None => {
+            return Err(at
+                .field("typed_config")
+                .error("is required: the configuration of this filter with its @type"));
+        }
+    };
+    let config_at = at.field("typed_config");
+    let found = extension(&config_at, any)?;
+    let kind = match found.name.as_str() {
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => {
+            ListenerFilterKind::OriginalDst
+        }
+        "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => {
+            ListenerFilterKind::HttpInspector
+        }
+        "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => {
+            let TlsInspector {
+                enable_ja3_fingerprinting,
+                enable_ja4_fingerprinting,
+                initial_read_buffer_size,
+                close_connection_on_client_hello_parsing_errors,
+                max_client_hello_size: _,
+            } = &found.decode(&config_at)?;
+            unsupported!(
+                config_at,
+                enable_ja3_fingerprinting,
+                enable_ja4_fingerprinting,
+                close_connection_on_client_hello_parsing_errors,
+            );
+            ListenerFilterKind::TlsInspector {
+                initial_read_buffer_size: *initial_read_buffer_size,
+            }
+        }
+        _ => return Err(found.unknown(&config_at, "listener filter")),
+    };
+    let disabled = at.optional("filter_disabled", &m.filter_disabled, predicate)?;
+    Ok(ListenerFilter {
+        name,
+        kind,
+        disabled,
+    })
+}
+
+fn predicate(at: At<'_>, m: &pb::ListenerFilterChainMatchPredicate) -> Step<ChainPredicate> {
+    use pb::listener_filter_chain_match_predicate::Rule;
+    let rules = |field: &str, m: &pb::listener_filter_chain_match_predicate::MatchSet| {
+        let at = at.field(field);
+        if m.rules.len() < 2 {
+            at.field("rules").error("needs at least two rules");
+        }
+        at.each("rules", &m.rules, predicate)
+    };
+    match &m.rule {
+        Some(Rule::AnyMatch(true)) => Ok(ChainPredicate::Any),
+        Some(Rule::AnyMatch(false)) => Err(at.field("any_match").error("must be true")),
+        Some(Rule::NotMatch(inner)) => Ok(ChainPredicate::Not(Box::new(predicate(
+            at.field("not_match"),
+            inner,
+        )?))),
+        Some(Rule::AndMatch(set)) => Ok(ChainPredicate::And(rules("and_match", set))),
+        Some(Rule::OrMatch(set)) => Ok(ChainPredicate::Or(rules("or_match", set))),
+        Some(Rule::DestinationPortRange(range)) => {
+            match (u32::try_from(range.start), u32::try_from(range.end)) {
+                (Ok(start), Ok(end)) if start < end => {
+                    Ok(ChainPredicate::DestinationPort(start..end))
+                }
+                _ => Err(at
+                    .field("destination_port_range")
+                    .error("must have start below end")),
+            }
+        }
+        None => Err(at.error(
+            "needs one of or_match, and_match, not_match, any_match, destination_port_range",
+        )),
+    }
+}
+
+fn filter_chain(at: At<'_>, m: &pb::FilterChain) -> Step<FilterChain> {
+    let pb::FilterChain {
+        filter_chain_match,
+        filters,
+        use_proxy_proto,
+        metadata: free,
+        transport_socket,
+        transport_socket_connect_timeout,
+        name,
+    } = m;
+    unsupported!(at, use_proxy_proto);
+    let conditions = at.optional("filter_chain_match", filter_chain_match, chain_match);
+    let filters = filters_of(&at, filters);
+    let transport = at.optional("transport_socket", transport_socket, |at, m| {
+        let any = m
+            .config_type
+            .as_ref()
+            .map(|core::transport_socket::ConfigType::TypedConfig(a)| a);
+        let any = any.cloned();
+        let found = typed_config(&at, &any, "transport socket")?;
+        let at = at.field("typed_config");
+        match found.name.as_str() {
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => {
+                Ok(DownstreamTransport::RawBuffer)
+            }
+            "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => {
+                let tls = downstream_tls(at, &found.decode(&at)?)?;
+                Ok(DownstreamTransport::Tls(Arc::new(tls)))
+            }
+            _ => Err(found.unknown(&at, "transport socket")),
+        }
+    })?;
+    Ok(FilterChain {
+        name: name.as_str().into(),
+        filter_chain_match: conditions?.unwrap_or_default(),
+        filters,
+        transport_socket: transport.unwrap_or(DownstreamTransport::RawBuffer),
+        transport_socket_connect_timeout: positive(
+            &at,
+            "transport_socket_connect_timeout",
+            transport_socket_connect_timeout,
+        )?,
+        metadata: metadata(free),
+    })
+}
+
+fn chain_match(at: At<'_>, m: &pb::FilterChainMatch) -> Step<FilterChainMatch> {
+    use pb::filter_chain_match::ConnectionSourceType as S;
+    let pb::FilterChainMatch {
+        destination_port,
+        prefix_ranges,
+        address_suffix,
+        suffix_len,
+        direct_source_prefix_ranges,
+        source_type,
+        source_prefix_ranges,
+        source_ports,
+        server_names,
+        transport_protocol,
+        application_protocols,
+    } = m;
+    unsupported!(at, address_suffix, suffix_len);
+    let port = |at: At<'_>, port: &u32| {
+        u16::try_from(*port)
+            .ok()
+            .filter(|p| *p > 0)
+            .ok_or_else(|| at.error("must be from 1 to 65535"))
+    };
+    Ok(FilterChainMatch {
+        destination_port: at.optional("destination_port", destination_port, port)?,
+        prefix_ranges: at.each("prefix_ranges", prefix_ranges, cidr),
+        server_names: at.each("server_names", server_names, |at, name| {
+            let fixed = name.strip_prefix("*.").unwrap_or(name);
+            if fixed.is_empty() || fixed.contains('*') {
+                return Err(at.error(format!("`{name}`: a star can only stand for whole labels at the front, as in *.example.com")));
+            }
+            Ok(Arc::from(name.to_ascii_lowercase()))
+        }),
+        transport_protocol: option(transport_protocol),
+        application_protocols: application_protocols.iter().map(|s| s.as_str().into()).collect(),
+        direct_source_prefix_ranges: at.each(
+            "direct_source_prefix_ranges",
+            direct_source_prefix_ranges,
+            cidr,
+        ),
+        source_type: match enumeration(&at, "source_type", *source_type)? {
+            S::Any => SourceType::Any,
+            S::SameIpOrLoopback => SourceType::SameIpOrLoopback,
+            S::External => SourceType::External,
+        },
+        source_prefix_ranges: at.each("source_prefix_ranges", source_prefix_ranges, cidr),
+        source_ports: at.each("source_ports", source_ports, port),
+    })
+}
+
+/// The network filters of a chain.
+fn filters_of(at: &At<'_>, filters: &[pb::Filter]) -> Vec<NetworkFilter> {
+    let list = at.each("filters", filters, network_filter);
+    // A chain without filters is legal: it closes its connections.
+    if list.len() == filters.len() && !list.is_empty() {
+        let at = at.field("filters");
+        for (index, filter) in list.iter().enumerate() {
+            let last = index + 1 == list.len();
+            if last && !filter.config.is_terminal() {
+                at.index(index)
+                    .error("is the last filter and must be http_connection_manager or tcp_proxy");
+            }
+            if !last && filter.config.is_terminal() {
+                at.index(index)
+                    .error("ends the chain and must be its last filter");
+            }
+        }
+    }
+    list
+}
+
+fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
+    use pb::filter::ConfigType;
+    let name = at.text("name", &m.name)?;
+    let any = match &m.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(at
+                .field("config_discovery")
+                .error("is not implemented; write typed_config"));
+        }
+        None => {
+            return Err(at
+                .field("typed_config")
+                .error("is required: the configuration of this filter with its @type"));
+        }
+    };
+    let at = at.field("typed_config");
+    let found = extension(&at, any)?;
+    let config = match found.name.as_str() {
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            let manager = connection_manager(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::HttpConnectionManager(Arc::new(manager))
+        }
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            NetworkFilterConfig::TcpProxy(Arc::new(tcp_proxy(at, &found.decode(&at)?)?))
+        }
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
+            NetworkFilterConfig::MetadataExchange(metadata_exchange(at, &found.decode(&at)?)?)
+        }
+        "stats.PluginConfig" => {
+            NetworkFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
+        }
+        _ => return Err(found.unknown(&at, "network filter")),
+    };
+    Ok(NetworkFilter { name, config })
+}
+
+/// `MetadataExchange`, as network filter and as filter of a cluster.
+pub(super) fn metadata_exchange(
+    at: At<'_>,
+    m: &proto::envoy::tcp::metadataexchange::config::MetadataExchange,
+) -> Step<MetadataExchange> {
+    let proto::envoy::tcp::metadataexchange::config::MetadataExchange {
+        protocol,
+        // Asks a stream that sidecars do not have.
+        enable_discovery: _,
+        additional_labels,
+    } = m;
+    unsupported!(at, additional_labels);
+    Ok(MetadataExchange {
+        protocol: at.text("protocol", protocol)?,
+    })
+}
+
+fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
+    use proto::envoy::r#type::v3::hash_policy::PolicySpecifier as P;
+    use tcp::tcp_proxy::ClusterSpecifier as C;
+    let tcp::TcpProxy {
+        stat_prefix,
+        on_demand,
+        metadata_match,
+        idle_timeout,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        access_log: logs,
+        max_connect_attempts,
+        backoff_options,
+        hash_policy,
+        tunneling_config,
+        max_downstream_connection_duration,
+        max_downstream_connection_duration_jitter_percentage,
+        access_log_flush_interval,
+        flush_access_log_on_connected,
+        access_log_options,
+        proxy_protocol_tlvs,
+        upstream_connect_mode,
+        // Only other connect modes read it.
+        max_early_data_bytes: _,
+        cluster_specifier,
+    } = m;
+    unsupported!(
+        at,
+        on_demand,
+        metadata_match,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        backoff_options,
+        tunneling_config,
+        max_downstream_connection_duration_jitter_percentage,
+        proxy_protocol_tlvs,
+        upstream_connect_mode,
+    );
+    let cluster = match cluster_specifier {
+        Some(C::Cluster(name)) => at.text("cluster", name).map(TcpClusters::Cluster),
+        Some(C::WeightedClusters(m)) => {
+            let at = at.field("weighted_clusters");
+            let clusters = at.each("clusters", &m.clusters, |at, m| {
+                let tcp::tcp_proxy::weighted_cluster::ClusterWeight {
+                    name,
+                    weight,
+                    metadata_match,
+                } = m;
+                unsupported!(at, metadata_match);
+                if *weight == 0 {
+                    at.field("weight").error("must be at least 1");
+                }
+                Ok((at.text("name", name)?, *weight))
+            });
+            let total = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+            match total {
+                0 => Err(at.field("clusters").error("needs at least one cluster")),
+                _ => Ok(TcpClusters::Weighted { clusters, total }),
+            }
+        }
+        None => Err(at.error("needs one of cluster, weighted_clusters")),
+    };
+    let mut flush_interval = at.optional(
+        "access_log_flush_interval",
+        access_log_flush_interval,
+        duration,
+    )?;
+    let mut flush_on_connected = *flush_access_log_on_connected;
+    if let Some(options) = access_log_options {
+        let at = at.field("access_log_options");
+        flush_interval = at.optional(
+            "access_log_flush_interval",
+            &options.access_log_flush_interval,
+            duration,
+        )?;
+        flush_on_connected |= options.flush_access_log_on_connected;
+    }
+    let hashes = at.each("hash_policy", hash_policy, |at, m| {
+        match &m.policy_specifier {
+            Some(P::SourceIp(_)) => Ok(true),
+            Some(P::FilterState(_)) => Err(at
+                .field("filter_state")
+                .error("is not implemented; remove it")),
+            None => Err(at.error("needs source_ip")),
+        }
+    });
+    let stat_prefix = at.text("stat_prefix", stat_prefix);
+    Ok(TcpProxy {
+        stat_prefix: stat_prefix?,
+        cluster: cluster?,
+        idle_timeout: or_disabled(
+            &at,
+            "idle_timeout",
+            idle_timeout,
+            Some(Duration::from_secs(3600)),
+        )?,
+        max_downstream_connection_duration: positive(
+            &at,
+            "max_downstream_connection_duration",
+            max_downstream_connection_duration,
+        )?,
+        max_connect_attempts: match max_connect_attempts {
+            Some(0) => return Err(at.field("max_connect_attempts").error("must be at least 1")),
+            given => given.unwrap_or(1),
+        },
+        hash_source_ip: hashes.contains(&true),
+        access_logs: at.each("access_log", logs, access_log),
+        access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
+        flush_access_log_on_connected: flush_on_connected,
+    })
+}

@@ -1,0 +1,85 @@
+//! Messages into plans: the one place where configuration is checked.
+//!
+//! Each conversion takes its message apart field by field, without `..`: a field that a newer API brings does not
+//! compile until it was decided whether it is planned, rejected (`unsupported!`) or accepted without effect (bound to
+//! `_`, and listed in docs/accepted-without-effect.md).
+
+// Deprecated fields are read too: Envoy still takes them.
+#![allow(deprecated)]
+
+mod access_log;
+mod bootstrap;
+mod cluster;
+mod common;
+mod endpoint;
+mod http;
+mod http_filter;
+mod listener;
+mod outlier;
+mod retry;
+mod route;
+mod tls;
+
+use proto::envoy::{
+    config::{
+        bootstrap::v3 as bootstrap_pb, cluster::v3 as cluster_pb, endpoint::v3 as endpoint_pb,
+        listener::v3 as listener_pb, route::v3 as route_pb,
+    },
+    extensions::transport_sockets::tls::v3 as tls_pb,
+};
+
+use super::{
+    Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
+    error::collect, tls::Secret,
+};
+
+impl TryFrom<&listener_pb::Listener> for Listener {
+    type Error = PlanErrors;
+
+    fn try_from(m: &listener_pb::Listener) -> Result<Self, PlanErrors> {
+        collect(|at| listener::listener(at, m))
+    }
+}
+
+impl TryFrom<&route_pb::RouteConfiguration> for RouteConfiguration {
+    type Error = PlanErrors;
+
+    fn try_from(m: &route_pb::RouteConfiguration) -> Result<Self, PlanErrors> {
+        collect(|at| route::route_configuration(at, m))
+    }
+}
+
+impl TryFrom<&cluster_pb::Cluster> for Cluster {
+    type Error = PlanErrors;
+
+    fn try_from(m: &cluster_pb::Cluster) -> Result<Self, PlanErrors> {
+        collect(|at| cluster::cluster(at, m))
+    }
+}
+
+impl TryFrom<&endpoint_pb::ClusterLoadAssignment> for ClusterLoadAssignment {
+    type Error = PlanErrors;
+
+    fn try_from(m: &endpoint_pb::ClusterLoadAssignment) -> Result<Self, PlanErrors> {
+        collect(|at| endpoint::load_assignment(at, m, false))
+    }
+}
+
+impl TryFrom<&tls_pb::Secret> for Secret {
+    type Error = PlanErrors;
+
+    fn try_from(m: &tls_pb::Secret) -> Result<Self, PlanErrors> {
+        collect(|at| tls::secret(at, m))
+    }
+}
+
+impl TryFrom<&bootstrap_pb::Bootstrap> for Bootstrap {
+    type Error = PlanErrors;
+
+    fn try_from(m: &bootstrap_pb::Bootstrap) -> Result<Self, PlanErrors> {
+        collect(|at| bootstrap::bootstrap(at, m))
+    }
+}
+
+#[cfg(test)]
+mod tests;

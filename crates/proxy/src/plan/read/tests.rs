@@ -1,0 +1,464 @@
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use prost::{Message, Name};
+use proto::envoy::config::{
+    bootstrap::v3 as bootstrap_pb, cluster::v3 as cluster_pb, endpoint::v3 as endpoint_pb,
+    listener::v3 as listener_pb, route::v3 as route_pb,
+};
+use serde_json::Value;
+
+use crate::plan::{
+    Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
+    bootstrap::StatsMatcher,
+    cluster::{Discovery, LbPolicy, UpstreamTransport},
+    listener::{ChainPredicate, ListenerFilterKind},
+    network::{NetworkFilterConfig, TcpClusters},
+    route::{Action, ClusterSpecifier, PathMatch},
+};
+
+/// Extensions of later versions, with the word that names them in a rejection.
+const LATER: &[&str] = &[
+    "envoy.extensions.filters.http.rbac.v3.RBAC",
+    "envoy.extensions.filters.network.rbac.v3.RBAC",
+    "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+    "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+    "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
+    "envoy.extensions.filters.http.lua.v3.Lua",
+    "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+    "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
+    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
+    "envoy.extensions.filters.http.wasm.v3.Wasm",
+    "envoy.extensions.filters.network.wasm.v3.Wasm",
+    "config_discovery",
+];
+
+fn conformance() -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
+    let root =
+        std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(|| default.into(), PathBuf::from);
+    if root.is_dir() {
+        return Some(root);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "no conformance data at {}",
+        root.display()
+    );
+    println!("skipped: no conformance data");
+    None
+}
+
+fn answers(root: &Path) -> Vec<(String, Value)> {
+    let mut list = Vec::new();
+    for scenario in std::fs::read_dir(root.join("istiod-xds"))
+        .expect("readable")
+        .flatten()
+    {
+        if !scenario.path().is_dir() {
+            continue;
+        }
+        for file in std::fs::read_dir(scenario.path())
+            .expect("readable")
+            .flatten()
+        {
+            let name = file.file_name().into_string().expect("UTF-8");
+            if !name.ends_with(".json") || name.ends_with(".node.json") {
+                continue;
+            }
+            let text = std::fs::read_to_string(file.path()).expect("readable");
+            let label = format!("{}/{name}", scenario.file_name().display());
+            list.push((label, serde_json::from_str(&text).expect("JSON")));
+        }
+    }
+    list.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(!list.is_empty());
+    list
+}
+
+fn plan<'a, M, P>(resource: &Value) -> Result<P, PlanErrors>
+where
+    M: Message + Name + Default + 'a,
+    P: for<'m> TryFrom<&'m M, Error = PlanErrors>,
+{
+    let mut resource = resource.clone();
+    resource.as_object_mut().expect("an object").remove("@type");
+    let message: M = proto::json::from_value(&resource).expect("canonical JSON");
+    P::try_from(&message)
+}
+
+/// Everything a real istiod sends becomes a plan, or is rejected by name and path as a later version's.
+#[test]
+fn every_answer_of_istiod_becomes_a_plan() {
+    let Some(root) = conformance() else { return };
+    let mut planned = 0;
+    let mut rejected: BTreeMap<String, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (label, answer) in answers(&root) {
+        let lists = answer.as_object().expect("lists by type");
+        for (kind, resources) in lists {
+            for resource in resources.as_array().expect("a list") {
+                let errors = match kind.as_str() {
+                    "clusters" => plan::<cluster_pb::Cluster, Cluster>(resource).err(),
+                    "endpoints" => {
+                        plan::<endpoint_pb::ClusterLoadAssignment, ClusterLoadAssignment>(resource)
+                            .err()
+                    }
+                    "listeners" => plan::<listener_pb::Listener, Listener>(resource).err(),
+                    "routes" => {
+                        plan::<route_pb::RouteConfiguration, RouteConfiguration>(resource).err()
+                    }
+                    // Extension discovery: nothing subscribes to it, because its users are rejected.
+                    "extensions" => continue,
+                    other => panic!("{label}: unknown list {other}"),
+                };
+                let Some(errors) = errors else {
+                    planned += 1;
+                    continue;
+                };
+                let name = resource
+                    .get("name")
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
+                for error in errors.0 {
+                    match LATER
+                        .iter()
+                        .find(|l| error.message.contains(*l) || error.path.contains(*l))
+                    {
+                        Some(later) => *rejected.entry((*later).to_owned()).or_default() += 1,
+                        None => wrong.push(format!("{label} {kind} {name}: {error}")),
+                    }
+                }
+            }
+        }
+    }
+    println!("{planned} resources planned; rejected as later versions':");
+    for (name, count) in &rejected {
+        println!("  {count:4} × {name}");
+    }
+    wrong.dedup();
+    assert!(
+        wrong.is_empty(),
+        "{} mistakes:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(40)].join("\n")
+    );
+}
+
+fn listener(yaml: &str) -> Result<Listener, PlanErrors> {
+    Listener::try_from(&proto::json::from_yaml::<listener_pb::Listener>(yaml).expect("legal YAML"))
+}
+
+fn cluster(yaml: &str) -> Result<Cluster, PlanErrors> {
+    Cluster::try_from(&proto::json::from_yaml::<cluster_pb::Cluster>(yaml).expect("legal YAML"))
+}
+
+fn routes(yaml: &str) -> Result<RouteConfiguration, PlanErrors> {
+    let message = proto::json::from_yaml::<route_pb::RouteConfiguration>(yaml).expect("legal YAML");
+    RouteConfiguration::try_from(&message)
+}
+
+fn mistakes<T: std::fmt::Debug>(result: Result<T, PlanErrors>) -> Vec<String> {
+    result
+        .expect_err("must be rejected")
+        .0
+        .iter()
+        .map(ToString::to_string)
+        .collect()
+}
+
+#[test]
+fn a_mistake_is_named_by_its_path() {
+    let wrong = mistakes(listener(
+        r#"
+name: l
+address: { socket_address: { address: 0.0.0.0, port_value: 80 } }
+filter_chains:
+- filters:
+  - name: envoy.filters.network.http_connection_manager
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: x
+      route_config:
+        virtual_hosts:
+        - { name: a, domains: [a], routes: [] }
+        - name: b
+          domains: [b, A]
+          routes:
+          - match: { safe_regex: { regex: "a**" } }
+            route: { cluster: c, metadata_match: { filter_metadata: { envoy.lb: { a: b } } } }
+      http_filters:
+      - name: x
+        typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua }
+"#,
+    ));
+    let config = "filter_chains[0].filters[0].typed_config";
+    let host = format!("{config}.route_config.virtual_hosts[1]");
+    let expected = [
+        format!("{host}.routes[0].match.safe_regex.regex: `a**`"),
+        format!("{host}.routes[0].route.metadata_match: is not implemented"),
+        format!("{host}.domains[1]: `A` is a domain of another"),
+        format!(
+            "{config}.http_filters[0].typed_config: HTTP filter envoy.extensions.filters.http.lua.v3.Lua"
+        ),
+    ];
+    assert_eq!(wrong.len(), expected.len(), "{wrong:#?}");
+    for (wrong, expected) in wrong.iter().zip(&expected) {
+        assert!(wrong.starts_with(expected), "{wrong} is not {expected}");
+    }
+}
+
+#[test]
+fn a_domain_belongs_to_one_virtual_host() {
+    let wrong = mistakes(routes(
+        "name: r\nvirtual_hosts: [{name: a, domains: [x.com, '*']}, {name: b, domains: [X.com]}, {name: a, domains: ['*']}]",
+    ));
+    assert_eq!(
+        wrong,
+        [
+            "virtual_hosts[1].domains[0]: `X.com` is a domain of another virtual host already",
+            "virtual_hosts[2].name: `a` is also the name of virtual_hosts[0]",
+            "virtual_hosts[2].domains[0]: `*` is a domain of another virtual host already",
+        ]
+    );
+}
+
+#[test]
+fn two_chains_for_the_same_connections_reject_the_listener() {
+    let chain = |m: &str| format!("{{ filter_chain_match: {m}, filters: [] }}");
+    let yaml = |chains: &[String]| {
+        format!(
+            "name: l\naddress: {{ socket_address: {{ address: 0.0.0.0, port_value: 1 }} }}\nfilter_chains: [{}]",
+            chains.join(", ")
+        )
+    };
+    let same = yaml(&[
+        chain("{ destination_port: 80, application_protocols: [a, b] }"),
+        chain("{ destination_port: 80, application_protocols: [b] }"),
+    ]);
+    let wrong = mistakes(listener(&same));
+    assert!(
+        wrong[0].starts_with("filter_chains[1].filter_chain_match: "),
+        "{wrong:?}"
+    );
+    let different = yaml(&[
+        chain("{ destination_port: 80, application_protocols: [a] }"),
+        chain("{ destination_port: 80, application_protocols: [b] }"),
+        chain("{ destination_port: 80 }"),
+        chain("{ application_protocols: [a] }"),
+    ]);
+    assert_eq!(listener(&different).expect("legal").filter_chains.len(), 4);
+}
+
+#[test]
+fn defaults_are_those_of_envoy() {
+    let planned = listener(
+        r#"
+name: l
+use_original_dst: true
+bind_to_port: false
+address: { socket_address: { address: "::", port_value: 80 } }
+listener_filters:
+- name: envoy.filters.listener.http_inspector
+  typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector }
+  filter_disabled: { not_match: { destination_port_range: { start: 80, end: 81 } } }
+filter_chains:
+- filters:
+  - name: t
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+      stat_prefix: t
+      weighted_clusters: { clusters: [{ name: a, weight: 1 }, { name: b, weight: 3 }] }
+"#,
+    )
+    .expect("legal");
+    assert!(!planned.bind_to_port);
+    assert_eq!(
+        planned.listener_filters[0].kind,
+        ListenerFilterKind::OriginalDst
+    );
+    assert_eq!(
+        planned.listener_filters_timeout.map(|d| d.as_secs()),
+        Some(15)
+    );
+    let disabled = planned.listener_filters[1]
+        .disabled
+        .as_ref()
+        .expect("given");
+    assert!(matches!(disabled, ChainPredicate::Not(_)));
+    assert!(!disabled.matches(Some(80)) && disabled.matches(Some(81)) && disabled.matches(None));
+    let NetworkFilterConfig::TcpProxy(tcp) = &planned.filter_chains[0].filters[0].config else {
+        panic!("not a tcp_proxy");
+    };
+    assert_eq!(tcp.idle_timeout.map(|d| d.as_secs()), Some(3600));
+    let TcpClusters::Weighted { total, .. } = &tcp.cluster else {
+        panic!("not weighted")
+    };
+    assert_eq!(*total, 4);
+    let share = (0..400).filter(|n| &**tcp.cluster.pick(*n) == "b").count();
+    assert_eq!(share, 300);
+}
+
+#[test]
+fn a_cluster_of_old_fields_is_planned() {
+    let planned = cluster(
+        "{ name: c, type: STRICT_DNS, connect_timeout: 0.25s, lb_policy: ROUND_ROBIN, http2_protocol_options: {},
+           load_assignment: { cluster_name: c, endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: service1, port_value: 80 } } } }] }] } }",
+    )
+    .expect("legal");
+    assert_eq!(planned.connect_timeout.as_millis(), 250);
+    assert_eq!(
+        planned.protocol,
+        crate::plan::cluster::UpstreamProtocol::Http2
+    );
+    assert_eq!(planned.lb_policy, LbPolicy::RoundRobin(None));
+    let Discovery::StrictDns {
+        load_assignment, ..
+    } = &planned.discovery
+    else {
+        panic!("not DNS")
+    };
+    let (_, endpoint) = load_assignment.endpoints().next().expect("one");
+    assert_eq!(endpoint.address.to_string(), "service1:80");
+}
+
+#[test]
+fn an_eds_cluster_needs_its_source_and_no_endpoints() {
+    assert_eq!(
+        mistakes(cluster("{ name: c, type: EDS }")),
+        ["eds_cluster_config: is required for type EDS"]
+    );
+    assert_eq!(
+        mistakes(cluster("{ name: c, type: ORIGINAL_DST }")),
+        ["lb_policy: must be CLUSTER_PROVIDED for type ORIGINAL_DST"]
+    );
+    let wrong = mistakes(cluster(
+        "{ name: c, load_assignment: { cluster_name: c, endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: x, port_value: 80 } } } }] }] } }",
+    ));
+    assert_eq!(
+        wrong,
+        [
+            "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address: `x` is not an IP address"
+        ]
+    );
+}
+
+#[test]
+fn the_transport_is_chosen_by_endpoint_metadata() {
+    let planned = cluster(
+        r#"
+name: c
+transport_socket_matches:
+- name: tlsMode-istio
+  match: { tlsMode: istio }
+  transport_socket:
+    name: t
+    typed_config: { "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: x }
+- name: tlsMode-disabled
+  match: {}
+  transport_socket:
+    name: r
+    typed_config: { "@type": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer }
+load_assignment:
+  cluster_name: c
+  endpoints:
+  - lb_endpoints:
+    - endpoint: { address: { socket_address: { address: 10.0.0.1, port_value: 80 } } }
+      metadata: { filter_metadata: { envoy.transport_socket_match: { tlsMode: istio } } }
+    - endpoint: { address: { socket_address: { address: 10.0.0.2, port_value: 80 } } }
+"#,
+    )
+    .expect("legal");
+    let Discovery::Static(endpoints) = &planned.discovery else {
+        panic!("not static")
+    };
+    let chosen: Vec<_> = endpoints
+        .endpoints()
+        .map(|(_, e)| planned.transport_for(&e.metadata))
+        .collect();
+    assert!(matches!(chosen[0], UpstreamTransport::Tls(tls) if &*tls.sni == "x"));
+    assert_eq!(chosen[1], &UpstreamTransport::RawBuffer);
+}
+
+#[test]
+fn ciphers_that_rustls_lacks_are_dropped_while_one_remains() {
+    let with = |suites: &str| {
+        cluster(&format!(
+            r#"{{ name: c, transport_socket: {{ name: t, typed_config: {{ "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext,
+               common_tls_context: {{ tls_params: {{ cipher_suites: [{suites}] }} }} }} }} }}"#
+        ))
+    };
+    let planned = with("AES128-GCM-SHA256, ECDHE-RSA-AES128-GCM-SHA256").expect("one remains");
+    let UpstreamTransport::Tls(tls) = &planned.transport_socket else {
+        panic!("not TLS")
+    };
+    assert_eq!(tls.common.cipher_suites.len(), 1);
+    let wrong = mistakes(with("AES128-GCM-SHA256"));
+    assert!(
+        wrong[0].starts_with(
+            "transport_socket.typed_config.common_tls_context.tls_params.cipher_suites: none of"
+        ),
+        "{wrong:?}"
+    );
+}
+
+#[test]
+fn routes_keep_their_order_and_their_timeouts() {
+    let planned = routes(
+        r#"
+name: r
+virtual_hosts:
+- name: v
+  domains: ["*"]
+  routes:
+  - { match: { path_separated_prefix: /a }, route: { cluster: a, timeout: 0s, max_grpc_timeout: 0s } }
+  - { match: { prefix: / }, route: { weighted_clusters: { clusters: [{ name: b, weight: 20 }, { name: c, weight: 80 }] } } }
+"#,
+    )
+    .expect("legal");
+    let routes = &planned.virtual_hosts[0].routes;
+    assert_eq!(
+        routes[0].matches.path,
+        PathMatch::PathSeparatedPrefix("/a".into())
+    );
+    let Action::Route(first) = &routes[0].action else {
+        panic!("not a route")
+    };
+    assert_eq!((first.timeout, first.max_grpc_timeout), (None, Some(None)));
+    let Action::Route(second) = &routes[1].action else {
+        panic!("not a route")
+    };
+    assert_eq!(second.timeout.map(|d| d.as_secs()), Some(15));
+    assert!(matches!(&second.cluster, ClusterSpecifier::Weighted(w) if w.total == 100));
+}
+
+#[test]
+fn a_bootstrap_tells_all_its_mistakes() {
+    let yaml = r#"
+admin: { address: { socket_address: { address: nowhere, port_value: 1 } } }
+dynamic_resources:
+  lds_config: { ads: {} }
+  ads_config: { api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{ envoy_grpc: { cluster_name: xds } }] }
+stats_config: { stats_matcher: { inclusion_list: { patterns: [{ prefix: cluster. }] } } }
+layered_runtime: { layers: [{ name: a, static_layer: { a: { b: 1 }, "c.d": true } }, { name: admin, admin_layer: {} }] }
+"#;
+    let message: bootstrap_pb::Bootstrap = proto::json::from_yaml(yaml).expect("legal YAML");
+    let wrong = mistakes(Bootstrap::try_from(&message));
+    assert_eq!(
+        wrong,
+        [
+            "admin.address.socket_address.address: `nowhere` is not an IP address",
+            "dynamic_resources.ads_config: goes to cluster `xds`, which is not among static_resources.clusters",
+        ]
+    );
+    let right = yaml.replace("nowhere", "127.0.0.1").replace("dynamic_resources:", 
+        "static_resources: { clusters: [{ name: xds, load_assignment: { cluster_name: xds, endpoints: [{ lb_endpoints: [{ endpoint: { address: { pipe: { path: ./XDS } } } }] }] } }] }\ndynamic_resources:");
+    let message: bootstrap_pb::Bootstrap = proto::json::from_yaml(&right).expect("legal YAML");
+    let planned = Bootstrap::try_from(&message).expect("legal");
+    assert!(planned.ads.as_ref().is_some_and(|a| a.delta));
+    assert_eq!(planned.runtime.keys().collect::<Vec<_>>(), ["a.b", "c.d"]);
+    assert!(matches!(&planned.stats.matcher, StatsMatcher::Include(_)));
+    assert!(planned.stats.matcher.admits("cluster.x") && !planned.stats.matcher.admits("http.x"));
+}
