@@ -8,6 +8,7 @@
 
 pub mod destination_rule;
 pub mod endpoint;
+pub mod endpoints;
 pub mod host;
 pub mod kubernetes;
 pub mod mesh;
@@ -20,6 +21,7 @@ pub mod service;
 mod service_entry;
 pub mod services;
 pub mod sidecar;
+mod targets;
 pub mod virtual_service;
 pub mod workload;
 

@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use config::{
-    Kind, Object, Snapshot,
+    Kind, Object,
     kubernetes::{
-        AddressType, Endpoint as SliceEndpoint, IntOrString, SERVICE_NAME_LABEL,
-        Service as CoreService,
+        AddressType, Endpoint as SliceEndpoint, EndpointSlice, IntOrString, Service as CoreService,
     },
     labels_match,
 };
@@ -170,20 +169,11 @@ pub(super) fn traffic_distribution(
 /// The endpoints of a Service: its slices', then WorkloadEntries that its selector takes.
 pub(super) fn endpoints(
     service: &Service,
-    snapshot: &Snapshot,
+    slices: &[Arc<Object<EndpointSlice>>],
     workloads: &Workloads,
     unknown: &Workload,
 ) -> Vec<Endpoint> {
     let mut out = Vec::new();
-    let slices = snapshot
-        .endpoint_slices
-        .in_namespace(&service.namespace)
-        .filter(|s| {
-            s.meta
-                .labels
-                .get(SERVICE_NAME_LABEL)
-                .is_some_and(|n| *n == service.name)
-        });
     for slice in slices {
         if slice.spec.address_type == AddressType::Fqdn {
             continue;

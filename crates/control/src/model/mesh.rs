@@ -17,17 +17,16 @@ use super::{
     Labels, Origin,
     destination_rule::DestinationRules,
     endpoint::Endpoint,
+    endpoints::{Endpoints, ServiceEndpoints},
     kubernetes,
     node::{Node, NodeKind},
     peer_authentication::{MtlsMode, PeerAuthentications},
-    port::{Port, TargetPort},
-    proxy::ServiceTarget,
-    service::{ExportTo, Registry, Resolution, Service},
+    service::{ExportTo, Resolution, Service},
     service_entry,
     services::Services,
     sidecar::{OutboundMode, SidecarScope},
     virtual_service::VirtualServices,
-    workload::{Place, Workload, Workloads},
+    workload::{Place, Workloads},
 };
 use crate::compat::Compat;
 
@@ -52,15 +51,6 @@ impl Default for Settings {
     }
 }
 
-/// The endpoints of all services of one hostname in one namespace.
-#[derive(Debug, Default, PartialEq)]
-pub struct ServiceEndpoints {
-    by_port: BTreeMap<u32, Vec<Endpoint>>,
-    accounts: BTreeSet<String>,
-}
-
-type EndpointIndex = BTreeMap<(String, String), Arc<ServiceEndpoints>>;
-
 /// The mesh at one moment (Istio's PushContext).
 #[derive(Debug)]
 pub struct Mesh {
@@ -68,7 +58,7 @@ pub struct Mesh {
     settings: Arc<Settings>,
     services: Arc<Services>,
     workloads: Arc<Workloads>,
-    endpoints: Arc<EndpointIndex>,
+    endpoints: Arc<Endpoints>,
     virtual_services: Arc<VirtualServices>,
     destination_rules: Arc<DestinationRules>,
     peer_authentications: Arc<PeerAuthentications>,
@@ -108,7 +98,11 @@ impl Mesh {
 
         let services = match same!(services, service_entries, namespaces) {
             Some(p) => p.services.clone(),
-            None => Arc::new(index_services(new, &settings)),
+            None => Arc::new(index_services(
+                new,
+                &settings,
+                previous.map(|p| &*p.services),
+            )),
         };
         let workloads = match same!(pods, nodes, workload_entries) {
             Some(p) => p.workloads.clone(),
@@ -124,12 +118,13 @@ impl Mesh {
             endpoint_slices
         ) {
             Some(p) => p.endpoints.clone(),
-            None => Arc::new(index_endpoints(
+            None => Arc::new(Endpoints::new(
                 new,
                 &services,
                 &workloads,
                 &place,
                 previous.map(|p| &*p.endpoints),
+                previous.is_some_and(|p| Arc::ptr_eq(&p.workloads, &workloads)),
             )),
         };
         let virtual_services = match same!(virtual_services) {
@@ -272,16 +267,14 @@ impl Mesh {
     /// The endpoints behind a port of a service.
     pub fn endpoints(&self, service: &Service, port: u32) -> &[Endpoint] {
         self.service_endpoints(service)
-            .and_then(|e| e.by_port.get(&port))
-            .map_or(&[], Vec::as_slice)
+            .map_or(&[], |e| e.port(port))
     }
 
     /// All endpoints of a service (and of those that share hostname and namespace with it), by port.
     pub fn all_endpoints(&self, service: &Service) -> impl Iterator<Item = (u32, &Endpoint)> {
         self.service_endpoints(service)
             .into_iter()
-            .flat_map(|e| &e.by_port)
-            .flat_map(|(port, list)| list.iter().map(|e| (*port, e)))
+            .flat_map(|e| e.iter())
     }
 
     /// The identities of a service's workloads and those that its object declares, in all trust domains; sorted.
@@ -290,7 +283,7 @@ impl Mesh {
         out.extend(
             self.service_endpoints(service)
                 .into_iter()
-                .flat_map(|e| e.accounts.iter().cloned()),
+                .flat_map(|e| e.accounts().iter().cloned()),
         );
         let aliases = &self.config().trust_domain_aliases;
         if !aliases.is_empty() {
@@ -309,17 +302,7 @@ impl Mesh {
         if Arc::ptr_eq(&self.endpoints, &older.endpoints) {
             return BTreeSet::new();
         }
-        let one_way = |a: &EndpointIndex, b: &EndpointIndex| {
-            a.iter()
-                .filter(|(key, value)| b.get(*key).is_none_or(|other| !Arc::ptr_eq(other, value)))
-                .map(|(key, _)| key.clone())
-                .collect::<Vec<_>>()
-        };
-        let mut out: BTreeSet<_> = one_way(&self.endpoints, &older.endpoints)
-            .into_iter()
-            .collect();
-        out.extend(one_way(&older.endpoints, &self.endpoints));
-        out
+        self.endpoints.changed_since(&older.endpoints)
     }
 
     /// Whether clusters too (not only endpoints) depend on what changed in the endpoints of a service: who its
@@ -331,7 +314,10 @@ impl Mesh {
                 Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough
             )
         });
-        let accounts = |mesh: &Mesh| mesh.endpoints.get(key).map(|e| e.accounts.clone());
+        let accounts = |mesh: &Mesh| {
+            let found = mesh.endpoints.get(&key.0, &key.1);
+            found.map(|e| e.accounts().clone())
+        };
         in_clusters || accounts(self) != accounts(older)
     }
 
@@ -405,104 +391,13 @@ impl Mesh {
         })
     }
 
-    /// The service ports that a proxy's workload serves.
-    pub(super) fn service_targets(
-        &self,
-        node: &Node,
-        pod: Option<&Arc<Workload>>,
-        labels: &Labels,
-    ) -> Vec<ServiceTarget> {
-        let mut out: Vec<ServiceTarget> = Vec::new();
-        let workload_labels = pod.map_or(labels, |p| &p.labels);
-        let namespace = pod.map_or(&node.namespace, |p| &p.namespace);
-        let of_namespace = || self.services.iter().filter(|s| s.namespace == *namespace);
-        for service in of_namespace().filter(|s| s.registry == Registry::Kubernetes) {
-            if service.selector.is_empty() || !labels_match(&service.selector, workload_labels) {
-                continue;
-            }
-            // One target for each port of the workload and protocol: the first of the service's ports.
-            let mut seen = BTreeSet::new();
-            for port in &service.ports {
-                let Some(target) = target_port(port, node, pod) else {
-                    continue;
-                };
-                if seen.insert((target, port.protocol)) {
-                    out.push(ServiceTarget {
-                        service: service.clone(),
-                        port: port.clone(),
-                        target_port: target,
-                    });
-                }
-            }
-        }
-        let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
-        let has_address = |e: &Endpoint| addresses.contains(&e.address);
-        if out.is_empty() {
-            // Services whose slices name the workload without a selector.
-            for service in of_namespace().filter(|s| s.registry == Registry::Kubernetes) {
-                self.add_by_endpoint(service, has_address, &mut out);
-            }
-        }
-        for service in of_namespace().filter(|s| s.registry == Registry::External) {
-            self.add_by_endpoint(service, has_address, &mut out);
-        }
-        out.sort_by(|a, b| {
-            a.service
-                .created
-                .cmp(&b.service.created)
-                .then_with(|| a.service.hostname.cmp(&b.service.hostname))
-        });
-        out
-    }
-
-    fn add_by_endpoint(
-        &self,
-        service: &Arc<Service>,
-        own: impl Fn(&Endpoint) -> bool,
-        out: &mut Vec<ServiceTarget>,
-    ) {
-        for port in &service.ports {
-            for endpoint in self
-                .endpoints(service, port.number)
-                .iter()
-                .filter(|e| own(e))
-            {
-                let target = ServiceTarget {
-                    service: service.clone(),
-                    port: port.clone(),
-                    target_port: endpoint.port,
-                };
-                if !out.contains(&target) {
-                    out.push(target);
-                }
-            }
-        }
+    /// The index of endpoints.
+    pub(super) fn endpoint_index(&self) -> &Endpoints {
+        &self.endpoints
     }
 
     fn service_endpoints(&self, service: &Service) -> Option<&Arc<ServiceEndpoints>> {
-        self.endpoints
-            .get(&(service.hostname.clone(), service.namespace.clone()))
-    }
-}
-
-/// The number that a service's port leads to in the pod (or in a workload that only its proxy's metadata describes).
-fn target_port(port: &Port, node: &Node, pod: Option<&Arc<Workload>>) -> Option<u32> {
-    match &port.target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => {
-            let transport = if port.protocol == super::Protocol::Udp {
-                "UDP"
-            } else {
-                "TCP"
-            };
-            if let Some(pod) = pod.and_then(|p| p.pod.as_ref()) {
-                return pod.spec.port_named(name, transport).map(u32::from);
-            }
-            node.pod_ports
-                .iter()
-                .find(|p| p.name == *name)
-                .map(|p| p.container_port)
-        }
+        self.endpoints.get(&service.hostname, &service.namespace)
     }
 }
 
@@ -513,7 +408,11 @@ fn export_default(listed: &[String]) -> ExportTo {
     }
 }
 
-fn index_services(snapshot: &Snapshot, settings: &Settings) -> Services {
+fn index_services(
+    snapshot: &Snapshot,
+    settings: &Settings,
+    previous: Option<&Services>,
+) -> Services {
     let annotations = |namespace: &str| {
         snapshot
             .namespaces
@@ -540,56 +439,8 @@ fn index_services(snapshot: &Snapshot, settings: &Settings) -> Services {
     Services::new(
         all,
         export_default(&snapshot.mesh.default_service_export_to),
+        previous,
     )
-}
-
-fn index_endpoints(
-    snapshot: &Snapshot,
-    services: &Services,
-    workloads: &Workloads,
-    place: &Place<'_>,
-    previous: Option<&EndpointIndex>,
-) -> EndpointIndex {
-    let unknown = Workload::unknown(place.cluster);
-    let mut building: BTreeMap<(String, String), ServiceEndpoints> = BTreeMap::new();
-    for service in services.iter() {
-        let list = match service.registry {
-            Registry::Kubernetes => kubernetes::endpoints(service, snapshot, workloads, &unknown),
-            Registry::External => {
-                match snapshot
-                    .service_entries
-                    .get(&service.namespace, &service.object_name)
-                {
-                    Some(object) => service_entry::endpoints(object, service, workloads, place),
-                    None => continue,
-                }
-            }
-        };
-        let entry = building
-            .entry((service.hostname.clone(), service.namespace.clone()))
-            .or_default();
-        for endpoint in list {
-            let list = entry.by_port.entry(endpoint.service_port).or_default();
-            // LOGICAL_DNS takes one host only.
-            if service.resolution == Resolution::DnsRoundRobin && !list.is_empty() {
-                continue;
-            }
-            if !endpoint.service_account.is_empty() {
-                entry.accounts.insert(endpoint.service_account.clone());
-            }
-            list.push(endpoint);
-        }
-    }
-    building
-        .into_iter()
-        .map(|(key, value)| {
-            let kept = previous
-                .and_then(|p| p.get(&key))
-                .filter(|old| ***old == value)
-                .cloned();
-            (key, kept.unwrap_or_else(|| Arc::new(value)))
-        })
-        .collect()
 }
 
 fn index_sidecars(snapshot: &Snapshot) -> Sidecars {

@@ -16,6 +16,7 @@ use super::{
     port::Port,
     service::Service,
     sidecar::SidecarScope,
+    targets,
 };
 
 /// A port of the proxy's workload that serves a service's port.
@@ -66,7 +67,7 @@ impl Proxy {
         let node_name = node.meta("NODE_NAME").unwrap_or_default();
         let network = node.meta("NETWORK").unwrap_or_default();
         let labels = augment_labels(&labels, node.cluster_id(), &place, node_name, network);
-        let service_targets = mesh.service_targets(&node, pod, &labels);
+        let service_targets = targets::of(mesh, &node, pod, &labels);
         let scope = mesh.scope(&node, &labels);
         let mtls = mesh
             .peer_authentications()

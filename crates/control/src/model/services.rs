@@ -1,11 +1,14 @@
 //! The index of services: by hostname and namespace, and by who sees them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use super::service::{ExportTo, Registry, Resolution, Service, visible};
+use super::{
+    Labels,
+    service::{ExportTo, Registry, Resolution, Service, visible},
+};
 
 /// All services, the oldest first.
 #[derive(Debug, Default)]
@@ -14,13 +17,19 @@ pub struct Services {
     by_host: BTreeMap<String, BTreeMap<String, Arc<Service>>>,
     public: Vec<Arc<Service>>,
     exported: BTreeMap<String, Vec<Arc<Service>>>,
+    /// Kubernetes Services by namespace and the first pair of their selector.
+    by_selector: HashMap<(String, String, String), Vec<Arc<Service>>>,
     default_export: ExportTo,
     any_node_local: bool,
 }
 
 impl Services {
     /// Indexes services. `default_export` is MeshConfig's `defaultServiceExportTo`.
-    pub(super) fn new(mut services: Vec<Service>, default_export: ExportTo) -> Self {
+    pub(super) fn new(
+        mut services: Vec<Service>,
+        default_export: ExportTo,
+        previous: Option<&Services>,
+    ) -> Self {
         services.sort_by(Service::by_age);
         resolve_aliases(&mut services);
         let mut out = Self {
@@ -28,7 +37,19 @@ impl Services {
             ..Self::default()
         };
         for service in services {
-            let service = Arc::new(service);
+            let kept = previous
+                .and_then(|p| p.get(&service.hostname, &service.namespace))
+                .filter(|old| ***old == service);
+            let service = kept.cloned().unwrap_or_else(|| Arc::new(service));
+            if let (Registry::Kubernetes, Some((key, value))) =
+                (service.registry, service.selector.first_key_value())
+            {
+                let key = (service.namespace.clone(), key.clone(), value.clone());
+                out.by_selector
+                    .entry(key)
+                    .or_default()
+                    .push(service.clone());
+            }
             out.any_node_local |= service.node_local;
             let slot = out.by_host.entry(service.hostname.clone()).or_default();
             let first = slot.get(&service.namespace);
@@ -98,6 +119,18 @@ impl Services {
         self.of_host(hostname)
             .filter(|s| self.is_visible(s, namespace))
             .min_by_key(|s| (s.registry != Registry::Kubernetes, s.created))
+    }
+
+    /// Kubernetes Services of a namespace whose selector might take a workload with these labels.
+    pub(super) fn selecting<'a>(
+        &'a self,
+        namespace: &'a str,
+        labels: &'a Labels,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        labels.iter().flat_map(move |(key, value)| {
+            let key = (namespace.to_owned(), key.clone(), value.clone());
+            self.by_selector.get(&key).into_iter().flatten()
+        })
     }
 
     /// Whether some service is served only from the caller's node.
