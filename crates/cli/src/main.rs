@@ -28,10 +28,28 @@ const COMMANDS: &[Command] = &[
         run: agent::command::main,
     },
     Command {
+        name: "bookinfo",
+        aliases: &[],
+        about: "run a service of the bookinfo example",
+        run: local::samples::bookinfo,
+    },
+    Command {
+        name: "call",
+        aliases: &[],
+        about: "call a service over HTTP, gRPC or TCP and print what came back",
+        run: local::samples::call,
+    },
+    Command {
         name: "control",
         aliases: &["pilot-discovery"],
         about: "run the control plane",
         run: control::command::main,
+    },
+    Command {
+        name: "echo",
+        aliases: &[],
+        about: "run a server that tells what of a call arrived",
+        run: local::samples::echo,
     },
     Command {
         name: "istio-iptables",

@@ -1,0 +1,762 @@
+//! One pod from its first process to its last: namespaces, init containers, containers, probes, restarts.
+
+use std::{
+    cell::RefCell,
+    fs,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, Command},
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+
+use super::{
+    environment::{References, hostname},
+    hold::HoldSpec,
+    image::Images,
+    probe::{self, Action, Probe},
+    process,
+    run::RunSpec,
+    volume,
+};
+use crate::{
+    error::{Doing, Error, Result},
+    node::network::{self, DNS, GATEWAY},
+    objects::{Key, list, text, world::PodPlan},
+    state::{ContainerStatus, PodStatus, StateDir, namespace_inode},
+};
+
+/// What all pods share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) state: StateDir,
+    pub(crate) program: PathBuf,
+    pub(crate) images: Images,
+    /// Told at each change of a pod's status.
+    pub(crate) changed: Notify,
+    pub(crate) config_maps: RefCell<std::collections::HashMap<Key, Value>>,
+    pub(crate) secrets: RefCell<std::collections::HashMap<Key, Value>>,
+}
+
+/// A pod's status, shared between the pod and the supervisor.
+pub(crate) type SharedStatus = Rc<RefCell<PodStatus>>;
+
+/// How a pod is asked to end; the duration is the grace that its containers get.
+pub(crate) type Stop = watch::Receiver<Option<Duration>>;
+
+/// Runs a pod until it is told to stop or has done its work. Failures to set it up are tried again.
+pub(crate) async fn run_pod(
+    context: Rc<Context>,
+    plan: PodPlan,
+    status: SharedStatus,
+    mut stop: Stop,
+) {
+    let mut pause = Backoff::new();
+    loop {
+        let pod = Rc::new(Pod {
+            context: context.clone(),
+            plan: plan.clone(),
+            status: status.clone(),
+        });
+        match pod.run(&mut stop).await {
+            Ok(()) => return,
+            Err(e) => {
+                pod.update(|s| {
+                    s.reason = e.to_string();
+                    s.ready = false;
+                });
+                eprintln!("{e}");
+            }
+        }
+        tokio::select! {
+            () = sleep(pause.next()) => {}
+            _ = stopping(&mut stop) => return,
+        }
+    }
+}
+
+struct Pod {
+    context: Rc<Context>,
+    plan: PodPlan,
+    status: SharedStatus,
+}
+
+/// The process that holds the namespaces; they end with it.
+struct Holder {
+    child: Child,
+    /// Closed on drop, which ends the process.
+    _input: ChildStdin,
+    pid: i32,
+    net: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Init,
+    /// An init container that keeps running beside the others.
+    Sidecar,
+    App,
+}
+
+impl Pod {
+    fn name(&self) -> String {
+        format!("{}.{}", self.plan.key.1, self.plan.key.0)
+    }
+
+    fn update(&self, change: impl FnOnce(&mut PodStatus)) {
+        change(&mut self.status.borrow_mut());
+        self.context.changed.notify_one();
+    }
+
+    fn fail(&self, message: impl std::fmt::Display) -> Error {
+        Error::Pod {
+            pod: self.name(),
+            message: message.to_string(),
+        }
+    }
+
+    async fn run(self: &Rc<Self>, stop: &mut Stop) -> Result<()> {
+        let folder = self.context.state.pod(&self.plan.key.0, &self.plan.key.1);
+        for part in ["root", "volumes"] {
+            fs::create_dir_all(folder.join(part))
+                .doing(|| format!("make {}", folder.join(part).display()))?;
+        }
+        let mut holder = self.hold(&folder).await?;
+        let result = self.run_containers(&folder, &holder, stop).await;
+        // Whatever is left in the namespace goes before the namespace does.
+        process::signal_namespace("net", holder.net, Signal::SIGKILL);
+        let _ = holder.child.wait().await;
+        self.update(|s| {
+            s.holder = 0;
+            s.net_namespace = 0;
+        });
+        result
+    }
+
+    /// Makes the namespaces and plugs the pod into the node.
+    async fn hold(&self, folder: &std::path::Path) -> Result<Holder> {
+        let pod = &self.plan.object;
+        let namespace = &self.plan.key.0;
+        let host = hostname(pod).to_owned();
+        let address = self.plan.address;
+        let mut names = host.clone();
+        let subdomain = text(pod, &["spec", "subdomain"]);
+        if !subdomain.is_empty() {
+            names = format!("{host}.{subdomain}.{namespace}.svc.cluster.local {host}");
+        }
+        let mut hosts = format!(
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n{address} {names}\n"
+        );
+        for alias in list(pod, &["spec", "hostAliases"]) {
+            let names: Vec<_> = list(alias, &["hostnames"])
+                .iter()
+                .filter_map(Value::as_str)
+                .collect();
+            hosts.push_str(&format!("{} {}\n", text(alias, &["ip"]), names.join(" ")));
+        }
+        let spec = HoldSpec {
+            root: folder.join("root"),
+            bin: self.context.state.bin(),
+            hostname: host,
+            address: address.to_string(),
+            gateway: GATEWAY.to_string(),
+            hosts,
+            resolv_conf: format!(
+                "nameserver {DNS}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
+            ),
+        };
+        let spec_file = folder.join("hold.json");
+        let bytes = serde_json::to_vec(&spec).expect("a specification is plain data");
+        fs::write(&spec_file, bytes).doing(|| format!("write {}", spec_file.display()))?;
+        let mut child = Command::new(&self.context.program)
+            .args(["local", "hold"])
+            .arg(&spec_file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .process_group(0)
+            .spawn()
+            .doing(|| format!("start {}", self.context.program.display()))?;
+        let pid = child.id().unwrap_or(0) as i32;
+        let (Some(mut input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(self.fail("the holder has no streams"));
+        };
+        let mut lines = BufReader::new(output).lines();
+        let gone = || self.fail("its namespaces could not be made (see supervisor.log)");
+        if lines.next_line().await.ok().flatten().as_deref() != Some("namespaces") {
+            return Err(gone());
+        }
+        network::plug(self.plan.index, pid)?;
+        input
+            .write_all(b"go\n")
+            .await
+            .doing(|| "tell the holder to go on".to_owned())?;
+        if lines.next_line().await.ok().flatten().as_deref() != Some("up") {
+            return Err(gone());
+        }
+        let net = namespace_inode(pid, "net");
+        self.update(|s| {
+            s.holder = pid;
+            s.net_namespace = net;
+        });
+        Ok(Holder {
+            child,
+            _input: input,
+            pid,
+            net,
+        })
+    }
+
+    async fn run_containers(
+        self: &Rc<Self>,
+        folder: &std::path::Path,
+        holder: &Holder,
+        stop: &mut Stop,
+    ) -> Result<()> {
+        let mut pod = self.plan.object.clone();
+        pod["status"] =
+            json!({"podIP": self.plan.address.to_string(), "hostIP": GATEWAY.to_string()});
+        let volumes = folder.join("volumes");
+        let mut prepared = Vec::new();
+        {
+            let config_maps = self.context.config_maps.borrow();
+            let secrets = self.context.secrets.borrow();
+            let refs = References {
+                pod: &pod,
+                config_maps: &config_maps,
+                secrets: &secrets,
+            };
+            volume::prepare(&volumes, &refs).map_err(|e| self.fail(e))?;
+            for field in ["initContainers", "containers"] {
+                for container in list(&pod, &["spec", field]) {
+                    let role = match (field, text(container, &["restartPolicy"])) {
+                        ("initContainers", "Always") => Role::Sidecar,
+                        ("initContainers", _) => Role::Init,
+                        _ => Role::App,
+                    };
+                    let name = text(container, &["name"]).to_owned();
+                    let fail = |e: String| process::in_pod(&self.name(), &name, e);
+                    let spec = process::specify(
+                        container,
+                        &refs,
+                        &self.context.images,
+                        holder.pid,
+                        &volumes,
+                    )
+                    .map_err(fail)?;
+                    let probe = |field| Probe::read(&pod, container, field).map_err(fail);
+                    let hook = |field: &str| match &container["lifecycle"][field] {
+                        Value::Null => Ok(None),
+                        value if value["sleep"].is_object() => Ok(None),
+                        value => probe::action(&pod, container, value)
+                            .map(Some)
+                            .map_err(|e| fail(format!("{field}: {e}"))),
+                    };
+                    prepared.push(Rc::new(Container {
+                        pod: self.clone(),
+                        role,
+                        spec,
+                        startup: probe("startupProbe")?,
+                        readiness: probe("readinessProbe")?,
+                        liveness: probe("livenessProbe")?,
+                        post_start: hook("postStart")?,
+                        pre_stop: hook("preStop")?,
+                        folder: folder.to_owned(),
+                        name,
+                    }));
+                }
+            }
+        }
+        self.update(|s| {
+            s.phase = "Pending".to_owned();
+            s.reason.clear();
+            s.default_container = default_container(&pod);
+            s.containers = prepared
+                .iter()
+                .map(|c| ContainerStatus {
+                    name: c.name.clone(),
+                    init: c.role == Role::Init,
+                    state: "waiting".to_owned(),
+                    uid: c.spec.uid,
+                    ..ContainerStatus::default()
+                })
+                .collect();
+        });
+        let policy = text(&pod, &["spec", "restartPolicy"]).to_owned();
+        let mut tasks = Vec::new();
+        for container in &prepared {
+            if container.role == Role::Init {
+                tokio::select! {
+                    done = container.run_once_to_success(&policy) => if !done {
+                        self.update(|s| s.phase = "Failed".to_owned());
+                        stopping(stop).await;
+                        return Ok(());
+                    },
+                    _ = stopping(stop) => return Ok(()),
+                }
+                continue;
+            }
+            let (started, mut wait_started) = watch::channel(false);
+            let policy = if container.role == Role::Sidecar {
+                "Always".to_owned()
+            } else {
+                policy.clone()
+            };
+            let task = container
+                .clone()
+                .keep_running(policy, started, stop.clone());
+            tasks.push((container.clone(), tokio::task::spawn_local(task)));
+            // A sidecar must have started before what follows; a hook holds what follows back too.
+            if container.role == Role::Sidecar || container.post_start.is_some() {
+                tokio::select! {
+                    _ = wait_started.wait_for(|s| *s) => {}
+                    _ = stopping(stop) => break,
+                }
+            }
+        }
+        self.update(|s| s.phase = "Running".to_owned());
+        let apps_done = async {
+            let mut all_well = true;
+            for (container, task) in &mut tasks {
+                if container.role == Role::App {
+                    all_well &= task.await.unwrap_or(false);
+                }
+            }
+            all_well
+        };
+        let finished = tokio::select! {
+            all_well = apps_done => Some(all_well),
+            _ = stopping(stop) => None,
+        };
+        if let Some(all_well) = finished {
+            // The work is done; sidecars end with it.
+            self.update(|s| {
+                s.phase = if all_well { "Succeeded" } else { "Failed" }.to_owned();
+                s.ready = false;
+            });
+            for (container, task) in &tasks {
+                if container.role == Role::Sidecar {
+                    container.end(SIDECAR_GRACE).await;
+                    task.abort();
+                }
+            }
+            stopping(stop).await;
+            return Ok(());
+        }
+        let grace = stop.borrow().unwrap_or(SIDECAR_GRACE);
+        // Apps first, sidecars after them, as the kubelet does.
+        for role in [Role::App, Role::Sidecar] {
+            let ends = tasks
+                .iter()
+                .filter(|(c, _)| c.role == role)
+                .map(|(c, _)| c.end(grace));
+            join_all(ends).await;
+        }
+        for (_, task) in &tasks {
+            task.abort();
+        }
+        Ok(())
+    }
+}
+
+/// A container of a pod.
+struct Container {
+    pod: Rc<Pod>,
+    name: String,
+    role: Role,
+    spec: RunSpec,
+    startup: Option<Probe>,
+    readiness: Option<Probe>,
+    liveness: Option<Probe>,
+    post_start: Option<Action>,
+    pre_stop: Option<Action>,
+    folder: PathBuf,
+}
+
+impl Container {
+    fn update(&self, change: impl FnOnce(&mut ContainerStatus)) {
+        self.pod.update(|s| {
+            if let Some(c) = s.containers.iter_mut().find(|c| c.name == self.name) {
+                change(c);
+            }
+            s.ready = s.phase != "Failed"
+                && s.phase != "Succeeded"
+                && s.containers.iter().filter(|c| !c.init).all(|c| c.ready);
+        });
+    }
+
+    fn current(&self) -> ContainerStatus {
+        let status = self.pod.status.borrow();
+        status
+            .containers
+            .iter()
+            .find(|c| c.name == self.name)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn file(&self, end: &str) -> PathBuf {
+        self.folder.join(format!("{}.{end}", self.name))
+    }
+
+    fn start(&self) -> Result<Child> {
+        let log = self.file("log");
+        if log.exists() {
+            fs::rename(&log, self.file("previous.log"))
+                .doing(|| format!("set {} aside", log.display()))?;
+        }
+        let child = process::start(
+            &self.pod.context.program,
+            &self.spec,
+            &self.file("run.json"),
+            &log,
+        )?;
+        let pid = child.id().unwrap_or(0) as i32;
+        self.update(|s| {
+            s.state = "running".to_owned();
+            s.pid = pid;
+        });
+        Ok(child)
+    }
+
+    /// Waits for the end of a process and of everything that it left behind in its mount namespace.
+    async fn wait(&self, child: &mut Child) -> Option<ExitStatus> {
+        let status = child.wait().await.ok();
+        process::signal_namespace("mnt", self.current().mount_namespace, Signal::SIGKILL);
+        self.update(|s| {
+            s.state = "terminated".to_owned();
+            s.pid = 0;
+            s.mount_namespace = 0;
+            s.ready = false;
+            s.last_exit = status.map_or_else(|| "unknown".to_owned(), |s| s.to_string());
+        });
+        status
+    }
+
+    /// An init container: again until it succeeds, unless the pod never restarts.
+    async fn run_once_to_success(&self, policy: &str) -> bool {
+        let mut pause = Backoff::new();
+        loop {
+            match self.start() {
+                Ok(mut child) => {
+                    self.note_namespace();
+                    if self.wait(&mut child).await.is_some_and(|s| s.success()) {
+                        self.update(|s| s.ready = true);
+                        self.pod.update(|s| s.reason.clear());
+                        return true;
+                    }
+                }
+                Err(e) => self.update(|s| s.last_exit = e.to_string()),
+            }
+            let last = self.current().last_exit;
+            self.pod.update(|s| {
+                s.reason = format!(
+                    "init container {}: {last} (see `outrigger local logs`)",
+                    self.name
+                )
+            });
+            if policy == "Never" {
+                return false;
+            }
+            sleep(pause.next()).await;
+            self.update(|s| s.restarts += 1);
+        }
+    }
+
+    /// The mount namespace is the container's own only once the process has entered it.
+    fn note_namespace(&self) {
+        let status = self.current();
+        let inode = namespace_inode(status.pid, "mnt");
+        let own = namespace_inode(std::process::id() as i32, "mnt");
+        let of_pod = namespace_inode(self.spec.holder, "mnt");
+        if inode != 0 && inode != own && inode != of_pod && inode != status.mount_namespace {
+            self.update(|s| s.mount_namespace = inode);
+        }
+    }
+
+    /// Keeps the container running as its policy says; `true` where it ended well for good.
+    async fn keep_running(
+        self: Rc<Self>,
+        policy: String,
+        started: watch::Sender<bool>,
+        mut stop: Stop,
+    ) -> bool {
+        let mut pause = Backoff::new();
+        loop {
+            let begun = Instant::now();
+            let outcome = match self.start() {
+                Ok(mut child) => self.watch_over(&mut child, &started).await,
+                Err(e) => {
+                    self.update(|s| s.last_exit = e.to_string());
+                    None
+                }
+            };
+            let well = outcome.is_some_and(|s| s.success());
+            if stop.borrow().is_some() {
+                return well;
+            }
+            match policy.as_str() {
+                "Never" => return well,
+                "OnFailure" if well => return true,
+                _ => {}
+            }
+            if begun.elapsed() > Duration::from_secs(60) {
+                pause = Backoff::new();
+            }
+            let last = self.current().last_exit;
+            let wait = pause.next();
+            eprintln!(
+                "{}: container {}: {last}; again in {:.1} s",
+                self.pod.name(),
+                self.name,
+                wait.as_secs_f32()
+            );
+            self.pod.update(|s| {
+                s.reason = format!(
+                    "container {}: {last} (see `outrigger local logs`)",
+                    self.name
+                )
+            });
+            tokio::select! {
+                () = sleep(wait) => {}
+                _ = stopping(&mut stop) => return well,
+            }
+            self.update(|s| s.restarts += 1);
+        }
+    }
+
+    /// Probes a running process until it ends; ends it where a probe says so.
+    async fn watch_over(
+        &self,
+        child: &mut Child,
+        started: &watch::Sender<bool>,
+    ) -> Option<ExitStatus> {
+        let probes = async {
+            // The process becomes the container's within milliseconds; from then on its namespace is known.
+            for _ in 0..50 {
+                sleep(Duration::from_millis(20)).await;
+                self.note_namespace();
+                if self.current().mount_namespace != 0 {
+                    break;
+                }
+            }
+            if let Some(hook) = &self.post_start {
+                if let Err(e) = self.ask(hook, HOOK_LIMIT, "post-start").await {
+                    return format!("postStart failed: {e}");
+                }
+            }
+            if let Some(probe) = &self.startup {
+                if let Err(e) = self.until_success(probe).await {
+                    return format!("startupProbe failed: {e}");
+                }
+            }
+            started.send_replace(true);
+            if self.readiness.is_none() {
+                self.update(|s| s.ready = true);
+                self.pod.update(|s| s.reason.clear());
+            }
+            tokio::join!(self.keep_ready(), self.until_unhealthy()).1
+        };
+        tokio::select! {
+            reason = probes => {
+                eprintln!("{}: container {}: {reason}", self.pod.name(), self.name);
+                self.signal(Signal::SIGTERM);
+                if timeout(SIDECAR_GRACE, child.wait()).await.is_err() {
+                    self.signal(Signal::SIGKILL);
+                }
+                let status = self.wait(child).await;
+                self.update(|s| s.last_exit = reason);
+                status
+            }
+            status = child.wait() => { drop(status); self.wait(child).await }
+        }
+    }
+
+    async fn until_success(&self, probe: &Probe) -> Result<(), String> {
+        sleep(probe.initial_delay).await;
+        let mut failures = 0;
+        // Of slow probes the first rounds are quick, so that a pod is up as soon as it can be.
+        let mut period = probe.period.min(FIRST_PERIOD);
+        loop {
+            match self.ask(&probe.action, probe.timeout, "startup").await {
+                Ok(()) => return Ok(()),
+                Err(e) => {
+                    if period >= probe.period {
+                        failures += 1;
+                    }
+                    if failures >= probe.failure_threshold {
+                        return Err(e);
+                    }
+                    self.pod
+                        .update(|s| s.reason = format!("container {} is starting: {e}", self.name));
+                }
+            }
+            sleep(period).await;
+            period = (period * 2).min(probe.period);
+        }
+    }
+
+    async fn keep_ready(&self) {
+        let Some(probe) = &self.readiness else { return };
+        sleep(probe.initial_delay).await;
+        let (mut good, mut bad) = (0, 0);
+        let mut period = probe.period.min(FIRST_PERIOD);
+        loop {
+            match self.ask(&probe.action, probe.timeout, "readiness").await {
+                Ok(()) => {
+                    (good, bad) = (good + 1, 0);
+                    period = probe.period;
+                    if good >= probe.success_threshold && !self.current().ready {
+                        self.update(|s| s.ready = true);
+                        self.pod.update(|s| s.reason.clear());
+                    }
+                }
+                Err(e) => {
+                    (good, bad) = (0, bad + 1);
+                    let ready = self.current().ready;
+                    if !ready || bad >= probe.failure_threshold {
+                        self.update(|s| s.ready = false);
+                        self.pod.update(|s| {
+                            s.reason = format!("container {} is not ready: {e}", self.name)
+                        });
+                        period = (period * 2).min(probe.period);
+                    }
+                }
+            }
+            sleep(period).await;
+        }
+    }
+
+    async fn until_unhealthy(&self) -> String {
+        let Some(probe) = &self.liveness else {
+            return std::future::pending().await;
+        };
+        sleep(probe.initial_delay).await;
+        let mut failures = 0;
+        loop {
+            match self.ask(&probe.action, probe.timeout, "liveness").await {
+                Ok(()) => failures = 0,
+                Err(e) => {
+                    failures += 1;
+                    if failures >= probe.failure_threshold {
+                        return format!("livenessProbe failed: {e}");
+                    }
+                }
+            }
+            sleep(probe.period).await;
+        }
+    }
+
+    async fn ask(&self, action: &Action, limit: Duration, what: &str) -> Result<(), String> {
+        let Action::Exec { command } = action else {
+            return probe::ask(action, self.pod.plan.address, limit).await;
+        };
+        let spec = RunSpec {
+            args: command.clone(),
+            ..self.spec.clone()
+        };
+        let file = self.file(&format!("{what}.json"));
+        let run = process::execute(&self.pod.context.program, &spec, self.current().pid, &file);
+        match timeout(limit, run).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(format!("{} failed", command.join(" "))),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err(format!(
+                "{} took longer than {} s",
+                command.join(" "),
+                limit.as_secs()
+            )),
+        }
+    }
+
+    /// Ends the container: its hook, SIGTERM, and SIGKILL to all that is left after the grace.
+    async fn end(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        if let Some(hook) = &self.pre_stop {
+            // The grace counts from before the hook; a failing hook stops nothing.
+            let _ = self
+                .ask(hook, grace.max(Duration::from_millis(100)), "pre-stop")
+                .await;
+        }
+        let status = self.current();
+        if status.pid == 0 {
+            return;
+        }
+        self.note_namespace();
+        self.signal(Signal::SIGTERM);
+        while self.current().pid == status.pid && Instant::now() < deadline {
+            sleep(Duration::from_millis(20)).await;
+        }
+        if self.current().pid == status.pid {
+            self.signal(Signal::SIGKILL);
+            process::signal_namespace("mnt", self.current().mount_namespace, Signal::SIGKILL);
+        }
+    }
+
+    /// Sends a signal to the container's first process.
+    fn signal(&self, signal: Signal) {
+        let pid = self.current().pid;
+        if pid > 0 {
+            // It may have ended by itself meanwhile.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+/// The container that commands mean where none is named.
+fn default_container(pod: &Value) -> String {
+    let given = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+    let first = list(pod, &["spec", "containers"])
+        .first()
+        .map(|c| text(c, &["name"]));
+    given.or(first).unwrap_or("").to_owned()
+}
+
+async fn stopping(stop: &mut Stop) {
+    // The sender lives as long as the supervisor: an error means the same as a request.
+    let _ = stop.wait_for(Option::is_some).await;
+}
+
+async fn join_all(futures: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut pending: Vec<_> = futures.map(Box::pin).collect();
+    std::future::poll_fn(|cx| {
+        pending.retain_mut(|f| f.as_mut().poll(cx).is_pending());
+        if pending.is_empty() {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// Waits between restarts: half a second, doubled up to ten (the kubelet's ten seconds to five minutes, for a desk).
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Self {
+        Self(Duration::from_millis(500))
+    }
+
+    fn next(&mut self) -> Duration {
+        let now = self.0;
+        self.0 = (now * 2).min(Duration::from_secs(10));
+        now
+    }
+}
+
+/// What a container gets where nobody gave another grace.
+const SIDECAR_GRACE: Duration = Duration::from_secs(2);
+/// How long a postStart hook may take.
+const HOOK_LIMIT: Duration = Duration::from_secs(120);
+/// The first wait between probes of a container that is starting.
+const FIRST_PERIOD: Duration = Duration::from_millis(100);
