@@ -1,5 +1,6 @@
 //! See docs/ARCHITECTURE.md.
 
+pub mod bootstrap;
 pub mod cluster;
 pub mod command;
 pub mod http;

@@ -149,7 +149,9 @@ mod tests {
     fn a_gradual_drain_ends_some_early_and_all_in_time() {
         let (random, over) = (Random::seeded(7), Duration::from_secs(10));
         let ended = |elapsed| {
-            (0..1000).filter(|_| now_by_lot(Duration::from_secs(elapsed), over, &random)).count()
+            (0..1000)
+                .filter(|_| now_by_lot(Duration::from_secs(elapsed), over, &random))
+                .count()
         };
         assert_eq!(ended(0), 0);
         assert!((400..600).contains(&ended(5)));
