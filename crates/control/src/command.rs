@@ -1,10 +1,311 @@
-//! The command line of this room.
+//! `outrigger control`: the command line of the control plane, with the flags of `pilot-discovery discovery`.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use config::Folder;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::Server as Grpc;
+use tracing::{error, info, warn};
+
+use crate::{
+    compat::Compat,
+    debug,
+    model::Settings,
+    push::Timing,
+    server::{Ads, Server},
+    translate::Istio,
+};
+
+/// Run the control plane over a folder of Kubernetes and Istio YAML.
+///
+/// An address is HOST:PORT or :PORT; an empty one turns that server off.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger control", version)]
+struct Flags {
+    /// Folder with the objects, read with its subfolders and watched (*.yaml, *.yml, *.json).
+    #[arg(long = "config", alias = "configDir", value_name = "DIR")]
+    config: PathBuf,
+    /// Where proxies get their configuration, plaintext gRPC.
+    #[arg(long = "grpcAddr", default_value = ":15010", value_name = "ADDRESS")]
+    grpc: String,
+    /// Metrics, readiness and debug pages.
+    #[arg(
+        long = "monitoringAddr",
+        default_value = ":15014",
+        value_name = "ADDRESS"
+    )]
+    monitoring: String,
+    /// Readiness and debug pages, as istiod has them on :8080.
+    #[arg(long = "httpAddr", default_value = "", value_name = "ADDRESS")]
+    http: String,
+    /// gRPC with TLS. Not served yet: must be empty.
+    #[arg(long = "secureGRPCAddr", default_value = "", value_name = "ADDRESS")]
+    secure_grpc: String,
+    /// Webhooks. Not served yet: must be empty.
+    #[arg(long = "httpsAddr", default_value = "", value_name = "ADDRESS")]
+    https: String,
+    /// Last part of the names of Kubernetes services.
+    #[arg(long, default_value = "cluster.local")]
+    domain: String,
+    /// Name of the cluster that the objects are of.
+    #[arg(
+        long = "clusterID",
+        default_value = "Kubernetes",
+        env = "CLUSTER_ID",
+        value_name = "NAME"
+    )]
+    cluster_id: String,
+    /// Give out names and defaults of an older Istio release (1.13).
+    #[arg(long, default_value = "", value_name = "RELEASE")]
+    compat: Compat,
+    /// How long open streams may take to end at shutdown.
+    #[arg(long = "shutdownDuration", default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    shutdown: Duration,
+    /// Interval between signs of life on idle connections.
+    #[arg(long = "keepaliveInterval", default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    keepalive_interval: Duration,
+    /// How long a sign of life may stay unanswered.
+    #[arg(long = "keepaliveTimeout", default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    keepalive_timeout: Duration,
+    /// Quiet time after which changes are pushed.
+    #[arg(
+        long = "debounceAfter", default_value = "100ms", env = "PILOT_DEBOUNCE_AFTER",
+        value_name = "DURATION", value_parser = duration
+    )]
+    debounce_after: Duration,
+    /// The longest that changes wait.
+    #[arg(
+        long = "debounceMax", default_value = "10s", env = "PILOT_DEBOUNCE_MAX",
+        value_name = "DURATION", value_parser = duration
+    )]
+    debounce_max: Duration,
+    /// What to log: a level, or a filter such as `info,control=debug`.
+    #[arg(
+        long = "log_output_level",
+        default_value = "info",
+        value_name = "LEVEL"
+    )]
+    log: String,
+}
+
+/// Why the control plane could not start or go on.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error(
+        "--{flag} {address:?} is not an address: give HOST:PORT, :PORT, or nothing to turn it off"
+    )]
+    Address { flag: &'static str, address: String },
+    #[error("--{flag} {address}: cannot listen there: {source}")]
+    Bind {
+        flag: &'static str,
+        address: SocketAddr,
+        source: io::Error,
+    },
+    #[error("--{flag} is not served yet; leave it out (proxies use --grpcAddr)")]
+    NotServed { flag: &'static str },
+    #[error("--config {folder}: {source}")]
+    Folder { folder: String, source: io::Error },
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the gRPC server has ended: {0}")]
+    Grpc(#[from] tonic::transport::Error),
+}
 
 /// Runs the command; `args[0]` is its own name.
-pub fn main(args: Vec<OsString>) -> ExitCode {
-    let _ = args;
-    eprintln!("not built in yet");
-    ExitCode::FAILURE
+pub fn main(mut args: Vec<OsString>) -> ExitCode {
+    // `pilot-discovery discovery --flags` names its one command.
+    if args.get(1).is_some_and(|a| a == "discovery") {
+        args.remove(1);
+    }
+    let flags = match Flags::try_parse_from(args) {
+        Ok(flags) => flags,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() {
+                ExitCode::from(2)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    base::log::init(&log_filter(&flags.log));
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(CommandError::Io)
+        .and_then(|runtime| runtime.block_on(run(flags)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!("{e}");
+            eprintln!("outrigger control: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: Flags) -> Result<(), CommandError> {
+    for (flag, given) in [
+        ("secureGRPCAddr", &flags.secure_grpc),
+        ("httpsAddr", &flags.https),
+    ] {
+        if !given.is_empty() {
+            return Err(CommandError::NotServed { flag });
+        }
+    }
+    let settings = Settings {
+        domain: flags.domain.clone(),
+        cluster_id: flags.cluster_id.clone(),
+        compat: flags.compat,
+    };
+    let timing = Timing {
+        quiet: flags.debounce_after,
+        longest: flags.debounce_max,
+    };
+    let server = Server::new(Box::new(Istio), settings);
+
+    // The monitoring port opens first, so that whoever waits can see that the objects are still being read.
+    let (stop, stopped) = watch::channel(());
+    let mut pages = Vec::new();
+    for (flag, given) in [
+        ("monitoringAddr", &flags.monitoring),
+        ("httpAddr", &flags.http),
+    ] {
+        if let Some(listener) = bind(flag, given).await? {
+            info!("{flag}: debug pages on {}", listener.local_addr()?);
+            let router = debug::router(server.clone());
+            let mut stopped = stopped.clone();
+            let until = async move {
+                let _ = stopped.changed().await;
+            };
+            pages.push(tokio::spawn(
+                axum::serve(listener, router)
+                    .with_graceful_shutdown(until)
+                    .into_future(),
+            ));
+        }
+    }
+    let grpc = bind("grpcAddr", &flags.grpc).await?;
+
+    let root = flags.config.clone();
+    let opened = tokio::task::spawn_blocking(move || Folder::open(root)).await;
+    let folder = opened
+        .map_err(io::Error::other)
+        .and_then(|folder| folder)
+        .map_err(|source| CommandError::Folder {
+            folder: flags.config.display().to_string(),
+            source,
+        })?;
+    server.load(folder.snapshot().clone(), folder.problems().clone());
+    let follow = tokio::spawn(server.clone().follow(folder.watch()?, timing));
+
+    let mut serving = None;
+    if let Some(listener) = grpc {
+        info!("grpcAddr: xDS on {}", listener.local_addr()?);
+        let service = xds::server::Service::new(Arc::new(Ads(server.clone())));
+        let mut stopped = stopped.clone();
+        let until = async move {
+            let _ = stopped.changed().await;
+        };
+        let incoming = TcpListenerStream::new(listener);
+        serving = Some(tokio::spawn(
+            Grpc::builder()
+                .tcp_nodelay(true)
+                .http2_keepalive_interval(Some(flags.keepalive_interval))
+                .http2_keepalive_timeout(Some(flags.keepalive_timeout))
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, until),
+        ));
+    }
+
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: shutting down"),
+        _ = interrupt.recv() => info!("SIGINT: shutting down"),
+        ended = async { match serving.as_mut() { Some(task) => task.await, None => std::future::pending().await } } => {
+            return ended.map_err(io::Error::other)?.map_err(CommandError::Grpc);
+        }
+    }
+    follow.abort();
+    drop(stop);
+    // Streams of proxies end by themselves only when the proxy goes: they are cut off when there is no more time.
+    server.close_streams();
+    if let Some(task) = serving
+        && tokio::time::timeout(flags.shutdown, task).await.is_err()
+    {
+        warn!("streams were still open after {:?}", flags.shutdown);
+    }
+    Ok(())
+}
+
+async fn bind(flag: &'static str, given: &str) -> Result<Option<TcpListener>, CommandError> {
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let wrong = || CommandError::Address {
+        flag,
+        address: given.to_owned(),
+    };
+    let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let listen = |ip: IpAddr| async move {
+        let address = SocketAddr::new(ip, port);
+        TcpListener::bind(address)
+            .await
+            .map_err(|source| CommandError::Bind {
+                flag,
+                address,
+                source,
+            })
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let listener = match host {
+        // Both families through one socket where there is IPv6.
+        "" | "*" => match listen(Ipv6Addr::UNSPECIFIED.into()).await {
+            Err(CommandError::Bind { source, .. }) if source.kind() != io::ErrorKind::AddrInUse => {
+                listen(Ipv4Addr::UNSPECIFIED.into()).await?
+            }
+            other => other?,
+        },
+        "localhost" => listen(Ipv4Addr::LOCALHOST.into()).await?,
+        host => listen(host.parse().map_err(|_| wrong())?).await?,
+    };
+    Ok(Some(listener))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration_nanos(text)
+        .and_then(|nanos| u64::try_from(nanos).ok())
+        .map(Duration::from_nanos)
+        .ok_or_else(|| format!("{text:?} is no duration; write it as in 100ms, 10s or 1m30s"))
+}
+
+/// Istio's form names scopes (`default:info,ads:debug`); ours is a level, then modules.
+fn log_filter(level: &str) -> String {
+    level
+        .split(',')
+        .filter_map(|part| match part.split_once(':') {
+            None => Some(part.to_owned()),
+            Some(("default" | "all", level)) => Some(level.to_owned()),
+            Some(_) => None,
+        })
+        .next()
+        .unwrap_or_else(|| "info".to_owned())
 }

@@ -3,12 +3,15 @@
 pub mod cluster;
 pub mod command;
 pub mod compat;
+pub mod debug;
 pub mod endpoint;
 pub mod gateway;
 pub mod listener;
 pub mod metrics;
 pub mod model;
 pub mod names;
+mod names_table;
 pub mod push;
 pub mod route;
+pub mod server;
 pub mod translate;

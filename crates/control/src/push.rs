@@ -9,4 +9,5 @@ mod view;
 pub use change::Change;
 pub use debounce::{Debounce, Timing};
 pub use intern::Interner;
+pub(crate) use view::names_key;
 pub use view::{Own, Push, Scope, View, Views};

@@ -68,6 +68,15 @@ impl Change {
         !self.full && self.keys.iter().all(|k| is_endpoint_kind(k.kind))
     }
 
+    /// Whether every proxy keeps its labels, services and scope.
+    pub(crate) fn leaves_proxies_in_place(&self) -> bool {
+        !self.full
+            && self
+                .keys
+                .iter()
+                .all(|k| matches!(k.kind, Kind::EndpointSlice | Kind::Secret))
+    }
+
     /// Whether any resource of this type may differ.
     pub(crate) fn affects(&self, type_url: &str, part: Part, router: bool) -> bool {
         if self.full {

@@ -72,6 +72,18 @@ impl Push {
         }
     }
 
+    /// Whether a proxy that was placed in the mesh of `generation` has the same place now.
+    pub(crate) fn same_place_since(&self, generation: u64) -> bool {
+        self.history
+            .front()
+            .is_some_and(|(first, _)| *first <= generation + 1)
+            && self
+                .history
+                .iter()
+                .filter(|(g, _)| *g > generation)
+                .all(|(_, c)| c.leaves_proxies_in_place())
+    }
+
     /// Whether something of a type may differ from what was built at `generation`, and how.
     fn changes_since(&self, generation: u64, type_url: &str, part: Part, router: bool) -> Since {
         if generation >= self.generation {

@@ -1,0 +1,180 @@
+//! The pages on the monitoring port (15014): `/metrics`, `/ready`, `/version` and `/debug/…` in istiod's forms.
+//!
+//! `istioctl proxy-config -f` reads what `/debug/config_dump` answers, and `proxy-status` what `/debug/syncz` does.
+
+mod config_dump;
+mod registry;
+mod status;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Deserialize;
+
+use crate::server::{Connection, Server};
+
+/// All pages.
+pub fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/ready", get(ready))
+        .route("/healthz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/version", get(version))
+        .route("/debug", get(list))
+        .route("/debug/list", get(list))
+        .route("/debug/syncz", get(syncz))
+        .route("/debug/adsz", get(connections))
+        .route("/debug/connections", get(connections))
+        .route("/debug/config_dump", get(config_dump))
+        .route("/debug/edsz", get(edsz))
+        .route("/debug/endpointz", get(endpointz))
+        .route("/debug/endpointShardz", get(endpointz))
+        .route("/debug/registryz", get(registryz))
+        .route("/debug/mesh", get(mesh))
+        .route("/debug/problems", get(problems))
+        .with_state(server)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Options {
+    #[serde(rename = "proxyID")]
+    proxy_id: Option<String>,
+    #[serde(default, rename = "include_eds")]
+    include_eds: Option<String>,
+}
+
+async fn ready(State(server): State<Arc<Server>>) -> Response {
+    if server.is_ready() {
+        StatusCode::OK.into_response()
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the configuration is not read yet\n",
+        )
+            .into_response()
+    }
+}
+
+async fn metrics(State(server): State<Arc<Server>>) -> Response {
+    (
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        server.metrics.text(),
+    )
+        .into_response()
+}
+
+async fn version() -> Response {
+    Json(serde_json::json!({
+        "Component": "outrigger",
+        "Info": {"version": env!("CARGO_PKG_VERSION"), "status": "Clean"},
+    }))
+    .into_response()
+}
+
+async fn list() -> &'static str {
+    "/debug/adsz          connected proxies and what they watch\n\
+     /debug/config_dump   what a proxy was sent (?proxyID=POD.NAMESPACE[&include_eds=true])\n\
+     /debug/edsz          the endpoints that a proxy was sent (?proxyID=POD.NAMESPACE)\n\
+     /debug/endpointz     all endpoints by service\n\
+     /debug/mesh          MeshConfig in force\n\
+     /debug/problems      what is wrong in the configuration files\n\
+     /debug/registryz     all services\n\
+     /debug/syncz         how far each proxy is\n"
+}
+
+async fn syncz(State(server): State<Arc<Server>>, Query(options): Query<Options>) -> Response {
+    let wanted = |c: &Arc<Connection>| {
+        options
+            .proxy_id
+            .as_ref()
+            .is_none_or(|p| *p == c.node.workload)
+    };
+    let all: Vec<_> = server
+        .connections()
+        .into_iter()
+        .filter(wanted)
+        .map(|c| status::sync(&c))
+        .collect();
+    Json(all).into_response()
+}
+
+async fn connections(State(server): State<Arc<Server>>) -> Response {
+    Json(status::clients(&server)).into_response()
+}
+
+async fn config_dump(
+    State(server): State<Arc<Server>>,
+    Query(options): Query<Options>,
+) -> Response {
+    let include_eds = options
+        .include_eds
+        .as_deref()
+        .is_some_and(|v| v != "false" && v != "0");
+    with_proxy(&server, &options, |c, version| {
+        config_dump::dump(c, version, include_eds)
+    })
+}
+
+async fn edsz(State(server): State<Arc<Server>>, Query(options): Query<Options>) -> Response {
+    with_proxy(&server, &options, |c, version| {
+        config_dump::endpoints(c, version)
+    })
+}
+
+fn with_proxy(
+    server: &Server,
+    options: &Options,
+    make: impl FnOnce(&Connection, &str) -> serde_json::Value,
+) -> Response {
+    let Some(proxy) = &options.proxy_id else {
+        let message =
+            "name the proxy: ?proxyID=POD.NAMESPACE (see /debug/syncz for those connected)\n";
+        return (StatusCode::BAD_REQUEST, message).into_response();
+    };
+    let Some(connection) = server.connection_of(proxy) else {
+        let message =
+            format!("{proxy} is not connected to this control plane; it may be to another one\n");
+        return (StatusCode::NOT_FOUND, message).into_response();
+    };
+    let version = server
+        .current()
+        .map(|p| p.version.clone())
+        .unwrap_or_default();
+    Json(make(&connection, &version)).into_response()
+}
+
+async fn endpointz(State(server): State<Arc<Server>>) -> Response {
+    match server.current() {
+        Some(push) => Json(registry::endpoints(&push.mesh)).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn registryz(State(server): State<Arc<Server>>) -> Response {
+    match server.current() {
+        Some(push) => Json(registry::services(&push.mesh)).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn mesh(State(server): State<Arc<Server>>) -> Response {
+    match server.current() {
+        Some(push) => Json(proto::json::to_value(push.mesh.config())).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn problems(State(server): State<Arc<Server>>) -> Response {
+    let all: Vec<_> = server.problems().iter().map(status::problem).collect();
+    Json(all).into_response()
+}

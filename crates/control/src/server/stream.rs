@@ -1,0 +1,207 @@
+//! The task of one stream.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::Status;
+use tracing::{debug, info};
+use xds::{
+    Mode,
+    server::{Handler, Incoming, Request, Response, Responses},
+    type_url::HEALTH_INFORMATION,
+};
+
+use super::{Connection, Server, connection::Answer, sleep_until};
+use crate::model::Node;
+
+/// The end of a stream that the client reads from.
+type Out = mpsc::Sender<Result<Response, Status>>;
+
+/// What xds calls.
+#[derive(Debug)]
+pub struct Ads(pub Arc<Server>);
+
+impl Handler for Ads {
+    async fn open(
+        &self,
+        mode: Mode,
+        request: tonic::Request<Incoming>,
+    ) -> Result<Responses, Status> {
+        if !self.0.is_ready() {
+            return Err(Status::unavailable(
+                "the configuration is not read yet; try again",
+            ));
+        }
+        let peer = request
+            .remote_addr()
+            .map_or_else(|| "unknown".to_owned(), |a| a.to_string());
+        // Deep enough for one push; a client that does not read is not written to.
+        let (send, receive) = mpsc::channel(8);
+        tokio::spawn(serve(
+            self.0.clone(),
+            mode,
+            request.into_inner(),
+            send,
+            peer,
+        ));
+        Ok(Box::pin(ReceiverStream::new(receive)))
+    }
+}
+
+async fn serve(server: Arc<Server>, mode: Mode, mut incoming: Incoming, out: Out, peer: String) {
+    let (first, node) = match introduce(&mut incoming).await {
+        Ok(Some(found)) => found,
+        Ok(None) => return,
+        Err(status) => {
+            info!("ADS: stream of {peer} refused: {}", status.message());
+            server.metrics.count("istiod_connection_failures", &[]);
+            let _ = out.send(Err(status)).await;
+            return;
+        }
+    };
+    // Registered before the current state is read: no push can fall between the two.
+    let connection = server.register(|number| Connection::new(number, node, mode, peer));
+    let _registered = Registered {
+        server: &server,
+        connection: &connection,
+    };
+    info!(
+        "ADS: new connection of {} from {}",
+        connection.id, connection.peer
+    );
+    if handle(&server, &connection, &first, &out).await.is_err() {
+        return;
+    }
+    loop {
+        let removals = connection
+            .removals_due()
+            .map(tokio::time::Instant::from_std);
+        // Requests first: an answer of the proxy is worth more than one more push to it.
+        let done = tokio::select! {
+            biased;
+            request = incoming.next() => match request {
+                Some(Ok(request)) => handle(&server, &connection, &request, &out).await,
+                Some(Err(status)) => {
+                    debug!("ADS: {}: {status}", connection.id);
+                    Err(Gone)
+                }
+                None => Err(Gone),
+            },
+            () = connection.wake.notified() => push(&server, &connection, &out).await,
+            () = sleep_until(removals), if removals.is_some() => remove(&server, &connection, &out).await,
+        };
+        if done.is_err() {
+            return;
+        }
+    }
+}
+
+/// The client has gone, or does not read any more.
+struct Gone;
+
+struct Registered<'a> {
+    server: &'a Server,
+    connection: &'a Connection,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.server.unregister(self.connection);
+        info!("ADS: connection of {} has ended", self.connection.id);
+    }
+}
+
+/// Waits for the first request that counts, which must say who asks; `None` when the client goes before.
+async fn introduce(incoming: &mut Incoming) -> Result<Option<(Request, Arc<Node>)>, Status> {
+    while let Some(Ok(request)) = incoming.next().await {
+        if request.type_url == HEALTH_INFORMATION {
+            continue;
+        }
+        let Some(node) = &request.node else {
+            return Err(Status::invalid_argument(
+                "the first request of a stream must carry a node",
+            ));
+        };
+        let node = Node::parse(node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        return Ok(Some((request, Arc::new(node))));
+    }
+    Ok(None)
+}
+
+async fn handle(
+    server: &Server,
+    connection: &Connection,
+    request: &Request,
+    out: &Out,
+) -> Result<(), Gone> {
+    if request.type_url == HEALTH_INFORMATION {
+        return Ok(());
+    }
+    let Some(push) = server.current() else {
+        return Err(Gone);
+    };
+    let answer = connection.request(server, &push, request);
+    send(server, answer, out).await
+}
+
+async fn push(server: &Server, connection: &Connection, out: &Out) -> Result<(), Gone> {
+    if connection.is_closed() {
+        let _ = out
+            .send(Err(Status::unavailable(
+                "the control plane is shutting down",
+            )))
+            .await;
+        return Err(Gone);
+    }
+    let answer = {
+        let Ok(_turn) = server.throttle.acquire().await else {
+            return Err(Gone);
+        };
+        let Some((since, marked)) = connection.take_mark() else {
+            return Ok(());
+        };
+        server
+            .metrics
+            .time("pilot_proxy_queue_time", &[], marked.elapsed());
+        let Some(push) = server.current() else {
+            return Err(Gone);
+        };
+        let answer = connection.push(server, &push, Instant::now() + REMOVALS_WAIT);
+        (answer, since)
+    };
+    let (answer, since) = answer;
+    let any = !answer.responses.is_empty();
+    send(server, answer, out).await?;
+    if any {
+        server
+            .metrics
+            .time("pilot_proxy_convergence_time", &[], since.elapsed());
+    }
+    Ok(())
+}
+
+async fn remove(server: &Server, connection: &Connection, out: &Out) -> Result<(), Gone> {
+    let Some(push) = server.current() else {
+        return Err(Gone);
+    };
+    let answer = connection.removals(server, &push);
+    send(server, answer, out).await
+}
+
+async fn send(server: &Server, answer: Answer, out: &Out) -> Result<(), Gone> {
+    for response in answer.responses {
+        let started = Instant::now();
+        out.send(Ok(response)).await.map_err(|_| Gone)?;
+        server
+            .metrics
+            .time("pilot_xds_send_time", &[], started.elapsed());
+    }
+    Ok(())
+}
+
+/// How long what is gone stays, for a proxy that does not answer what replaces it.
+const REMOVALS_WAIT: Duration = Duration::from_secs(2);
