@@ -5,7 +5,7 @@
 //! that "has this proxy all of it?" is mostly a comparison of pointers.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
     time::Instant,
@@ -216,7 +216,16 @@ pub struct View {
 #[derive(Debug, Default)]
 struct Whole {
     generation: u64,
-    resources: Arc<[Arc<Resource>]>,
+    shared: Arc<Listed>,
+}
+
+/// The shared resources of a type that is wanted whole.
+#[derive(Debug, Default, PartialEq)]
+pub struct Listed {
+    /// Sorted by name.
+    resources: Vec<Arc<Resource>>,
+    /// Those that lead to one pod, by its address: that pod does not get them.
+    of_pods: HashMap<String, HashSet<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -240,13 +249,8 @@ impl View {
         }
     }
 
-    /// The shared resources of a type that is wanted whole, sorted by name.
-    pub fn whole(
-        &self,
-        scope: Scope<'_>,
-        type_url: &Arc<str>,
-        proxy: &Proxy,
-    ) -> Arc<[Arc<Resource>]> {
+    /// The shared resources of a type that is wanted whole.
+    pub fn whole(&self, scope: Scope<'_>, type_url: &Arc<str>, proxy: &Proxy) -> Arc<Listed> {
         let cell = self
             .whole
             .lock()
@@ -256,25 +260,30 @@ impl View {
         // Held while building: the other proxies of the view wait for the result instead of building it as well.
         let mut whole = cell.lock();
         let push = scope.push;
-        if whole.generation == 0
+        let stale = whole.generation == 0
             || !matches!(
                 push.changes_since(whole.generation, type_url, Part::Shared, self.router),
                 Since::Nothing
-            )
-        {
+            );
+        if stale {
             let made = scope.translate.shared(type_url, &push.mesh, proxy);
-            let made = scope.seal(made, &whole.resources);
-            let same = made.len() == whole.resources.len()
-                && made
-                    .iter()
-                    .zip(whole.resources.iter())
-                    .all(|(a, b)| Arc::ptr_eq(a, b));
-            if !same {
-                whole.resources = made.into();
+            let mut of_pods: HashMap<String, HashSet<String>> = HashMap::new();
+            for s in &made {
+                if let Some(pod) = &s.of_pod {
+                    of_pods
+                        .entry(pod.clone())
+                        .or_default()
+                        .insert(s.resource.name.clone());
+                }
+            }
+            let made = made.into_iter().map(|s| s.resource).collect();
+            let resources = scope.seal(made, &whole.shared.resources);
+            if !same(&resources, &whole.shared.resources) || of_pods != whole.shared.of_pods {
+                whole.shared = Arc::new(Listed { resources, of_pods });
             }
         }
         whole.generation = whole.generation.max(push.generation);
-        whole.resources.clone()
+        whole.shared.clone()
     }
 
     /// The resources of these names. `key` is [`names_key`] of them.
@@ -406,7 +415,7 @@ struct OwnType {
     generation: u64,
     key: u64,
     own: Vec<Arc<Resource>>,
-    shared: Arc<[Arc<Resource>]>,
+    shared: Arc<Listed>,
     set: Arc<ResourceSet>,
 }
 
@@ -440,9 +449,17 @@ impl Own {
         };
         let set = match old {
             Some(o) if Arc::ptr_eq(&o.shared, &shared) && same(&o.own, &own) => o.set.clone(),
-            _ => Arc::new(ResourceSet::new(
-                own.iter().chain(shared.iter()).cloned().collect(),
-            )),
+            _ => {
+                let own_address = proxy.node.addresses.first().map(ToString::to_string);
+                let left_out = own_address.and_then(|a| shared.of_pods.get(&a));
+                let others = shared
+                    .resources
+                    .iter()
+                    .filter(|r| left_out.is_none_or(|names| !names.contains(&**r.name())));
+                Arc::new(ResourceSet::new(
+                    own.iter().chain(others).cloned().collect(),
+                ))
+            }
         };
         let state = OwnType {
             generation: push.generation,

@@ -55,7 +55,8 @@ pub(super) fn of(
     let mesh = &scope.push.mesh;
     let made = if is_whole(type_url) {
         let mut all = scope.translate.own(type_url, mesh, proxy);
-        all.extend(scope.translate.shared(type_url, mesh, proxy));
+        let shared = scope.translate.shared(type_url, mesh, proxy);
+        all.extend(shared.into_iter().map(|s| s.resource));
         all
     } else if is_named(type_url) {
         let names: Vec<&str> = stream
