@@ -9,6 +9,7 @@ use tokio::{
 
 use super::{Arguments, Mode};
 use crate::{
+    bootstrap::{BootstrapError, Sources, load},
     plan::{
         Bootstrap,
         bootstrap::{StatsMatcher, StatsTagSource},
@@ -19,7 +20,7 @@ use crate::{
 
 /// Runs to the end of the process.
 pub(super) fn run(arguments: &Arguments, command_line: Vec<String>) -> ExitCode {
-    let bootstrap = match bootstrap(arguments) {
+    let bootstrap = match read(arguments) {
         Ok(bootstrap) => Arc::new(bootstrap),
         Err(error) => {
             eprintln!("{error}");
@@ -58,16 +59,19 @@ pub(super) fn run(arguments: &Arguments, command_line: Vec<String>) -> ExitCode 
     }
 }
 
-fn bootstrap(arguments: &Arguments) -> Result<Bootstrap, String> {
-    let path = arguments
-        .config_path
-        .as_ref()
-        .ok_or("no configuration: give -c FILE")?;
-    let text =
-        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let message: proto::envoy::config::bootstrap::v3::Bootstrap =
-        proto::json::from_yaml(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-    Bootstrap::try_from(&message).map_err(|error| format!("{}: {error}", path.display()))
+fn read(arguments: &Arguments) -> Result<Bootstrap, BootstrapError> {
+    let loaded = load(&Sources {
+        path: arguments.config_path.clone(),
+        yaml: arguments.config_yaml.clone(),
+        service_node: arguments.service_node.clone(),
+        service_cluster: arguments.service_cluster.clone(),
+        service_zone: arguments.service_zone.clone(),
+        allow_unknown_fields: arguments.allow_unknown_static_fields,
+    })?;
+    for warning in loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(loaded.bootstrap)
 }
 
 /// Brings the bootstrap to life and serves until the process is asked to end.
