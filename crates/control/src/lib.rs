@@ -6,6 +6,7 @@ pub mod compat;
 pub mod debug;
 pub mod endpoint;
 pub mod gateway;
+pub mod grpc;
 pub mod listener;
 pub mod metrics;
 pub mod model;
