@@ -593,3 +593,6 @@ impl Cluster {
 
 /// How often [`Clusters::sweep`] should run.
 pub(crate) const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests;
