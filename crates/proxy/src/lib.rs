@@ -3,6 +3,7 @@
 pub mod bootstrap;
 pub mod cluster;
 pub mod command;
+pub mod discovery;
 pub mod http;
 pub mod io;
 pub mod listener;

@@ -470,3 +470,35 @@ pub struct DirectResponse {
     /// Body.
     pub body: Bytes,
 }
+
+impl RouteConfiguration {
+    /// Every cluster that is named, with the path of the field that names it.
+    pub fn cluster_names(&self) -> impl Iterator<Item = (String, &Arc<str>)> {
+        let routes = self.virtual_hosts.iter().enumerate().flat_map(|(v, host)| {
+            host.routes
+                .iter()
+                .enumerate()
+                .map(move |(r, route)| (v, r, route))
+        });
+        routes.flat_map(|(v, r, route)| {
+            let path = format!("virtual_hosts[{v}].routes[{r}].route");
+            let Action::Route(action) = &route.action else {
+                return Vec::new();
+            };
+            let mut names = Vec::new();
+            match &action.cluster {
+                ClusterSpecifier::Cluster(name) => names.push((format!("{path}.cluster"), name)),
+                ClusterSpecifier::Header(_) => {}
+                ClusterSpecifier::Weighted(weighted) => {
+                    for (index, entry) in weighted.clusters.iter().enumerate() {
+                        if let WeightedTarget::Cluster(name) = &entry.name {
+                            let path = format!("{path}.weighted_clusters.clusters[{index}].name");
+                            names.push((path, name));
+                        }
+                    }
+                }
+            }
+            names
+        })
+    }
+}

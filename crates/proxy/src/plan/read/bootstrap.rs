@@ -15,9 +15,7 @@ use serde_json::Value;
 use super::{
     access_log::access_log,
     cluster::cluster,
-    common::{
-        above_zero, address, api_config_source, config_source, extension, json, string_matcher,
-    },
+    common::{above_zero, address, ads_source, api_config_source, extension, json, string_matcher},
     endpoint::locality_of,
     listener::listener,
     route::option,
@@ -160,10 +158,10 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         } = m;
         unsupported!(at, lds_resources_locator, cds_resources_locator);
         plan.lds = at
-            .optional("lds_config", lds_config, config_source)
+            .optional("lds_config", lds_config, ads_source)
             .unwrap_or(None);
         plan.cds = at
-            .optional("cds_config", cds_config, config_source)
+            .optional("cds_config", cds_config, ads_source)
             .unwrap_or(None);
         plan.ads = at.optional("ads_config", ads_config, ads).unwrap_or(None);
         if let Some(ads) = &plan.ads

@@ -15,8 +15,8 @@ use proto::envoy::{
 
 use super::{
     common::{
-        above_zero, address, config_source, duration, enumeration, extension, json, metadata,
-        percent, socket_address, typed_config,
+        above_zero, address, ads_source, duration, enumeration, extension, json, metadata, percent,
+        socket_address, typed_config,
     },
     endpoint::load_assignment,
     http::{default_http1, http_options, http1_options, http2_options},
@@ -306,7 +306,7 @@ fn discovery(
                 "" => m.name.as_str(),
                 name => name,
             };
-            let source: ConfigSource = at.required("eds_config", &eds.eds_config, config_source)?;
+            let source: ConfigSource = at.required("eds_config", &eds.eds_config, ads_source)?;
             Ok(Discovery::Eds {
                 service_name: service_name.into(),
                 source,

@@ -337,6 +337,15 @@ pub(super) fn config_source(at: At<'_>, m: &core::ConfigSource) -> Step<ConfigSo
     })
 }
 
+/// A `ConfigSource` of something that only the aggregated stream brings.
+pub(super) fn ads_source(at: At<'_>, m: &core::ConfigSource) -> Step<ConfigSource> {
+    let source = config_source(at, m)?;
+    if source.kind != ConfigSourceKind::Ads {
+        return Err(at.error("only the aggregated stream is implemented; write `ads: {}`"));
+    }
+    Ok(source)
+}
+
 /// `ApiConfigSource`: the cluster, and whether delta is spoken.
 pub(super) fn api_config_source(at: At<'_>, m: &core::ApiConfigSource) -> Step<(Arc<str>, bool)> {
     use core::api_config_source::ApiType;

@@ -15,7 +15,7 @@ use proto::envoy::{
 use super::{
     access_log::access_log,
     common::{
-        above_zero, cidr, config_source, duration, enumeration, extension, or_disabled, percent,
+        above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, percent,
         positive,
     },
     http_filter::http_filters,
@@ -330,7 +330,7 @@ fn route_source(at: &At<'_>, m: &Option<nested::RouteSpecifier>) -> Step<RouteSo
             let at = at.field("rds");
             Ok(RouteSource::Rds {
                 name: at.text("route_config_name", &m.route_config_name)?,
-                source: at.required("config_source", &m.config_source, config_source)?,
+                source: at.required("config_source", &m.config_source, ads_source)?,
             })
         }
         Some(nested::RouteSpecifier::ScopedRoutes(_)) => Err(at

@@ -1,0 +1,733 @@
+//! What the control plane said, and what of it is in force.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use prost::Message;
+use proto::{
+    Any,
+    envoy::config::{
+        cluster::v3::Cluster as ClusterMessage,
+        endpoint::v3::ClusterLoadAssignment as AssignmentMessage,
+        listener::v3::Listener as ListenerMessage, route::v3::RouteConfiguration as RouteMessage,
+    },
+};
+use xds::{
+    client::{Received, ReceivedResource},
+    type_url::{CDS, EDS, LDS, RDS},
+};
+
+use crate::{
+    plan::{
+        Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
+        bootstrap::ConfigSource, cluster::Discovery, http::RouteSource,
+        network::NetworkFilterConfig,
+    },
+    server::{Change, ChangeError},
+};
+
+/// Hands a batch to the server; the answer has one entry for each change.
+pub type Apply<'a> = dyn FnMut(Vec<Change>) -> Vec<Result<(), ChangeError>> + 'a;
+
+/// One version of a resource.
+#[derive(Debug, Clone)]
+pub struct Version<T> {
+    /// What it means.
+    pub plan: Arc<T>,
+    /// As it came.
+    pub resource: Any,
+    /// The control plane's name for this version; empty for a static resource.
+    pub version: String,
+    /// When it came.
+    pub updated: SystemTime,
+}
+
+/// The last version that was refused.
+#[derive(Debug, Clone)]
+pub struct ErrorState {
+    /// As it came.
+    pub resource: Any,
+    /// Its version.
+    pub version: String,
+    /// Why.
+    pub details: String,
+    /// When.
+    pub attempted: SystemTime,
+}
+
+/// What is known under one name.
+#[derive(Debug, Clone)]
+pub struct Entry<T> {
+    /// From the bootstrap, and never changed by discovery.
+    pub fixed: bool,
+    /// In force.
+    pub active: Option<Version<T>>,
+    /// Waiting for what it refers to.
+    pub warming: Option<Version<T>>,
+    /// When waiting ends in any case.
+    deadline: Option<Instant>,
+    /// Refused.
+    pub error: Option<ErrorState>,
+}
+
+impl<T> Default for Entry<T> {
+    fn default() -> Self {
+        Self {
+            fixed: false,
+            active: None,
+            warming: None,
+            deadline: None,
+            error: None,
+        }
+    }
+}
+
+/// Resources of one kind by name.
+#[derive(Debug)]
+pub struct Config<T> {
+    /// By name.
+    pub entries: BTreeMap<String, Entry<T>>,
+    /// Version of the last response that was taken as a whole.
+    pub version: String,
+    /// Whether a first response was processed.
+    pub answered: bool,
+}
+
+impl<T> Default for Config<T> {
+    fn default() -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            version: String::new(),
+            answered: false,
+        }
+    }
+}
+
+impl<T> Config<T> {
+    /// Every version there is, active or warming.
+    fn versions(&self) -> impl Iterator<Item = &Version<T>> {
+        self.entries
+            .values()
+            .flat_map(|e| e.active.iter().chain(&e.warming))
+    }
+
+    /// How many are warming.
+    pub fn warming(&self) -> usize {
+        self.entries
+            .values()
+            .filter(|e| e.warming.is_some())
+            .count()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        self.entries
+            .values()
+            .filter(|e| e.warming.is_some())
+            .filter_map(|e| e.deadline)
+    }
+}
+
+/// How far the start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Clusters are awaited.
+    Clusters,
+    /// Listeners are awaited.
+    Listeners,
+    /// Everything that was awaited is there.
+    Live,
+}
+
+/// A resource that could not be put in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Its type.
+    pub type_url: &'static str,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub details: String,
+}
+
+/// What the control plane said, and what of it is in force.
+#[derive(Debug)]
+pub struct Truth {
+    /// Clusters.
+    pub clusters: Config<Cluster>,
+    /// Listeners.
+    pub listeners: Config<Listener>,
+    /// Routes by name.
+    pub routes: Config<RouteConfiguration>,
+    /// Endpoints by service name.
+    pub endpoints: Config<ClusterLoadAssignment>,
+    /// Names that the control plane answered without a resource: waiting for them is over.
+    absent: BTreeSet<(&'static str, String)>,
+    failures: Vec<Failure>,
+    phase: Phase,
+    waits_for_clusters: bool,
+    waits_for_listeners: bool,
+    /// When waiting for a first response ends in any case.
+    cds_deadline: Option<Instant>,
+    lds_deadline: Option<Instant>,
+    lds_timeout: Option<Duration>,
+    /// When this began, for static resources.
+    began: SystemTime,
+}
+
+impl Truth {
+    /// What the bootstrap fixes. [`Truth::begin`] puts it in force.
+    pub fn new(bootstrap: &Bootstrap, now: Instant) -> Self {
+        let began = SystemTime::now();
+        let timeout = |s: &Option<ConfigSource>| s.as_ref().and_then(|s| s.initial_fetch_timeout);
+        let mut truth = Self {
+            clusters: Config::default(),
+            listeners: Config::default(),
+            routes: Config::default(),
+            endpoints: Config::default(),
+            absent: BTreeSet::new(),
+            failures: Vec::new(),
+            phase: Phase::Clusters,
+            waits_for_clusters: bootstrap.cds.is_some(),
+            waits_for_listeners: bootstrap.lds.is_some(),
+            cds_deadline: timeout(&bootstrap.cds).map(|t| now + t),
+            lds_deadline: None,
+            lds_timeout: timeout(&bootstrap.lds),
+            began,
+        };
+        for (plan, encoded) in &bootstrap.static_clusters {
+            let entry = truth.fixed(plan, CDS, encoded);
+            truth.clusters.entries.insert(plan.name.to_string(), entry);
+        }
+        for (plan, encoded) in &bootstrap.static_listeners {
+            let entry = truth.fixed(plan, LDS, encoded);
+            truth.listeners.entries.insert(plan.name.to_string(), entry);
+        }
+        truth
+    }
+
+    fn fixed<T>(&self, plan: &Arc<T>, type_url: &str, encoded: &[u8]) -> Entry<T> {
+        let version = Version {
+            plan: plan.clone(),
+            resource: Any {
+                type_url: type_url.to_owned(),
+                value: encoded.to_vec(),
+            },
+            version: String::new(),
+            updated: self.began,
+        };
+        Entry {
+            fixed: true,
+            warming: Some(version),
+            ..Entry::default()
+        }
+    }
+
+    /// Puts the static part in force: clusters, then listeners. What waits for discovery warms.
+    pub fn begin(&mut self, now: Instant, apply: &mut Apply<'_>) {
+        for entry in self.clusters.entries.values_mut() {
+            entry.deadline = entry
+                .warming
+                .as_ref()
+                .and_then(|v| eds(&v.plan))
+                .and_then(|(_, s)| after(now, s));
+        }
+        for entry in self.listeners.entries.values_mut() {
+            entry.deadline = entry
+                .warming
+                .as_ref()
+                .and_then(|v| rds_deadline(&v.plan, now));
+        }
+        self.settle(now, apply);
+        self.advance(now);
+    }
+
+    /// Takes a response in and applies it. The errors are by resource name, for the answer.
+    pub fn receive(
+        &mut self,
+        received: &Received,
+        now: Instant,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        if received.malformed.is_some() {
+            return Vec::new();
+        }
+        let mut errors = match received.type_url.as_str() {
+            CDS => self.receive_clusters(received, now, apply),
+            LDS => self.receive_listeners(received, now, apply),
+            EDS => self.receive_endpoints(received, apply),
+            RDS => self.receive_routes(received, apply),
+            _ => Vec::new(),
+        };
+        self.settle(now, apply);
+        self.failures.retain(|f| {
+            let own = f.type_url == received.type_url;
+            if own {
+                errors.push((f.name.clone(), f.details.clone()));
+            }
+            !own
+        });
+        match received.type_url.as_str() {
+            CDS => finish(&mut self.clusters, received, &errors),
+            LDS => finish(&mut self.listeners, received, &errors),
+            EDS => finish(&mut self.endpoints, received, &errors),
+            RDS => finish(&mut self.routes, received, &errors),
+            _ => {}
+        }
+        self.forget();
+        self.advance(now);
+        errors
+    }
+
+    /// What could not be put in force outside of the answer to its own response (a listener that had to wait for its
+    /// routes). Each is told once.
+    pub fn take_failures(&mut self) -> Vec<Failure> {
+        std::mem::take(&mut self.failures)
+    }
+
+    fn receive_clusters(
+        &mut self,
+        received: &Received,
+        now: Instant,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        for r in &received.resources {
+            let entry = self.clusters.entries.entry(r.name.clone()).or_default();
+            if entry.fixed {
+                // As Envoy: a static cluster is never replaced.
+                continue;
+            }
+            match version::<ClusterMessage, Cluster>(r) {
+                Ok(new) => {
+                    // EDS is asked again only on a new stream: endpoints that are held count as its answer.
+                    let deadline = eds(&new.plan).and_then(|(_, source)| after(now, source));
+                    take(entry, new, deadline);
+                }
+                Err(state) => {
+                    errors.push((r.name.clone(), state.details.clone()));
+                    entry.error = Some(state);
+                }
+            }
+        }
+        let mut gone = Vec::new();
+        for name in &received.removed {
+            if self.clusters.entries.get(name).is_some_and(|e| !e.fixed)
+                && let Some(entry) = self.clusters.entries.remove(name)
+                && let Some(active) = entry.active
+            {
+                gone.push(Change::RemoveCluster(active.plan.name.clone()));
+            }
+        }
+        // What is new first, so that a rename does not leave a gap.
+        self.settle(now, apply);
+        if !gone.is_empty() {
+            apply(gone);
+        }
+        errors
+    }
+
+    fn receive_listeners(
+        &mut self,
+        received: &Received,
+        now: Instant,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        // Listeners that go first free the addresses that others may take over in the same response.
+        let mut gone = Vec::new();
+        for name in &received.removed {
+            if self.listeners.entries.get(name).is_some_and(|e| !e.fixed)
+                && let Some(entry) = self.listeners.entries.remove(name)
+                && let Some(active) = entry.active
+            {
+                gone.push(Change::RemoveListener(active.plan.name.clone()));
+            }
+        }
+        if !gone.is_empty() {
+            apply(gone);
+        }
+        for r in &received.resources {
+            let entry = self.listeners.entries.entry(r.name.clone()).or_default();
+            if entry.fixed {
+                continue;
+            }
+            match version::<ListenerMessage, Listener>(r) {
+                Ok(new) => {
+                    let deadline = rds_deadline(&new.plan, now);
+                    take(entry, new, deadline);
+                }
+                Err(state) => {
+                    errors.push((r.name.clone(), state.details.clone()));
+                    entry.error = Some(state);
+                }
+            }
+        }
+        errors
+    }
+
+    fn receive_endpoints(
+        &mut self,
+        received: &Received,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        let mut batch = Vec::new();
+        for r in &received.resources {
+            self.absent.remove(&(EDS, r.name.clone()));
+            let entry = self.endpoints.entries.entry(r.name.clone()).or_default();
+            match version::<AssignmentMessage, ClusterLoadAssignment>(r) {
+                Ok(new) => {
+                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
+                        batch.push(Change::Endpoints(new.plan.clone()));
+                    }
+                    entry.error = None;
+                    entry.active = Some(new);
+                }
+                Err(state) => {
+                    errors.push((r.name.clone(), state.details.clone()));
+                    entry.error = Some(state);
+                }
+            }
+        }
+        // A cluster whose endpoints do not exist (yet) has none, and waits no longer.
+        self.absent
+            .extend(received.removed.iter().map(|name| (EDS, name.clone())));
+        if !batch.is_empty() {
+            apply(batch);
+        }
+        errors
+    }
+
+    fn receive_routes(
+        &mut self,
+        received: &Received,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        let mut batch = Vec::new();
+        for r in &received.resources {
+            self.absent.remove(&(RDS, r.name.clone()));
+            let planned = version::<RouteMessage, RouteConfiguration>(r).and_then(|new| match self
+                .unknown_cluster(&new.plan)
+            {
+                Some(details) => Err(refused(r, details)),
+                None => Ok(new),
+            });
+            let entry = self.routes.entries.entry(r.name.clone()).or_default();
+            match planned {
+                Ok(new) => {
+                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
+                        batch.push(Change::UpsertRoutes(new.plan.clone()));
+                    }
+                    entry.error = None;
+                    entry.active = Some(new);
+                }
+                Err(state) => {
+                    errors.push((r.name.clone(), state.details.clone()));
+                    entry.error = Some(state);
+                }
+            }
+        }
+        self.absent
+            .extend(received.removed.iter().map(|name| (RDS, name.clone())));
+        if !batch.is_empty() {
+            apply(batch);
+        }
+        errors
+    }
+
+    /// With `validate_clusters`: a cluster that a route names and that does not exist.
+    fn unknown_cluster(&self, routes: &RouteConfiguration) -> Option<String> {
+        if !routes.validate_clusters {
+            return None;
+        }
+        let known = |name: &str| self.clusters.entries.contains_key(name);
+        routes
+            .cluster_names()
+            .find(|(_, name)| !known(name))
+            .map(|(path, name)| {
+                format!("{path}: there is no cluster `{name}` (validate_clusters is on)")
+            })
+    }
+
+    /// Puts in force whatever waits no longer.
+    fn settle(&mut self, now: Instant, apply: &mut Apply<'_>) {
+        let mut batch = Vec::new();
+        let over = |deadline: Option<Instant>| deadline.is_some_and(|d| d <= now);
+        let (endpoints, absent) = (&self.endpoints, &self.absent);
+        for entry in self.clusters.entries.values_mut() {
+            let Some(waiting) = &entry.warming else {
+                continue;
+            };
+            let ready = eds(&waiting.plan).is_none_or(|(service, _)| {
+                answered(endpoints, absent, EDS, service) || over(entry.deadline)
+            });
+            if ready {
+                batch.push(Change::UpsertCluster(waiting.plan.clone()));
+            }
+        }
+        let routes = &self.routes;
+        for entry in self.listeners.entries.values_mut() {
+            let Some(waiting) = &entry.warming else {
+                continue;
+            };
+            let ready = rds(&waiting.plan)
+                .all(|(name, _)| answered(routes, absent, RDS, name) || over(entry.deadline));
+            if ready {
+                batch.push(Change::UpsertListener(waiting.plan.clone()));
+            }
+        }
+        self.apply_warm(batch, apply);
+    }
+
+    /// Applies a batch of what has warmed; a listener that cannot be opened keeps its former version.
+    fn apply_warm(&mut self, batch: Vec<Change>, apply: &mut Apply<'_>) {
+        if batch.is_empty() {
+            return;
+        }
+        let subjects: Vec<(&'static str, Arc<str>)> = batch
+            .iter()
+            .filter_map(|change| match change {
+                Change::UpsertListener(plan) => Some((LDS, plan.name.clone())),
+                Change::UpsertCluster(plan) => Some((CDS, plan.name.clone())),
+                _ => None,
+            })
+            .collect();
+        for ((type_url, name), result) in subjects.into_iter().zip(apply(batch)) {
+            let why = match type_url {
+                LDS => applied(self.listeners.entries.get_mut(&*name), result),
+                _ => applied(self.clusters.entries.get_mut(&*name), result),
+            };
+            if let Some(details) = why {
+                self.failures.push(Failure {
+                    type_url,
+                    name: name.to_string(),
+                    details,
+                });
+            }
+        }
+    }
+
+    /// Ends the waits whose time is over.
+    pub fn tick(&mut self, now: Instant, apply: &mut Apply<'_>) {
+        self.settle(now, apply);
+        self.advance(now);
+    }
+
+    /// When [`Truth::tick`] has something to do next.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let first = match self.phase {
+            Phase::Clusters => self.cds_deadline.filter(|_| !self.clusters.answered),
+            Phase::Listeners => self.lds_deadline.filter(|_| !self.listeners.answered),
+            Phase::Live => None,
+        };
+        self.clusters
+            .deadlines()
+            .chain(self.listeners.deadlines())
+            .chain(first)
+            .min()
+    }
+
+    /// Moves the start on.
+    fn advance(&mut self, now: Instant) {
+        let over = |deadline: Option<Instant>| deadline.is_some_and(|d| d <= now);
+        if self.phase == Phase::Clusters {
+            let answered =
+                !self.waits_for_clusters || self.clusters.answered || over(self.cds_deadline);
+            if answered && self.clusters.warming() == 0 {
+                self.phase = Phase::Listeners;
+                self.lds_deadline = self.lds_timeout.map(|t| now + t);
+            }
+        }
+        if self.phase == Phase::Listeners {
+            let answered =
+                !self.waits_for_listeners || self.listeners.answered || over(self.lds_deadline);
+            if answered && self.listeners.warming() == 0 {
+                self.phase = Phase::Live;
+            }
+        }
+    }
+
+    /// How far the start has come.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Forgets endpoints and routes that nothing refers to; what is asked for follows [`Truth::eds_names`] and
+    /// [`Truth::rds_names`].
+    fn forget(&mut self) {
+        let wanted = self.eds_names();
+        self.endpoints
+            .entries
+            .retain(|name, _| wanted.contains(name));
+        let routes = self.rds_names();
+        self.absent.retain(|(type_url, name)| match *type_url {
+            EDS => wanted.contains(name),
+            _ => routes.contains(name),
+        });
+    }
+
+    /// Routes that no listener needs any more, forgotten with this call.
+    pub fn drop_unused_routes(&mut self) -> Vec<Change> {
+        let wanted = self.rds_names();
+        let mut gone = Vec::new();
+        self.routes.entries.retain(|name, entry| {
+            let keep = wanted.contains(name);
+            if !keep && entry.active.is_some() {
+                gone.push(Change::RemoveRoutes(name.as_str().into()));
+            }
+            keep
+        });
+        gone
+    }
+
+    /// Names of endpoints to ask for.
+    pub fn eds_names(&self) -> BTreeSet<String> {
+        self.clusters
+            .versions()
+            .filter_map(|v| eds(&v.plan))
+            .map(|(name, _)| name.to_owned())
+            .collect()
+    }
+
+    /// Names of routes to ask for.
+    pub fn rds_names(&self) -> BTreeSet<String> {
+        self.listeners
+            .versions()
+            .flat_map(|v| {
+                rds(&v.plan)
+                    .map(|(name, _)| name.to_owned())
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+}
+
+/// A new version waits; the same plan again only gets the new version's name.
+fn take<T: PartialEq>(entry: &mut Entry<T>, new: Version<T>, deadline: Option<Instant>) {
+    entry.error = None;
+    if let Some(active) = &mut entry.active
+        && active.plan == new.plan
+    {
+        // Bytes may differ where the meaning does not (accepted without effect): the dump shows the latest.
+        entry.warming = None;
+        let plan = active.plan.clone();
+        *active = Version { plan, ..new };
+        return;
+    }
+    entry.warming = Some(new);
+    entry.deadline = deadline;
+}
+
+fn finish<T>(config: &mut Config<T>, received: &Received, errors: &[(String, String)]) {
+    config.answered = true;
+    if errors.is_empty() {
+        config.version.clone_from(&received.version);
+    }
+}
+
+fn answered<T>(
+    config: &Config<T>,
+    absent: &BTreeSet<(&'static str, String)>,
+    type_url: &'static str,
+    name: &str,
+) -> bool {
+    config.entries.get(name).is_some_and(|e| e.active.is_some())
+        || absent.contains(&(type_url, name.to_owned()))
+}
+
+/// Decodes and plans one resource.
+fn version<M, P>(r: &ReceivedResource) -> Result<Version<P>, ErrorState>
+where
+    M: Message + Default,
+    P: for<'m> TryFrom<&'m M, Error = PlanErrors>,
+{
+    let message = M::decode(r.resource.value.as_slice())
+        .map_err(|e| refused(r, format!("is not a {}: {e}", r.resource.type_url)))?;
+    let plan = P::try_from(&message).map_err(|e| refused(r, e.to_string()))?;
+    Ok(Version {
+        plan: Arc::new(plan),
+        resource: r.resource.clone(),
+        version: r.version.clone(),
+        updated: SystemTime::now(),
+    })
+}
+
+fn refused(r: &ReceivedResource, details: String) -> ErrorState {
+    ErrorState {
+        resource: r.resource.clone(),
+        version: r.version.clone(),
+        details,
+        attempted: SystemTime::now(),
+    }
+}
+
+/// The outcome of a change: the version is in force, or refused (and the former one stays).
+fn applied<T>(entry: Option<&mut Entry<T>>, result: Result<(), ChangeError>) -> Option<String> {
+    let entry = entry?;
+    let version = entry.warming.take()?;
+    match result {
+        Ok(()) => {
+            entry.error = None;
+            entry.active = Some(version);
+            None
+        }
+        Err(why) => {
+            entry.error = Some(late(version, why.to_string()));
+            Some(why.to_string())
+        }
+    }
+}
+
+fn late<T>(version: Version<T>, details: String) -> ErrorState {
+    ErrorState {
+        resource: version.resource,
+        version: version.version,
+        details,
+        attempted: SystemTime::now(),
+    }
+}
+
+fn after(now: Instant, source: &ConfigSource) -> Option<Instant> {
+    source.initial_fetch_timeout.map(|t| now + t)
+}
+
+/// The service name that a cluster asks EDS for.
+fn eds(cluster: &Cluster) -> Option<(&str, &ConfigSource)> {
+    match &cluster.discovery {
+        Discovery::Eds {
+            service_name,
+            source,
+        } => Some((service_name, source)),
+        _ => None,
+    }
+}
+
+/// The routes that a listener asks RDS for.
+fn rds(listener: &Listener) -> impl Iterator<Item = (&str, &ConfigSource)> {
+    let chains = listener
+        .filter_chains
+        .iter()
+        .chain(&listener.default_filter_chain);
+    chains
+        .flat_map(|c| &c.filters)
+        .filter_map(|f| match &f.config {
+            NetworkFilterConfig::HttpConnectionManager(manager) => match &manager.routes {
+                RouteSource::Rds { name, source } => Some((&**name, source)),
+                RouteSource::Inline(_) => None,
+            },
+            _ => None,
+        })
+}
+
+/// When a listener stops waiting: never while one of its routes has no limit.
+fn rds_deadline(listener: &Listener, now: Instant) -> Option<Instant> {
+    let mut latest = now;
+    for (_, source) in rds(listener) {
+        latest = latest.max(after(now, source)?);
+    }
+    Some(latest)
+}
