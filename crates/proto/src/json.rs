@@ -7,7 +7,7 @@
 mod read;
 mod write;
 
-use std::sync::LazyLock;
+use std::sync::{Mutex, PoisonError};
 
 use prost::{Message, Name};
 pub use prost_reflect::MessageDescriptor;
@@ -92,13 +92,21 @@ pub fn value_to_yaml(value: &Value) -> String {
 
 /// The descriptor of a message of this crate.
 pub fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
-    POOL.get_message_by_name(full_name)
+    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.get_or_insert_with(|| {
+        DescriptorPool::decode(crate::DESCRIPTORS).expect("the committed descriptor set is valid")
+    })
+    .get_message_by_name(full_name)
+}
+
+/// Gives the memory of the descriptors back (about 20 MB); the next use decodes them again. For programs that read JSON at
+/// their start and then hardly ever.
+pub fn forget_descriptors() {
+    *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 
 /// Decoded at first use (about 27 ms): only dumps, bootstraps and users' YAML come here, never a request.
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    DescriptorPool::decode(crate::DESCRIPTORS).expect("the committed descriptor set is valid")
-});
+static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
 
 #[cfg(test)]
 mod tests;

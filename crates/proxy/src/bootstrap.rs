@@ -71,6 +71,12 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// Gives back what reading took: the descriptors are larger than all the rest of a small proxy, and only dumps need them
+/// again.
+pub fn forget_descriptors() {
+    proto::json::forget_descriptors();
+}
+
 /// Reads, merges and plans.
 pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
     let mut texts = Vec::new();

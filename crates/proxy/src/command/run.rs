@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{Arguments, Mode};
 use crate::{
-    bootstrap::{BootstrapError, Sources, load},
+    bootstrap::{self, BootstrapError, Sources, load},
     plan::{
         Bootstrap,
         bootstrap::{StatsMatcher, StatsTagSource},
@@ -71,6 +71,7 @@ fn read(arguments: &Arguments) -> Result<Bootstrap, BootstrapError> {
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
+    bootstrap::forget_descriptors();
     Ok(loaded.bootstrap)
 }
 
