@@ -33,6 +33,9 @@ use crate::{
     names,
 };
 
+/// Label of a workload that is to get no new sessions.
+const DRAINING_LABEL: &str = "istio.io/draining";
+
 /// The assignments for the named clusters, each name once, in the order asked. A name that means nothing gets an
 /// empty assignment: the proxy waits for every name that it asked for.
 pub fn build<'a>(
@@ -68,7 +71,12 @@ pub fn assignment(mesh: &Mesh, proxy: &Proxy, name: &str) -> Resource {
         return Resource::new(name, &empty, from);
     }
     let places = source.places();
-    let assignment = source.assign(name, places, source.setting().as_ref());
+    let assignment = source.assign(
+        name,
+        places,
+        source.setting().as_ref(),
+        source.finds_outliers(),
+    );
     Resource::new(name, &assignment, from)
 }
 
@@ -221,17 +229,21 @@ impl<'a> Source<'a> {
         places.into_values().collect()
     }
 
-    /// The assignment, with weights and priorities for a proxy at its place.
+    /// Whether the rule takes bad endpoints out of use.
+    fn finds_outliers(&self) -> bool {
+        self.policy
+            .as_ref()
+            .is_some_and(|p| p.outlier_detection.is_some())
+    }
+
+    /// The assignment, with weights and priorities for a proxy at its place. `outliers`: bad endpoints are found out.
     pub(crate) fn assign(
         &self,
         name: &str,
         places: Vec<Place>,
         setting: Option<&LbSetting>,
+        outliers: bool,
     ) -> ClusterLoadAssignment {
-        let outliers = self
-            .policy
-            .as_ref()
-            .is_some_and(|p| p.outlier_detection.is_some());
         let endpoints = match setting {
             Some(setting) => failover::apply(setting, places, self.proxy, outliers),
             None => places.into_iter().map(|p| p.lb).collect(),
@@ -249,7 +261,7 @@ impl<'a> Source<'a> {
         {
             return false;
         }
-        let health_fits = match endpoint.health {
+        let health_fits = match health_of(endpoint) {
             Health::Unknown | Health::Healthy => true,
             Health::Unhealthy => self.send_unhealthy,
             Health::Draining => keeps_sessions(&self.service.labels),
@@ -295,7 +307,7 @@ impl<'a> Source<'a> {
         metadata
             .filter_metadata
             .insert("istio".to_owned(), text_struct("workload", &workload));
-        let health = match endpoint.health {
+        let health = match health_of(endpoint) {
             Health::Unknown => HealthStatus::Unknown,
             Health::Healthy => HealthStatus::Healthy,
             Health::Unhealthy => HealthStatus::Unhealthy,
@@ -377,6 +389,19 @@ pub(crate) fn text_struct(key: &str, text: &str) -> Struct {
     };
     Struct {
         fields: BTreeMap::from([(key.to_owned(), value)]),
+    }
+}
+
+/// A workload that is labelled as draining counts as such whatever its readiness.
+fn health_of(endpoint: &Endpoint) -> Health {
+    let labelled = endpoint
+        .labels
+        .get(DRAINING_LABEL)
+        .is_some_and(|v| !v.is_empty());
+    if labelled {
+        Health::Draining
+    } else {
+        endpoint.health
     }
 }
 

@@ -7,6 +7,7 @@
 //! the same [`Proxy::view_key`] share its result.
 
 pub mod destination_rule;
+mod discovery;
 pub mod endpoint;
 pub mod endpoints;
 pub mod host;

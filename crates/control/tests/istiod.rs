@@ -2,8 +2,8 @@
 //! resource, by the rules of `compare.py` beside the data.
 
 mod istiod {
-    pub mod compare;
-    pub mod scenario;
+    pub(crate) mod compare;
+    pub(crate) mod scenario;
 }
 
 use istiod::{

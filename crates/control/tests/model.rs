@@ -346,3 +346,36 @@ fn proxies_that_differ_in_nothing_that_matters_share_a_view() {
     assert_ne!(one, key("p1", "two", json!({"app": "x"})));
     assert_ne!(one, key("p1", "one", json!({"tier": "gold"})));
 }
+
+#[test]
+fn only_discovered_namespaces_are_taken_in() {
+    let namespace = |name: &str, labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {labels}}}\n---\n"
+        )
+    };
+    let objects = namespace("one", "{mesh: 'on'}")
+        + &namespace("two", "{mesh: 'off'}")
+        + &namespace("three", "{}")
+        + &service("a", "one", "10.0.0.1")
+        + &service("b", "two", "10.0.0.2")
+        + &service("c", "three", "10.0.0.3")
+        + &rule("r", "two", "a.one.svc.cluster.local", "1s", "");
+    let seen = |selectors: &str| {
+        let yaml = mesh_config(&format!("discoverySelectors: {selectors}")) + &objects;
+        let mesh = mesh(&yaml);
+        let client = sidecar(&mesh, "client", "one", "10.9.9.9", json!({}));
+        client
+            .scope
+            .services
+            .iter()
+            .map(|s| s.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(seen("[]"), ["a", "b", "c"]);
+    assert_eq!(seen("[{matchLabels: {mesh: 'on'}}]"), ["a"]);
+    assert_eq!(
+        seen("[{matchExpressions: [{key: mesh, operator: NotIn, values: ['off']}]}]"),
+        ["a", "c"]
+    );
+}

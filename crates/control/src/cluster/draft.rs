@@ -46,13 +46,13 @@ const ISTIO: &str = "istio";
 /// A cluster in the making.
 #[derive(Debug, Clone)]
 pub(super) struct Draft {
-    pub cluster: Cluster,
-    pub http: Option<HttpProtocolOptions>,
+    pub(super) cluster: Cluster,
+    pub(super) http: Option<HttpProtocolOptions>,
 }
 
 impl Draft {
     /// A cluster of a fixed discovery type.
-    pub fn new(name: &str, kind: DiscoveryType) -> Self {
+    pub(super) fn new(name: &str, kind: DiscoveryType) -> Self {
         let cluster = Cluster {
             name: name.to_owned(),
             alt_stat_name: format!("{name};"),
@@ -67,27 +67,27 @@ impl Draft {
     }
 
     /// Whether it has this discovery type.
-    pub fn is(&self, kind: DiscoveryType) -> bool {
+    pub(super) fn is(&self, kind: DiscoveryType) -> bool {
         self.cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(kind.into()))
     }
 
     /// Changes the discovery type.
-    pub fn set_kind(&mut self, kind: DiscoveryType) {
+    pub(super) fn set_kind(&mut self, kind: DiscoveryType) {
         self.cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(kind.into()));
     }
 
     /// Sets the policy.
-    pub fn set_lb(&mut self, policy: LbPolicy) {
+    pub(super) fn set_lb(&mut self, policy: LbPolicy) {
         self.cluster.lb_policy = policy.into();
     }
 
     /// The HTTP options, made when first asked for.
-    pub fn http(&mut self) -> &mut HttpProtocolOptions {
+    pub(super) fn http(&mut self) -> &mut HttpProtocolOptions {
         self.http.get_or_insert_default()
     }
 
     /// HTTP/2 upstream, unless something else is already said.
-    pub fn set_http2(&mut self) {
+    pub(super) fn set_http2(&mut self) {
         let http = self.http();
         if http.upstream_protocol_options.is_none() {
             http.upstream_protocol_options = Some(explicit(ProtocolConfig::Http2ProtocolOptions(
@@ -97,7 +97,7 @@ impl Draft {
     }
 
     /// Upstream as downstream: HTTP/1 stays HTTP/1, HTTP/2 stays HTTP/2.
-    pub fn set_downstream_protocol(&mut self) {
+    pub(super) fn set_downstream_protocol(&mut self) {
         let http = self.http();
         let http1 = match &http.upstream_protocol_options {
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
@@ -110,7 +110,7 @@ impl Draft {
     }
 
     /// Whether upstream is always HTTP/2.
-    pub fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         matches!(
             self.http
                 .as_ref()
@@ -125,7 +125,7 @@ impl Draft {
     }
 
     /// The HTTP/2 options, where upstream is always HTTP/2.
-    pub fn http2(&mut self) -> Option<&mut Http2ProtocolOptions> {
+    pub(super) fn http2(&mut self) -> Option<&mut Http2ProtocolOptions> {
         match self.http.as_mut()?.upstream_protocol_options.as_mut()? {
             UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
                 protocol_config: Some(ProtocolConfig::Http2ProtocolOptions(options)),
@@ -136,7 +136,7 @@ impl Draft {
     }
 
     /// What upstream speaks on this port.
-    pub fn set_protocol(&mut self, mesh: &Mesh, proxy: &Proxy, port: &Port) {
+    pub(super) fn set_protocol(&mut self, mesh: &Mesh, proxy: &Proxy, port: &Port) {
         if port.protocol.is_http2() {
             self.set_http2();
             return;
@@ -152,7 +152,7 @@ impl Draft {
     }
 
     /// Istio's own part of the metadata.
-    pub fn istio_metadata(&mut self) -> &mut BTreeMap<String, Value> {
+    pub(super) fn istio_metadata(&mut self) -> &mut BTreeMap<String, Value> {
         let metadata = self.cluster.metadata.get_or_insert_default();
         &mut metadata
             .filter_metadata
@@ -162,7 +162,7 @@ impl Draft {
     }
 
     /// Names the services behind the cluster, for telemetry.
-    pub fn set_services<'a>(&mut self, services: impl IntoIterator<Item = &'a Service>) {
+    pub(super) fn set_services<'a>(&mut self, services: impl IntoIterator<Item = &'a Service>) {
         let values = services.into_iter().map(|s| {
             let fields = [
                 ("host", &s.hostname),
@@ -189,7 +189,7 @@ impl Draft {
     }
 
     /// Names the DestinationRule.
-    pub fn set_rule(&mut self, rule: &crate::model::MergedRule) {
+    pub(super) fn set_rule(&mut self, rule: &crate::model::MergedRule) {
         let meta = &rule.rule.meta;
         let path = format!(
             "/apis/networking.istio.io/v1/namespaces/{}/destination-rule/{}",
@@ -200,7 +200,7 @@ impl Draft {
     }
 
     /// The filter that tells the server about us, and us about the server, on plain TCP.
-    pub fn add_metadata_exchange(&mut self) {
+    pub(super) fn add_metadata_exchange(&mut self) {
         let filter = filters::tcp_metadata_exchange();
         if let Some(ConfigType::TypedConfig(config)) = filter.config_type {
             self.cluster.filters.push(Filter {
@@ -212,24 +212,20 @@ impl Draft {
     }
 
     /// Names the source address that captured traffic is told apart by.
-    pub fn bind_to(&mut self, proxy: &Proxy) {
+    pub(super) fn bind_to(&mut self, proxy: &Proxy) {
         let address = if proxy.supports_v4() {
             "127.0.0.6"
         } else {
             "::6"
         };
         self.cluster.upstream_bind_config = Some(BindConfig {
-            source_address: Some(SocketAddress {
-                address: address.to_owned(),
-                port_specifier: Some(PortSpecifier::PortValue(0)),
-                ..SocketAddress::default()
-            }),
+            source_address: Some(source_address(address)),
             ..BindConfig::default()
         });
     }
 
     /// Endpoints come over ADS, under the cluster's own name.
-    pub fn use_eds(&mut self) {
+    pub(super) fn use_eds(&mut self) {
         self.cluster.eds_cluster_config = Some(EdsClusterConfig {
             service_name: self.cluster.name.clone(),
             eds_config: Some(ConfigSource {
@@ -247,7 +243,7 @@ impl Draft {
     }
 
     /// Packs the options and encodes.
-    pub fn finish(mut self, from: Vec<Origin>) -> Resource {
+    pub(super) fn finish(mut self, from: Vec<Origin>) -> Resource {
         if let Some(mut http) = self.http {
             http.upstream_protocol_options.get_or_insert_with(|| {
                 explicit(ProtocolConfig::HttpProtocolOptions(
@@ -259,6 +255,15 @@ impl Draft {
                 .insert(HTTP_OPTIONS.to_owned(), any::pack(&http));
         }
         Resource::new(self.cluster.name.clone(), &self.cluster, from)
+    }
+}
+
+/// An address to connect from, any port.
+pub(super) fn source_address(address: &str) -> SocketAddress {
+    SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(0)),
+        ..SocketAddress::default()
     }
 }
 

@@ -6,6 +6,7 @@ use proto::{
     Duration,
     envoy::config::{
         cluster::v3::cluster::{DiscoveryType, LbPolicy},
+        core::v3::ExtraSourceAddress,
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
             lb_endpoint::HostIdentifier,
@@ -21,7 +22,7 @@ use config::Object;
 
 use super::{
     INBOUND_PASSTHROUGH,
-    draft::Draft,
+    draft::{Draft, source_address},
     outbound::{passthrough, stat_name},
     policy,
 };
@@ -86,6 +87,16 @@ fn passthroughs(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
             .and_then(|b| b.source_address.as_mut())
         {
             source.address = if v4 { "127.0.0.6" } else { "::6" }.to_owned();
+        }
+        if mesh.settings().compat == Compat::Current
+            && proxy.supports_v4()
+            && proxy.supports_v6()
+            && let Some(bind) = draft.cluster.upstream_bind_config.as_mut()
+        {
+            bind.extra_source_addresses = vec![ExtraSourceAddress {
+                address: Some(source_address("::6")),
+                ..ExtraSourceAddress::default()
+            }];
         }
         draft.finish(Vec::new())
     };
@@ -158,7 +169,9 @@ fn cluster(
     {
         let (found, _) = destination_rule::port_policy(Some(whole), first.port.number);
         own = found.map(std::borrow::Cow::into_owned);
-        draft.set_rule(rule);
+        if !first.service.mesh_external {
+            draft.set_rule(rule);
+        }
         from.extend(rule.from.iter().cloned());
     }
     let mut policy = policy::with_mesh_defaults(config, own);

@@ -256,7 +256,10 @@ impl Group<'_> {
         );
         if let (Some((source, places)), true) = (source, draft.cluster.load_assignment.is_some()) {
             let name = draft.cluster.name.clone();
-            draft.cluster.load_assignment = Some(source.assign(&name, places, setting.as_ref()));
+            draft.cluster.load_assignment = {
+                let outliers = draft.cluster.outlier_detection.is_some();
+                Some(source.assign(&name, places, setting.as_ref(), outliers))
+            };
         }
         if !self.by_sni {
             // Whether callers are passed on is looked up in the block as written, before ports and subsets merge.

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use config::{Kind, Object, Snapshot, labels_match};
+use config::{Kind, Object, Snapshot, Table, labels_match};
 use parking_lot::Mutex;
 use proto::istio::{
     mesh::v1alpha1::{MeshConfig, mesh_config},
@@ -16,6 +16,7 @@ use proto::istio::{
 use super::{
     Labels, Origin,
     destination_rule::DestinationRules,
+    discovery::Discovered,
     endpoint::Endpoint,
     endpoints::{Endpoints, ServiceEndpoints},
     kubernetes,
@@ -55,6 +56,7 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct Mesh {
     snapshot: Arc<Snapshot>,
+    discovered: Discovered,
     settings: Arc<Settings>,
     services: Arc<Services>,
     workloads: Arc<Workloads>,
@@ -85,7 +87,8 @@ impl Mesh {
         let config_same = previous.is_some_and(|p| {
             Arc::ptr_eq(&p.snapshot.mesh, &new.mesh) || p.snapshot.mesh == new.mesh
         });
-        let previous = previous.filter(|_| config_same);
+        let discovered = Discovered::new(new);
+        let previous = previous.filter(|p| config_same && p.discovered == discovered);
         macro_rules! same {
             ($($table:ident),*) => { previous.filter(|p| true $(&& p.snapshot.$table.same(&new.$table))*) };
         }
@@ -101,6 +104,7 @@ impl Mesh {
             None => Arc::new(index_services(
                 new,
                 &settings,
+                &discovered,
                 previous.map(|p| &*p.services),
             )),
         };
@@ -130,7 +134,7 @@ impl Mesh {
         let virtual_services = match same!(virtual_services) {
             Some(p) => p.virtual_services.clone(),
             None => Arc::new(VirtualServices::new(
-                new.virtual_services.iter().cloned().collect(),
+                taken(&new.virtual_services, &discovered),
                 &settings.domain,
                 &export_default(&config.default_virtual_service_export_to),
             )),
@@ -138,7 +142,7 @@ impl Mesh {
         let destination_rules = match same!(destination_rules) {
             Some(p) => p.destination_rules.clone(),
             None => Arc::new(DestinationRules::new(
-                new.destination_rules.iter().cloned().collect(),
+                taken(&new.destination_rules, &discovered),
                 root,
                 &settings.domain,
                 &export_default(&config.default_destination_rule_export_to),
@@ -147,17 +151,21 @@ impl Mesh {
         let peer_authentications = match same!(peer_authentications) {
             Some(p) => p.peer_authentications.clone(),
             None => Arc::new(PeerAuthentications::new(
-                new.peer_authentications.iter().cloned().collect(),
+                taken(&new.peer_authentications, &discovered),
                 root,
             )),
         };
         let gateways = match same!(gateways) {
             Some(p) => p.gateways.clone(),
-            None => Arc::new(new.gateways.by_age().into_iter().cloned().collect()),
+            None => {
+                let mut all = taken(&new.gateways, &discovered);
+                all.sort_by(|a, b| a.by_age(b));
+                Arc::new(all)
+            }
         };
         let sidecars = match same!(sidecars) {
             Some(p) => p.sidecars.clone(),
-            None => Arc::new(index_sidecars(new)),
+            None => Arc::new(index_sidecars(taken(&new.sidecars, &discovered))),
         };
         let scopes = match previous {
             Some(p)
@@ -177,6 +185,7 @@ impl Mesh {
             &peer_authentications,
         );
         Self {
+            discovered,
             settings: Arc::new(settings),
             services,
             workloads,
@@ -411,6 +420,7 @@ fn export_default(listed: &[String]) -> ExportTo {
 fn index_services(
     snapshot: &Snapshot,
     settings: &Settings,
+    discovered: &Discovered,
     previous: Option<&Services>,
 ) -> Services {
     let annotations = |namespace: &str| {
@@ -420,7 +430,7 @@ fn index_services(
             .map(|n| &n.meta.annotations)
     };
     let mut all = Vec::new();
-    for object in snapshot.services.iter() {
+    for object in &taken(&snapshot.services, discovered) {
         all.push(kubernetes::service(
             object,
             annotations(&object.meta.namespace),
@@ -429,7 +439,7 @@ fn index_services(
         ));
     }
     let mut allocator = service_entry::Allocator::default();
-    for object in snapshot.service_entries.iter() {
+    for object in &taken(&snapshot.service_entries, discovered) {
         all.extend(service_entry::services(
             object,
             annotations(&object.meta.namespace),
@@ -443,18 +453,27 @@ fn index_services(
     )
 }
 
-fn index_sidecars(snapshot: &Snapshot) -> Sidecars {
+fn index_sidecars(mut all: Vec<Arc<Object<Sidecar>>>) -> Sidecars {
     let mut out = Sidecars::new();
-    let all = snapshot.sidecars.by_age();
+    all.sort_by(|a, b| a.by_age(b));
     let (with, without): (Vec<_>, Vec<_>) = all
         .into_iter()
         .partition(|s| s.spec.workload_selector.is_some());
     for sidecar in with.into_iter().chain(without) {
         out.entry(sidecar.meta.namespace.clone())
             .or_default()
-            .push(sidecar.clone());
+            .push(sidecar);
     }
     out
+}
+
+/// The objects of a kind in the namespaces that the mesh takes in.
+fn taken<T>(table: &Table<T>, discovered: &Discovered) -> Vec<Arc<Object<T>>> {
+    table
+        .iter()
+        .filter(|o| discovered.has(&o.meta.namespace))
+        .cloned()
+        .collect()
 }
 
 /// Every label key that decides what a proxy gets.

@@ -12,11 +12,11 @@ const ALWAYS: &[&str] = &[
 ];
 
 /// Patterns of differences that are not counted.
-pub struct Ignore(Vec<String>);
+pub(crate) struct Ignore(Vec<String>);
 
 impl Ignore {
     /// The fixed ones, and those of `docs/istiod-differences.txt`.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let path = Path::new(concat!(
             env!("CARGO_MANIFEST_DIR"),
             "/../../docs/istiod-differences.txt"
@@ -45,15 +45,15 @@ impl Ignore {
 
 /// What a comparison found.
 #[derive(Default)]
-pub struct Score {
-    pub equal: usize,
-    pub all: usize,
-    pub known: usize,
-    pub differences: Vec<String>,
+pub(crate) struct Score {
+    pub(crate) equal: usize,
+    pub(crate) all: usize,
+    pub(crate) known: usize,
+    pub(crate) differences: Vec<String>,
 }
 
 impl Score {
-    pub fn add(&mut self, other: Score) {
+    pub(crate) fn add(&mut self, other: Score) {
         self.equal += other.equal;
         self.all += other.all;
         self.known += other.known;
@@ -61,7 +61,7 @@ impl Score {
 }
 
 /// Compares two lists of resources by name.
-pub fn compare(section: &str, want: &[Value], got: &[Value], ignore: &Ignore) -> Score {
+pub(crate) fn compare(section: &str, want: &[Value], got: &[Value], ignore: &Ignore) -> Score {
     let (want, got) = (by_name(want), by_name(got));
     let mut names: Vec<_> = want.keys().chain(got.keys()).collect();
     names.sort();

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 const BASE_MESH: &str = "discoveryAddress: istiod.istio-system.svc:15012\ntrustDomain: cluster.local\nrootNamespace: istio-system\n";
 
 /// The folder of captures; `None` (and a line in the log) where it is missing. In CI it must be there.
-pub fn data() -> Option<PathBuf> {
+pub(crate) fn data() -> Option<PathBuf> {
     let root = env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(
         || {
             PathBuf::from(concat!(
@@ -43,15 +43,15 @@ pub fn data() -> Option<PathBuf> {
     None
 }
 
-pub struct Scenario {
-    pub name: String,
+pub(crate) struct Scenario {
+    pub(crate) name: String,
     dir: PathBuf,
-    pub mesh: Mesh,
+    pub(crate) mesh: Mesh,
 }
 
 impl Scenario {
     /// All scenarios, by name.
-    pub fn all(root: &Path) -> Vec<Self> {
+    pub(crate) fn all(root: &Path) -> Vec<Self> {
         let mut dirs: Vec<_> = fs::read_dir(root)
             .unwrap()
             .map(|e| e.unwrap().path())
@@ -101,7 +101,7 @@ impl Scenario {
     }
 
     /// The nodes, by pod: the proxy, and what istiod sent.
-    pub fn nodes(&self) -> Vec<(String, Proxy, Value)> {
+    pub(crate) fn nodes(&self) -> Vec<(String, Proxy, Value)> {
         let mut files: Vec<_> = fs::read_dir(&self.dir)
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -125,7 +125,7 @@ impl Scenario {
     }
 
     /// One section of every node: pod, what istiod sent, what we make.
-    pub fn translate(&self, section: &str) -> Vec<(String, Vec<Value>, Vec<Value>)> {
+    pub(crate) fn translate(&self, section: &str) -> Vec<(String, Vec<Value>, Vec<Value>)> {
         self.nodes()
             .into_iter()
             .map(|(pod, proxy, expected)| {
@@ -141,7 +141,7 @@ impl Scenario {
     }
 
     /// Everything that all nodes get.
-    pub fn resources(&self) -> Vec<Resource> {
+    pub(crate) fn resources(&self) -> Vec<Resource> {
         let sections = ["clusters", "endpoints", "listeners", "routes"];
         let nodes = self.nodes();
         sections

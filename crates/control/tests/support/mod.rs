@@ -12,7 +12,7 @@ use proto::envoy::config::core::v3::{Locality, Node as EnvoyNode};
 use serde_json::{Value, json};
 
 /// The objects of some YAML; nothing in it may be wrong.
-pub fn snapshot(yaml: &str) -> Arc<Snapshot> {
+pub(crate) fn snapshot(yaml: &str) -> Arc<Snapshot> {
     let (snapshot, problems) = Snapshot::from_texts([(Path::new("test.yaml"), yaml)]);
     let errors: Vec<_> = problems
         .iter()
@@ -23,12 +23,12 @@ pub fn snapshot(yaml: &str) -> Arc<Snapshot> {
 }
 
 /// The mesh of some YAML.
-pub fn mesh(yaml: &str) -> Mesh {
+pub(crate) fn mesh(yaml: &str) -> Mesh {
     Mesh::new(snapshot(yaml), Settings::default(), None)
 }
 
 /// A MeshConfig document to put in front of other YAML.
-pub fn mesh_config(fields: &str) -> String {
+pub(crate) fn mesh_config(fields: &str) -> String {
     let fields = fields.replace('\n', "\n    ");
     format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {fields}\n---\n"
@@ -36,7 +36,7 @@ pub fn mesh_config(fields: &str) -> String {
 }
 
 /// A Service `name` in `namespace` with selector `app: NAME`, port 80 → 8080 named `http`, and one pod.
-pub fn service(name: &str, namespace: &str, ip: &str) -> String {
+pub(crate) fn service(name: &str, namespace: &str, ip: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  clusterIP: 10.96.0.{}\n  selector: {{app: {name}}}\n  ports: [{{name: http, port: 80, targetPort: 8080}}]\n---\n{}",
         ip.rsplit('.').next().unwrap(),
@@ -45,7 +45,14 @@ pub fn service(name: &str, namespace: &str, ip: &str) -> String {
 }
 
 /// A pod `NAME-VERSION` with a sidecar.
-pub fn pod(app: &str, namespace: &str, ip: &str, version: &str, node: &str, ready: bool) -> String {
+pub(crate) fn pod(
+    app: &str,
+    namespace: &str,
+    ip: &str,
+    version: &str,
+    node: &str,
+    ready: bool,
+) -> String {
     let ready = if ready { "True" } else { "False" };
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {app}-{version}, namespace: {namespace}, labels: {{app: {app}, version: {version}, security.istio.io/tlsMode: istio}}}}\nspec: {{serviceAccountName: {app}, nodeName: {node}, containers: [{{name: app, ports: [{{name: web, containerPort: 8080}}]}}]}}\nstatus: {{phase: Running, podIP: {ip}, conditions: [{{type: Ready, status: '{ready}'}}]}}\n---\n"
@@ -53,7 +60,7 @@ pub fn pod(app: &str, namespace: &str, ip: &str, version: &str, node: &str, read
 }
 
 /// Nodes `node-a` (eu/eu-1), `node-b` (eu/eu-2) and `node-c` (us/us-1).
-pub fn nodes() -> String {
+pub(crate) fn nodes() -> String {
     [("node-a", "eu", "eu-1"), ("node-b", "eu", "eu-2"), ("node-c", "us", "us-1")]
         .map(|(name, region, zone)| {
             format!(
@@ -64,12 +71,12 @@ pub fn nodes() -> String {
 }
 
 /// A sidecar `POD.NAMESPACE` with labels, on node-a.
-pub fn sidecar(mesh: &Mesh, pod: &str, namespace: &str, ip: &str, labels: Value) -> Proxy {
+pub(crate) fn sidecar(mesh: &Mesh, pod: &str, namespace: &str, ip: &str, labels: Value) -> Proxy {
     proxy(mesh, "sidecar", pod, namespace, ip, labels, json!({}))
 }
 
 /// A proxy with more metadata.
-pub fn proxy(
+pub(crate) fn proxy(
     mesh: &Mesh,
     kind: &str,
     pod: &str,
@@ -98,12 +105,12 @@ pub fn proxy(
 }
 
 /// A resource as JSON.
-pub fn shown(resource: &Resource) -> Value {
+pub(crate) fn shown(resource: &Resource) -> Value {
     proto::json::any_to_value(&resource.any())
 }
 
 /// The cluster of that name; null where there is none.
-pub fn cluster_of(mesh: &Mesh, proxy: &Proxy, name: &str) -> Value {
+pub(crate) fn cluster_of(mesh: &Mesh, proxy: &Proxy, name: &str) -> Value {
     let all = cluster::build(mesh, proxy);
     all.iter()
         .find(|c| c.name == name)
@@ -111,12 +118,12 @@ pub fn cluster_of(mesh: &Mesh, proxy: &Proxy, name: &str) -> Value {
 }
 
 /// The assignment of that name.
-pub fn endpoints_of(mesh: &Mesh, proxy: &Proxy, name: &str) -> Value {
+pub(crate) fn endpoints_of(mesh: &Mesh, proxy: &Proxy, name: &str) -> Value {
     shown(&endpoint::assignment(mesh, proxy, name))
 }
 
 /// Addresses of an assignment, each with its priority.
-pub fn addresses(assignment: &Value) -> Vec<(String, u64)> {
+pub(crate) fn addresses(assignment: &Value) -> Vec<(String, u64)> {
     let places = assignment["endpoints"]
         .as_array()
         .cloned()
