@@ -1,15 +1,18 @@
 //! See docs/ARCHITECTURE.md.
 
+pub mod access_log;
 pub mod bootstrap;
 pub mod cluster;
 pub mod command;
 pub mod discovery;
+pub mod filter;
 pub mod http;
 pub mod io;
 pub mod listener;
 pub mod logging;
 pub mod network;
 pub mod plan;
+pub mod router;
 pub mod server;
 mod socket;
 pub mod worker;

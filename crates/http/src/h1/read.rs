@@ -72,6 +72,15 @@ impl ReadState {
         !self.buffer.is_empty()
     }
 
+    pub(super) fn has_prefix(&self, prefix: &[u8]) -> Option<bool> {
+        let length = self.buffer.len().min(prefix.len());
+        match self.buffer[..length] == prefix[..length] {
+            false => Some(false),
+            true if length == prefix.len() => Some(true),
+            true => None,
+        }
+    }
+
     pub(super) fn take_buffer(&mut self) -> BytesMut {
         std::mem::take(&mut self.buffer)
     }

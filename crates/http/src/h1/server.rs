@@ -1,6 +1,12 @@
 //! A connection on which requests come in.
 
-use std::{cell::RefCell, future::poll_fn, io, pin::Pin};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -91,9 +97,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         self.client.keep_alive && !self.write.closing && self.read.is_done() && self.write.is_done()
     }
 
-    /// Whether bytes of a next request are here already.
-    pub fn has_pipelined(&self) -> bool {
-        self.read.has_bytes()
+    /// Whether the response was written to its end and has left.
+    pub fn is_complete(&self) -> bool {
+        self.write.is_done()
+    }
+
+    /// Whether the unread bytes begin with `prefix`; `None` while there are too few to tell.
+    pub fn has_prefix(&self, prefix: &[u8]) -> Option<bool> {
+        self.read.has_prefix(prefix)
+    }
+
+    /// Reads more bytes without looking at them; `false` at the client's end.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        self.read.poll_fill(&self.io, cx).map_ok(|count| count > 0)
     }
 
     /// Sends what is left, then our end. What the client still sends is read and thrown away for

@@ -1,25 +1,78 @@
-//! HTTP connections. (The seam to `listener/` and `network/`; the connection manager follows.)
+//! The HTTP connection manager: connections in, exchanges through, log lines out.
+//!
+//! `connection` runs a downstream connection and finds out what it speaks; `serve` takes one
+//! request from head to log line: [`prepare`] → route → filters → router → [`forward`]. What is
+//! known about a request on the way is its [`Exchange`].
 
-use std::{rc::Rc, sync::Arc};
+mod bodies;
+mod connection;
+mod exchange;
+mod failure;
+mod flags;
+mod forward;
+mod mirror;
+mod prepare;
+mod pump;
+mod reply;
+mod respond;
+mod serve;
+mod stats;
+mod timers;
+mod upstream;
 
-use crate::{listener::Connection, plan, worker::Worker};
+use std::{cell::Cell, rc::Rc, sync::Arc};
 
-/// An HTTP connection manager as one worker runs it: made with the first connection of a filter chain, shared by all of
-/// them.
+pub use exchange::{Exchange, Progress, RouteRef, UpstreamInfo};
+pub use flags::Flags;
+pub(crate) use prepare::{append, split_port};
+pub use reply::LocalReply;
+pub(crate) use reply::http_status_of;
+
+use crate::{
+    access_log::Logger,
+    filter::Filters,
+    listener::{Connection, ConnectionInfo},
+    plan::HttpConnectionManager,
+    worker::{Worker, drain::Drain},
+};
+use stats::ConnectionManagerStats;
+
+/// A connection manager as one worker runs it: made with the first connection of a filter chain,
+/// shared by all of them.
 #[derive(Debug)]
 pub struct ConnectionManager {
     /// What the configuration says.
-    pub plan: Arc<plan::HttpConnectionManager>,
+    pub plan: Arc<HttpConnectionManager>,
+    stats: ConnectionManagerStats,
+    filters: Filters,
+    logs: Vec<Logger>,
+}
+
+/// What the exchanges of one connection share.
+#[derive(Debug)]
+struct Context<'a> {
+    live: &'a ConnectionManager,
+    worker: &'a Rc<Worker>,
+    connection: &'a ConnectionInfo,
+    drain: &'a Drain,
+    /// A response has told the client that this connection ends.
+    draining: Cell<bool>,
 }
 
 impl ConnectionManager {
     /// Brings a plan to life.
-    pub fn new(plan: &Arc<plan::HttpConnectionManager>, _worker: &Rc<Worker>) -> Self {
-        Self { plan: plan.clone() }
+    pub fn new(plan: &Arc<HttpConnectionManager>, worker: &Rc<Worker>) -> Self {
+        let scope = worker.stats.scope(&format!("http.{}.", plan.stat_prefix));
+        ConnectionManager {
+            plan: plan.clone(),
+            stats: ConnectionManagerStats::new(scope),
+            filters: Filters::new(plan, worker),
+            logs: Logger::all(&plan.access_logs, worker),
+        }
     }
 
     /// Serves one connection to its end.
-    pub async fn serve(self: &Rc<Self>, connection: Connection, _worker: &Rc<Worker>) {
-        drop(connection);
+    pub async fn serve(self: &Rc<Self>, connection: Connection, worker: &Rc<Worker>) {
+        connection::serve(self.clone(), connection, worker).await;
     }
 }

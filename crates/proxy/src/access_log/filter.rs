@@ -1,0 +1,47 @@
+//! Which requests are logged.
+
+use crate::{http::{Exchange, Flags}, plan::access_log::AccessLogFilter};
+
+/// Whether the filter lets the request through.
+pub(super) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: u64) -> bool {
+    match filter {
+        AccessLogFilter::StatusCode(comparison) => comparison.holds(exchange.status().into()),
+        AccessLogFilter::Duration(comparison) => {
+            comparison.holds(exchange.duration().as_millis() as u64)
+        }
+        // Health checks of our own do not come through listeners, and the filter that marks those
+        // of others is not here.
+        AccessLogFilter::NotHealthCheck => true,
+        AccessLogFilter::Traceable => exchange.traced,
+        AccessLogFilter::Fraction { fraction, use_independent_randomness } => {
+            let id = exchange.request.headers.get_str("x-request-id").filter(|_| !use_independent_randomness);
+            // The same request is logged at each hop or at none.
+            let number = id
+                .and_then(|id| u64::from_str_radix(id.get(..8)?, 16).ok())
+                .unwrap_or(random);
+            fraction.hits(number)
+        }
+        AccessLogFilter::And(filters) => filters.iter().all(|f| passes(f, exchange, random)),
+        AccessLogFilter::Or(filters) => filters.iter().any(|f| passes(f, exchange, random)),
+        AccessLogFilter::Header(matcher) => matcher.matches(exchange),
+        AccessLogFilter::ResponseFlags(flags) if flags.is_empty() => !exchange.flags.is_empty(),
+        AccessLogFilter::ResponseFlags(flags) => flags
+            .iter()
+            .any(|flag| Flags::from_short(flag).is_some_and(|flag| exchange.flags.has(flag))),
+        AccessLogFilter::GrpcStatus { statuses, exclude } => {
+            let status = super::format::grpc_status(exchange);
+            let listed = status.is_some_and(|status| statuses.iter().any(|s| u32::from(*s) == status));
+            listed != *exclude
+        }
+        AccessLogFilter::Metadata { matcher, match_if_key_not_found } => {
+            let value = matcher.path.iter().try_fold(
+                exchange.dynamic_metadata.get(&*matcher.filter),
+                |value, key| value.map(|value| value.get(&**key)),
+            );
+            match value.flatten() {
+                Some(value) => matcher.matches(Some(value)),
+                None => *match_if_key_not_found,
+            }
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The values of Envoy's `%OPERATORS%`, for log lines and for header values.
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use outrigger_http::Headers;
+use serde_json::Value;
+
+use super::time;
+use crate::{
+    http::Exchange,
+    plan::{
+        Metadata,
+        format::{AddressPart, GrpcStatusForm, Operator, OperatorKind, Original, Part, Template},
+        matcher::query_parameter,
+    },
+};
+
+/// What an operator wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presence {
+    /// Nothing: there is no such value.
+    Absent,
+    /// Text.
+    Text,
+    /// A number or a structure, as JSON.
+    Json,
+}
+
+/// A text log line; absent values are `-`, or nothing.
+pub(super) fn text(
+    template: &Template,
+    exchange: &Exchange<'_>,
+    omit_empty: bool,
+    out: &mut Vec<u8>,
+) {
+    for part in &template.parts {
+        match part {
+            Part::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Part::Operator(operator) => {
+                let at = out.len();
+                if self::operator(operator, exchange, None, out) == Presence::Absent {
+                    if !omit_empty {
+                        out.push(b'-');
+                    }
+                    continue;
+                }
+                // One line a request, whatever a client writes into its headers.
+                for byte in &mut out[at..] {
+                    if matches!(byte, b'\n' | b'\r') {
+                        *byte = b' ';
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A header value; absent values are nothing. `response`: the response's fields while they are
+/// being worked on.
+pub(crate) fn header_value(
+    template: &Template,
+    exchange: &Exchange<'_>,
+    response: Option<&Headers>,
+    out: &mut Vec<u8>,
+) {
+    for part in &template.parts {
+        match part {
+            Part::Text(text) => out.extend_from_slice(text.as_bytes()),
+            Part::Operator(operator) => {
+                self::operator(operator, exchange, response, out);
+            }
+        }
+    }
+}
+
+/// Writes the value of one operator, cut to its maximum length.
+pub(super) fn operator(
+    operator: &Operator,
+    exchange: &Exchange<'_>,
+    response: Option<&Headers>,
+    out: &mut Vec<u8>,
+) -> Presence {
+    let at = out.len();
+    let presence = value(&operator.kind, exchange, response, out);
+    if let Some(length) = operator.max_length
+        && presence == Presence::Text
+    {
+        out.truncate(out.len().min(at + length));
+    }
+    presence
+}
+
+fn value(
+    kind: &OperatorKind,
+    exchange: &Exchange<'_>,
+    response: Option<&Headers>,
+    out: &mut Vec<u8>,
+) -> Presence {
+    use OperatorKind as Op;
+    let response = response.or_else(|| exchange.response.as_ref().map(|head| &head.headers));
+    let progress = &exchange.progress;
+    let upstream = &exchange.upstream;
+    let connection = exchange.connection;
+    let route = exchange.route.get();
+    let since_start = |at: Option<Instant>| {
+        at.map(|at| at.saturating_duration_since(progress.start))
+    };
+    match kind {
+        Op::Req { name, alternative } => {
+            text_of(either(name, alternative, |name| exchange.request.get(name)), out)
+        }
+        Op::ReqWithoutQuery { name, alternative } => {
+            let found = either(name, alternative, |name| exchange.request.get(name));
+            text_of(found.and_then(|value| value.split(|&byte| byte == b'?').next()), out)
+        }
+        Op::Resp { name, alternative } => {
+            if &**name == ":status" {
+                return number(exchange.status().into(), out);
+            }
+            text_of(either(name, alternative, |name| response?.get(name)), out)
+        }
+        Op::Trailer { name, alternative } => {
+            let trailers = exchange.trailers.as_ref();
+            text_of(either(name, alternative, |name| trailers?.get(name)), out)
+        }
+        Op::Path { without_query, original } => {
+            let old = exchange.request.headers.get("x-envoy-original-path");
+            let path = match original {
+                Original::OrPath => old.or_else(|| exchange.request.get(":path")),
+                Original::Path => exchange.request.get(":path"),
+                Original::Only => old,
+            };
+            let cut = |path: &'_ [u8]| -> usize {
+                match without_query {
+                    true => memchr::memchr(b'?', path).unwrap_or(path.len()),
+                    false => path.len(),
+                }
+            };
+            text_of(path.map(|path| &path[..cut(path)]), out)
+        }
+        Op::QueryParam(name) => {
+            text_of(query_parameter(exchange.request.path().as_bytes(), name.as_bytes()), out)
+        }
+        Op::StartTime(format) => {
+            time::write(format, progress.start_time, out);
+            Presence::Text
+        }
+        Op::EmitTime(format) => {
+            time::write(format, std::time::SystemTime::now(), out);
+            Presence::Text
+        }
+        Op::RequestDuration => millis(since_start(progress.request_received), out),
+        Op::RequestTxDuration => millis(since_start(progress.upstream_last_sent), out),
+        Op::ResponseDuration => millis(since_start(progress.upstream_first_received), out),
+        Op::ResponseTxDuration => millis(
+            progress.end.zip(progress.upstream_first_received).map(|(end, first)| {
+                end.saturating_duration_since(first)
+            }),
+            out,
+        ),
+        Op::Duration => millis(Some(exchange.duration()), out),
+        Op::BytesReceived => number(progress.received, out),
+        Op::BytesSent => number(progress.sent, out),
+        Op::RequestHeadersBytes | Op::DownstreamHeaderBytesReceived => {
+            number(exchange.request.headers.wire_size() as u64, out)
+        }
+        Op::UpstreamHeaderBytesSent if upstream.host.is_some() => {
+            number(exchange.request.headers.wire_size() as u64, out)
+        }
+        Op::ResponseHeadersBytes
+        | Op::DownstreamHeaderBytesSent
+        | Op::UpstreamHeaderBytesReceived => {
+            number(response.map_or(0, |headers| headers.wire_size() as u64), out)
+        }
+        Op::ResponseTrailersBytes => {
+            number(exchange.trailers.as_ref().map_or(0, |t| t.wire_size() as u64), out)
+        }
+        Op::DownstreamWireBytesReceived => {
+            number(progress.received + exchange.request.headers.wire_size() as u64, out)
+        }
+        Op::UpstreamWireBytesSent if upstream.host.is_some() => {
+            number(progress.received + exchange.request.headers.wire_size() as u64, out)
+        }
+        Op::DownstreamWireBytesSent | Op::UpstreamWireBytesReceived => {
+            let head = response.map_or(0, |headers| headers.wire_size() as u64);
+            number(progress.sent + head, out)
+        }
+        Op::Protocol => text_of(Some(exchange.request.version.as_str().as_bytes()), out),
+        Op::UpstreamProtocol => {
+            text_of(upstream.protocol.map(|version| version.as_str().as_bytes()), out)
+        }
+        Op::ResponseCode => number(exchange.status().into(), out),
+        Op::ResponseCodeDetails => not_empty(&exchange.details, out),
+        Op::ConnectionTerminationDetails => {
+            text_of(connection.termination_details.as_deref().map(str::as_bytes), out)
+        }
+        Op::ResponseFlags => joined(exchange.flags.short(), out),
+        Op::ResponseFlagsLong => joined(exchange.flags.long(), out),
+        Op::GrpcStatus(form) => match grpc_status(exchange) {
+            None => Presence::Absent,
+            Some(status) => grpc(status, *form, out),
+        },
+        Op::GrpcStatusNumber => match grpc_status(exchange) {
+            None => Presence::Absent,
+            Some(status) => number(status.into(), out),
+        },
+        Op::UpstreamHost(part) | Op::UpstreamRemoteAddress(part) => {
+            match upstream.host.as_ref().map(|host| &host.address) {
+                Some(crate::plan::Address::Socket(socket)) => address(Some(*socket), *part, out),
+                Some(other) => not_empty(&other.to_string(), out),
+                None => Presence::Absent,
+            }
+        }
+        Op::UpstreamHostName | Op::UpstreamHostNameWithoutPort => {
+            let Some(host) = &upstream.host else { return Presence::Absent };
+            if !host.hostname.is_empty() {
+                let name = match kind {
+                    Op::UpstreamHostNameWithoutPort => crate::http::split_port(&host.hostname).0,
+                    _ => &host.hostname,
+                };
+                return not_empty(name, out);
+            }
+            not_empty(&host.address.to_string(), out)
+        }
+        Op::UpstreamCluster => match &upstream.cluster {
+            Some(cluster) => not_empty(cluster.stat_name(), out),
+            None => text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out),
+        },
+        Op::UpstreamClusterRaw => {
+            text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out)
+        }
+        Op::UpstreamLocalAddress(part) => address(upstream.local, *part, out),
+        Op::UpstreamRequestAttemptCount => number(upstream.attempts.into(), out),
+        Op::UpstreamTransportFailureReason => not_empty(&upstream.failure, out),
+        Op::DownstreamRemoteAddress(part) => {
+            let port = connection.remote.map_or(0, |remote| remote.port());
+            // The client by the rules about x-forwarded-for; its port is known only of the peer.
+            let same = connection.remote.map(|remote| remote.ip()) == exchange.client;
+            let port = if same { port } else { 0 };
+            address(exchange.client.map(|ip| SocketAddr::new(ip, port)), *part, out)
+        }
+        Op::DownstreamDirectRemoteAddress(part) => address(connection.direct_remote, *part, out),
+        Op::DownstreamLocalAddress(part) | Op::DownstreamDirectLocalAddress(part) => {
+            address(connection.local, *part, out)
+        }
+        Op::ConnectionId => number(connection.id, out),
+        Op::StreamId => not_empty(
+            exchange.request.headers.get_str("x-request-id").unwrap_or_default(),
+            out,
+        ),
+        Op::RequestedServerName => {
+            text_of(connection.requested_server_name.as_deref().map(str::as_bytes), out)
+        }
+        Op::RouteName => not_empty(route.map_or("", |(_, route)| &route.name), out),
+        Op::VirtualHostName => not_empty(route.map_or("", |(host, _)| &host.name), out),
+        Op::FilterChainName => {
+            not_empty(connection.chain.as_ref().map_or("", |chain| &chain.name), out)
+        }
+        Op::AccessLogType => not_empty("DownstreamEnd", out),
+        Op::LocalReplyBody => not_empty(&exchange.local_reply, out),
+        Op::Environment(name) => {
+            not_empty(&std::env::var(&**name).unwrap_or_default(), out)
+        }
+        Op::Hostname => {
+            let name = rustix::system::uname();
+            text_of(Some(name.nodename().to_bytes()), out)
+        }
+        Op::DynamicMetadata { namespace, path } => {
+            let root = exchange.dynamic_metadata.get(&**namespace);
+            json(path.iter().try_fold(root, |v, key| v.map(|v| v.get(&**key))).flatten(), out)
+        }
+        Op::ClusterMetadata { namespace, path } => {
+            metadata(upstream.cluster.as_ref().map(|cluster| &cluster.metadata), namespace, path, out)
+        }
+        Op::UpstreamMetadata { namespace, path } => {
+            metadata(upstream.host.as_ref().map(|host| &host.metadata), namespace, path, out)
+        }
+        Op::RouteMetadata { namespace, path } => {
+            metadata(route.map(|(_, route)| &route.metadata), namespace, path, out)
+        }
+        Op::VirtualHostMetadata { namespace, path } => {
+            metadata(route.map(|(host, _)| &host.metadata), namespace, path, out)
+        }
+        Op::ListenerMetadata { namespace, path } => {
+            metadata(Some(&connection.listener.metadata), namespace, path, out)
+        }
+        Op::FilterState { key, field, plain: _ } | Op::UpstreamFilterState { key, field, plain: _ } => {
+            let state = exchange.state(key);
+            match field {
+                Some(field) => json(state.and_then(|state| state.get(&**field)), out),
+                None => json(state, out),
+            }
+        }
+        // What the transport does not have (TLS, spans, kernel counters) is absent.
+        _ => Presence::Absent,
+    }
+}
+
+/// gRPC status of a response, from its trailers or its head.
+pub(super) fn grpc_status(exchange: &Exchange<'_>) -> Option<u32> {
+    let read = |headers: &Headers| headers.get_str("grpc-status")?.trim().parse().ok();
+    exchange
+        .trailers
+        .as_ref()
+        .and_then(read)
+        .or_else(|| read(&exchange.response.as_ref()?.headers))
+}
+
+fn either<'v>(
+    name: &str,
+    alternative: &Option<std::sync::Arc<str>>,
+    find: impl Fn(&str) -> Option<&'v [u8]>,
+) -> Option<&'v [u8]> {
+    find(name).or_else(|| find(alternative.as_ref()?))
+}
+
+fn text_of(value: Option<&[u8]>, out: &mut Vec<u8>) -> Presence {
+    match value {
+        Some(value) => {
+            out.extend_from_slice(value);
+            Presence::Text
+        }
+        None => Presence::Absent,
+    }
+}
+
+fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
+    text_of(Some(value.as_bytes()).filter(|value| !value.is_empty()), out)
+}
+
+fn number(value: u64, out: &mut Vec<u8>) -> Presence {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    Presence::Json
+}
+
+fn millis(value: Option<Duration>, out: &mut Vec<u8>) -> Presence {
+    match value {
+        Some(value) => number(value.as_millis() as u64, out),
+        None => Presence::Absent,
+    }
+}
+
+fn joined(words: impl Iterator<Item = &'static str>, out: &mut Vec<u8>) -> Presence {
+    let at = out.len();
+    for word in words {
+        if out.len() > at {
+            out.push(b',');
+        }
+        out.extend_from_slice(word.as_bytes());
+    }
+    if out.len() == at { Presence::Absent } else { Presence::Text }
+}
+
+fn address(value: Option<SocketAddr>, part: AddressPart, out: &mut Vec<u8>) -> Presence {
+    let Some(value) = value else { return Presence::Absent };
+    let _ = match part {
+        AddressPart::Whole => write!(out, "{value}"),
+        AddressPart::WithoutPort => write!(out, "{}", value.ip()),
+        AddressPart::Port => return number(value.port().into(), out),
+    };
+    Presence::Text
+}
+
+fn metadata(
+    metadata: Option<&Metadata>,
+    namespace: &str,
+    path: &[std::sync::Arc<str>],
+    out: &mut Vec<u8>,
+) -> Presence {
+    json(metadata.and_then(|metadata| metadata.lookup(namespace, path)), out)
+}
+
+/// Texts are printed bare, everything else as JSON.
+fn json(value: Option<&Value>, out: &mut Vec<u8>) -> Presence {
+    match value {
+        None | Some(Value::Null) => Presence::Absent,
+        Some(Value::String(text)) => text_of(Some(text.as_bytes()), out),
+        Some(other) => {
+            let _ = write!(out, "{other}");
+            Presence::Json
+        }
+    }
+}
+
+fn grpc(status: u32, form: GrpcStatusForm, out: &mut Vec<u8>) -> Presence {
+    let names = GRPC_NAMES.get(status as usize);
+    match (form, names) {
+        (GrpcStatusForm::CamelString, Some((camel, _))) => not_empty(camel, out),
+        (GrpcStatusForm::SnakeString, Some((_, snake))) => not_empty(snake, out),
+        _ => number(status.into(), out),
+    }
+}
+
+const GRPC_NAMES: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
+];

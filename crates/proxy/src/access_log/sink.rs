@@ -1,0 +1,157 @@
+//! Where lines go: a buffer per worker and file, and one thread per file that writes.
+//!
+//! A worker never waits for a disk or a pipe. When the reader of a pipe is slower than the lines
+//! come, lines are dropped once the queue is full, and counted.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    rc::Rc,
+    sync::{
+        LazyLock, Mutex,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    time::Duration,
+};
+
+use crate::plan::access_log::LogSink;
+
+/// The lines of one worker for one file.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    buffer: RefCell<Vec<u8>>,
+    writer: SyncSender<Vec<u8>>,
+    /// A flush is on its way.
+    scheduled: Cell<bool>,
+    interval: Duration,
+}
+
+impl Sink {
+    /// The sink of this thread for a file.
+    pub(crate) fn open(target: &LogSink, interval: Duration) -> Rc<Sink> {
+        SINKS.with(|sinks| {
+            sinks
+                .borrow_mut()
+                .entry(target.clone())
+                .or_insert_with(|| {
+                    Rc::new(Sink {
+                        buffer: RefCell::default(),
+                        writer: writer(target),
+                        scheduled: Cell::new(false),
+                        interval,
+                    })
+                })
+                .clone()
+        })
+    }
+
+    /// Adds a line; it leaves when the buffer is full or the flush interval is over.
+    pub(crate) fn write(self: &Rc<Self>, line: impl FnOnce(&mut Vec<u8>)) {
+        let full = {
+            let mut buffer = self.buffer.borrow_mut();
+            line(&mut buffer);
+            buffer.len() >= FULL
+        };
+        if full {
+            return self.flush();
+        }
+        if !self.scheduled.replace(true) {
+            let sink = self.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(sink.interval).await;
+                sink.scheduled.set(false);
+                sink.flush();
+            });
+        }
+    }
+
+    /// Hands the lines to the writer.
+    pub(crate) fn flush(&self) {
+        let lines = std::mem::take(&mut *self.buffer.borrow_mut());
+        if lines.is_empty() {
+            return;
+        }
+        if let Err(TrySendError::Full(lost)) = self.writer.try_send(lines) {
+            tracing::warn!(bytes = lost.len(), "access log lines dropped: their reader is too slow");
+        }
+    }
+
+    /// Hands all lines of this thread to their writers, for the end of a worker.
+    pub(crate) fn flush_all() {
+        SINKS.with(|sinks| sinks.borrow().values().for_each(|sink| sink.flush()));
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// The writer thread of a file; one in the process.
+fn writer(target: &LogSink) -> SyncSender<Vec<u8>> {
+    let mut writers = WRITERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(writer) = writers.get(target) {
+        return writer.clone();
+    }
+    let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
+    let to = target.clone();
+    let spawned = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+        let mut out = Out::open(&to);
+        for lines in receiver {
+            if let Err(error) = out.write(&lines) {
+                tracing::warn!(?to, %error, "cannot write the access log; trying to open it again");
+                out = Out::open(&to);
+            }
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread for the access log; its lines are lost");
+    }
+    writers.insert(target.clone(), sender.clone());
+    sender
+}
+
+enum Out {
+    Stdout,
+    Stderr,
+    File(io::Result<File>),
+}
+
+impl Out {
+    fn open(target: &LogSink) -> Out {
+        match target {
+            LogSink::Stdout => Out::Stdout,
+            LogSink::Stderr => Out::Stderr,
+            LogSink::File(path) => {
+                Out::File(OpenOptions::new().append(true).create(true).open(path))
+            }
+        }
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        match self {
+            Out::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(lines)?;
+                out.flush()
+            }
+            Out::Stderr => io::stderr().lock().write_all(lines),
+            Out::File(Ok(file)) => file.write_all(lines),
+            Out::File(Err(error)) => Err(error.kind().into()),
+        }
+    }
+}
+
+const FULL: usize = 64 * 1024;
+/// Buffers that may wait for a file: 64 MiB at most.
+const QUEUE: usize = 1024;
+
+static WRITERS: LazyLock<Mutex<HashMap<LogSink, SyncSender<Vec<u8>>>>> =
+    LazyLock::new(Mutex::default);
+
+thread_local! {
+    static SINKS: RefCell<HashMap<LogSink, Rc<Sink>>> = RefCell::default();
+}

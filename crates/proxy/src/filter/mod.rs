@@ -1,0 +1,291 @@
+//! HTTP filters: what runs on a request between the connection manager and the router.
+//!
+//! A filter is asked about each phase that it has an interest in, in order on the way up and in
+//! reverse on the way down; a filter without interest in bodies costs nothing on bodies. What it
+//! wants to remember about a request stands in [`FilterData`]; what it remembers about all of
+//! them stands in itself (one instance a worker and connection manager).
+
+mod cors;
+mod fault;
+mod grpc_stats;
+mod istio_stats;
+mod peer_metadata;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use outrigger_http::{Headers, ResponseHead};
+
+use crate::{
+    http::{Exchange, LocalReply},
+    plan::{
+        HttpConnectionManager,
+        http_filter::{HttpFilterConfig, RouteFilterConfig, RouterFilter},
+    },
+    worker::Worker,
+};
+
+pub(crate) use cors::CorsData;
+pub(crate) use fault::ActiveFault;
+pub(crate) use grpc_stats::GrpcCounts;
+
+/// What a filter decides about a request.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// It goes on.
+    Continue,
+    /// It waits; then [`Filter::resumed`] is asked.
+    Wait(Duration),
+    /// It ends here.
+    Reply(LocalReply),
+}
+
+/// The phases that a filter wants to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Interests(u8);
+
+impl Interests {
+    pub(crate) const REQUEST: Interests = Interests(1);
+    pub(crate) const REQUEST_DATA: Interests = Interests(2);
+    pub(crate) const RESPONSE: Interests = Interests(4);
+    pub(crate) const RESPONSE_DATA: Interests = Interests(8);
+    pub(crate) const COMPLETE: Interests = Interests(16);
+
+    /// Both.
+    pub(crate) const fn and(self, other: Interests) -> Interests {
+        Interests(self.0 | other.0)
+    }
+
+    fn has(self, other: Interests) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// One HTTP filter.
+pub(crate) trait Filter: fmt::Debug {
+    /// Which of the methods below do anything.
+    fn interests(&self) -> Interests;
+
+    /// The request's head, with its route.
+    fn request(
+        &self,
+        exchange: &mut Exchange<'_>,
+        config: Option<&RouteFilterConfig>,
+        worker: &Worker,
+    ) -> Step {
+        let _ = (exchange, config, worker);
+        Step::Continue
+    }
+
+    /// After a [`Step::Wait`].
+    fn resumed(
+        &self,
+        exchange: &mut Exchange<'_>,
+        config: Option<&RouteFilterConfig>,
+        worker: &Worker,
+    ) -> Step {
+        let _ = (exchange, config, worker);
+        Step::Continue
+    }
+
+    /// A piece of the request's body.
+    fn request_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+        let _ = (exchange, data);
+    }
+
+    /// The response's head, ours or the upstream's, before it goes to the client.
+    fn response(&self, exchange: &mut Exchange<'_>, response: &mut ResponseHead, worker: &Worker) {
+        let _ = (exchange, response, worker);
+    }
+
+    /// A piece of the response's body.
+    fn response_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+        let _ = (exchange, data);
+    }
+
+    /// The response's trailers.
+    fn trailers(&self, exchange: &mut Exchange<'_>, trailers: &mut Headers) {
+        let _ = (exchange, trailers);
+    }
+
+    /// The request is over; its log line is written next.
+    fn complete(&self, exchange: &mut Exchange<'_>, worker: &Worker) {
+        let _ = (exchange, worker);
+    }
+}
+
+/// What filters remember about one request.
+#[derive(Debug, Default)]
+pub(crate) struct FilterData {
+    pub(crate) cors: Option<CorsData>,
+    pub(crate) fault: Option<ActiveFault>,
+    pub(crate) grpc: Option<GrpcCounts>,
+    /// The client sent its metadata, so it wants ours.
+    pub(crate) peer_asked: bool,
+    /// Filters that the route has switched off, as bits of their position.
+    off: u64,
+}
+
+/// The filters of a connection manager on one worker.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    filters: Vec<Live>,
+    interests: Interests,
+    /// The last filter's configuration.
+    pub(crate) router: RouterFilter,
+}
+
+#[derive(Debug)]
+struct Live {
+    name: Arc<str>,
+    disabled: bool,
+    interests: Interests,
+    filter: Box<dyn Filter>,
+}
+
+impl Filters {
+    /// Makes the filters live.
+    pub(crate) fn new(plan: &HttpConnectionManager, worker: &Worker) -> Filters {
+        let mut filters = Vec::new();
+        let mut router = RouterFilter::default();
+        for filter in &plan.http_filters {
+            let live: Box<dyn Filter> = match &filter.config {
+                HttpFilterConfig::Router(config) => {
+                    router = config.clone();
+                    continue;
+                }
+                HttpFilterConfig::Fault(fault) => {
+                    Box::new(fault::FaultFilter::new(fault.clone(), &plan.stat_prefix, worker))
+                }
+                HttpFilterConfig::Cors => {
+                    Box::new(cors::CorsFilter::new(&plan.stat_prefix, worker))
+                }
+                HttpFilterConfig::GrpcStats(config) => {
+                    Box::new(grpc_stats::GrpcStatsFilter::new(config.clone()))
+                }
+                // The list of protocols is offered within TLS; a plaintext upstream, the only kind
+                // that gets as far as a connection, has no place for it.
+                HttpFilterConfig::Alpn(_) => continue,
+                HttpFilterConfig::PeerMetadata(config) => {
+                    Box::new(peer_metadata::PeerMetadataFilter::new(*config, worker))
+                }
+                HttpFilterConfig::IstioStats(config) => {
+                    Box::new(istio_stats::IstioStatsFilter::new(config.clone(), worker))
+                }
+            };
+            filters.push(Live {
+                name: filter.name.clone(),
+                disabled: filter.disabled,
+                interests: live.interests(),
+                filter: live,
+            });
+        }
+        let interests =
+            filters.iter().fold(Interests::default(), |all, live| all.and(live.interests));
+        Filters { filters, interests, router }
+    }
+
+    /// How many there are, the router not counted.
+    pub(crate) fn len(&self) -> usize {
+        self.filters.len()
+    }
+
+    /// Runs one filter on the request; `resumed` after its wait.
+    pub(crate) fn request(
+        &self,
+        index: usize,
+        exchange: &mut Exchange<'_>,
+        resumed: bool,
+        worker: &Worker,
+    ) -> Step {
+        let live = &self.filters[index];
+        let route = exchange.route.clone();
+        let config = route_config(&route, &live.name);
+        let off = match config {
+            Some(RouteFilterConfig::Disabled) => true,
+            Some(_) => false,
+            None => live.disabled,
+        };
+        if off {
+            exchange.filters.off |= 1 << (index as u32 & 63);
+            return Step::Continue;
+        }
+        if !live.interests.has(Interests::REQUEST) {
+            return Step::Continue;
+        }
+        match resumed {
+            false => live.filter.request(exchange, config, worker),
+            true => live.filter.resumed(exchange, config, worker),
+        }
+    }
+
+    pub(crate) fn request_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+        self.each(Interests::REQUEST_DATA, exchange, |filter, exchange| {
+            filter.request_data(exchange, data);
+        });
+    }
+
+    pub(crate) fn response(
+        &self,
+        exchange: &mut Exchange<'_>,
+        head: &mut ResponseHead,
+        worker: &Worker,
+    ) {
+        self.each(Interests::RESPONSE, exchange, |filter, exchange| {
+            filter.response(exchange, head, worker);
+        });
+    }
+
+    pub(crate) fn response_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+        self.each(Interests::RESPONSE_DATA, exchange, |filter, exchange| {
+            filter.response_data(exchange, data);
+        });
+    }
+
+    pub(crate) fn trailers(&self, exchange: &mut Exchange<'_>, trailers: &mut Headers) {
+        self.each(Interests::RESPONSE, exchange, |filter, exchange| {
+            filter.trailers(exchange, trailers);
+        });
+    }
+
+    pub(crate) fn complete(&self, exchange: &mut Exchange<'_>, worker: &Worker) {
+        self.each(Interests::COMPLETE, exchange, |filter, exchange| {
+            filter.complete(exchange, worker);
+        });
+    }
+
+    fn each(
+        &self,
+        interest: Interests,
+        exchange: &mut Exchange<'_>,
+        mut run: impl FnMut(&dyn Filter, &mut Exchange<'_>),
+    ) {
+        if !self.interests.has(interest) {
+            return;
+        }
+        for (index, live) in self.filters.iter().enumerate().rev() {
+            if live.interests.has(interest) && exchange.filters.off >> (index as u32 & 63) & 1 == 0
+            {
+                run(&*live.filter, exchange);
+            }
+        }
+    }
+}
+
+/// What the route says about a filter; the most specific level wins.
+fn route_config<'r>(
+    route: &'r crate::http::RouteRef,
+    name: &str,
+) -> Option<&'r RouteFilterConfig> {
+    let weighted = crate::router::headers::weighted(route).map(|entry| &entry.per_filter);
+    let (virtual_host, at) = match route.get() {
+        Some((virtual_host, route)) => (Some(&virtual_host.per_filter), Some(&route.per_filter)),
+        None => (None, None),
+    };
+    let configuration = route.configuration().map(|routes| &routes.per_filter);
+    [weighted, at, virtual_host, configuration]
+        .into_iter()
+        .flatten()
+        .filter(|configs| !configs.is_empty())
+        .find_map(|configs| configs.of(name))
+}

@@ -1,0 +1,230 @@
+//! The second half of an exchange: the response's head and body to the client, while the rest of
+//! the request still goes up.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    task::{Context as TaskContext, Poll, ready},
+    time::Instant,
+};
+
+use outrigger_http::{Error, Frame, Framing, ResponseHead};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Sleep,
+};
+
+use super::{
+    failure::{self, Gone},
+    forward::Forward,
+    pump::PumpError,
+    respond,
+    timers::Expired,
+    upstream::Upstream,
+};
+use crate::{cluster::Outcome, router};
+
+/// How the second half ended.
+#[derive(Debug)]
+enum End {
+    Complete,
+    Upstream(Error),
+    Downstream(Gone),
+    Expired(Expired),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+    /// Sends the response.
+    pub(super) async fn respond(
+        &mut self,
+        mut upstream: Upstream,
+        mut head: ResponseHead,
+        mut timer: Pin<&mut Option<Sleep>>,
+    ) {
+        self.deadlines.per_try = None;
+        self.deadlines.touch();
+        self.response_headers(&mut head);
+        let tunnel = head.framing == Framing::Tunnel;
+        let stats = &self.cx.live.stats;
+        if tunnel {
+            // What is tunnelled may last; only the idle limit is left.
+            self.deadlines.request = None;
+            self.deadlines.stream = None;
+            self.pump.start_tunnel(&mut self.kept);
+            self.reader.start_tunnel();
+            stats.downstream_cx_upgrades_total().inc();
+            stats.downstream_cx_upgrades_active().inc();
+        } else if self.pump.hold {
+            // No upgrade: what the client sent behind its request is a request of its own.
+            self.pump.hold = false;
+            self.exchange.request.upgrade = false;
+        }
+        self.exchange.details = "via_upstream".into();
+        self.exchange.progress.downstream_first_sent = Some(Instant::now());
+        if !self.kept.complete && !tunnel {
+            stats.downstream_rq_response_before_rq_complete().inc();
+        }
+        let mut end = match self.writer.send_response(&head, head.framing) {
+            Ok(()) => None,
+            Err(error) => Some(End::Downstream(Gone::from(error))),
+        };
+        self.exchange.response = Some(head);
+        if end.is_none() {
+            end = Some(
+                poll_fn(|cx| self.poll_bodies(cx, &mut upstream, tunnel, timer.as_mut())).await,
+            );
+        }
+        self.exchange.progress.upstream_last_received = Some(Instant::now());
+        if tunnel {
+            stats.downstream_cx_upgrades_active().dec();
+        }
+        match end {
+            Some(End::Complete) if tunnel => self.writer.close_after(),
+            Some(End::Complete) => {
+                let cluster = self.target.cluster.stats();
+                let time = self.exchange.progress.start.elapsed().as_millis() as u64;
+                cluster.upstream_rq_time().record(time);
+                if self.pump.is_ended() {
+                    upstream.release();
+                } else {
+                    // The server answered without waiting for all of the request.
+                    upstream.cancel();
+                }
+            }
+            Some(End::Upstream(error)) => {
+                self.exchange.flags.add(failure::flag(&error));
+                self.exchange.details =
+                    failure::details("upstream_reset_after_response_started", &failure::reason(&error), "");
+                self.target.cluster.stats().upstream_rq_rx_reset().inc();
+                if let Some(host) = self.exchange.upstream.host.clone() {
+                    self.target.cluster.report(&host, Outcome::Reset);
+                }
+                stats.rq_reset_after_downstream_response_started().inc();
+                respond::abort(self.writer);
+            }
+            Some(End::Downstream(gone)) => {
+                gone.tell(self.exchange);
+                stats.downstream_rq_rx_reset().inc();
+                self.target.cluster.stats().upstream_rq_tx_reset().inc();
+                upstream.cancel();
+                respond::abort(self.writer);
+            }
+            Some(End::Expired(expired)) => {
+                failure::tell_expired(expired, self.exchange, stats);
+                self.target.cluster.stats().upstream_rq_tx_reset().inc();
+                upstream.cancel();
+                respond::abort(self.writer);
+            }
+            None => {}
+        }
+    }
+
+    /// The response's head as the client gets it.
+    fn response_headers(&mut self, head: &mut ResponseHead) {
+        let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
+        if envoy && let Some(time) = self.exchange.upstream.response_time {
+            let millis = itoa::Buffer::new().format(time.as_millis() as u64).to_owned();
+            head.headers.set("x-envoy-upstream-service-time", millis);
+        }
+        let told = self
+            .exchange
+            .route
+            .get()
+            .is_some_and(|(host, _)| host.include_attempt_count_in_response);
+        if told {
+            let attempts = itoa::Buffer::new().format(self.exchange.upstream.attempts).to_owned();
+            head.headers.set("x-envoy-attempt-count", attempts);
+        }
+        if let Some(action) = self.exchange.route.action()
+            && !action.hash_policy.is_empty()
+            && let Some((cookie, _)) =
+                router::hash::new_cookie(&action.hash_policy, self.exchange, self.exchange.random)
+        {
+            head.headers.append("set-cookie", cookie);
+        }
+        router::headers::response(self.exchange, &mut head.headers);
+        self.cx.live.filters.response(self.exchange, head, self.cx.worker);
+        respond::finish_head(self.cx, self.exchange, head, true);
+    }
+
+    fn poll_bodies(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        upstream: &mut Upstream,
+        tunnel: bool,
+        timer: Pin<&mut Option<Sleep>>,
+    ) -> Poll<End> {
+        match self.poll_pump(cx, upstream) {
+            Poll::Ready(Err(PumpError::Downstream(error))) => {
+                return Poll::Ready(End::Downstream(Gone::from(error)));
+            }
+            Poll::Ready(Err(PumpError::Upstream(_))) => self.pump.dead = true,
+            _ => {}
+        }
+        if let Poll::Ready(end) = self.poll_response(cx, upstream, tunnel) {
+            return Poll::Ready(end);
+        }
+        if !tunnel && let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
+            return Poll::Ready(End::Downstream(gone));
+        }
+        self.deadlines.poll(cx, timer).map(End::Expired)
+    }
+
+    /// Moves the response's body.
+    fn poll_response(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        upstream: &mut Upstream,
+        tunnel: bool,
+    ) -> Poll<End> {
+        let filters = &self.cx.live.filters;
+        let gone = |error| Poll::Ready(End::Downstream(Gone::from(error)));
+        loop {
+            if self.writer.is_end() {
+                return match ready!(self.writer.poll_flush(cx)) {
+                    Ok(()) => Poll::Ready(End::Complete),
+                    Err(error) => gone(error),
+                };
+            }
+            if let Err(error) = ready!(self.writer.poll_ready(cx)) {
+                return gone(error);
+            }
+            let sent = match upstream.poll_frame(cx) {
+                Poll::Pending => {
+                    if let Err(error) = ready!(self.writer.poll_flush(cx)) {
+                        return gone(error);
+                    }
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    self.deadlines.touch();
+                    self.exchange.progress.sent += data.len() as u64;
+                    filters.response_data(self.exchange, &data);
+                    self.writer.send_data(data)
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(mut trailers)))) => {
+                    filters.trailers(self.exchange, &mut trailers);
+                    let sent = self.writer.send_end(Some(&trailers));
+                    self.exchange.trailers = Some(trailers);
+                    sent
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(End::Upstream(error)),
+                Poll::Ready(None) if tunnel => {
+                    // The server has said all; a client that still talks talks to nobody.
+                    let shut = ready!(self.writer.poll_shutdown(cx));
+                    return match shut {
+                        Ok(()) => Poll::Ready(End::Complete),
+                        Err(error) => gone(error),
+                    };
+                }
+                Poll::Ready(None) => self.writer.send_end(None),
+            };
+            match sent {
+                Ok(()) => {}
+                // The upstream sent more or less than it had said.
+                Err(Error::Length) => return Poll::Ready(End::Upstream(Error::Length)),
+                Err(error) => return gone(error),
+            }
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! One downstream connection: what it speaks, its requests one after the other (HTTP/1) or at the
+//! same time (HTTP/2), and its end.
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context as TaskContext, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
+
+use super::{ConnectionManager, Context, serve as exchange};
+use crate::{
+    io::Stream,
+    listener::{Connection, ConnectionInfo},
+    plan::http::CodecType,
+    worker::{Worker, drain::Drain},
+};
+
+/// Serves a connection to its end.
+pub(super) async fn serve(
+    live: Rc<ConnectionManager>,
+    connection: Connection,
+    worker: &Rc<Worker>,
+) {
+    let plan = &live.plan;
+    let _open = Open::new(live.clone());
+    let Connection { stream, info, drain } = connection;
+    let known = info.application_protocols.iter().any(|name| matches!(&**name, "h2" | "h2c"));
+    let http2 = match plan.codec {
+        CodecType::Http1 => Some(false),
+        CodecType::Http2 => Some(true),
+        CodecType::Auto if known => Some(true),
+        CodecType::Auto => None,
+    };
+    if http2 == Some(true) {
+        return http2_connection(live.clone(), worker.clone(), stream, info, drain).await;
+    }
+    let limits = Limits {
+        head_bytes: plan.max_request_headers_kb as usize * 1024,
+        headers: plan.common.max_headers_count as usize,
+        trailers: plan.http1.enable_trailers,
+        ..Limits::default()
+    };
+    let mut http1 = h1::ServerConnection::new(stream, BytesMut::new(), limits);
+    if http2.is_none() {
+        match speaks_http2(&mut http1, &live, &drain).await {
+            None => return,
+            Some(false) => {}
+            Some(true) => {
+                let (mut stream, read) = http1.into_parts();
+                stream.put_back(Bytes::from(read));
+                return http2_connection(live.clone(), worker.clone(), stream, info, drain).await;
+            }
+        }
+    }
+    live.stats.downstream_cx_http1_total().inc();
+    live.stats.downstream_cx_http1_active().inc();
+    http1_connection(&live, worker, &mut http1, &info, &drain).await;
+    live.stats.downstream_cx_http1_active().dec();
+}
+
+/// Looks at the first bytes; `None` when there are none.
+async fn speaks_http2(
+    connection: &mut h1::ServerConnection<Stream>,
+    live: &ConnectionManager,
+    drain: &Drain,
+) -> Option<bool> {
+    let mut idle = Idle::new(live.plan.common.idle_timeout);
+    let mut closed = pin!(drain.closed());
+    let mut timer = pin!(None);
+    loop {
+        if let Some(answer) = connection.has_prefix(h2::PREFACE) {
+            return Some(answer);
+        }
+        let more = poll_fn(|cx| {
+            if let Poll::Ready(more) = connection.poll_more(cx) {
+                return Poll::Ready(more.unwrap_or(false));
+            }
+            if closed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            idle.poll(cx, timer.as_mut()).map(|()| {
+                live.stats.downstream_cx_idle_timeout().inc();
+                false
+            })
+        })
+        .await;
+        idle.touch();
+        if !more {
+            // A client that says less than a preface and ends says nothing.
+            return None;
+        }
+    }
+}
+
+async fn http1_connection(
+    live: &Rc<ConnectionManager>,
+    worker: &Rc<Worker>,
+    connection: &mut h1::ServerConnection<Stream>,
+    info: &ConnectionInfo,
+    drain: &Drain,
+) {
+    let plan = &live.plan;
+    let stats = &live.stats;
+    let cx = Context { live, worker, connection: info, drain, draining: Cell::new(false) };
+    let born = Instant::now();
+    let mut requests = 0;
+    let mut idle = Idle::new(plan.common.idle_timeout);
+    let mut closed = pin!(drain.closed());
+    let mut timer = pin!(None);
+    loop {
+        idle.touch();
+        let readable = {
+            let mut readable = pin!(connection.readable());
+            poll_fn(|cx| {
+                if let Poll::Ready(readable) = readable.as_mut().poll(cx) {
+                    return Poll::Ready(readable.unwrap_or(false));
+                }
+                if closed.as_mut().poll(cx).is_ready() {
+                    stats.downstream_cx_drain_close().inc();
+                    return Poll::Ready(false);
+                }
+                idle.poll(cx, timer.as_mut()).map(|()| {
+                    stats.downstream_cx_idle_timeout().inc();
+                    false
+                })
+            })
+            .await
+        };
+        if !readable {
+            return;
+        }
+        let head = match plan.request_headers_timeout {
+            None => connection.read_head().await,
+            Some(limit) => match timeout(limit, connection.read_head()).await {
+                Ok(head) => head,
+                Err(_) => {
+                    stats.downstream_rq_header_timeout().inc();
+                    Err(HEADER_TIMEOUT.into())
+                }
+            },
+        };
+        stats.downstream_rq_http1_total().inc();
+        match head {
+            Ok(None) => return,
+            Ok(Some(head)) => {
+                requests += 1;
+                let (reader, writer) = connection.split();
+                let (mut reader, mut writer) = (BodyReader::H1(reader), BodyWriter::H1(writer));
+                let old = plan.common.max_connection_duration.is_some_and(|d| born.elapsed() >= d);
+                let spent = plan.common.max_requests_per_connection.is_some_and(|n| requests >= n);
+                if old {
+                    stats.downstream_cx_max_duration_reached().inc();
+                }
+                if spent {
+                    stats.downstream_cx_max_requests_reached().inc();
+                }
+                if old || spent {
+                    writer.close_after();
+                }
+                exchange::request(&cx, head, &mut reader, &mut writer).await;
+            }
+            Err(Error::Refused(refusal)) => {
+                let (_, writer) = connection.split();
+                exchange::refused(&cx, refusal, &mut BodyWriter::H1(writer)).await;
+            }
+            Err(error) => {
+                tracing::debug!(connection = info.id, %error, "a request ended in its head");
+                stats.downstream_cx_destroy_remote().inc();
+                return;
+            }
+        }
+        if cx.draining.get() || !connection.is_reusable() {
+            if !connection.is_complete() {
+                // The client must not take what it has got for all of the response.
+                connection.io().reset_on_close();
+                return;
+            }
+            let limit = plan.delayed_close_timeout.unwrap_or(Duration::ZERO);
+            if timeout(limit, connection.close(LINGER)).await.is_err() && !limit.is_zero() {
+                stats.downstream_cx_delayed_close_timeout().inc();
+            }
+            return;
+        }
+    }
+}
+
+const HEADER_TIMEOUT: outrigger_http::Refusal =
+    outrigger_http::Refusal { status: 408, detail: "request_header_timeout" };
+
+/// Bytes of a request nobody wants that are read before its connection closes.
+const LINGER: usize = 1024 * 1024;
+
+async fn http2_connection(
+    live: Rc<ConnectionManager>,
+    worker: Rc<Worker>,
+    stream: Stream,
+    info: ConnectionInfo,
+    drain: Drain,
+) {
+    let stats = &live.stats;
+    stats.downstream_cx_http2_total().inc();
+    stats.downstream_cx_http2_active().inc();
+    let plan = live.plan.clone();
+    let settings = h2::Settings {
+        stream_window: plan.http2.initial_stream_window_size,
+        connection_window: plan.http2.initial_connection_window_size,
+        concurrent_streams: plan.http2.max_concurrent_streams,
+        header_list: plan.max_request_headers_kb * 1024,
+        headers: plan.common.max_headers_count as usize,
+        extended_connect: plan.http2.allow_connect,
+    };
+    match h2::ServerConnection::handshake(stream, &settings).await {
+        Ok(connection) => streams(&live, &worker, connection, Rc::new(info), &drain).await,
+        Err(error) => {
+            tracing::debug!(connection = info.id, %error, "no HTTP/2 connection");
+            stats.downstream_cx_protocol_error().inc();
+        }
+    }
+    stats.downstream_cx_http2_active().dec();
+}
+
+async fn streams(
+    live: &Rc<ConnectionManager>,
+    worker: &Rc<Worker>,
+    mut connection: h2::ServerConnection<Stream>,
+    info: Rc<ConnectionInfo>,
+    drain: &Drain,
+) {
+    let stats = &live.stats;
+    let options = &live.plan.common;
+    let mut idle = Idle::new(options.idle_timeout);
+    let mut timer = pin!(None);
+    let mut age = pin!(options.max_connection_duration.map(tokio::time::sleep));
+    let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
+    let (mut requests, mut drained, mut timed_out) = (0, false, false);
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !drained {
+                let old = age.as_mut().as_pin_mut().is_some_and(|age| age.poll(cx).is_ready());
+                if old {
+                    stats.downstream_cx_max_duration_reached().inc();
+                }
+                let spent = options.max_requests_per_connection.is_some_and(|n| requests >= n);
+                if old || spent || begin.as_mut().poll(cx).is_ready() {
+                    stats.downstream_cx_drain_close().inc();
+                    drained = true;
+                    connection.drain();
+                }
+            }
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Some(accepted));
+            }
+            if closed.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if connection.has_streams() {
+                idle.touch();
+            }
+            if idle.poll(cx, timer.as_mut()).is_ready() {
+                if timed_out {
+                    return Poll::Ready(None);
+                }
+                stats.downstream_cx_idle_timeout().inc();
+                (timed_out, drained) = (true, true);
+                idle.touch();
+                connection.drain();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+        match accepted {
+            Some(Ok(Some((head, reader, writer)))) => {
+                requests += 1;
+                idle.touch();
+                stats.downstream_rq_http2_total().inc();
+                let task = stream(live.clone(), worker.clone(), info.clone(), drain.clone(), head, reader, writer);
+                tokio::task::spawn_local(task);
+            }
+            Some(Ok(None)) | None => return,
+            Some(Err(error)) => {
+                tracing::debug!(connection = info.id, %error, "HTTP/2 connection ended");
+                if !matches!(error, Error::Io(_) | Error::Closed) {
+                    stats.downstream_cx_protocol_error().inc();
+                }
+                return;
+            }
+        }
+    }
+}
+
+async fn stream(
+    live: Rc<ConnectionManager>,
+    worker: Rc<Worker>,
+    info: Rc<ConnectionInfo>,
+    drain: Drain,
+    head: RequestHead,
+    reader: h2::Reader,
+    writer: h2::Writer,
+) {
+    let cx = Context {
+        live: &live,
+        worker: &worker,
+        connection: &info,
+        drain: &drain,
+        draining: Cell::new(false),
+    };
+    let mut reader: BodyReader<'_, Stream> = BodyReader::H2(reader);
+    exchange::request(&cx, head, &mut reader, &mut BodyWriter::H2(writer)).await;
+}
+
+/// The idle limit of a connection. The timer is not set anew for each request: when it fires
+/// early it is set to what is left.
+struct Idle {
+    limit: Option<Duration>,
+    since: Instant,
+}
+
+impl Idle {
+    fn new(limit: Option<Duration>) -> Idle {
+        Idle { limit, since: Instant::now() }
+    }
+
+    fn touch(&mut self) {
+        if self.limit.is_some() {
+            self.since = Instant::now();
+        }
+    }
+
+    fn poll(&self, cx: &mut TaskContext<'_>, mut timer: Pin<&mut Option<Sleep>>) -> Poll<()> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        let at = self.since + limit;
+        loop {
+            if timer.is_none() {
+                timer.set(Some(sleep_until(at)));
+            }
+            let Some(sleep) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            if sleep.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            timer.set(None);
+            if Instant::now() >= at {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// Counts an open connection.
+struct Open {
+    live: Rc<ConnectionManager>,
+    since: Instant,
+}
+
+impl Open {
+    fn new(live: Rc<ConnectionManager>) -> Open {
+        live.stats.downstream_cx_total().inc();
+        live.stats.downstream_cx_active().inc();
+        Open { live, since: Instant::now() }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let stats = &self.live.stats;
+        stats.downstream_cx_active().dec();
+        stats.downstream_cx_destroy().inc();
+        stats.downstream_cx_length_ms().record(self.since.elapsed().as_millis() as u64);
+    }
+}

@@ -1,0 +1,256 @@
+//! What is known about one request: filters, the router and access logs read and write it.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
+use serde_json::Value;
+
+use super::Flags;
+use crate::{
+    cluster::Host,
+    filter::FilterData,
+    listener::ConnectionInfo,
+    plan::{
+        Cluster, Route, RouteConfiguration, VirtualHost,
+        route::{Action, RouteAction},
+        route_match::{RequestView, RouteOutcome},
+    },
+};
+
+/// One request from its head to its log line.
+#[derive(Debug)]
+pub struct Exchange<'c> {
+    /// The downstream connection.
+    pub connection: &'c ConnectionInfo,
+    /// The request, as it will go upstream.
+    pub request: RequestHead,
+    /// The final response's head, once there is one.
+    pub response: Option<ResponseHead>,
+    /// The response's trailers.
+    pub trailers: Option<Headers>,
+    /// Why it ended as it did.
+    pub flags: Flags,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Cow<'static, str>,
+    /// The client, by the rules about x-forwarded-for.
+    pub client: Option<IpAddr>,
+    /// Whether the client counts as internal.
+    pub internal: bool,
+    /// The route it took.
+    pub route: RouteRef,
+    /// What happened upstream.
+    pub upstream: UpstreamInfo,
+    /// When, and how much.
+    pub progress: Progress,
+    /// The stream's one random number.
+    pub random: u64,
+    /// What filters tell each other and the log.
+    pub filter_state: Vec<(Arc<str>, Value)>,
+    /// `%DYNAMIC_METADATA%` by namespace.
+    pub dynamic_metadata: BTreeMap<String, Value>,
+    /// What single filters keep from one phase to the next.
+    pub(crate) filters: FilterData,
+    /// Body of a reply of our own, for `%LOCAL_REPLY_BODY%`.
+    pub local_reply: Cow<'static, str>,
+    /// Sampled for traces.
+    pub traced: bool,
+}
+
+/// The virtual host and route of a request; they keep their configuration alive.
+#[derive(Debug, Default, Clone)]
+pub struct RouteRef {
+    routes: Option<Arc<RouteConfiguration>>,
+    virtual_host: Option<u32>,
+    route: Option<u32>,
+    /// Index of the weighted cluster that was drawn.
+    pub weighted: Option<usize>,
+    /// The virtual host wants TLS.
+    pub tls_redirect: bool,
+}
+
+/// What happened upstream.
+#[derive(Debug, Default)]
+pub struct UpstreamInfo {
+    /// The cluster's name, whether it exists or not.
+    pub cluster_name: Option<Arc<str>>,
+    /// The cluster.
+    pub cluster: Option<Arc<Cluster>>,
+    /// The host of the last attempt.
+    pub host: Option<Arc<Host>>,
+    /// Our side of the connection to it.
+    pub local: Option<SocketAddr>,
+    /// The protocol spoken to it.
+    pub protocol: Option<Version>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub failure: String,
+    /// From the head of the last attempt to the first byte of the response.
+    pub response_time: Option<Duration>,
+}
+
+/// Times and sizes.
+#[derive(Debug)]
+pub struct Progress {
+    /// When the head had arrived.
+    pub start: Instant,
+    /// The same as a date.
+    pub start_time: SystemTime,
+    /// When the whole request had arrived.
+    pub request_received: Option<Instant>,
+    /// When the request began to go upstream.
+    pub upstream_first_sent: Option<Instant>,
+    /// When the whole request had gone upstream.
+    pub upstream_last_sent: Option<Instant>,
+    /// When the response's head came.
+    pub upstream_first_received: Option<Instant>,
+    /// When the response was complete.
+    pub upstream_last_received: Option<Instant>,
+    /// When the head of the response went to the client.
+    pub downstream_first_sent: Option<Instant>,
+    /// When all of it was handed over.
+    pub end: Option<Instant>,
+    /// Body bytes from the client.
+    pub received: u64,
+    /// Body bytes to the client.
+    pub sent: u64,
+}
+
+impl<'c> Exchange<'c> {
+    /// A request whose head has just arrived.
+    pub fn new(connection: &'c ConnectionInfo, request: RequestHead, random: u64) -> Self {
+        Exchange {
+            connection,
+            request,
+            response: None,
+            trailers: None,
+            flags: Flags::default(),
+            details: Cow::Borrowed(""),
+            client: connection.remote.map(|address| address.ip()),
+            internal: false,
+            route: RouteRef::default(),
+            upstream: UpstreamInfo::default(),
+            progress: Progress::new(),
+            random,
+            filter_state: Vec::new(),
+            dynamic_metadata: BTreeMap::new(),
+            filters: FilterData::default(),
+            local_reply: Cow::Borrowed(""),
+            traced: false,
+        }
+    }
+
+    /// Status of the response; 0 where none was sent.
+    pub fn status(&self) -> u16 {
+        self.response.as_ref().map_or(0, |response| response.status)
+    }
+
+    /// Looks the route up.
+    pub fn find_route(&mut self, routes: Option<Arc<RouteConfiguration>>) {
+        let mut found = RouteRef::default();
+        if let Some(routes) = routes {
+            match routes.find(self, self.random) {
+                RouteOutcome::Found(at) => {
+                    found.virtual_host = Some(at.virtual_host_index);
+                    found.route = Some(at.route_index);
+                }
+                RouteOutcome::TlsRedirect(_) => found.tls_redirect = true,
+                RouteOutcome::NoRoute(_) | RouteOutcome::NoVirtualHost => {}
+            }
+            found.routes = Some(routes);
+        }
+        self.route = found;
+    }
+
+    /// How long it has lasted, in milliseconds, as `%DURATION%` tells it.
+    pub fn duration(&self) -> Duration {
+        self.progress.end.unwrap_or_else(Instant::now).saturating_duration_since(self.progress.start)
+    }
+
+    /// Something that a filter said about this request.
+    pub fn state(&self, key: &str) -> Option<&Value> {
+        self.filter_state.iter().find(|(name, _)| &**name == key).map(|(_, value)| value)
+    }
+
+    /// Says something about this request.
+    pub fn set_state(&mut self, key: Arc<str>, value: Value) {
+        match self.filter_state.iter_mut().find(|(name, _)| *name == key) {
+            Some((_, old)) => *old = value,
+            None => self.filter_state.push((key, value)),
+        }
+    }
+}
+
+impl RouteRef {
+    /// The configuration.
+    pub fn configuration(&self) -> Option<&RouteConfiguration> {
+        self.routes.as_deref()
+    }
+
+    /// Virtual host and route.
+    pub fn get(&self) -> Option<(&VirtualHost, &Route)> {
+        self.routes.as_ref()?.route_at(self.virtual_host?, self.route?)
+    }
+
+    /// The route.
+    pub fn route(&self) -> Option<&Route> {
+        self.get().map(|(_, route)| route)
+    }
+
+    /// The action, where the request is forwarded.
+    pub fn action(&self) -> Option<&RouteAction> {
+        match &self.route()?.action {
+            Action::Route(action) => Some(action),
+            _ => None,
+        }
+    }
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress {
+            start: Instant::now(),
+            start_time: SystemTime::now(),
+            request_received: None,
+            upstream_first_sent: None,
+            upstream_last_sent: None,
+            upstream_first_received: None,
+            upstream_last_received: None,
+            downstream_first_sent: None,
+            end: None,
+            received: 0,
+            sent: 0,
+        }
+    }
+}
+
+impl RequestView for Exchange<'_> {
+    fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        if name.starts_with(':') {
+            return self.request.get(name).map(Cow::Borrowed);
+        }
+        self.request.headers.joined(name)
+    }
+
+    fn host(&self) -> &[u8] {
+        self.request.authority().as_bytes()
+    }
+
+    fn path(&self) -> &[u8] {
+        self.request.path().as_bytes()
+    }
+
+    fn is_connect(&self) -> bool {
+        self.request.method == Method::Connect
+    }
+
+    fn dynamic_metadata(&self, namespace: &str) -> Option<&Value> {
+        self.dynamic_metadata.get(namespace)
+    }
+}

@@ -1,0 +1,215 @@
+//! Attempts that gave no response: what they mean for retries, and Envoy's words for them.
+
+use std::{
+    borrow::Cow,
+    task::{Context, Poll},
+};
+
+use outrigger_http::{BodyReader, BodyWriter, Error, h2};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Exchange, Flags, LocalReply, forward::AttemptError, stats::ConnectionManagerStats,
+    timers::Expired,
+};
+use crate::{cluster::UpstreamError, router::retry::Failure};
+
+/// How a client went away.
+#[derive(Debug)]
+pub(super) enum Gone {
+    /// Its connection ended.
+    Closed,
+    /// It reset the stream.
+    Reset,
+    /// It broke the protocol in the middle of its request.
+    Protocol(&'static str),
+}
+
+impl From<Error> for Gone {
+    fn from(error: Error) -> Gone {
+        match error {
+            Error::Reset(_) | Error::Unprocessed => Gone::Reset,
+            Error::Refused(refusal) => Gone::Protocol(refusal.detail),
+            _ => Gone::Closed,
+        }
+    }
+}
+
+impl Gone {
+    /// Writes down why the exchange ended.
+    pub(super) fn tell(&self, exchange: &mut Exchange<'_>) {
+        match self {
+            Gone::Closed => {
+                exchange.flags.add(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
+                exchange.details = "downstream_remote_disconnect".into();
+            }
+            Gone::Reset => {
+                exchange.flags.add(Flags::DOWNSTREAM_REMOTE_RESET);
+                exchange.details = "http2.remote_reset".into();
+            }
+            Gone::Protocol(detail) => {
+                exchange.flags.add(Flags::DOWNSTREAM_PROTOCOL_ERROR);
+                exchange.details = (*detail).into();
+            }
+        }
+    }
+}
+
+/// Whether the client has gone away while nothing is expected of it.
+pub(super) fn poll_gone<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &mut Context<'_>,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+) -> Poll<Gone> {
+    if reader.poll_closed(cx).is_ready() {
+        return Poll::Ready(Gone::Closed);
+    }
+    writer.poll_reset(cx).map(Gone::from)
+}
+
+/// What an attempt without response means for retries; `None` when there is nobody to retry for.
+pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
+    Some(match error {
+        AttemptError::NoConnection(UpstreamError::NoHealthyHost | UpstreamError::Overflow(_)) => {
+            Failure::Overflow
+        }
+        AttemptError::NoConnection(_) => Failure::Connect,
+        AttemptError::Broken { error: Error::Unprocessed, .. } => Failure::Refused,
+        AttemptError::Broken { .. } => Failure::Reset,
+        AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle) => Failure::PerTryTimeout,
+        AttemptError::Expired(_) | AttemptError::Downstream(_) => return None,
+    })
+}
+
+/// The flag for a broken upstream stream.
+pub(super) fn flag(error: &Error) -> Flags {
+    match error {
+        Error::Refused(_) | Error::Length => Flags::UPSTREAM_PROTOCOL_ERROR,
+        Error::Reset(_) | Error::Unprocessed => Flags::UPSTREAM_REMOTE_RESET,
+        Error::Closed | Error::Io(_) => Flags::UPSTREAM_CONNECTION_TERMINATION,
+    }
+}
+
+/// Envoy's words for a broken upstream stream.
+pub(super) fn reason(error: &Error) -> Cow<'static, str> {
+    Cow::Borrowed(match error {
+        Error::Refused(_) | Error::Length => "protocol error",
+        Error::Unprocessed => "remote refused stream reset",
+        Error::Reset(reason) if *reason == h2::Reason::CONNECT_ERROR => "connect error",
+        Error::Reset(_) => "remote reset",
+        Error::Closed | Error::Io(_) => "connection termination",
+    })
+}
+
+/// `what{reason|transport failure}`, without spaces.
+pub(super) fn details(what: &str, reason: &str, transport: &str) -> Cow<'static, str> {
+    let text = match transport {
+        "" => format!("{what}{{{reason}}}"),
+        transport => format!("{what}{{{reason}|{transport}}}"),
+    };
+    Cow::Owned(text.replace(' ', "_"))
+}
+
+/// The answer for a failed attempt; `None` when the client is gone.
+pub(super) fn reply(
+    error: AttemptError,
+    exchange: &mut Exchange<'_>,
+    complete: bool,
+    stats: &ConnectionManagerStats,
+) -> Option<LocalReply> {
+    match error {
+        AttemptError::NoConnection(UpstreamError::NoHealthyHost) => {
+            exchange.upstream.host = None;
+            Some(
+                LocalReply::new(503, "no healthy upstream", "no_healthy_upstream")
+                    .flag(Flags::NO_HEALTHY_UPSTREAM),
+            )
+        }
+        AttemptError::NoConnection(error) => {
+            let transport = error.transport_failure_reason();
+            let (reason, flag) = match &error {
+                UpstreamError::Overflow(_) => ("overflow", Flags::UPSTREAM_OVERFLOW),
+                UpstreamError::ConnectTimeout => {
+                    ("connection timeout", Flags::UPSTREAM_CONNECTION_FAILURE)
+                }
+                _ => ("remote connection failure", Flags::UPSTREAM_CONNECTION_FAILURE),
+            };
+            exchange.upstream.failure.clone_from(&transport);
+            Some(unavailable(503, reason, &transport, flag, exchange))
+        }
+        AttemptError::Broken { error, .. } => {
+            let flag = flag(&error);
+            let status = if flag == Flags::UPSTREAM_PROTOCOL_ERROR { 502 } else { 503 };
+            Some(unavailable(status, &reason(&error), "", flag, exchange))
+        }
+        AttemptError::Expired(expired) => {
+            tell_expired(expired, exchange, stats);
+            let (status, body) = match expired {
+                Expired::Request | Expired::PerTry | Expired::PerTryIdle => {
+                    (504, "upstream request timeout")
+                }
+                Expired::Stream | Expired::Idle if complete => (504, "stream timeout"),
+                Expired::Stream | Expired::Idle => (408, "stream timeout"),
+            };
+            let mut reply = LocalReply::new(status, body, std::mem::take(&mut exchange.details));
+            if status == 504 {
+                reply.grpc_status = Some(4);
+            }
+            Some(reply)
+        }
+        AttemptError::Downstream(gone) => {
+            gone.tell(exchange);
+            stats.downstream_rq_rx_reset().inc();
+            match gone {
+                // A broken message is answered; whether the client still reads is its affair.
+                Gone::Protocol(detail) => Some(
+                    LocalReply::new(400, "Bad Request", detail)
+                        .flag(Flags::DOWNSTREAM_PROTOCOL_ERROR),
+                ),
+                _ => None,
+            }
+        }
+    }
+}
+
+fn unavailable(
+    status: u16,
+    reason: &str,
+    transport: &str,
+    flag: Flags,
+    exchange: &Exchange<'_>,
+) -> LocalReply {
+    let again = if exchange.upstream.attempts > 1 { "retried and the latest " } else { "" };
+    let mut body = format!(
+        "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
+    );
+    if !transport.is_empty() {
+        body.push_str(", transport failure reason: ");
+        body.push_str(transport);
+    }
+    let details = details("upstream_reset_before_response_started", reason, transport);
+    LocalReply::new(status, "", details).body(body).flag(flag)
+}
+
+/// Writes down which limit ended the exchange.
+pub(super) fn tell_expired(
+    expired: Expired,
+    exchange: &mut Exchange<'_>,
+    stats: &ConnectionManagerStats,
+) {
+    let (flag, details) = match expired {
+        Expired::Request => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
+        Expired::PerTry => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_timeout"),
+        Expired::PerTryIdle => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_idle_timeout"),
+        Expired::Stream => {
+            stats.downstream_rq_max_duration_reached().inc();
+            (Flags::DURATION_TIMEOUT, "max_duration_timeout")
+        }
+        Expired::Idle => {
+            stats.downstream_rq_idle_timeout().inc();
+            (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
+        }
+    };
+    exchange.flags.add(flag);
+    exchange.details = details.into();
+}

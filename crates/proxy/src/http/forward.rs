@@ -1,0 +1,435 @@
+//! One request through the proxy, from its head to its last byte: the linear function.
+//!
+//! Everything that can happen while we wait happens in one place: [`Forward::response_head`] and
+//! [`Forward::bodies`] poll the client, the upstream and the timers of this request in one task.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+    time::{Duration, Instant},
+};
+
+use outrigger_http::{BodyReader, BodyWriter, Error, ResponseHead};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant as TokioInstant, Sleep},
+};
+
+use super::{
+    Context, Exchange, Flags,
+    failure::{self, Gone},
+    mirror,
+    pump::{Kept, Pump, PumpError},
+    respond,
+    timers::{Deadlines, Expired},
+    upstream::Upstream,
+};
+use crate::{
+    cluster::{Host, LbContext, Outcome, UpstreamError},
+    router::{
+        self, Target,
+        retry::{Answer, Retries, effective_status},
+        rewrite,
+        timeout::Timeouts,
+    },
+};
+
+/// Why there is no response from this attempt.
+#[derive(Debug)]
+pub(super) enum AttemptError {
+    /// No connection, or no host.
+    NoConnection(UpstreamError),
+    /// The connection or stream broke.
+    Broken { error: Error, stale: bool },
+    /// A limit of time.
+    Expired(Expired),
+    /// The client is gone; nobody waits for an answer.
+    Downstream(Gone),
+}
+
+/// A request being forwarded.
+pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
+    pub(super) cx: &'a Context<'a>,
+    pub(super) exchange: &'a mut Exchange<'c>,
+    pub(super) reader: &'a mut BodyReader<'r, S>,
+    pub(super) writer: &'a mut BodyWriter<'w, S>,
+    pub(super) target: Target,
+    pub(super) retries: Retries,
+    pub(super) timeouts: Timeouts,
+    pub(super) kept: Kept,
+    pub(super) pump: Pump,
+    pub(super) deadlines: Deadlines,
+    /// Attempts on resting connections that turned out closed.
+    stale: u32,
+}
+
+/// Forwards the request and its response.
+pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+    target: Target,
+) {
+    let retries = Retries::new(exchange);
+    let timeouts =
+        Timeouts::new(&cx.live.plan, exchange, retries.policy().map(|policy| &**policy));
+    let mirrors = mirror::chosen(exchange, cx.worker);
+    let limit = exchange.route.get().and_then(|(virtual_host, route)| {
+        route.request_buffer_limit.or(virtual_host.request_buffer_limit)
+    });
+    let limit =
+        limit.unwrap_or(exchange.connection.listener.per_connection_buffer_limit.into());
+    let keep = retries.is_possible()
+        || !mirrors.is_empty()
+        || exchange.request.method.is_idempotent();
+    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle);
+    let kept = Kept::new(keep && !exchange.request.upgrade, limit);
+    let mut forward = Forward {
+        cx,
+        exchange,
+        reader,
+        writer,
+        target,
+        retries,
+        timeouts,
+        kept,
+        pump: Pump::default(),
+        deadlines,
+        stale: 0,
+    };
+    forward.prepare_request();
+    let mut timer = pin!(None::<Sleep>);
+    forward.run(timer.as_mut()).await;
+    if !mirrors.is_empty() {
+        mirror::send(mirrors, &forward.kept, forward.exchange, cx.worker);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+    /// The request as the upstream gets it.
+    fn prepare_request(&mut self) {
+        let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
+        router::headers::request(self.exchange);
+        rewrite::request(self.exchange, envoy);
+        if envoy && let Some(expected) = self.timeouts.expected() {
+            let text = itoa::Buffer::new().format(expected).to_owned();
+            self.exchange.request.headers.set("x-envoy-expected-rq-timeout-ms", text);
+        }
+        let decorator = self.exchange.route.route().and_then(|route| route.decorator.as_ref());
+        if let Some(decorator) = decorator.filter(|decorator| decorator.propagate && envoy)
+            && self.exchange.traced
+        {
+            let operation = decorator.operation.clone();
+            self.exchange
+                .request
+                .headers
+                .set("x-envoy-decorator-operation", operation.as_bytes());
+        }
+    }
+
+    async fn run(&mut self, mut timer: Pin<&mut Option<Sleep>>) {
+        let mut tried: Vec<Arc<Host>> = Vec::new();
+        let mut permit = None;
+        loop {
+            let result = self.attempt(&mut tried, timer.as_mut()).await;
+            let stats = self.target.cluster.stats().clone();
+            let (answer, response) = match &result {
+                Ok((_, head)) => (self.retries.response(head), Some(head)),
+                Err(AttemptError::Broken { stale: true, .. })
+                    if self.stale < STALE_ATTEMPTS
+                        && self.exchange.request.method.is_idempotent()
+                        && self.kept.is_whole() =>
+                {
+                    // The upstream closed a resting connection in the moment we used it. Nobody
+                    // has answered, nobody is harmed by asking again, and the client need not
+                    // know.
+                    self.stale += 1;
+                    continue;
+                }
+                Err(error) => match failure::kind(error) {
+                    Some(kind) => (self.retries.failure(kind), None),
+                    None => (Answer::No, None),
+                },
+            };
+            drop(permit.take());
+            let mut answer = answer;
+            if answer == Answer::Yes && !self.kept.is_whole() {
+                answer = Answer::No;
+                stats.retry_or_shadow_abandoned().inc();
+            }
+            if answer == Answer::Yes {
+                permit = self.target.cluster.retry(self.target.priority);
+                if permit.is_none() {
+                    answer = Answer::No;
+                }
+            }
+            match answer {
+                Answer::Yes => {
+                    self.retries.begin();
+                    stats.upstream_rq_retry().inc();
+                    stats.upstream_rq_retry_backoff_exponential().inc();
+                    let pause = self.retries.pause(response, &self.cx.worker.random);
+                    if let Ok((upstream, head)) = result {
+                        if head.framing.is_none() {
+                            upstream.release();
+                        } else {
+                            upstream.cancel();
+                        }
+                    }
+                    match self.pause(pause, timer.as_mut()).await {
+                        Ok(()) => continue,
+                        Err(error) => return self.fail(error).await,
+                    }
+                }
+                Answer::Exhausted => {
+                    stats.upstream_rq_retry_limit_exceeded().inc();
+                    self.exchange.flags.add(Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                }
+                Answer::No => {}
+            }
+            return match result {
+                Ok((upstream, head)) => {
+                    if self.retries.made > 0 && answer == Answer::No {
+                        stats.upstream_rq_retry_success().inc();
+                    }
+                    self.respond(upstream, head, timer).await;
+                }
+                Err(error) => self.fail(error).await,
+            };
+        }
+    }
+
+    /// One attempt, up to the head of its response.
+    async fn attempt(
+        &mut self,
+        tried: &mut Vec<Arc<Host>>,
+        mut timer: Pin<&mut Option<Sleep>>,
+    ) -> Result<(Upstream, ResponseHead), AttemptError> {
+        self.exchange.upstream.attempts += 1;
+        let now = TokioInstant::now();
+        self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
+        self.deadlines.per_try_idle = self.timeouts.per_try_idle.map(|limit| now + limit);
+        if self.reader.is_end() {
+            self.start_request_timeout();
+        }
+        let avoid = self.retries.policy().is_some_and(|policy| policy.avoid_previous_hosts);
+        let context = LbContext {
+            hash: self.target.hash,
+            original_dst: self.exchange.connection.original_dst(),
+            avoid: if avoid { tried } else { &[] },
+            avoid_attempts: match (avoid, self.retries.policy()) {
+                (true, Some(policy)) if !tried.is_empty() => policy.host_selection_max_attempts,
+                _ => 0,
+            },
+            priority: self.target.priority,
+            downstream_connection: self.exchange.connection.id,
+        };
+        let cluster = self.target.cluster.clone();
+        let host = cluster.choose(&context).map_err(AttemptError::NoConnection)?;
+        self.exchange.upstream.host = Some(host.clone());
+        let version = self.exchange.request.version;
+        let mut upstream = {
+            let mut acquired = pin!(Upstream::acquire(&cluster, &host, &context, version));
+            let (reader, writer, deadlines) = (&mut *self.reader, &mut *self.writer, &self.deadlines);
+            poll_fn(|cx| {
+                if let Poll::Ready(result) = acquired.as_mut().poll(cx) {
+                    return Poll::Ready(result.map_err(AttemptError::NoConnection));
+                }
+                if let Poll::Ready(gone) = failure::poll_gone(cx, reader, writer) {
+                    return Poll::Ready(Err(AttemptError::Downstream(gone)));
+                }
+                deadlines.poll(cx, timer.as_mut()).map(|at| Err(AttemptError::Expired(at)))
+            })
+            .await
+        }?;
+        tried.push(host.clone());
+        self.exchange.upstream.local = upstream.local;
+        self.exchange.upstream.protocol = Some(upstream.version());
+        self.attempt_headers(&host);
+        let sent = Instant::now();
+        self.exchange.progress.upstream_first_sent.get_or_insert(sent);
+        let framing = self.exchange.request.framing;
+        upstream
+            .send_head(&self.exchange.request, framing)
+            .map_err(|error| AttemptError::Broken { error, stale: false })?;
+        self.pump = Pump::new(self.exchange.request.upgrade);
+        let result = self.response_head(&mut upstream, timer).await;
+        match &result {
+            Ok(head) => {
+                cluster.report(&host, Outcome::Status(effective_status(head)));
+                cluster.stats().response(head.status);
+                self.exchange.progress.upstream_first_received = Some(Instant::now());
+                self.exchange.upstream.response_time = Some(
+                    self.exchange.progress.upstream_last_sent.filter(|at| *at > sent).unwrap_or(sent).elapsed(),
+                );
+            }
+            Err(AttemptError::Broken { stale: false, .. }) => {
+                cluster.stats().upstream_rq_rx_reset().inc();
+                cluster.report(&host, Outcome::Reset);
+            }
+            Err(AttemptError::Expired(expired)) => {
+                cluster.stats().upstream_rq_timeout().inc();
+                if *expired == Expired::PerTry {
+                    cluster.stats().upstream_rq_per_try_timeout().inc();
+                }
+                cluster.report(&host, Outcome::Timeout);
+            }
+            Err(AttemptError::Downstream(_)) => {
+                cluster.stats().upstream_rq_cancelled().inc();
+            }
+            _ => {}
+        }
+        match result {
+            Ok(head) => Ok((upstream, head)),
+            Err(error) => {
+                upstream.cancel();
+                Err(error)
+            }
+        }
+    }
+
+    /// What changes from attempt to attempt.
+    fn attempt_headers(&mut self, host: &Host) {
+        let count = self.exchange.route.get().is_some_and(|(host, _)| host.include_request_attempt_count);
+        if count {
+            let attempts = self.exchange.upstream.attempts - self.stale;
+            let text = itoa::Buffer::new().format(attempts).to_owned();
+            self.exchange.request.headers.set("x-envoy-attempt-count", text);
+        }
+        if self.target.auto_host && !host.hostname.is_empty() {
+            let tell = self.exchange.route.action().is_some_and(|a| a.append_x_forwarded_host);
+            let tell = tell && self.exchange.upstream.attempts == 1;
+            rewrite::set_host(self.exchange, &host.hostname, tell);
+        }
+    }
+
+    /// The request's own limit begins when all of it has arrived.
+    fn start_request_timeout(&mut self) {
+        if self.deadlines.request.is_none() {
+            self.deadlines.request =
+                self.timeouts.request.map(|limit| TokioInstant::now() + limit);
+        }
+    }
+
+    /// Sends the request and waits for the head of its response.
+    async fn response_head(
+        &mut self,
+        upstream: &mut Upstream,
+        mut timer: Pin<&mut Option<Sleep>>,
+    ) -> Result<ResponseHead, AttemptError> {
+        poll_fn(|cx| self.poll_response_head(cx, upstream, timer.as_mut())).await
+    }
+
+    fn poll_response_head(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        upstream: &mut Upstream,
+        timer: Pin<&mut Option<Sleep>>,
+    ) -> Poll<Result<ResponseHead, AttemptError>> {
+        let mut broken = None;
+        match self.poll_pump(cx, upstream) {
+            Poll::Ready(Err(PumpError::Downstream(error))) => {
+                return Poll::Ready(Err(AttemptError::Downstream(Gone::from(error))));
+            }
+            // The upstream may have answered before it stopped to listen.
+            Poll::Ready(Err(PumpError::Upstream(error))) => {
+                self.pump.dead = true;
+                broken = Some(error);
+            }
+            _ => {}
+        }
+        if self.kept.complete {
+            self.start_request_timeout();
+        }
+        loop {
+            match upstream.poll_head(cx, self.exchange.request.upgrade) {
+                Poll::Ready(Ok(head)) if head.is_informational() => {
+                    self.deadlines.touch();
+                    // Our own 100 has been sent where we do not leave that to the upstream.
+                    if head.status != 100 || self.cx.live.plan.proxy_100_continue {
+                        let _ = self.writer.send_informational(head.status, &head.headers);
+                        let _ = self.writer.poll_flush(cx);
+                    }
+                }
+                Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                Poll::Ready(Err(error)) => {
+                    let error = match (broken, error) {
+                        (Some(broken), Error::Closed) => broken,
+                        (_, error) => error,
+                    };
+                    return Poll::Ready(Err(self.broken(error, upstream)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Some(error) = broken {
+            return Poll::Ready(Err(self.broken(error, upstream)));
+        }
+        if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
+            return Poll::Ready(Err(AttemptError::Downstream(gone)));
+        }
+        self.deadlines.poll(cx, timer).map(|expired| Err(AttemptError::Expired(expired)))
+    }
+
+    fn broken(&self, error: Error, upstream: &Upstream) -> AttemptError {
+        let stale = upstream.reused
+            && upstream.version() == outrigger_http::Version::Http11
+            && !upstream.has_response_bytes()
+            && matches!(error, Error::Closed | Error::Io(_));
+        AttemptError::Broken { error, stale }
+    }
+
+    /// Moves the request's body.
+    pub(super) fn poll_pump(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        upstream: &mut Upstream,
+    ) -> Poll<Result<(), PumpError>> {
+        let before = self.exchange.progress.received;
+        let filters = &self.cx.live.filters;
+        let moved =
+            self.pump.poll(cx, self.reader, upstream, &mut self.kept, self.exchange, filters);
+        if self.exchange.progress.received != before {
+            self.deadlines.touch();
+        }
+        moved
+    }
+
+    /// Waits before a retry.
+    async fn pause(
+        &mut self,
+        pause: Duration,
+        mut timer: Pin<&mut Option<Sleep>>,
+    ) -> Result<(), AttemptError> {
+        self.deadlines.per_try = None;
+        self.deadlines.per_try_idle = None;
+        let mut sleep = pin!(tokio::time::sleep(pause));
+        poll_fn(|cx| {
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
+                return Poll::Ready(Err(AttemptError::Downstream(gone)));
+            }
+            self.deadlines.poll(cx, timer.as_mut()).map(|at| Err(AttemptError::Expired(at)))
+        })
+        .await
+    }
+
+    /// Answers for an upstream that did not.
+    async fn fail(&mut self, error: AttemptError) {
+        let stats = &self.cx.live.stats;
+        match failure::reply(error, self.exchange, self.kept.complete, stats) {
+            Some(reply) => {
+                respond::reply(self.cx, self.exchange, self.reader, self.writer, reply).await;
+            }
+            None => respond::abort(self.writer),
+        }
+    }
+}
+
+/// Resting connections of an upstream that may turn out closed before the request fails.
+const STALE_ATTEMPTS: u32 = 3;

@@ -1,0 +1,152 @@
+//! Moving the request's body upstream, from the client or from what was kept of it.
+
+use std::{
+    task::{Context as TaskContext, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use outrigger_http::{BodyReader, Error, Frame, Headers};
+use tokio::io::AsyncRead;
+
+use super::{Exchange, upstream::Upstream};
+use crate::filter::Filters;
+
+/// What was read of a request's body, kept as long as an attempt may be repeated or copied.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) pieces: Vec<Bytes>,
+    pub(super) trailers: Option<Headers>,
+    /// All of the request was read.
+    pub(super) complete: bool,
+    keep: bool,
+    size: u64,
+    limit: u64,
+}
+
+/// Why moving stopped.
+#[derive(Debug)]
+pub(super) enum PumpError {
+    /// The client's fault, or its end.
+    Downstream(Error),
+    /// The upstream's.
+    Upstream(Error),
+}
+
+/// One attempt's progress.
+#[derive(Debug, Default)]
+pub(super) struct Pump {
+    position: usize,
+    ended: bool,
+    /// Nothing is read from the client: an upgrade that was not agreed to yet.
+    pub(super) hold: bool,
+    /// The upstream takes no more; the response may still come.
+    pub(super) dead: bool,
+    pub(super) tunnel: bool,
+}
+
+impl Kept {
+    pub(super) fn new(keep: bool, limit: u64) -> Kept {
+        Kept { pieces: Vec::new(), trailers: None, complete: false, keep, size: 0, limit }
+    }
+
+    /// Whether the request can be sent again.
+    pub(super) fn is_whole(&self) -> bool {
+        self.keep || self.size == 0
+    }
+
+    /// Forgets the body: there will be no other attempt.
+    pub(super) fn stop(&mut self) {
+        self.keep = false;
+        self.pieces.clear();
+    }
+
+    fn add(&mut self, data: &Bytes) {
+        self.size += data.len() as u64;
+        if self.keep && self.size > self.limit {
+            self.stop();
+        }
+        if self.keep {
+            self.pieces.push(data.clone());
+        }
+    }
+}
+
+impl Pump {
+    pub(super) fn new(hold: bool) -> Pump {
+        Pump { hold, ..Pump::default() }
+    }
+
+    /// Whether all of the request went up.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Moves what can be moved. Ready when the request is up and flushed, or held.
+    pub(super) fn poll<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        reader: &mut BodyReader<'_, S>,
+        upstream: &mut Upstream,
+        kept: &mut Kept,
+        exchange: &mut Exchange<'_>,
+        filters: &Filters,
+    ) -> Poll<Result<(), PumpError>> {
+        if self.dead {
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if self.hold || self.ended {
+                return upstream.poll_flush(cx).map_err(PumpError::Upstream);
+            }
+            ready!(upstream.poll_ready(cx)).map_err(PumpError::Upstream)?;
+            if let Some(piece) = kept.pieces.get(self.position) {
+                self.position += 1;
+                upstream.send_data(piece.clone()).map_err(PumpError::Upstream)?;
+                continue;
+            }
+            if !kept.complete {
+                match reader.poll_frame(cx) {
+                    Poll::Pending => {
+                        ready!(upstream.poll_flush(cx)).map_err(PumpError::Upstream)?;
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Some(Err(error))) => {
+                        return Poll::Ready(Err(PumpError::Downstream(error)));
+                    }
+                    Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                        exchange.progress.received += data.len() as u64;
+                        filters.request_data(exchange, &data);
+                        kept.add(&data);
+                        self.position = kept.pieces.len();
+                        upstream.send_data(data).map_err(PumpError::Upstream)?;
+                        continue;
+                    }
+                    Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                        kept.trailers = Some(trailers);
+                        kept.complete = true;
+                    }
+                    Poll::Ready(None) => kept.complete = true,
+                }
+                exchange.progress.request_received = Some(Instant::now());
+            }
+            if self.tunnel {
+                ready!(upstream.poll_shutdown(cx)).map_err(PumpError::Upstream)?;
+                self.ended = true;
+                continue;
+            }
+            upstream.send_end(kept.trailers.as_ref()).map_err(PumpError::Upstream)?;
+            self.ended = true;
+            exchange.progress.upstream_last_sent = Some(Instant::now());
+        }
+    }
+
+    /// The upgrade was agreed to: everything goes through from here on.
+    pub(super) fn start_tunnel(&mut self, kept: &mut Kept) {
+        self.hold = false;
+        self.tunnel = true;
+        self.ended = false;
+        kept.complete = false;
+        kept.stop();
+    }
+}

@@ -1,0 +1,140 @@
+//! Replies of our own: Envoy's texts, statuses and details, and their gRPC form.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use outrigger_http::{Framing, Headers, Method, ResponseHead};
+
+use super::{Exchange, Flags};
+
+/// A response that the proxy makes itself.
+#[derive(Debug, Clone)]
+pub struct LocalReply {
+    /// HTTP status.
+    pub status: u16,
+    /// Text of the body; for gRPC it becomes `grpc-message`.
+    pub body: Bytes,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Cow<'static, str>,
+    /// Flags that it sets.
+    pub flags: Flags,
+    /// gRPC status, where it is not the one that goes with the HTTP status.
+    pub grpc_status: Option<u32>,
+    /// Further headers.
+    pub headers: Headers,
+}
+
+impl LocalReply {
+    /// A reply with a text.
+    pub fn new(status: u16, body: &'static str, details: impl Into<Cow<'static, str>>) -> Self {
+        LocalReply {
+            status,
+            body: Bytes::from_static(body.as_bytes()),
+            details: details.into(),
+            flags: Flags::default(),
+            grpc_status: None,
+            headers: Headers::new(),
+        }
+    }
+
+    /// With a flag.
+    pub fn flag(mut self, flags: Flags) -> Self {
+        self.flags.add(flags);
+        self
+    }
+
+    /// With another body.
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// With a header.
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// The head and body to send for this request. A gRPC client gets 200 with the status in the
+    /// head (a "trailers-only" response), as it could not read anything else.
+    pub fn render(self, exchange: &mut Exchange<'_>) -> (ResponseHead, Bytes) {
+        exchange.flags.add(self.flags);
+        exchange.details = self.details;
+        let mut head = ResponseHead::new(self.status);
+        head.headers = self.headers;
+        let grpc = exchange.request.is_grpc();
+        if !self.body.is_empty() {
+            exchange.local_reply = Cow::Owned(String::from_utf8_lossy(&self.body).into_owned());
+        }
+        if grpc {
+            head.status = 200;
+            let status = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
+            head.headers.set("content-type", "application/grpc");
+            head.headers.set("grpc-status", itoa::Buffer::new().format(status));
+            if !self.body.is_empty() {
+                head.headers.set("grpc-message", percent_encode(&self.body));
+            }
+            head.framing = Framing::None;
+            return (head, Bytes::new());
+        }
+        if self.body.is_empty() {
+            head.framing = Framing::None;
+            return (head, Bytes::new());
+        }
+        head.headers.set(
+            "content-length",
+            itoa::Buffer::new().format(self.body.len()),
+        );
+        head.headers.set_if_absent("content-type", "text/plain");
+        if exchange.request.method == Method::Head {
+            head.framing = Framing::None;
+            return (head, Bytes::new());
+        }
+        head.framing = Framing::Length(self.body.len() as u64);
+        (head, self.body)
+    }
+}
+
+/// The gRPC status that stands for an HTTP status (Envoy's table).
+fn grpc_status_of(status: u16) -> u32 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        200 => 0,
+        _ => 2,
+    }
+}
+
+/// The HTTP status that stands for a gRPC status, for outlier detection and retries.
+pub(crate) fn http_status_of(grpc: u32) -> u16 {
+    match grpc {
+        0 => 200,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        1 => 499,
+        _ => 500,
+    }
+}
+
+/// `grpc-message` is percent-encoded outside of printable ASCII.
+fn percent_encode(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for &byte in text {
+        if (0x20..0x7f).contains(&byte) && byte != b'%' {
+            out.push(byte);
+        } else {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
+    out
+}

@@ -1,0 +1,149 @@
+//! What a connection manager does to every response, and replies of our own.
+
+use std::{cell::RefCell, time::SystemTime};
+
+use bytes::Bytes;
+use outrigger_http::{BodyReader, BodyWriter, Error, Frame, Framing, Method, ResponseHead, Version, h2};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Context, Exchange, LocalReply};
+use crate::{plan::http::ServerHeader, router};
+
+/// Sends a reply of our own.
+pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+    reply: LocalReply,
+) {
+    let (mut head, body) = reply.render(exchange);
+    let envoy = !cx.live.filters.router.suppress_envoy_headers;
+    if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
+        head.headers.set("x-envoy-overloaded", "true");
+    }
+    if exchange.route.route().is_some() {
+        router::headers::response(exchange, &mut head.headers);
+    }
+    cx.live.filters.response(exchange, &mut head, cx.worker);
+    finish_head(cx, exchange, &mut head, false);
+    if !request_is_over(reader).await {
+        // The rest of the request may still come; what follows it could not be told from it.
+        writer.close_after();
+    }
+    let result = send(exchange, writer, head, body).await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "a reply could not be sent");
+    }
+}
+
+/// Whether the request's body was read; takes what is here already, without waiting.
+async fn request_is_over<S: AsyncRead + Unpin>(reader: &mut BodyReader<'_, S>) -> bool {
+    std::future::poll_fn(|cx| {
+        let mut left = DRAINED;
+        loop {
+            match reader.poll_frame(cx) {
+                std::task::Poll::Ready(None) => return std::task::Poll::Ready(true),
+                std::task::Poll::Ready(Some(Ok(Frame::Data(data)))) if data.len() < left => {
+                    left -= data.len();
+                }
+                std::task::Poll::Ready(Some(Ok(Frame::Trailers(_)))) => {}
+                _ => return std::task::Poll::Ready(reader.is_end()),
+            }
+        }
+    })
+    .await
+}
+
+/// Bytes of a body that are read and thrown away so that a connection can be kept.
+const DRAINED: usize = 64 * 1024;
+
+async fn send<S: AsyncRead + AsyncWrite + Unpin>(
+    exchange: &mut Exchange<'_>,
+    writer: &mut BodyWriter<'_, S>,
+    head: ResponseHead,
+    body: Bytes,
+) -> Result<(), Error> {
+    exchange.progress.downstream_first_sent = Some(std::time::Instant::now());
+    writer.send_response(&head, head.framing)?;
+    exchange.response = Some(head);
+    if !body.is_empty() {
+        exchange.progress.sent += body.len() as u64;
+        writer.send_data(body)?;
+    }
+    writer.send_end(None)?;
+    writer.flush().await
+}
+
+/// The headers that every response gets. `upstream`: it came from one.
+pub(super) fn finish_head(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    head: &mut ResponseHead,
+    upstream: bool,
+) {
+    let plan = &cx.live.plan;
+    match plan.server_header {
+        ServerHeader::Overwrite => head.headers.set("server", plan.server_name.as_bytes()),
+        ServerHeader::AppendIfAbsent => {
+            head.headers.set_if_absent("server", plan.server_name.as_bytes());
+        }
+        ServerHeader::PassThrough => {}
+    }
+    if !head.headers.contains("date") {
+        DATE.with_borrow_mut(|date| head.headers.append("date", date.now()));
+    }
+    if let Some(via) = &plan.via {
+        super::append(&mut head.headers, "via", via.as_bytes(), ", ");
+    }
+    if plan.always_set_request_id_in_response
+        && let Some(id) = exchange.request.headers.get("x-request-id")
+    {
+        head.headers.set("x-request-id", id);
+    }
+    if upstream {
+        // Meant for us: the name that the server gave to the operation.
+        head.headers.remove("x-envoy-decorator-operation");
+    }
+    if exchange.request.version == Version::Http10 && head.framing == Framing::Chunked {
+        head.framing = Framing::UntilClose;
+    }
+    if exchange.request.method == Method::Head && head.framing != Framing::Tunnel {
+        head.framing = Framing::None;
+    }
+    // Whether the upstream keeps its connection is no business of the client's.
+    head.keep_alive = true;
+    if cx.drain.should_close(&cx.worker.random) {
+        cx.live.stats.downstream_cx_drain_close().inc();
+        head.keep_alive = false;
+        cx.draining.set(true);
+    }
+}
+
+/// Ends a response that cannot be completed: the client must see that it is not.
+pub(super) fn abort<S: AsyncWrite + Unpin>(writer: &mut BodyWriter<'_, S>) {
+    writer.reset(h2::Reason::INTERNAL_ERROR);
+}
+
+/// The `date` header, made once a second.
+#[derive(Default)]
+struct Date {
+    second: u64,
+    text: String,
+}
+
+impl Date {
+    fn now(&mut self) -> &str {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if since.as_secs() != self.second || self.text.is_empty() {
+            self.second = since.as_secs();
+            let stamp = jiff::Timestamp::from_second(self.second as i64).unwrap_or_default();
+            self.text = stamp.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        }
+        &self.text
+    }
+}
+
+thread_local! {
+    static DATE: RefCell<Date> = RefCell::default();
+}

@@ -1,0 +1,170 @@
+//! One request, from its head to its log line.
+
+use outrigger_http::{BodyReader, BodyWriter, Headers, Method, RequestHead};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Context, Exchange, Flags, LocalReply, forward, prepare, respond};
+use crate::{
+    filter::Step,
+    plan::{HttpConnectionManager, http::RouteSource, route::RouteUpgrade},
+    router,
+};
+
+/// Serves one request.
+pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    head: RequestHead,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+) {
+    let stats = &cx.live.stats;
+    stats.downstream_rq_total().inc();
+    stats.downstream_rq_active().inc();
+    let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
+    if let Err(reply) = handle(cx, &mut exchange, reader, writer).await {
+        respond::reply(cx, &mut exchange, reader, writer, reply).await;
+    }
+    finish(cx, &mut exchange);
+}
+
+/// A message that could not be read as a request is answered and logged like one.
+pub(super) async fn refused<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    refusal: outrigger_http::Refusal,
+    writer: &mut BodyWriter<'_, S>,
+) {
+    let stats = &cx.live.stats;
+    stats.downstream_rq_total().inc();
+    stats.downstream_rq_active().inc();
+    stats.downstream_cx_protocol_error().inc();
+    let head = RequestHead::new(outrigger_http::Version::Http11, Method::Get, "", "");
+    let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
+    writer.close_after();
+    let reply = prepare::refused(refusal);
+    respond::reply(cx, &mut exchange, &mut BodyReader::Empty, writer, reply).await;
+    finish(cx, &mut exchange);
+}
+
+/// Everything between head and response; the error is the reply to send.
+async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+) -> Result<(), LocalReply> {
+    let plan = &cx.live.plan;
+    prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
+    let routes = match &plan.routes {
+        RouteSource::Inline(routes) => Some(routes.clone()),
+        RouteSource::Rds { name, .. } => cx.worker.routes.find(name),
+    };
+    exchange.find_route(routes);
+    if !exchange.internal
+        && let Some(routes) = exchange.route.configuration()
+        && !routes.internal_only_headers.is_empty()
+    {
+        let names = routes.internal_only_headers.clone();
+        names.iter().for_each(|name| {
+            exchange.request.headers.remove(name);
+        });
+    }
+    if exchange.request.expects_continue && !plan.proxy_100_continue {
+        // A client that is gone is noticed by whoever reads next.
+        let _ = writer.send_informational(100, &Headers::new());
+        let _ = writer.flush().await;
+    }
+    if exchange.request.upgrade && !upgrade_allowed(plan, exchange) {
+        cx.live.stats.downstream_rq_ws_on_non_ws_route().inc();
+        return Err(LocalReply::new(403, "", "upgrade_failed"));
+    }
+    for index in 0..cx.live.filters.len() {
+        let mut step = cx.live.filters.request(index, exchange, false, cx.worker);
+        loop {
+            match step {
+                Step::Continue => break,
+                Step::Reply(reply) => return Err(reply),
+                Step::Wait(pause) => {
+                    if !wait(pause, reader, writer).await {
+                        super::failure::Gone::Closed.tell(exchange);
+                        respond::abort(writer);
+                        return Ok(());
+                    }
+                    step = cx.live.filters.request(index, exchange, true, cx.worker);
+                }
+            }
+        }
+    }
+    let target = match router::target(exchange, cx.worker) {
+        Ok(target) => target,
+        Err(reply) => {
+            count(cx, exchange, &reply);
+            return Err(reply);
+        }
+    };
+    cx.live.stats.rq_total().inc();
+    forward::forward(cx, exchange, reader, writer, target).await;
+    Ok(())
+}
+
+/// Waits for a filter; `false` when the client went away.
+async fn wait<S: AsyncRead + AsyncWrite + Unpin>(
+    pause: std::time::Duration,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+) -> bool {
+    let gone = std::future::poll_fn(|cx| super::failure::poll_gone(cx, reader, writer));
+    tokio::time::timeout(pause, gone).await.is_err()
+}
+
+/// Counts a request that the router answers itself.
+fn count(cx: &Context<'_>, exchange: &Exchange<'_>, reply: &LocalReply) {
+    let stats = &cx.live.stats;
+    if reply.flags.has(Flags::NO_ROUTE_FOUND) {
+        stats.no_route().inc();
+    } else if reply.flags.has(Flags::NO_CLUSTER_FOUND) {
+        stats.no_cluster().inc();
+    } else if exchange.route.tls_redirect || (300..400).contains(&reply.status) {
+        stats.rq_redirect().inc();
+    } else {
+        stats.rq_direct_response().inc();
+    }
+}
+
+/// Whether the route, or else the connection manager, lets this upgrade through.
+fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> bool {
+    let asked = match exchange.request.method {
+        Method::Connect => "connect",
+        _ => exchange.request.headers.get_str("upgrade").unwrap_or_default(),
+    };
+    let action = exchange.route.action();
+    let own = action.and_then(|action| {
+        let is = |upgrade: &&RouteUpgrade| upgrade.upgrade_type.eq_ignore_ascii_case(asked);
+        action.upgrades.iter().find(is)
+    });
+    match own {
+        // A CONNECT that ends here would need raw bytes towards the upstream.
+        Some(upgrade) => upgrade.enabled && !upgrade.connect_terminate,
+        // Without a route there is a better answer than 403.
+        None if action.is_none() => true,
+        None => plan
+            .upgrades
+            .iter()
+            .any(|upgrade| upgrade.enabled && upgrade.upgrade_type.eq_ignore_ascii_case(asked)),
+    }
+}
+
+/// Counts and logs what has happened.
+fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
+    exchange.progress.end = Some(std::time::Instant::now());
+    let stats = &cx.live.stats;
+    stats.downstream_rq_active().dec();
+    match exchange.status() {
+        0 => {}
+        status => stats.response(status),
+    }
+    stats.downstream_rq_time().record(exchange.duration().as_millis() as u64);
+    cx.live.filters.complete(exchange, cx.worker);
+    for log in &cx.live.logs {
+        log.log(exchange, cx.worker.random.bits());
+    }
+}

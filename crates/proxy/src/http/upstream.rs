@@ -1,0 +1,196 @@
+//! One attempt's stream to an upstream, whichever protocol it speaks.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use outrigger_http::{
+    Error, Frame, Framing, Headers, Limits, RequestHead, ResponseHead, Version, h1, h2,
+};
+
+use crate::cluster::{Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamError};
+
+/// A request on its way to a host. Dropped before its end, the connection (HTTP/1) or the stream
+/// (HTTP/2) is given up.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    call: Call,
+    /// Counts the request as under way.
+    _guard: RequestGuard,
+    pub(super) local: Option<SocketAddr>,
+    pub(super) reused: bool,
+}
+
+#[derive(Debug)]
+enum Call {
+    H1(Box<h1::ClientConnection<Http1>>),
+    H2(Box<H2Call>),
+}
+
+#[derive(Debug)]
+struct H2Call {
+    place: Http2,
+    stream: Option<(h2::ResponseReader, h2::Writer)>,
+    body: Option<h2::Reader>,
+}
+
+impl Upstream {
+    /// A connection to the host, pooled or new.
+    pub(super) async fn acquire(
+        cluster: &Cluster,
+        host: &Arc<Host>,
+        context: &LbContext<'_>,
+        downstream: Version,
+    ) -> Result<Upstream, UpstreamError> {
+        // The limit of requests counts from here: one that waits for a connection is `pending`.
+        if cluster.speaks_http2(downstream == Version::Http2) {
+            let place = cluster.http2(host, context).await?;
+            let guard = cluster.request(host, context)?;
+            let (local, reused) = (place.local_address(), place.is_reused());
+            let call = Call::H2(Box::new(H2Call { place, stream: None, body: None }));
+            return Ok(Upstream { call, _guard: guard, local, reused });
+        }
+        let connection = cluster.http1(host, context).await?;
+        let guard = cluster.request(host, context)?;
+        let (local, reused) = (connection.local_address(), connection.is_reused());
+        let limits = Limits {
+            head_bytes: cluster.plan.http.max_response_headers_kb as usize * 1024,
+            headers: cluster.plan.http.max_headers_count as usize,
+            trailers: cluster.plan.http1.enable_trailers,
+            ..Limits::default()
+        };
+        let call = Call::H1(Box::new(h1::ClientConnection::new(connection, limits)));
+        Ok(Upstream { call, _guard: guard, local, reused })
+    }
+
+    /// The protocol spoken.
+    pub(super) fn version(&self) -> Version {
+        match self.call {
+            Call::H1(_) => Version::Http11,
+            Call::H2(_) => Version::Http2,
+        }
+    }
+
+    /// Writes the head; it leaves with the first flush.
+    pub(super) fn send_head(&mut self, head: &RequestHead, framing: Framing) -> Result<(), Error> {
+        match &mut self.call {
+            Call::H1(connection) => connection.send_head(head, framing),
+            Call::H2(call) => {
+                let mut handle = h2::ClientHandle::from(call.place.sender().clone());
+                call.stream = Some(handle.send(head, framing)?.split());
+            }
+        }
+        Ok(())
+    }
+
+    /// The next head of the response.
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        upgrade: bool,
+    ) -> Poll<Result<ResponseHead, Error>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.poll_head(cx, upgrade),
+            Call::H2(call) => {
+                let Some((reader, _)) = &mut call.stream else {
+                    return Poll::Ready(Err(Error::Closed));
+                };
+                let (mut head, body) = ready!(reader.poll_head(cx))?;
+                if body.is_some() {
+                    call.body = body;
+                }
+                if head.framing == Framing::Tunnel {
+                    // The answer to an extended CONNECT, as HTTP/1 says it.
+                    head.status = if upgrade { 101 } else { head.status };
+                }
+                Poll::Ready(Ok(head))
+            }
+        }
+    }
+
+    /// The next frame of the response.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.reader().poll_frame(cx),
+            Call::H2(call) => match &mut call.body {
+                Some(body) => body.poll_frame(cx),
+                None => Poll::Ready(None),
+            },
+        }
+    }
+
+    /// Room for another piece of the request.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.writer().poll_ready(cx),
+            Call::H2(call) => call.writer()?.poll_ready(cx),
+        }
+    }
+
+    /// A piece of the request; only after `poll_ready`.
+    pub(super) fn send_data(&mut self, data: Bytes) -> Result<(), Error> {
+        match &mut self.call {
+            Call::H1(connection) => connection.writer().send_data(data),
+            Call::H2(call) => call.writer()?.send_data(data),
+        }
+    }
+
+    /// The end of the request.
+    pub(super) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), Error> {
+        match &mut self.call {
+            Call::H1(connection) => connection.writer().send_end(trailers),
+            Call::H2(call) => call.writer()?.send_end(trailers),
+        }
+    }
+
+    /// Hands what was written to the system.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.writer().poll_flush(cx),
+            Call::H2(call) => call.writer()?.poll_flush(cx),
+        }
+    }
+
+    /// Ends our direction of a tunnel.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.writer().poll_shutdown(cx),
+            Call::H2(call) => call.writer()?.poll_end(cx),
+        }
+    }
+
+    /// Whether a byte of a response has come.
+    pub(super) fn has_response_bytes(&self) -> bool {
+        match &self.call {
+            Call::H1(connection) => connection.has_response_bytes(),
+            Call::H2(call) => call.body.is_some(),
+        }
+    }
+
+    /// After the exchange: an HTTP/1 connection that is clean goes back to its pool.
+    pub(super) fn release(self) {
+        if let Call::H1(connection) = self.call
+            && connection.is_reusable()
+        {
+            connection.into_inner().release();
+        }
+    }
+
+    /// Gives a stream up in the middle, so that the upstream stops working on it.
+    pub(super) fn cancel(mut self) {
+        if let Call::H2(call) = &mut self.call
+            && let Some((_, writer)) = &mut call.stream
+        {
+            writer.reset(h2::Reason::CANCEL);
+        }
+    }
+}
+
+impl H2Call {
+    fn writer(&mut self) -> Result<&mut h2::Writer, Error> {
+        self.stream.as_mut().map(|(_, writer)| writer).ok_or(Error::Closed)
+    }
+}

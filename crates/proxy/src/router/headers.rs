@@ -1,0 +1,112 @@
+//! Header operations of routes, on both heads.
+
+use outrigger_http::Headers;
+
+use crate::{
+    access_log::format,
+    http::Exchange,
+    plan::{
+        header::{AppendAction, HeaderMutations},
+        route::{Action, ClusterSpecifier, ClusterWeight, HeaderOperations},
+    },
+};
+
+/// Which side's operations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Request,
+    Response,
+}
+
+/// Applies the operations on the request that is in `exchange`.
+pub(crate) fn request(exchange: &mut Exchange<'_>) {
+    let route = exchange.route.clone();
+    each(&route, Side::Request, |mutations| {
+        let added = values(mutations, exchange, None);
+        apply(mutations, added, &mut exchange.request.headers);
+    });
+}
+
+/// Applies the operations on a response.
+pub(crate) fn response(exchange: &Exchange<'_>, headers: &mut Headers) {
+    each(&exchange.route, Side::Response, |mutations| {
+        let added = values(mutations, exchange, Some(headers));
+        apply(mutations, added, headers);
+    });
+}
+
+/// The levels in their order: weighted cluster, route, virtual host, configuration, so that the
+/// last has the last word; the other way round where the configuration says so.
+fn each(
+    route: &crate::http::RouteRef,
+    side: Side,
+    mut apply: impl FnMut(&HeaderMutations),
+) {
+    let weighted = weighted(route).map(|entry| &entry.headers);
+    let (virtual_host, at) = match route.get() {
+        Some((virtual_host, route)) => (Some(&virtual_host.headers), Some(&route.headers)),
+        None => (None, None),
+    };
+    let configuration = route.configuration().map(|routes| &routes.headers);
+    let mut levels: [Option<&HeaderOperations>; 4] = [weighted, at, virtual_host, configuration];
+    if route.configuration().is_some_and(|routes| routes.most_specific_header_mutations_wins) {
+        levels.reverse();
+    }
+    for operations in levels.into_iter().flatten() {
+        let mutations = match side {
+            Side::Request => &operations.request,
+            Side::Response => &operations.response,
+        };
+        if !mutations.is_empty() {
+            apply(mutations);
+        }
+    }
+}
+
+/// The entry of the weighted cluster that was drawn.
+pub(crate) fn weighted(route: &crate::http::RouteRef) -> Option<&ClusterWeight> {
+    match &route.route()?.action {
+        Action::Route(action) => match &action.cluster {
+            ClusterSpecifier::Weighted(clusters) => clusters.clusters.get(route.weighted?),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn values(
+    mutations: &HeaderMutations,
+    exchange: &Exchange<'_>,
+    response: Option<&Headers>,
+) -> Vec<Vec<u8>> {
+    mutations
+        .add
+        .iter()
+        .map(|add| {
+            let mut value = Vec::new();
+            format::header_value(&add.value, exchange, response, &mut value);
+            value
+        })
+        .collect()
+}
+
+fn apply(mutations: &HeaderMutations, values: Vec<Vec<u8>>, headers: &mut Headers) {
+    for (add, value) in mutations.add.iter().zip(values) {
+        if value.is_empty() && !add.keep_empty_value {
+            continue;
+        }
+        match add.action {
+            AppendAction::AppendIfExistsOrAdd => headers.append(&add.name, value),
+            AppendAction::AddIfAbsent => headers.set_if_absent(&add.name, value),
+            AppendAction::OverwriteIfExistsOrAdd => headers.set(&add.name, value),
+            AppendAction::OverwriteIfExists => {
+                if headers.contains(&add.name) {
+                    headers.set(&add.name, value);
+                }
+            }
+        }
+    }
+    for name in &mutations.remove {
+        headers.remove(name);
+    }
+}

@@ -1,0 +1,94 @@
+//! What becomes of a request that has a route: where it goes, in which form, how long it may take
+//! and how often it may be tried. Pure decisions; `http/forward.rs` carries them out.
+
+pub(crate) mod hash;
+pub(crate) mod headers;
+pub(crate) mod redirect;
+pub(crate) mod retry;
+pub(crate) mod rewrite;
+pub(crate) mod timeout;
+
+use std::{rc::Rc, sync::Arc};
+
+use crate::{
+    cluster::{Cluster, Priority},
+    http::{Exchange, Flags, LocalReply},
+    plan::route::{Action, ClusterSpecifier, HostRewrite, Priority as RoutePriority, WeightedTarget},
+    worker::Worker,
+};
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) cluster: Rc<Cluster>,
+    pub(crate) priority: Priority,
+    /// The host header becomes the chosen host's name.
+    pub(crate) auto_host: bool,
+    /// From the hash policy.
+    pub(crate) hash: Option<u64>,
+}
+
+/// Finds the cluster, or the reply that the route gives instead.
+pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Target, LocalReply> {
+    if exchange.route.tls_redirect {
+        let to = format!("https://{}{}", exchange.request.authority(), exchange.request.path());
+        return Err(LocalReply::new(301, "", "https_redirect").header("location", to));
+    }
+    let Some((_, route)) = exchange.route.get() else {
+        return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));
+    };
+    let action = match &route.action {
+        Action::Route(action) => action,
+        Action::Redirect(redirect) => {
+            let location = redirect::location(redirect, &route.matches, &exchange.request);
+            return Err(
+                LocalReply::new(redirect.status, "", "direct_response").header("location", location)
+            );
+        }
+        Action::DirectResponse(direct) => {
+            return Err(LocalReply::new(direct.status, "", "direct_response")
+                .body(direct.body.clone()));
+        }
+        Action::NonForwarding => {
+            return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));
+        }
+    };
+    let by_header = |name: &str| {
+        exchange.request.get_str(name).map(Arc::<str>::from).unwrap_or_else(|| "".into())
+    };
+    let mut weighted = None;
+    let name = match &action.cluster {
+        ClusterSpecifier::Cluster(name) => name.clone(),
+        ClusterSpecifier::Header(header) => by_header(header),
+        ClusterSpecifier::Weighted(clusters) => {
+            let random = clusters
+                .header_name
+                .as_ref()
+                .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
+                // Not the number that decided about the route: the two draws are independent.
+                .unwrap_or_else(|| worker.random.bits());
+            let picked = clusters.pick(random);
+            weighted = clusters.clusters.iter().position(|entry| std::ptr::eq(entry, picked));
+            match &picked.name {
+                WeightedTarget::Cluster(name) => name.clone(),
+                WeightedTarget::Header(header) => by_header(header),
+            }
+        }
+    };
+    let missing = action.cluster_not_found_status;
+    let auto_host = action.host_rewrite == HostRewrite::Auto;
+    let priority = match action.priority {
+        RoutePriority::Default => Priority::Default,
+        RoutePriority::High => Priority::High,
+    };
+    let hash = hash::of(&action.hash_policy, exchange);
+    exchange.route.weighted = weighted;
+    exchange.upstream.cluster_name = Some(name.clone());
+    let Some(cluster) = worker.clusters.find(&name) else {
+        return Err(
+            LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND)
+        );
+    };
+    exchange.upstream.cluster = Some(cluster.plan.clone());
+    Ok(Target { cluster, priority, auto_host, hash })
+}

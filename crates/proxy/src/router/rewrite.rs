@@ -1,0 +1,75 @@
+//! Rewrites of path and host.
+
+use crate::{
+    access_log::format,
+    http::Exchange,
+    plan::route::{Action, HostRewrite, PathMatch, RouteMatch},
+    router::headers::weighted,
+};
+
+/// Rewrites the request's host and path as its route says. `envoy_headers`: tells the upstream the
+/// path as it was.
+pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
+    let reference = exchange.route.clone();
+    let Some(route) = reference.route() else { return };
+    let Action::Route(action) = &route.action else { return };
+    let literal = weighted(&reference).and_then(|entry| entry.host_rewrite.clone());
+    let host = match (&literal, &action.host_rewrite) {
+        (Some(host), _) => Some(host.to_string()),
+        (None, HostRewrite::None | HostRewrite::Auto) => None,
+        (None, HostRewrite::Literal(host)) => Some(host.to_string()),
+        (None, HostRewrite::Header(name)) => exchange.request.get_str(name).map(str::to_owned),
+        (None, HostRewrite::PathRegex(rewrite)) => {
+            String::from_utf8(rewrite.rewrite(exchange.request.path_only().as_bytes())).ok()
+        }
+    };
+    if let Some(host) = host.filter(|host| !host.is_empty()) {
+        set_host(exchange, &host, action.append_x_forwarded_host);
+    }
+    let path = exchange.request.path();
+    let (only, rest) = path.split_at(exchange.request.path_only().len());
+    let new = if let Some(prefix) = &action.prefix_rewrite {
+        let matched = matched_length(&route.matches, only);
+        Some(format!("{prefix}{}{rest}", &only[matched..]))
+    } else if let Some(rewrite) = &action.regex_rewrite {
+        String::from_utf8(rewrite.rewrite(only.as_bytes())).ok().map(|new| format!("{new}{rest}"))
+    } else if let Some(template) = &action.path_rewrite {
+        let mut new = Vec::new();
+        format::header_value(template, exchange, None, &mut new);
+        String::from_utf8(new).ok().filter(|new| new.starts_with('/'))
+    } else {
+        None
+    };
+    if let Some(new) = new
+        && new != path
+    {
+        let old = path.to_owned();
+        // What a rewrite makes of a path must still be one: no byte of it may end the line.
+        if !new.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return;
+        }
+        if envoy_headers {
+            exchange.request.headers.set("x-envoy-original-path", old);
+        }
+        let new = if new.starts_with('/') { new } else { format!("/{new}") };
+        exchange.request.set_path(&new);
+    }
+}
+
+/// Replaces the host and, where the route wants it, tells the old one.
+pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, tell: bool) {
+    if tell {
+        let old = exchange.request.authority().to_owned();
+        crate::http::append(&mut exchange.request.headers, "x-forwarded-host", old.as_bytes(), ",");
+    }
+    exchange.request.set_authority(host);
+}
+
+/// How much of the path the route's condition covers.
+pub(crate) fn matched_length(matches: &RouteMatch, path: &str) -> usize {
+    let length = match &matches.path {
+        PathMatch::Prefix(prefix) | PathMatch::PathSeparatedPrefix(prefix) => prefix.len(),
+        PathMatch::Path(_) | PathMatch::Regex(_) | PathMatch::Connect => path.len(),
+    };
+    length.min(path.len())
+}

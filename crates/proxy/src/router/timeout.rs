@@ -1,0 +1,116 @@
+//! How long a request may take, from its route and its headers.
+
+use std::time::Duration;
+
+use crate::{
+    http::Exchange,
+    plan::{HttpConnectionManager, RetryPolicy},
+};
+
+/// Limits of one request; `None` is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Timeouts {
+    /// From the end of the request to the end of the response, retries included.
+    pub(crate) request: Option<Duration>,
+    /// Each attempt.
+    pub(crate) per_try: Option<Duration>,
+    /// Each attempt, without a byte of the response.
+    pub(crate) per_try_idle: Option<Duration>,
+    /// From the head to the end of everything.
+    pub(crate) stream: Option<Duration>,
+    /// Without a byte in either direction.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl Timeouts {
+    /// The limits of this request; takes the headers that say them off it.
+    pub(crate) fn new(
+        plan: &HttpConnectionManager,
+        exchange: &mut Exchange<'_>,
+        retry: Option<&RetryPolicy>,
+    ) -> Timeouts {
+        let grpc = exchange.request.is_grpc();
+        let asked = exchange.request.headers.get_str("grpc-timeout").and_then(grpc_timeout);
+        let action = exchange.route.action();
+        let mut request = action.and_then(|action| action.timeout);
+        if let Some(action) = action
+            && grpc
+            && let Some(cap) = action.max_grpc_timeout
+        {
+            let asked = asked.map(|asked| {
+                let offset = action.grpc_timeout_offset.unwrap_or_default();
+                if asked > offset { asked - offset } else { asked }
+            });
+            request = match (asked, cap) {
+                (Some(asked), Some(cap)) => Some(asked.min(cap)),
+                (asked, cap) => asked.or(cap),
+            };
+        }
+        let limits = action.and_then(|action| action.max_stream_duration).unwrap_or_default();
+        let mut stream = limits.max_stream_duration.unwrap_or(plan.common.max_stream_duration);
+        if let Some(cap) = limits.grpc_timeout_header_max
+            && let Some(asked) = asked.filter(|_| grpc)
+        {
+            let offset = limits.grpc_timeout_header_offset.unwrap_or_default();
+            let asked = if asked > offset { asked - offset } else { asked };
+            stream = Some(cap.map_or(asked, |cap| asked.min(cap)));
+        }
+        let idle = action.and_then(|action| action.idle_timeout).unwrap_or(plan.stream_idle_timeout);
+        let mut per_try = retry.and_then(|retry| retry.per_try_timeout);
+        let headers = &mut exchange.request.headers;
+        if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-timeout-ms") {
+            request = asked;
+        }
+        if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-per-try-timeout-ms") {
+            per_try = asked;
+        }
+        // An attempt that may take as long as all of them is not limited by itself.
+        let per_try = per_try.filter(|per_try| request.is_none_or(|request| *per_try < request));
+        let per_try_idle = retry.and_then(|retry| retry.per_try_idle_timeout);
+        Timeouts { request, per_try, per_try_idle, stream, idle }
+    }
+
+    /// What the upstream is told (`x-envoy-expected-rq-timeout-ms`).
+    pub(crate) fn expected(&self) -> Option<u64> {
+        self.per_try.or(self.request).map(|limit| limit.as_millis() as u64)
+    }
+}
+
+/// A header with milliseconds; 0 is no limit.
+fn take_millis(headers: &mut outrigger_http::Headers, name: &str) -> Option<Option<Duration>> {
+    let millis = headers.get_str(name)?.trim().parse::<u64>().ok();
+    headers.remove(name);
+    millis.map(|millis| (millis > 0).then(|| Duration::from_millis(millis)))
+}
+
+/// `1H`, `2M`, `3S`, `4m`, `5u`, `6n`: at most eight digits and a unit.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
+        assert_eq!(grpc_timeout("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(grpc_timeout("99999999m"), Some(Duration::from_millis(99_999_999)));
+        for bad in ["", "S", "123456789S", "1x", "-1S", "1.5S"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}
