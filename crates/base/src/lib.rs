@@ -1,4 +1,5 @@
 //! What every room needs and none owns.
 
 pub mod backoff;
+pub mod cidr;
 pub mod log;

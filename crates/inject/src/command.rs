@@ -1,10 +1,240 @@
-//! The command line of this room.
+//! `kube-inject`: the command line of this room.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{Read, Write},
+    process::ExitCode,
+};
 
-/// Runs the command; `args[0]` is its own name.
+use clap::Parser;
+use config::yaml;
+use serde_json::Value;
+
+use crate::{Error, Settings, Values, compat, compat::Release, workload};
+
+/// Adds the sidecar to the workloads of a file; other objects pass unchanged.
+#[derive(Debug, Parser)]
+#[command(name = "kube-inject", args_override_self = true)]
+struct Arguments {
+    /// File with Kubernetes objects; `-` is standard input.
+    #[arg(short, long, value_name = "FILE")]
+    filename: Option<String>,
+    /// Where to write; standard output if not given.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<String>,
+    /// File with the values of the install (YAML or JSON), over the chart's defaults.
+    #[arg(long = "valuesFile", value_name = "FILE")]
+    values_file: Option<String>,
+    /// File with the mesh's configuration, over Istio's defaults.
+    #[arg(long = "meshConfigFile", value_name = "FILE")]
+    mesh_config_file: Option<String>,
+    /// Revision that injects.
+    #[arg(short, long, default_value = "")]
+    revision: String,
+    /// Write the argument lists of an older release.
+    #[arg(long, value_enum)]
+    compat: Option<Release>,
+    /// Refused: the templates are built in.
+    #[arg(long = "injectConfigFile", value_name = "FILE")]
+    inject_config_file: Option<String>,
+    /// Refused: give --valuesFile and --meshConfigFile.
+    #[arg(long = "operatorFileName", value_name = "FILE")]
+    operator_file: Option<String>,
+    /// Taken without effect, as are the four below: no cluster is asked.
+    #[arg(long = "meshConfigMapName", value_name = "NAME")]
+    mesh_config_map: Option<String>,
+    /// See above.
+    #[arg(long = "injectConfigMapName", value_name = "NAME", hide = true)]
+    inject_config_map: Option<String>,
+    /// See above.
+    #[arg(long = "webhookConfig", value_name = "NAME")]
+    webhook: Option<String>,
+    /// See above.
+    #[arg(short, long, value_name = "NAME")]
+    namespace: Option<String>,
+    /// See above.
+    #[arg(short, long = "istioNamespace", value_name = "NAME")]
+    istio_namespace: Option<String>,
+}
+
+/// Runs the command; `args[0]` is its own name. Ends with 1 if an object cannot be injected, 2 for a command line that
+/// cannot be read.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let _ = args;
-    eprintln!("not built in yet");
-    ExitCode::FAILURE
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(e.exit_code() as u8);
+        }
+    };
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("Error: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), String> {
+    let Some(input) = &arguments.filename else {
+        return Err("filename not specified (see --filename or -f)".into());
+    };
+    if arguments.inject_config_file.is_some() {
+        return Err("--injectConfigFile: the templates are built in; leave the flag out, and choose one with the \
+                    annotation inject.istio.io/templates"
+            .into());
+    }
+    if arguments.operator_file.is_some() {
+        return Err("--operatorFileName: give the values with --valuesFile and the mesh's configuration with \
+                    --meshConfigFile"
+            .into());
+    }
+    let settings = settings(arguments)?;
+    let text = read(input)?;
+    let mut warnings = Vec::new();
+    let mut out = String::new();
+    let outcome = documents(
+        &text,
+        input,
+        &settings,
+        arguments.compat,
+        &mut out,
+        &mut warnings,
+    );
+    // What was done before a mistake is written, as kube-inject does.
+    match &arguments.output {
+        None => std::io::stdout()
+            .write_all(out.as_bytes())
+            .map_err(|e| format!("-: {e}"))?,
+        Some(path) => fs::write(path, out).map_err(|e| format!("{path}: {e}"))?,
+    }
+    if !warnings.is_empty() {
+        eprintln!();
+    }
+    for warning in warnings {
+        eprintln!("{warning}");
+    }
+    outcome.map_err(|e| e.to_string())
+}
+
+fn settings(arguments: &Arguments) -> Result<Settings, String> {
+    let file = |path: &Option<String>| -> Result<Value, String> {
+        let Some(path) = path else {
+            return Ok(Value::Null);
+        };
+        let text = read(path)?;
+        match yaml::document(&text, 1) {
+            Ok(document) => Ok(document.map_or(Value::Null, |d| d.value)),
+            Err(e) => Err(format!("{path}:{}: {}", e.line, e.message)),
+        }
+    };
+    let name = |path: &Option<String>| path.clone().unwrap_or_default();
+    let mut user = file(&arguments.values_file)?;
+    // kube-inject always takes the shipped template, and asks pods alone whether they are injected.
+    if let Some(Value::Object(webhook)) = user.get_mut("sidecarInjectorWebhook") {
+        for name in [
+            "neverInjectSelector",
+            "alwaysInjectSelector",
+            "defaultTemplates",
+        ] {
+            webhook.remove(name);
+        }
+    }
+    let values =
+        Values::new(&user).map_err(|e| format!("{}: {e}", name(&arguments.values_file)))?;
+    let mesh = match file(&arguments.mesh_config_file)? {
+        Value::Null => config::mesh::defaults(),
+        user => {
+            let read = config::mesh::merge(&user)
+                .map_err(|e| format!("{}: {e}", name(&arguments.mesh_config_file)))?;
+            for field in &read.unknown {
+                eprintln!(
+                    "{}: {field}: unknown field, ignored",
+                    name(&arguments.mesh_config_file)
+                );
+            }
+            read.config
+        }
+    };
+    let mut settings = Settings::new(values, mesh);
+    settings.revision = arguments.revision.clone();
+    Ok(settings)
+}
+
+fn read(path: &str) -> Result<String, String> {
+    let mut text = String::new();
+    match path {
+        "-" => std::io::stdin().read_to_string(&mut text).map(drop),
+        path => fs::read_to_string(path).map(|t| text = t),
+    }
+    .map_err(|e| format!("{path}: {e}"))?;
+    Ok(text)
+}
+
+fn documents(
+    text: &str,
+    file: &str,
+    settings: &Settings,
+    release: Option<Release>,
+    out: &mut String,
+    warnings: &mut Vec<String>,
+) -> Result<(), Error> {
+    for (line, raw) in chunks(text) {
+        let document = yaml::document(&raw, line).map_err(|e| Error::Syntax {
+            file: file.into(),
+            line: e.line,
+            why: e.message,
+        })?;
+        let Some(document) = document else { continue };
+        match workload::object(&document.value, settings, warnings)? {
+            Some(mut object) => {
+                if let Some(release) = release {
+                    older(release, &mut object, settings);
+                }
+                out.push_str(&crate::yaml::print(&object));
+            }
+            None => {
+                out.push_str(&raw);
+                if !raw.ends_with('\n') {
+                    out.push('\n');
+                }
+            }
+        }
+        out.push_str("---\n");
+    }
+    Ok(())
+}
+
+/// The documents of a file with their first lines, as kubectl separates them.
+fn chunks(text: &str) -> Vec<(u32, String)> {
+    let mut out = vec![(1, String::new())];
+    for (number, line) in text.split_inclusive('\n').enumerate() {
+        let rest = line.strip_prefix("---").map(str::trim);
+        if rest.is_some_and(|r| r.is_empty() || r.starts_with('#')) {
+            out.push((number as u32 + 2, String::new()));
+        } else if let Some((_, chunk)) = out.last_mut() {
+            chunk.push_str(line);
+        }
+    }
+    out
+}
+
+/// Rewrites every injected pod of an object.
+fn older(release: Release, object: &mut Value, settings: &Settings) {
+    for item in object["items"].as_array_mut().into_iter().flatten() {
+        older(release, item, settings);
+    }
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_string();
+    for path in ["/spec/jobTemplate/spec/template", "/spec/template", ""] {
+        if let Some(pod) = object.pointer_mut(path)
+            && pod["spec"]["containers"].is_array()
+        {
+            compat::apply(release, pod, &name, settings);
+        }
+    }
 }

@@ -5,9 +5,10 @@ use std::{
     time::Duration,
 };
 
+use base::cidr::Cidr;
+
 use crate::{
     Error,
-    cidr::Cidr,
     flags::{self, Flag, Kind, Values},
     surroundings::{self, Addresses},
 };

@@ -11,7 +11,6 @@
 
 pub mod apply;
 pub mod backend;
-pub mod cidr;
 pub mod command;
 pub mod config;
 pub mod flags;

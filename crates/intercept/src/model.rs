@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::cidr::Cidr;
+use base::cidr::Cidr;
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,9 +6,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use base::cidr::Cidr;
+
 use crate::{
     Error,
-    cidr::Cidr,
     config::{Config, split},
     model::{
         Family::{self, V4, V6},

@@ -25,9 +25,10 @@ use nix::{
     unistd::{Gid, Uid, setfsgid, setfsuid},
 };
 
+use base::cidr::Cidr;
+
 use crate::{
     Error, apply,
-    cidr::Cidr,
     config::{Config, split},
     model::Rule,
     surroundings::{self, Addresses},

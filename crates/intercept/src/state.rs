@@ -5,8 +5,9 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use base::cidr::Cidr;
+
 use crate::{
-    cidr::Cidr,
     model::{Family, Match, Position, Rule, Sense, Table, Target, ours},
     surroundings,
 };
