@@ -20,7 +20,7 @@ use proto::{
 };
 
 use super::{
-    Context,
+    Built, Context,
     chain::{RAW_BUFFER, TLS, address},
     env::Interception,
     filters,
@@ -52,9 +52,6 @@ pub const MUTUAL_ANY: &[&str] = &[
     "istio-h2",
 ];
 const PLAIN_HTTP: &[&str] = &["http/1.1", "h2c"];
-
-/// A listener and the objects that it was made from.
-pub type Built = (Listener, Vec<Origin>);
 
 /// One way in which a port can be called.
 struct Way {
@@ -204,7 +201,10 @@ pub fn build(context: &Context<'_>) -> Vec<Built> {
                 true,
                 chains,
             );
-            bound.push((listener, served.from));
+            bound.push(Built {
+                listener,
+                from: served.from,
+            });
         } else {
             virtual_chains.extend(chains);
             virtual_from.extend(served.from);
@@ -219,7 +219,13 @@ pub fn build(context: &Context<'_>) -> Vec<Built> {
         let wildcard = context.env.families.wildcard();
         let port = context.env.inbound_port();
         let listener = listener(context, VIRTUAL_INBOUND, wildcard, port, false, all);
-        bound.insert(0, (listener, virtual_from));
+        bound.insert(
+            0,
+            Built {
+                listener,
+                from: virtual_from,
+            },
+        );
     }
     bound
 }

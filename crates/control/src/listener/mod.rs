@@ -17,6 +17,7 @@ pub mod tls;
 pub mod tracing;
 pub mod virtual_outbound;
 
+use config::{Kind, ObjectKey};
 use proto::{
     Duration,
     envoy::config::listener::v3::{Filter, Listener},
@@ -29,7 +30,7 @@ use self::{
     tls::CertificateFiles,
 };
 use crate::{
-    model::{self, Mesh, Proxy, Registry, Resource, Service},
+    model::{self, Mesh, Origin, Proxy, Registry, Resource, Service},
     names::DestinationService,
     route::{Client, NO_TIMEOUT, domains::Style},
 };
@@ -40,70 +41,79 @@ const ISTIO_FILTERS: &str = "ISTIO_FILTERS";
 
 /// All listeners of a proxy, outbound ones first.
 pub fn build(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
+    let mut out = shared(mesh, proxy);
+    out.extend(own(mesh, proxy));
+    out
+}
+
+/// The listeners that all proxies with the same [`Proxy::view_key`] have; of a gateway all of them, which then hang on
+/// [`Proxy::inbound_key`].
+pub fn shared(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
     let context = Context::new(mesh, proxy);
     if proxy.is_router() {
         return crate::gateway::listeners::build(&context);
     }
-    let mut out = outbound_of(&context);
-    out.retain(|shared| !shared.is_of(proxy));
-    out.into_iter()
-        .map(|shared| shared.resource)
-        .chain(own_of(&context))
-        .collect()
+    let mut out = outbound::build(&context, Part::Shared);
+    out.extend(virtual_outbound::build(&context));
+    resources(&context, out)
 }
 
-/// The outbound listeners of a sidecar, the same for all proxies with the same [`outbound_key`]. The address of a pod
-/// stands beside listeners that the pod itself must leave out.
-pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
-    outbound_of(&Context::new(mesh, proxy))
-}
-
-/// The listeners that depend on what the workload of a sidecar serves.
+/// The other listeners of a sidecar: what its workload serves, and the outbound listeners that name the workload in
+/// its traces or that lead to single pods, itself left out. They change with the same objects as the shared ones
+/// (see [`depends_on`]), and with the labels, addresses and service ports of the workload.
 pub fn own(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
-    own_of(&Context::new(mesh, proxy))
+    if proxy.is_router() {
+        return Vec::new();
+    }
+    let context = Context::new(mesh, proxy);
+    let mut out = outbound::build(&context, Part::Own);
+    out.extend(outbound::http_proxy(&context));
+    out.extend(inbound::build(&context));
+    resources(&context, out)
 }
 
-/// A listener that many proxies share.
-#[derive(Debug, Clone)]
-pub struct Shared {
-    pub resource: Resource,
-    /// The address of the one pod that it leads to (headless services): that pod does not get it.
-    pub of_pod: Option<String>,
-}
-
-impl Shared {
-    /// Whether the listener leads to this proxy itself.
-    pub fn is_of(&self, proxy: &Proxy) -> bool {
-        let own = proxy.node.addresses.first().map(ToString::to_string);
-        self.of_pod.is_some() && self.of_pod == own
+/// Whether some listener is made from this VirtualService or DestinationRule, beside naming routes or clusters: only
+/// rules for TCP and TLS are. Other kinds of objects are not asked about and count as used.
+pub fn depends_on(mesh: &Mesh, key: &ObjectKey) -> bool {
+    let snapshot = mesh.snapshot();
+    match key.kind {
+        Kind::VirtualService => snapshot
+            .virtual_services
+            .get(&key.namespace, &key.name)
+            .is_some_and(|o| !o.spec.tcp.is_empty() || !o.spec.tls.is_empty()),
+        Kind::DestinationRule => snapshot
+            .destination_rules
+            .get(&key.namespace, &key.name)
+            .is_some_and(|o| tcp::is_shaped_by(&o.spec)),
+        _ => true,
     }
 }
 
-fn outbound_of(context: &Context<'_>) -> Vec<Shared> {
-    let resource = |listener: Listener, from| Resource::new(listener.name.clone(), &listener, from);
-    let scope_origin = || context.proxy.scope.origin().into_iter().collect();
-    let mut out: Vec<Shared> = outbound::build(context)
-        .into_iter()
-        .map(|b| Shared {
-            resource: resource(b.listener, b.from),
-            of_pod: b.of_pod,
-        })
-        .collect();
-    let single = [
-        outbound::http_proxy(context),
-        virtual_outbound::build(context),
-    ];
-    out.extend(single.into_iter().flatten().map(|listener| Shared {
-        resource: resource(listener, scope_origin()),
-        of_pod: None,
-    }));
-    out
+/// A listener and the objects that it was made from.
+#[derive(Debug)]
+pub struct Built {
+    pub listener: Listener,
+    pub from: Vec<Origin>,
 }
 
-fn own_of(context: &Context<'_>) -> Vec<Resource> {
-    inbound::build(context)
+/// Which outbound listeners are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Those that do not know whose they are.
+    Shared,
+    /// The others.
+    Own,
+}
+
+fn resources(context: &Context<'_>, built: Vec<Built>) -> Vec<Resource> {
+    // What is made from nothing else is made by the Sidecar, where there is one.
+    let scope = context.proxy.scope.origin();
+    built
         .into_iter()
-        .map(|(listener, from)| Resource::new(listener.name.clone(), &listener, from))
+        .map(|Built { listener, mut from }| {
+            from.extend(scope.iter().cloned());
+            Resource::new(listener.name.clone(), &listener, from)
+        })
         .collect()
 }
 

@@ -4,7 +4,7 @@
 //! `Host`; others listen on their own address. Where two want the same address and port, their chains are merged if
 //! that is possible, else the first keeps the port.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use proto::envoy::config::{
     core::v3::TrafficDirection,
@@ -17,7 +17,7 @@ use proto::envoy::config::{
 use proto::istio::networking::v1alpha3::CaptureMode;
 
 use super::{
-    Context,
+    Built, Context, Part,
     chain::{Chain, PASSTHROUGH_CHAIN, RAW_BUFFER, Traffic, address},
     env::Interception,
     filters,
@@ -44,30 +44,34 @@ struct Entry {
     locked: bool,
     chains: Vec<Chain>,
     from: Vec<Origin>,
-    /// The address of a pod behind a headless service; the pod itself leaves it out.
-    of_pod: bool,
 }
 
-/// A finished listener.
+/// Address and port: what a listener is known by.
+type Key = (String, u32);
+
+/// What one port of a service asks for.
 #[derive(Debug)]
-pub struct Built {
-    pub listener: Listener,
-    pub from: Vec<Origin>,
-    /// The pod's address, where the listener stands for one pod of a headless service.
-    pub of_pod: Option<String>,
+struct Claim<'a> {
+    service: &'a Service,
+    port: Cow<'a, Port>,
+    treatment: Treatment,
+    bind: Vec<String>,
+    /// Networks that the chains are for, where the address does not tell.
+    destinations: Vec<String>,
+    really_bound: bool,
+    /// The address is that of one pod of a headless service.
+    of_pod: bool,
 }
 
-/// What one service's port asks for.
-struct Wish<'a> {
-    service: &'a Service,
-    port: &'a Port,
-    bind: Vec<String>,
-    really_bound: bool,
-    of_pod: bool,
+impl Claim<'_> {
+    fn key(&self) -> Key {
+        let primary = self.bind.first().cloned().unwrap_or_default();
+        (primary, self.port.number)
+    }
 }
 
 /// How a listener treats a protocol.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Treatment {
     Http,
     Tcp,
@@ -75,13 +79,28 @@ enum Treatment {
     Sniffed,
 }
 
-type Entries = BTreeMap<(String, u32), Entry>;
+type Entries = BTreeMap<Key, Entry>;
 
-/// All outbound listeners, except the virtual one.
-pub fn build(context: &Context<'_>) -> Vec<Built> {
+/// A part of the outbound listeners, the virtual one aside.
+pub fn build(context: &Context<'_>, part: Part) -> Vec<Built> {
+    let egress = &context.proxy.scope.egress;
+    let claims: Vec<Vec<Claim<'_>>> = egress.iter().map(|e| claims(context, e)).collect();
+    // A listener belongs to one part with all that is in it; only the wanted ones are worked out.
+    let mut own: BTreeMap<Key, bool> = BTreeMap::new();
+    for claim in claims.iter().flatten() {
+        *own.entry(claim.key()).or_default() |= is_own(context, claim);
+    }
     let mut entries = Entries::new();
-    for egress in &context.proxy.scope.egress {
-        collect(context, egress, &mut entries);
+    for (egress, claims) in egress.iter().zip(claims) {
+        if egress.port().is_none() {
+            entries.values_mut().for_each(|e| e.locked = true);
+        }
+        for claim in claims {
+            let key = claim.key();
+            if own.get(&key) == Some(&(part == Part::Own)) {
+                add(context, egress, claim, key, &mut entries);
+            }
+        }
     }
     entries
         .into_values()
@@ -89,8 +108,16 @@ pub fn build(context: &Context<'_>) -> Vec<Built> {
         .collect()
 }
 
+/// Whether the claim's listener is not the same for all proxies of a view: spans of HTTP requests carry the name of
+/// the workload, and a pod has no listener that leads to itself.
+fn is_own(context: &Context<'_>, claim: &Claim<'_>) -> bool {
+    let tracing = &context.env.reports(Class::Outbound).tracing;
+    let named = tracing.as_ref().is_some_and(|t| !t.custom_tags.is_empty());
+    claim.of_pod || (named && claim.treatment != Treatment::Tcp)
+}
+
 /// The listener of clients that are told to use a proxy (`proxyHttpPort`).
-pub fn http_proxy(context: &Context<'_>) -> Option<Listener> {
+pub fn http_proxy(context: &Context<'_>) -> Option<Built> {
     let own = context.proxy.node.number("HTTP_PROXY_PORT");
     let port = own.unwrap_or(context.env.mesh.proxy_http_port.max(0) as u32);
     if port == 0 {
@@ -109,9 +136,8 @@ pub fn http_proxy(context: &Context<'_>) -> Option<Listener> {
         locked: false,
         chains: vec![chain],
         from: Vec::new(),
-        of_pod: false,
     };
-    Some(finish(context, entry).listener)
+    Some(finish(context, entry))
 }
 
 /// Filters of what no service is known for: through, refused, or to the egress proxy.
@@ -137,7 +163,8 @@ pub fn catch_all_cluster(context: &Context<'_>) -> String {
     }
 }
 
-fn collect(context: &Context<'_>, egress: &EgressListener, entries: &mut Entries) {
+/// What the services of an egress listener ask for, in their order.
+fn claims<'a>(context: &Context<'_>, egress: &'a EgressListener) -> Vec<Claim<'a>> {
     let env = &context.env;
     let declared = egress.listener.as_ref();
     let bind = declared.map_or("", |l| l.bind.as_str());
@@ -153,6 +180,20 @@ fn collect(context: &Context<'_>, egress: &EgressListener, entries: &mut Entries
     let primary = bind.first().cloned().unwrap_or_default();
     let may =
         |port: &Port| env.can_bind(really_bound, &primary, port.number, port.protocol.is_http());
+    let claim = |service: &'a Service, port: Cow<'a, Port>, bind: Vec<String>, of_pod: bool| {
+        let treatment = treatment(port.protocol)?;
+        let (bind, destinations) = placement(context, service, treatment, bind);
+        (service.resolution != Resolution::Alias).then_some(Claim {
+            service,
+            port,
+            treatment,
+            bind,
+            destinations,
+            really_bound,
+            of_pod,
+        })
+    };
+    let mut out = Vec::new();
     if let Some(port) = declared.and_then(|l| l.port.as_ref()) {
         let port = Port {
             name: port.name.clone(),
@@ -161,65 +202,56 @@ fn collect(context: &Context<'_>, egress: &EgressListener, entries: &mut Entries
             target: TargetPort::Number(port.number),
         };
         if may(&port) {
-            for service in &egress.services {
-                let wish = Wish {
-                    service,
-                    port: &port,
-                    bind: bind.clone(),
-                    really_bound,
-                    of_pod: false,
-                };
-                add(context, egress, wish, entries);
-            }
+            let all = egress.services.iter();
+            out.extend(all.filter_map(|s| claim(s, Cow::Owned(port.clone()), bind.clone(), false)));
         }
-        return;
-    }
-    for entry in entries.values_mut() {
-        entry.locked = true;
+        return out;
     }
     for service in &egress.services {
         for port in service.ports.iter().filter(|p| may(p)) {
-            for wish in wishes(context, service, port, &bind, really_bound) {
-                add(context, egress, wish, entries);
+            match pods(context, service, port, &bind) {
+                None => out.extend(claim(service, Cow::Borrowed(port), bind.clone(), false)),
+                Some(pods) => out.extend(
+                    pods.into_iter()
+                        .filter_map(|pod| claim(service, Cow::Borrowed(port), vec![pod], true)),
+                ),
             }
         }
     }
+    out
 }
 
-/// One wish; or one for each pod where a headless service has nothing but its pods' addresses.
-fn wishes<'a>(
+/// The addresses of the pods of a headless service, which has nothing else that it could be called by; the proxy's own
+/// pod is left out. `None` for other services.
+fn pods(
     context: &Context<'_>,
-    service: &'a Service,
-    port: &'a Port,
+    service: &Service,
+    port: &Port,
     bind: &[String],
-    really_bound: bool,
-) -> Vec<Wish<'a>> {
-    let wish = |bind: Vec<String>, of_pod| Wish {
-        service,
-        port,
-        bind,
-        really_bound,
-        of_pod,
-    };
+) -> Option<Vec<String>> {
     let per_pod = bind.is_empty()
         && service.resolution == Resolution::Passthrough
         && service.address_for(context.proxy) == UNSPECIFIED
         && (port.protocol.is_tcp() || port.protocol.is_unsupported());
     if !per_pod {
-        return vec![wish(bind.to_vec(), false)];
+        return None;
     }
     let endpoints = context.mesh.endpoints(service, port.number);
     if endpoints.is_empty() && service.registry == Registry::External && service.selector.is_empty()
     {
-        return vec![wish(Vec::new(), false)];
+        return None;
     }
-    endpoints
-        .iter()
-        .filter(|e| e.address.parse::<IpAddr>().is_ok())
-        .map(|e| wish(vec![e.address.clone()], true))
-        .collect()
+    let own = context.proxy.node.addresses.first();
+    let addresses = endpoints.iter().map(|e| &e.address);
+    Some(
+        addresses
+            .filter(|a| a.parse::<IpAddr>().is_ok_and(|ip| Some(&ip) != own))
+            .cloned()
+            .collect(),
+    )
 }
 
+/// `None` for what is not listened to (UDP).
 fn treatment(protocol: Protocol) -> Option<Treatment> {
     if protocol.is_http() {
         Some(Treatment::Http)
@@ -233,17 +265,16 @@ fn treatment(protocol: Protocol) -> Option<Treatment> {
 }
 
 /// Puts a service's port into the listener of its address: a new one, or beside what is already there.
-fn add(context: &Context<'_>, egress: &EgressListener, wish: Wish<'_>, entries: &mut Entries) {
-    let Some(treatment) = treatment(wish.port.protocol) else {
-        return;
-    };
-    if wish.service.resolution == Resolution::Alias {
-        return;
-    }
+fn add(
+    context: &Context<'_>,
+    egress: &EgressListener,
+    wish: Claim<'_>,
+    key: Key,
+    entries: &mut Entries,
+) {
+    let treatment = wish.treatment;
     let wildcard = context.env.families.wildcard();
-    let (bind, destinations) = placement(context, &wish, treatment);
-    let primary = bind.first().cloned().unwrap_or_default();
-    let key = (primary.clone(), wish.port.number);
+    let primary = key.0.clone();
     let current = entries.get(&key);
     if current.is_some_and(|e| e.locked) {
         return;
@@ -251,9 +282,9 @@ fn add(context: &Context<'_>, egress: &EgressListener, wish: Wish<'_>, entries: 
     let tcp = || {
         tcp::Outbound {
             service: wish.service,
-            port: wish.port,
+            port: &wish.port,
             bind: primary.clone(),
-            destinations: destinations.clone(),
+            destinations: wish.destinations.clone(),
             virtual_services: &egress.virtual_services,
         }
         .chains(context)
@@ -293,14 +324,13 @@ fn add(context: &Context<'_>, egress: &EgressListener, wish: Wish<'_>, entries: 
 
     let Some(entry) = entries.get_mut(&key) else {
         let entry = Entry {
-            bind,
+            bind: wish.bind,
             really_bound: wish.really_bound,
             port: wish.port.number,
             protocol,
             locked: false,
             chains,
             from,
-            of_pod: wish.of_pod,
         };
         entries.insert(key, entry);
         return;
@@ -334,26 +364,22 @@ fn add(context: &Context<'_>, egress: &EgressListener, wish: Wish<'_>, entries: 
     }
 }
 
-/// The addresses that a wish listens on, and the networks that its chains then have to match.
+/// The addresses that a port is listened to on, and the networks that its chains then have to match.
 fn placement(
     context: &Context<'_>,
-    wish: &Wish<'_>,
+    service: &Service,
     treatment: Treatment,
+    bind: Vec<String>,
 ) -> (Vec<String>, Vec<String>) {
     let wildcard = context.env.families.wildcard();
-    if !wish.bind.is_empty() {
-        return (wish.bind.clone(), Vec::new());
+    if !bind.is_empty() {
+        return (bind, Vec::new());
     }
     if treatment == Treatment::Http {
         return (vec![wildcard.to_owned()], Vec::new());
     }
-    let mut addresses = vec![wish.service.address_for(context.proxy)];
-    addresses.extend(
-        wish.service
-            .addresses_for(context.proxy)
-            .into_iter()
-            .skip(1),
-    );
+    let mut addresses = vec![service.address_for(context.proxy)];
+    addresses.extend(service.addresses_for(context.proxy).into_iter().skip(1));
     if addresses[0] == UNSPECIFIED {
         addresses[0] = wildcard.to_owned();
     }
@@ -366,7 +392,7 @@ fn placement(
 
 fn http_chain(
     context: &Context<'_>,
-    wish: &Wish<'_>,
+    wish: &Claim<'_>,
     bind: &str,
     sniffed: bool,
     to_match: bool,
@@ -474,7 +500,6 @@ fn finish(context: &Context<'_>, entry: Entry) -> Built {
     Built {
         listener: out,
         from: entry.from,
-        of_pod: entry.of_pod.then_some(primary),
     }
 }
 

@@ -403,6 +403,26 @@ impl Context<'_> {
     }
 }
 
+/// Whether a rule says anything that a listener, not a cluster, does.
+pub(super) fn is_shaped_by(rule: &DestinationRule) -> bool {
+    let policies = rule.traffic_policy.iter().chain(
+        rule.subsets
+            .iter()
+            .filter_map(|s| s.traffic_policy.as_ref()),
+    );
+    policies.into_iter().any(|p| {
+        let tcp = p.connection_pool.as_ref().and_then(|c| c.tcp.as_ref());
+        p.tunnel.is_some()
+            || tcp.is_some_and(|t| t.idle_timeout.is_some() || t.max_connection_duration.is_some())
+            || p.load_balancer.as_ref().is_some_and(|lb| {
+                matches!(&lb.lb_policy, Some(LbPolicy::ConsistentHash(hash))
+                    if matches!(hash.hash_key, Some(HashKey::UseSourceIp(_))))
+            })
+    })
+    // Subsets are chains of their own at gateways that pass mutual TLS through.
+    || !rule.subsets.is_empty()
+}
+
 fn tunnel(rule: Option<&DestinationRule>, subset: &str) -> Option<TunnelingConfig> {
     let settings = policy_of(rule, subset)?.tunnel.as_ref()?;
     Some(TunnelingConfig {

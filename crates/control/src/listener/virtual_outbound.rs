@@ -6,7 +6,8 @@ use proto::envoy::config::{
 };
 
 use super::{
-    Context, chain::address, env::Interception, outbound::catch_all_filters, settings::Class, tcp,
+    Built, Context, chain::address, env::Interception, outbound::catch_all_filters,
+    settings::Class, tcp,
 };
 use crate::names;
 
@@ -14,7 +15,7 @@ use crate::names;
 pub const VIRTUAL_OUTBOUND: &str = "virtualOutbound";
 
 /// The listener; none where connections are not redirected.
-pub fn build(context: &Context<'_>) -> Option<Listener> {
+pub fn build(context: &Context<'_>) -> Option<Built> {
     let env = &context.env;
     if env.interception == Interception::None {
         return None;
@@ -26,7 +27,7 @@ pub fn build(context: &Context<'_>) -> Option<Listener> {
         names::BLACK_HOLE,
         false,
     ));
-    Some(Listener {
+    let listener = Listener {
         name: VIRTUAL_OUTBOUND.to_owned(),
         address: Some(address(env.families.wildcard(), env.outbound_port())),
         transparent: (env.interception == Interception::Tproxy).then_some(true),
@@ -52,5 +53,9 @@ pub fn build(context: &Context<'_>) -> Option<Listener> {
         max_connections_to_accept_per_socket_event: env.compat.max_connections_per_event(),
         access_log: env.reports(Class::Outbound).logs.listener.clone(),
         ..Default::default()
+    };
+    Some(Built {
+        listener,
+        from: Vec::new(),
     })
 }
