@@ -204,6 +204,7 @@ pub fn build(context: &Context<'_>) -> Vec<Built> {
             bound.push(Built {
                 listener,
                 from: served.from,
+                of_pod: None,
             });
         } else {
             virtual_chains.extend(chains);
@@ -224,6 +225,7 @@ pub fn build(context: &Context<'_>) -> Vec<Built> {
             Built {
                 listener,
                 from: virtual_from,
+                of_pod: None,
             },
         );
     }

@@ -41,35 +41,55 @@ const ISTIO_FILTERS: &str = "ISTIO_FILTERS";
 
 /// All listeners of a proxy, outbound ones first.
 pub fn build(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
-    let mut out = shared(mesh, proxy);
+    let own_address = proxy.node.addresses.first().map(ToString::to_string);
+    let mut out: Vec<Resource> = outbound(mesh, proxy)
+        .into_iter()
+        .filter(|s| s.of_pod.is_none() || s.of_pod != own_address)
+        .map(|s| s.resource)
+        .collect();
     out.extend(own(mesh, proxy));
     out
 }
 
-/// The listeners that all proxies with the same [`Proxy::view_key`] have; of a gateway all of them, which then hang on
-/// [`Proxy::inbound_key`].
-pub fn shared(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
-    let context = Context::new(mesh, proxy);
-    if proxy.is_router() {
-        return crate::gateway::listeners::build(&context);
-    }
-    let mut out = outbound::build(&context, Part::Shared);
-    out.extend(virtual_outbound::build(&context));
-    resources(&context, out)
-}
-
-/// The other listeners of a sidecar: what its workload serves, and the outbound listeners that name the workload in
-/// its traces or that lead to single pods, itself left out. They change with the same objects as the shared ones
-/// (see [`depends_on`]), and with the labels, addresses and service ports of the workload.
-pub fn own(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
+/// The outbound listeners of a sidecar that all proxies with the same [`Proxy::view_key`] have, the pod aside that one
+/// leads to. A gateway has none.
+pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
     if proxy.is_router() {
         return Vec::new();
     }
     let context = Context::new(mesh, proxy);
+    let mut out = outbound::build(&context, Part::Shared);
+    out.extend(virtual_outbound::build(&context));
+    let of_pods: Vec<_> = out.iter().map(|b| b.of_pod.clone()).collect();
+    resources(&context, out)
+        .into_iter()
+        .zip(of_pods)
+        .map(|(resource, of_pod)| Shared { resource, of_pod })
+        .collect()
+}
+
+/// The other listeners: of a sidecar what its workload serves, and the outbound listeners that name the workload in its
+/// traces; of a gateway all. They change with the labels, addresses and service ports of the workload, and with the
+/// same objects as the shared ones (see [`depends_on`]).
+pub fn own(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
+    let context = Context::new(mesh, proxy);
+    if proxy.is_router() {
+        return crate::gateway::listeners::build(&context);
+    }
+    let own_address = proxy.node.addresses.first().map(ToString::to_string);
     let mut out = outbound::build(&context, Part::Own);
+    out.retain(|b| b.of_pod.is_none() || b.of_pod != own_address);
     out.extend(outbound::http_proxy(&context));
     out.extend(inbound::build(&context));
     resources(&context, out)
+}
+
+/// A listener that many proxies share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub resource: Resource,
+    /// The address of the one pod that it leads to (headless services): that pod does not get it.
+    pub of_pod: Option<String>,
 }
 
 /// Whether some listener is made from this VirtualService or DestinationRule, beside naming routes or clusters: only
@@ -94,6 +114,8 @@ pub fn depends_on(mesh: &Mesh, key: &ObjectKey) -> bool {
 pub struct Built {
     pub listener: Listener,
     pub from: Vec<Origin>,
+    /// The address of the one pod that it leads to.
+    pub of_pod: Option<String>,
 }
 
 /// Which outbound listeners are meant.
@@ -110,7 +132,10 @@ fn resources(context: &Context<'_>, built: Vec<Built>) -> Vec<Resource> {
     let scope = context.proxy.scope.origin();
     built
         .into_iter()
-        .map(|Built { listener, mut from }| {
+        .map(|built| {
+            let Built {
+                listener, mut from, ..
+            } = built;
             from.extend(scope.iter().cloned());
             Resource::new(listener.name.clone(), &listener, from)
         })

@@ -44,6 +44,7 @@ struct Entry {
     locked: bool,
     chains: Vec<Chain>,
     from: Vec<Origin>,
+    of_pod: bool,
 }
 
 /// Address and port: what a listener is known by.
@@ -109,11 +110,11 @@ pub fn build(context: &Context<'_>, part: Part) -> Vec<Built> {
 }
 
 /// Whether the claim's listener is not the same for all proxies of a view: spans of HTTP requests carry the name of
-/// the workload, and a pod has no listener that leads to itself.
+/// the workload.
 fn is_own(context: &Context<'_>, claim: &Claim<'_>) -> bool {
     let tracing = &context.env.reports(Class::Outbound).tracing;
     let named = tracing.as_ref().is_some_and(|t| !t.custom_tags.is_empty());
-    claim.of_pod || (named && claim.treatment != Treatment::Tcp)
+    named && claim.treatment != Treatment::Tcp
 }
 
 /// The listener of clients that are told to use a proxy (`proxyHttpPort`).
@@ -136,6 +137,7 @@ pub fn http_proxy(context: &Context<'_>) -> Option<Built> {
         locked: false,
         chains: vec![chain],
         from: Vec::new(),
+        of_pod: false,
     };
     Some(finish(context, entry))
 }
@@ -221,8 +223,8 @@ fn claims<'a>(context: &Context<'_>, egress: &'a EgressListener) -> Vec<Claim<'a
     out
 }
 
-/// The addresses of the pods of a headless service, which has nothing else that it could be called by; the proxy's own
-/// pod is left out. `None` for other services.
+/// The addresses of the pods of a headless service, which has nothing else that it could be called by. `None` for
+/// other services.
 fn pods(
     context: &Context<'_>,
     service: &Service,
@@ -241,11 +243,10 @@ fn pods(
     {
         return None;
     }
-    let own = context.proxy.node.addresses.first();
     let addresses = endpoints.iter().map(|e| &e.address);
     Some(
         addresses
-            .filter(|a| a.parse::<IpAddr>().is_ok_and(|ip| Some(&ip) != own))
+            .filter(|a| a.parse::<IpAddr>().is_ok())
             .cloned()
             .collect(),
     )
@@ -331,6 +332,7 @@ fn add(
             locked: false,
             chains,
             from,
+            of_pod: wish.of_pod,
         };
         entries.insert(key, entry);
         return;
@@ -500,6 +502,7 @@ fn finish(context: &Context<'_>, entry: Entry) -> Built {
     Built {
         listener: out,
         from: entry.from,
+        of_pod: entry.of_pod.then_some(primary),
     }
 }
 

@@ -57,5 +57,6 @@ pub fn build(context: &Context<'_>) -> Option<Built> {
     Some(Built {
         listener,
         from: Vec::new(),
+        of_pod: None,
     })
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use config::{Kind, ObjectKey};
 use xds::type_url::{CDS, ECDS, EDS, LDS, NDS, RDS, SDS};
 
-use crate::model::Mesh;
+use crate::{listener, model::Mesh};
 
 /// A set of changes; merging two gives what both did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Change {
     pub endpoints: BTreeSet<(String, String)>,
     /// Whether those endpoints also stand in clusters or listeners (DNS, headless, service accounts).
     pub endpoints_elsewhere: bool,
+    /// Whether listeners are made from some VirtualService or DestinationRule among the objects.
+    pub listener_rules: bool,
 }
 
 /// Which part of a type's resources is meant.
@@ -39,11 +41,16 @@ impl Change {
             .iter()
             .any(|key| newer.endpoint_change_needs_clusters(older, key));
         let full = keys.iter().any(is_mesh_wide) || older.config() != newer.config();
+        let listener_rules = keys
+            .iter()
+            .filter(|k| is_rule_kind(k.kind))
+            .any(|k| listener::depends_on(older, k) || listener::depends_on(newer, k));
         Change {
             full,
             keys,
             endpoints,
             endpoints_elsewhere,
+            listener_rules,
         }
     }
 
@@ -61,6 +68,7 @@ impl Change {
         self.keys.extend(other.keys.iter().cloned());
         self.endpoints.extend(other.endpoints.iter().cloned());
         self.endpoints_elsewhere |= other.endpoints_elsewhere;
+        self.listener_rules |= other.listener_rules;
     }
 
     /// Whether only endpoints changed: nothing but the endpoints of the named services is to be built anew.
@@ -91,6 +99,7 @@ impl Change {
             _ => false,
         };
         by_endpoints
+            || (type_url == LDS && self.listener_rules)
             || self
                 .keys
                 .iter()
@@ -127,6 +136,10 @@ pub(crate) fn is_endpoint_kind(kind: Kind) -> bool {
     )
 }
 
+fn is_rule_kind(kind: Kind) -> bool {
+    matches!(kind, Kind::VirtualService | Kind::DestinationRule)
+}
+
 /// Whether an object can matter to any proxy at all.
 pub(crate) fn matters(key: &ObjectKey) -> bool {
     match key.kind {
@@ -156,8 +169,9 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
         Kind::EndpointSlice | Kind::ConfigMap | Kind::ServiceAccount | Kind::WorkloadGroup => false,
         Kind::Namespace => true,
         Kind::Service | Kind::ServiceEntry => true,
-        Kind::VirtualService => !own && matches!(type_url, CDS | LDS | RDS | NDS),
-        Kind::DestinationRule => !own && matches!(type_url, CDS | EDS | LDS | RDS),
+        // For listeners only rules of TCP and TLS count: [`Change::listener_rules`].
+        Kind::VirtualService => !own && matches!(type_url, CDS | RDS | NDS),
+        Kind::DestinationRule => !own && matches!(type_url, CDS | EDS | RDS),
         Kind::Gateway => router && matches!(type_url, CDS | LDS | RDS),
         Kind::Sidecar => !router && matches!(type_url, CDS | LDS | RDS | NDS),
         Kind::PeerAuthentication => matches!(type_url, CDS | EDS | LDS),
@@ -197,11 +211,16 @@ mod tests {
         assert!(change.affects(RDS, Part::Shared, false));
         assert!(!change.affects(EDS, Part::Shared, false));
         assert!(!change.affects(LDS, Part::Own, false));
-        assert!(
-            change.affects(LDS, Part::Own, true),
-            "all of a gateway's listeners are its own"
-        );
+        assert!(!change.affects(LDS, Part::Own, true));
         assert!(!change.only_endpoints());
+        let tcp = Change {
+            listener_rules: true,
+            ..change
+        };
+        for router in [false, true] {
+            assert!(tcp.affects(LDS, Part::Shared, router));
+            assert!(tcp.affects(LDS, Part::Own, router));
+        }
     }
 
     #[test]
