@@ -4,8 +4,10 @@
 //! so that the program can stand in for the ones that pod templates name. Each command belongs to a room, which
 //! takes its own arguments apart: this file only finds it.
 
+mod completion;
 mod pod;
 mod proxy_config;
+mod proxy_status;
 
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
@@ -38,6 +40,12 @@ const COMMANDS: &[Command] = &[
         aliases: &[],
         about: "call a service over HTTP, gRPC or TCP and print what came back",
         run: local::samples::call,
+    },
+    Command {
+        name: "completion",
+        aliases: &[],
+        about: "print a completion script: bash, zsh or fish",
+        run: completion::main,
     },
     Command {
         name: "control",
@@ -80,6 +88,12 @@ const COMMANDS: &[Command] = &[
         aliases: &["pc"],
         about: "show what a proxy is configured with",
         run: proxy_config::main,
+    },
+    Command {
+        name: "proxy-status",
+        aliases: &["ps"],
+        about: "show how far each proxy is with its configuration",
+        run: proxy_status::main,
     },
 ];
 

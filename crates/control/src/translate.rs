@@ -7,7 +7,7 @@
 use xds::type_url::{CDS, EDS, LDS, NDS, RDS};
 
 use crate::{
-    cluster, endpoint,
+    cluster, endpoint, grpc,
     listener::{self, Shared},
     model::{Mesh, Proxy, Resource},
     names_table, route,
@@ -59,6 +59,15 @@ impl Translate for Istio {
     }
 
     fn named(&self, type_url: &str, mesh: &Mesh, proxy: &Proxy, names: &[&str]) -> Vec<Resource> {
+        if grpc::is_grpc(&proxy.node) {
+            return match type_url {
+                CDS => grpc::clusters(mesh, proxy, names),
+                EDS => grpc::endpoints(mesh, proxy, names),
+                LDS => grpc::listeners(mesh, proxy, names),
+                RDS => grpc::routes(mesh, proxy, names),
+                _ => Vec::new(),
+            };
+        }
         match type_url {
             EDS => endpoint::build(mesh, proxy, names.iter().copied()),
             RDS => {

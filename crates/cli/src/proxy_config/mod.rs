@@ -5,11 +5,11 @@
 
 mod bootstrap;
 mod clusters;
-mod dump;
+pub(crate) mod dump;
 mod endpoints;
 mod listeners;
 mod routes;
-mod table;
+pub(crate) mod table;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 

@@ -17,6 +17,7 @@ use xds::{Resource, ResourceSet, type_url::EDS};
 
 use super::{Change, Interner, change::Part};
 use crate::{
+    grpc,
     model::{self, Mesh, Proxy},
     names::parse_cluster,
     translate::Translate,
@@ -173,9 +174,10 @@ impl Scope<'_> {
 pub struct Views(Mutex<HashMap<u64, Arc<View>>>);
 
 impl Views {
-    /// The view of a proxy. All of a gateway's routes and listeners hang on the ports of its own workload.
+    /// The view of a proxy. All of a gateway's routes and listeners hang on the ports of its own workload, and so do
+    /// those that a gRPC server asks for.
     pub fn of(&self, mesh: &Mesh, proxy: &Proxy) -> Arc<View> {
-        let key = if proxy.is_router() {
+        let key = if proxy.is_router() || grpc::is_grpc(&proxy.node) {
             proxy.inbound_key(mesh)
         } else {
             proxy.view_key(mesh)

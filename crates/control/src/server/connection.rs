@@ -19,6 +19,7 @@ use xds::{
 
 use super::{Rejection, Server, rejection};
 use crate::{
+    grpc,
     metrics::type_label,
     model::{Node, Proxy},
     push::{Own, Push, View, names_key},
@@ -313,11 +314,11 @@ impl Connection {
         let started = Instant::now();
         let placed = self.place(server, push, state);
         let scope = server.scope(push);
-        let set = if is_whole(type_url) {
+        let set = if is_whole(type_url, &self.node) {
             state
                 .own
                 .whole(scope, type_url, &placed.view, &placed.proxy)
-        } else if is_named(type_url) {
+        } else if is_named(type_url, &self.node) {
             let stream = &state.stream;
             let key = *state
                 .names
@@ -396,12 +397,12 @@ fn all_answered(stream: &Stream) -> bool {
     })
 }
 
-/// Types of which a proxy wants everything.
-pub(super) fn is_whole(type_url: &str) -> bool {
-    matches!(type_url, CDS | LDS | NDS)
+/// Types of which a proxy wants everything. A gRPC application names what it wants.
+pub(super) fn is_whole(type_url: &str, node: &Node) -> bool {
+    matches!(type_url, CDS | LDS | NDS) && !grpc::is_grpc(node)
 }
 
 /// Types of which a proxy wants what it names.
-pub(super) fn is_named(type_url: &str) -> bool {
-    matches!(type_url, EDS | RDS)
+pub(super) fn is_named(type_url: &str, node: &Node) -> bool {
+    matches!(type_url, EDS | RDS) || matches!(type_url, CDS | LDS) && grpc::is_grpc(node)
 }

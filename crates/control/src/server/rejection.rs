@@ -53,12 +53,12 @@ pub(super) fn of(
     message: String,
 ) -> Rejection {
     let mesh = &scope.push.mesh;
-    let made = if is_whole(type_url) {
+    let made = if is_whole(type_url, &proxy.node) {
         let mut all = scope.translate.own(type_url, mesh, proxy);
         let shared = scope.translate.shared(type_url, mesh, proxy);
         all.extend(shared.into_iter().map(|s| s.resource));
         all
-    } else if is_named(type_url) {
+    } else if is_named(type_url, &proxy.node) {
         let names: Vec<&str> = stream
             .names(type_url)
             .map(|n| &**n)

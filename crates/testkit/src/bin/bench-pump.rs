@@ -17,16 +17,25 @@ use tokio::{
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let mut address = || -> anyhow::Result<SocketAddr> {
-        args.next().context("usage: bench-pump LISTEN UPSTREAM")?.parse().context("not IP:PORT")
+        args.next()
+            .context("usage: bench-pump LISTEN UPSTREAM")?
+            .parse()
+            .context("not IP:PORT")
     };
     let (listen, upstream) = (address()?, address()?);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     LocalSet::new().block_on(&runtime, async move {
-        let listener = TcpListener::bind(listen).await.with_context(|| listen.to_string())?;
+        let listener = TcpListener::bind(listen)
+            .await
+            .with_context(|| listen.to_string())?;
         loop {
             let (client, _) = listener.accept().await?;
             tokio::task::spawn_local(async move {
-                let Ok(server) = TcpStream::connect(upstream).await else { return };
+                let Ok(server) = TcpStream::connect(upstream).await else {
+                    return;
+                };
                 // Options that cannot be set only cost latency.
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let (client_read, client_write) = client.into_split();
