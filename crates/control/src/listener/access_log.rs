@@ -15,6 +15,7 @@ use proto::{
             },
         },
         extensions::{
+            access_loggers::open_telemetry::v3::OpenTelemetryAccessLogConfig,
             access_loggers::{
                 file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
                 filters::cel::v3::ExpressionFilter,
@@ -30,11 +31,13 @@ use proto::{
         mesh_config::{
             AccessLogEncoding,
             extension_provider::{
-                EnvoyFileAccessLogProvider, EnvoyHttpGrpcV3LogProvider, EnvoyTcpGrpcV3LogProvider,
+                EnvoyFileAccessLogProvider, EnvoyHttpGrpcV3LogProvider,
+                EnvoyOpenTelemetryLogProvider, EnvoyTcpGrpcV3LogProvider,
                 envoy_file_access_log_provider::log_format::LogFormat,
             },
         },
     },
+    opentelemetry::proto::common::v1::{AnyValue, KeyValue, KeyValueList, any_value},
     prost_types::value::Kind,
 };
 
@@ -89,6 +92,7 @@ const JSON_FORMAT: [(&str, &str); 24] = [
 const FILE: &str = "envoy.access_loggers.file";
 const HTTP_GRPC: &str = "envoy.access_loggers.http_grpc";
 const TCP_GRPC: &str = "envoy.tcp_grpc_access_log";
+const OPEN_TELEMETRY: &str = "envoy.access_loggers.open_telemetry";
 const DEFAULT_PATH: &str = "/dev/stdout";
 /// The bootstrap's cluster for `enableEnvoyAccessLogService`.
 const ACCESS_LOG_SERVICE: &str = "envoy_accesslog_service";
@@ -225,6 +229,55 @@ pub fn tcp_grpc_of_provider(
     let name = or_default(&provider.log_name, "tcp_envoy_accesslog");
     let states = states(&provider.filter_state_objects_to_log);
     tcp_grpc(common_grpc(name, cluster, authority, states))
+}
+
+/// An OpenTelemetry log, sent to `cluster`.
+pub fn open_telemetry(
+    provider: &EnvoyOpenTelemetryLogProvider,
+    cluster: &str,
+    authority: &str,
+) -> AccessLog {
+    let name = or_default(&provider.log_name, "otel_envoy_accesslog");
+    let all = PEERS
+        .iter()
+        .chain(&OLD_PEERS)
+        .map(|s| (*s).to_owned())
+        .collect();
+    let own = provider.log_format.as_ref();
+    let text = own.map_or("", |f| f.text.as_str());
+    let text = if text.is_empty() { TEXT_FORMAT } else { text };
+    let labels = own
+        .and_then(|f| f.labels.as_ref())
+        .filter(|l| !l.fields.is_empty());
+    let string = |text: &str| AnyValue {
+        value: Some(any_value::Value::StringValue(text.to_owned())),
+    };
+    let values: Vec<(&String, &str)> = labels
+        .into_iter()
+        .flat_map(|l| &l.fields)
+        .map(|(key, value)| match &value.kind {
+            Some(Kind::StringValue(text)) => (key, text.as_str()),
+            _ => (key, ""),
+        })
+        .collect();
+    let config = OpenTelemetryAccessLogConfig {
+        common_config: Some(common_grpc(name, cluster, authority, all)),
+        disable_builtin_labels: true,
+        body: Some(string(text)),
+        attributes: labels.map(|_| KeyValueList {
+            values: values
+                .iter()
+                .map(|(key, value)| KeyValue {
+                    key: (*key).clone(),
+                    value: Some(string(value)),
+                    ..Default::default()
+                })
+                .collect(),
+        }),
+        formatters: formatters(values.iter().map(|(_, v)| *v).chain([text])),
+        ..Default::default()
+    };
+    log(OPEN_TELEMETRY, any::pack(&config))
 }
 
 fn states(own: &[String]) -> Vec<String> {
