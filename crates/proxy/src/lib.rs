@@ -1,6 +1,7 @@
 //! See docs/ARCHITECTURE.md.
 
 pub mod access_log;
+pub mod admin;
 pub mod bootstrap;
 pub mod cluster;
 pub mod command;

@@ -1,6 +1,9 @@
 //! Which requests are logged.
 
-use crate::{http::{Exchange, Flags}, plan::access_log::AccessLogFilter};
+use crate::{
+    http::{Exchange, Flags},
+    plan::access_log::AccessLogFilter,
+};
 
 /// Whether the filter lets the request through.
 pub(super) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: u64) -> bool {
@@ -13,8 +16,15 @@ pub(super) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
         // of others is not here.
         AccessLogFilter::NotHealthCheck => true,
         AccessLogFilter::Traceable => exchange.traced,
-        AccessLogFilter::Fraction { fraction, use_independent_randomness } => {
-            let id = exchange.request.headers.get_str("x-request-id").filter(|_| !use_independent_randomness);
+        AccessLogFilter::Fraction {
+            fraction,
+            use_independent_randomness,
+        } => {
+            let id = exchange
+                .request
+                .headers
+                .get_str("x-request-id")
+                .filter(|_| !use_independent_randomness);
             // The same request is logged at each hop or at none.
             let number = id
                 .and_then(|id| u64::from_str_radix(id.get(..8)?, 16).ok())
@@ -30,10 +40,14 @@ pub(super) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
             .any(|flag| Flags::from_short(flag).is_some_and(|flag| exchange.flags.has(flag))),
         AccessLogFilter::GrpcStatus { statuses, exclude } => {
             let status = super::format::grpc_status(exchange);
-            let listed = status.is_some_and(|status| statuses.iter().any(|s| u32::from(*s) == status));
+            let listed =
+                status.is_some_and(|status| statuses.iter().any(|s| u32::from(*s) == status));
             listed != *exclude
         }
-        AccessLogFilter::Metadata { matcher, match_if_key_not_found } => {
+        AccessLogFilter::Metadata {
+            matcher,
+            match_if_key_not_found,
+        } => {
             let value = matcher.path.iter().try_fold(
                 exchange.dynamic_metadata.get(&*matcher.filter),
                 |value, key| value.map(|value| value.get(&**key)),

@@ -106,16 +106,19 @@ fn value(
     let upstream = &exchange.upstream;
     let connection = exchange.connection;
     let route = exchange.route.get();
-    let since_start = |at: Option<Instant>| {
-        at.map(|at| at.saturating_duration_since(progress.start))
-    };
+    let since_start =
+        |at: Option<Instant>| at.map(|at| at.saturating_duration_since(progress.start));
     match kind {
-        Op::Req { name, alternative } => {
-            text_of(either(name, alternative, |name| exchange.request.get(name)), out)
-        }
+        Op::Req { name, alternative } => text_of(
+            either(name, alternative, |name| exchange.request.get(name)),
+            out,
+        ),
         Op::ReqWithoutQuery { name, alternative } => {
             let found = either(name, alternative, |name| exchange.request.get(name));
-            text_of(found.and_then(|value| value.split(|&byte| byte == b'?').next()), out)
+            text_of(
+                found.and_then(|value| value.split(|&byte| byte == b'?').next()),
+                out,
+            )
         }
         Op::Resp { name, alternative } => {
             if &**name == ":status" {
@@ -127,7 +130,10 @@ fn value(
             let trailers = exchange.trailers.as_ref();
             text_of(either(name, alternative, |name| trailers?.get(name)), out)
         }
-        Op::Path { without_query, original } => {
+        Op::Path {
+            without_query,
+            original,
+        } => {
             let old = exchange.request.headers.get("x-envoy-original-path");
             let path = match original {
                 Original::OrPath => old.or_else(|| exchange.request.get(":path")),
@@ -142,9 +148,10 @@ fn value(
             };
             text_of(path.map(|path| &path[..cut(path)]), out)
         }
-        Op::QueryParam(name) => {
-            text_of(query_parameter(exchange.request.path().as_bytes(), name.as_bytes()), out)
-        }
+        Op::QueryParam(name) => text_of(
+            query_parameter(exchange.request.path().as_bytes(), name.as_bytes()),
+            out,
+        ),
         Op::StartTime(format) => {
             time::write(format, progress.start_time, out);
             Presence::Text
@@ -157,9 +164,10 @@ fn value(
         Op::RequestTxDuration => millis(since_start(progress.upstream_last_sent), out),
         Op::ResponseDuration => millis(since_start(progress.upstream_first_received), out),
         Op::ResponseTxDuration => millis(
-            progress.end.zip(progress.upstream_first_received).map(|(end, first)| {
-                end.saturating_duration_since(first)
-            }),
+            progress
+                .end
+                .zip(progress.upstream_first_received)
+                .map(|(end, first)| end.saturating_duration_since(first)),
             out,
         ),
         Op::Duration => millis(Some(exchange.duration()), out),
@@ -173,31 +181,40 @@ fn value(
         }
         Op::ResponseHeadersBytes
         | Op::DownstreamHeaderBytesSent
-        | Op::UpstreamHeaderBytesReceived => {
-            number(response.map_or(0, |headers| headers.wire_size() as u64), out)
-        }
-        Op::ResponseTrailersBytes => {
-            number(exchange.trailers.as_ref().map_or(0, |t| t.wire_size() as u64), out)
-        }
-        Op::DownstreamWireBytesReceived => {
-            number(progress.received + exchange.request.headers.wire_size() as u64, out)
-        }
-        Op::UpstreamWireBytesSent if upstream.host.is_some() => {
-            number(progress.received + exchange.request.headers.wire_size() as u64, out)
-        }
+        | Op::UpstreamHeaderBytesReceived => number(
+            response.map_or(0, |headers| headers.wire_size() as u64),
+            out,
+        ),
+        Op::ResponseTrailersBytes => number(
+            exchange
+                .trailers
+                .as_ref()
+                .map_or(0, |t| t.wire_size() as u64),
+            out,
+        ),
+        Op::DownstreamWireBytesReceived => number(
+            progress.received + exchange.request.headers.wire_size() as u64,
+            out,
+        ),
+        Op::UpstreamWireBytesSent if upstream.host.is_some() => number(
+            progress.received + exchange.request.headers.wire_size() as u64,
+            out,
+        ),
         Op::DownstreamWireBytesSent | Op::UpstreamWireBytesReceived => {
             let head = response.map_or(0, |headers| headers.wire_size() as u64);
             number(progress.sent + head, out)
         }
         Op::Protocol => text_of(Some(exchange.request.version.as_str().as_bytes()), out),
-        Op::UpstreamProtocol => {
-            text_of(upstream.protocol.map(|version| version.as_str().as_bytes()), out)
-        }
+        Op::UpstreamProtocol => text_of(
+            upstream.protocol.map(|version| version.as_str().as_bytes()),
+            out,
+        ),
         Op::ResponseCode => number(exchange.status().into(), out),
         Op::ResponseCodeDetails => not_empty(&exchange.details, out),
-        Op::ConnectionTerminationDetails => {
-            text_of(connection.termination_details.as_deref().map(str::as_bytes), out)
-        }
+        Op::ConnectionTerminationDetails => text_of(
+            connection.termination_details.as_deref().map(str::as_bytes),
+            out,
+        ),
         Op::ResponseFlags => joined(exchange.flags.short(), out),
         Op::ResponseFlagsLong => joined(exchange.flags.long(), out),
         Op::GrpcStatus(form) => match grpc_status(exchange) {
@@ -216,7 +233,9 @@ fn value(
             }
         }
         Op::UpstreamHostName | Op::UpstreamHostNameWithoutPort => {
-            let Some(host) = &upstream.host else { return Presence::Absent };
+            let Some(host) = &upstream.host else {
+                return Presence::Absent;
+            };
             if !host.hostname.is_empty() {
                 let name = match kind {
                     Op::UpstreamHostNameWithoutPort => crate::http::split_port(&host.hostname).0,
@@ -230,9 +249,7 @@ fn value(
             Some(cluster) => not_empty(cluster.stat_name(), out),
             None => text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out),
         },
-        Op::UpstreamClusterRaw => {
-            text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out)
-        }
+        Op::UpstreamClusterRaw => text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out),
         Op::UpstreamLocalAddress(part) => address(upstream.local, *part, out),
         Op::UpstreamRequestAttemptCount => number(upstream.attempts.into(), out),
         Op::UpstreamTransportFailureReason => not_empty(&upstream.failure, out),
@@ -241,7 +258,11 @@ fn value(
             // The client by the rules about x-forwarded-for; its port is known only of the peer.
             let same = connection.remote.map(|remote| remote.ip()) == exchange.client;
             let port = if same { port } else { 0 };
-            address(exchange.client.map(|ip| SocketAddr::new(ip, port)), *part, out)
+            address(
+                exchange.client.map(|ip| SocketAddr::new(ip, port)),
+                *part,
+                out,
+            )
         }
         Op::DownstreamDirectRemoteAddress(part) => address(connection.direct_remote, *part, out),
         Op::DownstreamLocalAddress(part) | Op::DownstreamDirectLocalAddress(part) => {
@@ -249,46 +270,76 @@ fn value(
         }
         Op::ConnectionId => number(connection.id, out),
         Op::StreamId => not_empty(
-            exchange.request.headers.get_str("x-request-id").unwrap_or_default(),
+            exchange
+                .request
+                .headers
+                .get_str("x-request-id")
+                .unwrap_or_default(),
             out,
         ),
-        Op::RequestedServerName => {
-            text_of(connection.requested_server_name.as_deref().map(str::as_bytes), out)
-        }
+        Op::RequestedServerName => text_of(
+            connection
+                .requested_server_name
+                .as_deref()
+                .map(str::as_bytes),
+            out,
+        ),
         Op::RouteName => not_empty(route.map_or("", |(_, route)| &route.name), out),
         Op::VirtualHostName => not_empty(route.map_or("", |(host, _)| &host.name), out),
-        Op::FilterChainName => {
-            not_empty(connection.chain.as_ref().map_or("", |chain| &chain.name), out)
-        }
+        Op::FilterChainName => not_empty(
+            connection.chain.as_ref().map_or("", |chain| &chain.name),
+            out,
+        ),
         Op::AccessLogType => not_empty("DownstreamEnd", out),
         Op::LocalReplyBody => not_empty(&exchange.local_reply, out),
-        Op::Environment(name) => {
-            not_empty(&std::env::var(&**name).unwrap_or_default(), out)
-        }
+        Op::Environment(name) => not_empty(&std::env::var(&**name).unwrap_or_default(), out),
         Op::Hostname => {
             let name = rustix::system::uname();
             text_of(Some(name.nodename().to_bytes()), out)
         }
         Op::DynamicMetadata { namespace, path } => {
             let root = exchange.dynamic_metadata.get(&**namespace);
-            json(path.iter().try_fold(root, |v, key| v.map(|v| v.get(&**key))).flatten(), out)
+            json(
+                path.iter()
+                    .try_fold(root, |v, key| v.map(|v| v.get(&**key)))
+                    .flatten(),
+                out,
+            )
         }
-        Op::ClusterMetadata { namespace, path } => {
-            metadata(upstream.cluster.as_ref().map(|cluster| &cluster.metadata), namespace, path, out)
-        }
-        Op::UpstreamMetadata { namespace, path } => {
-            metadata(upstream.host.as_ref().map(|host| &host.metadata), namespace, path, out)
-        }
-        Op::RouteMetadata { namespace, path } => {
-            metadata(route.map(|(_, route)| &route.metadata), namespace, path, out)
-        }
+        Op::ClusterMetadata { namespace, path } => metadata(
+            upstream.cluster.as_ref().map(|cluster| &cluster.metadata),
+            namespace,
+            path,
+            out,
+        ),
+        Op::UpstreamMetadata { namespace, path } => metadata(
+            upstream.host.as_ref().map(|host| &host.metadata),
+            namespace,
+            path,
+            out,
+        ),
+        Op::RouteMetadata { namespace, path } => metadata(
+            route.map(|(_, route)| &route.metadata),
+            namespace,
+            path,
+            out,
+        ),
         Op::VirtualHostMetadata { namespace, path } => {
             metadata(route.map(|(host, _)| &host.metadata), namespace, path, out)
         }
         Op::ListenerMetadata { namespace, path } => {
             metadata(Some(&connection.listener.metadata), namespace, path, out)
         }
-        Op::FilterState { key, field, plain: _ } | Op::UpstreamFilterState { key, field, plain: _ } => {
+        Op::FilterState {
+            key,
+            field,
+            plain: _,
+        }
+        | Op::UpstreamFilterState {
+            key,
+            field,
+            plain: _,
+        } => {
             let state = exchange.state(key);
             match field {
                 Some(field) => json(state.and_then(|state| state.get(&**field)), out),
@@ -329,7 +380,10 @@ fn text_of(value: Option<&[u8]>, out: &mut Vec<u8>) -> Presence {
 }
 
 fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
-    text_of(Some(value.as_bytes()).filter(|value| !value.is_empty()), out)
+    text_of(
+        Some(value.as_bytes()).filter(|value| !value.is_empty()),
+        out,
+    )
 }
 
 fn number(value: u64, out: &mut Vec<u8>) -> Presence {
@@ -352,11 +406,17 @@ fn joined(words: impl Iterator<Item = &'static str>, out: &mut Vec<u8>) -> Prese
         }
         out.extend_from_slice(word.as_bytes());
     }
-    if out.len() == at { Presence::Absent } else { Presence::Text }
+    if out.len() == at {
+        Presence::Absent
+    } else {
+        Presence::Text
+    }
 }
 
 fn address(value: Option<SocketAddr>, part: AddressPart, out: &mut Vec<u8>) -> Presence {
-    let Some(value) = value else { return Presence::Absent };
+    let Some(value) = value else {
+        return Presence::Absent;
+    };
     let _ = match part {
         AddressPart::Whole => write!(out, "{value}"),
         AddressPart::WithoutPort => write!(out, "{}", value.ip()),
@@ -371,7 +431,10 @@ fn metadata(
     path: &[std::sync::Arc<str>],
     out: &mut Vec<u8>,
 ) -> Presence {
-    json(metadata.and_then(|metadata| metadata.lookup(namespace, path)), out)
+    json(
+        metadata.and_then(|metadata| metadata.lookup(namespace, path)),
+        out,
+    )
 }
 
 /// Texts are printed bare, everything else as JSON.

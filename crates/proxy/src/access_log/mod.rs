@@ -32,20 +32,34 @@ impl Logger {
         let interval = worker.options.file_flush_interval;
         plans
             .iter()
-            .map(|plan| Logger { plan: plan.clone(), sink: Sink::open(&plan.sink, interval) })
+            .map(|plan| Logger {
+                plan: plan.clone(),
+                sink: Sink::open(&plan.sink, interval),
+            })
             .collect()
     }
 
     /// Writes a line, if the filter lets the request through.
     pub(crate) fn log(&self, exchange: &Exchange<'_>, random: u64) {
-        if self.plan.filter.as_ref().is_some_and(|plan| !filter::passes(plan, exchange, random)) {
+        if self
+            .plan
+            .filter
+            .as_ref()
+            .is_some_and(|plan| !filter::passes(plan, exchange, random))
+        {
             return;
         }
         self.sink.write(|line| match &self.plan.format {
-            LogFormat::Text { template, omit_empty_values } => {
+            LogFormat::Text {
+                template,
+                omit_empty_values,
+            } => {
                 format::text(template, exchange, *omit_empty_values, line);
             }
-            LogFormat::Json { root, omit_empty_values } => {
+            LogFormat::Json {
+                root,
+                omit_empty_values,
+            } => {
                 json::write(root, exchange, *omit_empty_values, line);
                 line.push(b'\n');
             }

@@ -74,7 +74,10 @@ impl Sink {
             return;
         }
         if let Err(TrySendError::Full(lost)) = self.writer.try_send(lines) {
-            tracing::warn!(bytes = lost.len(), "access log lines dropped: their reader is too slow");
+            tracing::warn!(
+                bytes = lost.len(),
+                "access log lines dropped: their reader is too slow"
+            );
         }
     }
 
@@ -92,7 +95,9 @@ impl Drop for Sink {
 
 /// The writer thread of a file; one in the process.
 fn writer(target: &LogSink) -> SyncSender<Vec<u8>> {
-    let mut writers = WRITERS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut writers = WRITERS
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(writer) = writers.get(target) {
         return writer.clone();
     }

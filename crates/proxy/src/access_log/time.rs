@@ -27,7 +27,11 @@ pub(super) fn write(format: &TimeFormat, time: SystemTime, out: &mut Vec<u8>) {
         TimeFormat::Strftime(format) => {
             let stamp = jiff::Timestamp::from_second(since.as_secs() as i64).unwrap_or_default();
             let format = fractions(format, since.as_secs(), since.subsec_nanos());
-            let _ = write!(out, "{}", stamp.to_zoned(jiff::tz::TimeZone::UTC).strftime(&format));
+            let _ = write!(
+                out,
+                "{}",
+                stamp.to_zoned(jiff::tz::TimeZone::UTC).strftime(&format)
+            );
         }
     }
 }
@@ -82,8 +86,14 @@ mod tests {
             write(format, time, &mut out);
             String::from_utf8(out).expect("times are text")
         };
-        assert_eq!(print(&TimeFormat::Rfc3339Millis), "2023-11-14T22:13:20.042Z");
+        assert_eq!(
+            print(&TimeFormat::Rfc3339Millis),
+            "2023-11-14T22:13:20.042Z"
+        );
         let strftime = |text: &str| print(&TimeFormat::Strftime(text.into()));
-        assert_eq!(strftime("%Y/%m/%d %3f %s %3s %f"), "2023/11/14 042 1700000000 1700000000042 042000000");
+        assert_eq!(
+            strftime("%Y/%m/%d %3f %s %3s %f"),
+            "2023/11/14 042 1700000000 1700000000042 042000000"
+        );
     }
 }

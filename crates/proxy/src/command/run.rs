@@ -1,6 +1,6 @@
 //! From arguments to a running proxy, and to its end.
 
-use std::{io, process::ExitCode, rc::Rc, sync::Arc, time::Duration};
+use std::{io, path::Path, process::ExitCode, sync::Arc};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -9,12 +9,14 @@ use tokio::{
 
 use super::{Arguments, Mode};
 use crate::{
+    admin::{self, Admin},
     bootstrap::{self, BootstrapError, Sources, load},
+    discovery::Discovery,
     plan::{
         Bootstrap,
         bootstrap::{StatsMatcher, StatsTagSource},
     },
-    server::{Change, Server, State},
+    server::Server,
     worker::Options,
 };
 
@@ -50,7 +52,16 @@ pub(super) fn run(arguments: &Arguments, command_line: Vec<String>) -> ExitCode 
     };
     let options = arguments.options(command_line);
     let init_only = arguments.mode == Mode::InitOnly;
-    match LocalSet::new().block_on(&runtime, serve(bootstrap, options, store, init_only)) {
+    match LocalSet::new().block_on(
+        &runtime,
+        serve(
+            bootstrap,
+            options,
+            store,
+            init_only,
+            arguments.admin_address_path.as_deref(),
+        ),
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -81,27 +92,40 @@ async fn serve(
     options: Options,
     store: stats::Store,
     init_only: bool,
+    admin_address_path: Option<&Path>,
 ) -> Result<(), String> {
     // Before anything else: a signal during the start ends it in good order.
     let mut signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
     let server = Server::start(bootstrap.clone(), options, store)
         .map_err(|error| format!("cannot start the workers: {error}"))?;
-    let clusters = bootstrap
-        .static_clusters
-        .iter()
-        .map(|(plan, _)| Change::UpsertCluster(plan.clone()));
-    apply(&server, clusters.collect())?;
-    // Listeners open when the clusters that they lead to know their hosts.
-    server.clusters_warmed(FIRST_RESOLUTION).await;
-    server.set_state(State::Initializing);
-    let listeners = bootstrap
-        .static_listeners
-        .iter()
-        .map(|(plan, _)| Change::UpsertListener(plan.clone()));
-    apply(&server, listeners.collect())?;
-    server.settled().await;
-    server.set_state(State::Live);
-    tracing::info!("all clusters and listeners of the bootstrap are there: starting to serve");
+    let mut discovery = Discovery::new(server.clone());
+    // Admin answers from the beginning: the agent asks it how far the start has come.
+    if let Some(plan) = &bootstrap.admin {
+        let admin = Admin {
+            server: server.clone(),
+            truth: discovery.truth(),
+        };
+        let bound = admin::start(admin, &plan.address)
+            .map_err(|error| format!("admin: cannot listen on {}: {error}", plan.address))?;
+        if let Some(path) = admin_address_path {
+            std::fs::write(path, bound.to_string())
+                .map_err(|error| format!("--admin-address-path {}: {error}", path.display()))?;
+        }
+    }
+    let begin = async {
+        discovery.begin().await?;
+        tracing::info!("all clusters and listeners of the bootstrap are there");
+        Ok::<_, String>(discovery)
+    };
+    let discovery = tokio::select! {
+        begun = begin => begun?,
+        name = signals.next() => {
+            tracing::warn!("caught {name} during the start: ending");
+            server.shut_down();
+            return Ok(());
+        }
+    };
+    tokio::task::spawn_local(discovery.run());
     if !init_only {
         tokio::select! {
             name = signals.next() => tracing::warn!("caught {name}: ending"),
@@ -110,23 +134,6 @@ async fn serve(
     }
     server.shut_down();
     Ok(())
-}
-
-/// How long the first answers of name servers are waited for, at most.
-const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
-
-/// Applies a part of the bootstrap; what cannot be applied ends the start.
-fn apply(server: &Rc<Server>, changes: Vec<Change>) -> Result<(), String> {
-    let failed: Vec<String> = server
-        .apply(changes)
-        .into_iter()
-        .filter_map(|result| result.err().map(|error| error.to_string()))
-        .collect();
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(failed.join("\n"))
-    }
 }
 
 /// Which stats exist and what their tags are.

@@ -1,15 +1,16 @@
 //! Configuration from a control plane: resources in, plans out, changes to the server, an answer to each response.
 //!
 //! [`Truth`] is the state machine, without I/O: what is active, what is warming, what was refused, and the bytes of
-//! each as they came (for `/config_dump`). [`stream`] connects it to an ADS stream and to the [`crate::server::Server`].
+//! each as they came (for `/config_dump`). [`Discovery`] connects it to an ADS stream and to the [`crate::server::Server`].
 //!
 //! Warming, as in Envoy: a cluster with EDS becomes visible when its endpoints were answered, a listener with RDS when
 //! its routes were; the former version serves until then. A resource that is wrong is refused by itself; the others of
 //! its response are taken.
 
-pub mod stream;
+mod stream;
 mod truth;
 
+pub use stream::Discovery;
 pub use truth::{Apply, Config, Entry, ErrorState, Failure, Phase, Truth, Version};
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{
     plan::{
         Address, Bootstrap,
         bootstrap::Ads,
-        cluster::{Discovery, UpstreamTransport},
+        cluster::{Discovery as ClusterDiscovery, UpstreamTransport},
     },
     server::{Server, State},
 };
@@ -27,34 +27,15 @@ use crate::{
 /// Waiting times between attempts: an answer within a second of the control plane's return.
 const BACK_OFF_BASE: Duration = Duration::from_millis(100);
 const BACK_OFF_CAP: Duration = Duration::from_secs(1);
+/// How long the first answers of name servers are waited for, at most.
+const FIRST_RESOLUTION: Duration = Duration::from_secs(5);
 
-/// Runs discovery for the life of the process; ends only when the server does. Must run on the main thread.
-pub async fn run(server: Rc<Server>, truth: Rc<RefCell<Truth>>) {
-    let mut client = Client::new(server, truth);
-    client.begin().await;
-    let Some(ads) = client.server.bootstrap.ads.clone() else {
-        client.wait_without_stream().await;
-        return;
-    };
-    let mut backoff = base::backoff::Backoff::new(BACK_OFF_BASE, BACK_OFF_CAP);
-    loop {
-        let connected = client.server.stats.gauge("control_plane.connected_state");
-        match client.stream(&ads, &connected, &mut backoff).await {
-            Ok(()) => tracing::info!(target: "config", "the ADS stream was closed by the server"),
-            Err(error) => tracing::warn!(target: "config", "{error}"),
-        }
-        connected.set(0);
-        client.session.disconnected();
-        for kind in ["cluster_manager.cds", "listener_manager.lds"] {
-            client
-                .server
-                .stats
-                .counter(&format!("{kind}.update_failure"))
-                .inc();
-        }
-        let wait = backoff.next_wait();
-        client.pass(wait).await;
-    }
+/// The way from a control plane to the server. Lives on the main thread.
+#[derive(Debug)]
+pub struct Discovery {
+    server: Rc<Server>,
+    truth: Rc<RefCell<Truth>>,
+    session: Session,
 }
 
 /// Why a stream ended.
@@ -72,18 +53,14 @@ enum StreamError {
     Tls(String),
 }
 
-struct Client {
-    server: Rc<Server>,
-    truth: Rc<RefCell<Truth>>,
-    session: Session,
-}
-
-impl Client {
-    fn new(server: Rc<Server>, truth: Rc<RefCell<Truth>>) -> Self {
+impl Discovery {
+    /// Nothing is in force yet.
+    pub fn new(server: Rc<Server>) -> Self {
         let bootstrap = &server.bootstrap;
         let delta = bootstrap.ads.as_ref().is_none_or(|a| a.delta);
         let mode = if delta { Mode::Delta } else { Mode::Sotw };
         let session = Session::new(mode, node(bootstrap));
+        let truth = Rc::new(RefCell::new(Truth::new(bootstrap, Instant::now())));
         Self {
             server,
             truth,
@@ -91,22 +68,61 @@ impl Client {
         }
     }
 
-    /// Puts the static part in force.
-    async fn begin(&mut self) {
-        self.with_truth(|truth, apply| truth.begin(Instant::now(), apply));
-        // Envoy initializes primary clusters, names resolved, before it looks for more.
-        self.server.clusters_warmed(Duration::from_secs(5)).await;
+    /// What is in force, for the admin endpoint.
+    pub fn truth(&self) -> Rc<RefCell<Truth>> {
+        self.truth.clone()
+    }
+
+    /// Puts the static part in force: clusters, their names resolved, then listeners.
+    ///
+    /// # Errors
+    /// What of it cannot be: the process should not start then.
+    pub async fn begin(&mut self) -> Result<(), String> {
+        self.with_truth(|truth, apply| truth.begin_clusters(Instant::now(), apply));
+        self.server.clusters_warmed(FIRST_RESOLUTION).await;
+        self.with_truth(|truth, apply| truth.begin_listeners(Instant::now(), apply));
+        let failures = self.truth.borrow_mut().take_failures();
+        if !failures.is_empty() {
+            let lines: Vec<String> = failures.into_iter().map(|f| f.details).collect();
+            return Err(lines.join("\n"));
+        }
+        self.server.settled().await;
         if self.server.bootstrap.cds.is_some() {
             self.session.watch(CDS, Want::All);
         }
         self.follow();
+        Ok(())
     }
 
-    /// Nothing to connect to: only waits for what times out by itself.
-    async fn wait_without_stream(&mut self) {
-        while let Some(deadline) = self.deadline() {
-            tokio::time::sleep_until(deadline).await;
-            self.tick();
+    /// Follows the control plane for the life of the process.
+    pub async fn run(mut self) {
+        let Some(ads) = self.server.bootstrap.ads.clone() else {
+            // Nothing to connect to: only what times out by itself is left to do.
+            while let Some(deadline) = self.deadline() {
+                tokio::time::sleep_until(deadline).await;
+                self.tick();
+            }
+            return;
+        };
+        let mut backoff = base::backoff::Backoff::new(BACK_OFF_BASE, BACK_OFF_CAP);
+        let connected = self.server.stats.gauge("control_plane.connected_state");
+        loop {
+            match self.stream(&ads, &connected, &mut backoff).await {
+                Ok(()) => {
+                    tracing::info!(target: "config", "the control plane closed the ADS stream")
+                }
+                Err(error) => tracing::warn!(target: "config", "{error}"),
+            }
+            connected.set(0);
+            self.session.disconnected();
+            for kind in ["cluster_manager.cds", "listener_manager.lds"] {
+                self.server
+                    .stats
+                    .counter(&format!("{kind}.update_failure"))
+                    .inc();
+            }
+            let wait = backoff.next_wait();
+            self.pass(wait).await;
         }
     }
 
@@ -297,11 +313,11 @@ fn target(bootstrap: &Bootstrap, ads: &Ads) -> Result<Target, StreamError> {
         .find(|(c, _)| c.name == ads.cluster)
         .ok_or_else(nowhere)?;
     let assignment = match &cluster.discovery {
-        Discovery::Static(a)
-        | Discovery::StrictDns {
+        ClusterDiscovery::Static(a)
+        | ClusterDiscovery::StrictDns {
             load_assignment: a, ..
         }
-        | Discovery::LogicalDns {
+        | ClusterDiscovery::LogicalDns {
             load_assignment: a, ..
         } => a,
         _ => return Err(nowhere()),

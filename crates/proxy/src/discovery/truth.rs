@@ -166,6 +166,7 @@ pub struct Truth {
     /// Names that the control plane answered without a resource: waiting for them is over.
     absent: BTreeSet<(&'static str, String)>,
     failures: Vec<Failure>,
+    listeners_begun: bool,
     phase: Phase,
     waits_for_clusters: bool,
     waits_for_listeners: bool,
@@ -189,6 +190,7 @@ impl Truth {
             endpoints: Config::default(),
             absent: BTreeSet::new(),
             failures: Vec::new(),
+            listeners_begun: false,
             phase: Phase::Clusters,
             waits_for_clusters: bootstrap.cds.is_some(),
             waits_for_listeners: bootstrap.lds.is_some(),
@@ -225,21 +227,24 @@ impl Truth {
         }
     }
 
-    /// Puts the static part in force: clusters, then listeners. What waits for discovery warms.
-    pub fn begin(&mut self, now: Instant, apply: &mut Apply<'_>) {
+    /// Puts the static clusters in force; those with EDS warm.
+    pub fn begin_clusters(&mut self, now: Instant, apply: &mut Apply<'_>) {
         for entry in self.clusters.entries.values_mut() {
-            entry.deadline = entry
-                .warming
-                .as_ref()
-                .and_then(|v| eds(&v.plan))
-                .and_then(|(_, s)| after(now, s));
+            let source = entry.warming.as_ref().and_then(|v| eds(&v.plan));
+            entry.deadline = source.and_then(|(_, source)| after(now, source));
         }
+        self.settle(now, apply);
+    }
+
+    /// Puts the static listeners in force; those with RDS warm. Called when names of clusters had time to resolve.
+    pub fn begin_listeners(&mut self, now: Instant, apply: &mut Apply<'_>) {
         for entry in self.listeners.entries.values_mut() {
             entry.deadline = entry
                 .warming
                 .as_ref()
                 .and_then(|v| rds_deadline(&v.plan, now));
         }
+        self.listeners_begun = true;
         self.settle(now, apply);
         self.advance(now);
     }
@@ -471,7 +476,7 @@ impl Truth {
         }
         let routes = &self.routes;
         for entry in self.listeners.entries.values_mut() {
-            let Some(waiting) = &entry.warming else {
+            let Some(waiting) = entry.warming.as_ref().filter(|_| self.listeners_begun) else {
                 continue;
             };
             let ready = rds(&waiting.plan)

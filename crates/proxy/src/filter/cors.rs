@@ -34,7 +34,9 @@ pub(crate) struct CorsData {
 
 impl CorsFilter {
     pub(super) fn new(prefix: &str, worker: &Worker) -> CorsFilter {
-        CorsFilter { stats: CorsStats::new(worker.stats.scope(&format!("http.{prefix}.cors."))) }
+        CorsFilter {
+            stats: CorsStats::new(worker.stats.scope(&format!("http.{prefix}.cors."))),
+        }
     }
 }
 
@@ -49,9 +51,14 @@ impl Filter for CorsFilter {
         config: Option<&RouteFilterConfig>,
         worker: &Worker,
     ) -> Step {
-        let Some(RouteFilterConfig::Cors(policy)) = config else { return Step::Continue };
+        let Some(RouteFilterConfig::Cors(policy)) = config else {
+            return Step::Continue;
+        };
         let random = worker.random.bits();
-        let (enabled, shadow) = (policy.enabled.hits(random), policy.shadow_enabled.hits(random));
+        let (enabled, shadow) = (
+            policy.enabled.hits(random),
+            policy.shadow_enabled.hits(random),
+        );
         if !enabled && !shadow {
             return Step::Continue;
         }
@@ -63,7 +70,11 @@ impl Filter for CorsFilter {
             .allow_origin
             .iter()
             .any(|matcher| origin == b"*" || matcher.matches(origin));
-        let count = if allowed { self.stats.origin_valid() } else { self.stats.origin_invalid() };
+        let count = if allowed {
+            self.stats.origin_valid()
+        } else {
+            self.stats.origin_invalid()
+        };
         count.inc();
         if !enabled {
             return Step::Continue;
@@ -77,11 +88,14 @@ impl Filter for CorsFilter {
             };
         }
         if !preflight {
-            exchange.filters.cors = Some(CorsData { policy: policy.clone(), origin: origin.to_vec() });
+            exchange.filters.cors = Some(CorsData {
+                policy: policy.clone(),
+                origin: origin.to_vec(),
+            });
             return Step::Continue;
         }
-        let mut reply = LocalReply::new(200, "", "cors_response")
-            .header("access-control-allow-origin", origin);
+        let mut reply =
+            LocalReply::new(200, "", "cors_response").header("access-control-allow-origin", origin);
         let on = |name: &str| headers.get(name).is_some_and(|value| value == b"true");
         let private = on("access-control-request-private-network");
         if policy.allow_credentials {
@@ -103,13 +117,20 @@ impl Filter for CorsFilter {
     }
 
     fn response(&self, exchange: &mut Exchange<'_>, response: &mut ResponseHead, _: &Worker) {
-        let Some(CorsData { policy, origin }) = &exchange.filters.cors else { return };
+        let Some(CorsData { policy, origin }) = &exchange.filters.cors else {
+            return;
+        };
         response.headers.set("access-control-allow-origin", origin);
         if policy.allow_credentials {
-            response.headers.set("access-control-allow-credentials", "true");
+            response
+                .headers
+                .set("access-control-allow-credentials", "true");
         }
         if !policy.expose_headers.is_empty() {
-            response.headers.set("access-control-expose-headers", policy.expose_headers.as_bytes());
+            response.headers.set(
+                "access-control-expose-headers",
+                policy.expose_headers.as_bytes(),
+            );
         }
     }
 }

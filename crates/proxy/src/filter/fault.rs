@@ -46,7 +46,13 @@ impl Drop for ActiveFault {
 impl FaultFilter {
     pub(super) fn new(fault: Arc<Fault>, prefix: &str, worker: &Worker) -> FaultFilter {
         let stats = FaultStats::new(worker.stats.scope(&format!("http.{prefix}.fault.")));
-        FaultFilter { fault, shared: Rc::new(Shared { stats, active: Cell::new(0) }) }
+        FaultFilter {
+            fault,
+            shared: Rc::new(Shared {
+                stats,
+                active: Cell::new(0),
+            }),
+        }
     }
 
     fn fault<'f>(&'f self, config: Option<&'f RouteFilterConfig>) -> &'f Fault {
@@ -58,7 +64,10 @@ impl FaultFilter {
 
     /// Takes a place among the active faults; `None` when there are as many as allowed.
     fn begin(&self, fault: &Fault) -> Option<ActiveFault> {
-        if fault.max_active_faults.is_some_and(|limit| self.shared.active.get() >= limit) {
+        if fault
+            .max_active_faults
+            .is_some_and(|limit| self.shared.active.get() >= limit)
+        {
             self.shared.stats.faults_overflow().inc();
             return None;
         }
@@ -68,8 +77,11 @@ impl FaultFilter {
     }
 
     fn abort(&self, fault: &Fault, exchange: &mut Exchange<'_>, worker: &Worker) -> Step {
-        let Some(abort) = &fault.abort else { return Step::Continue };
-        let number = |name: &str| -> Option<u32> { exchange.request.get_str(name)?.trim().parse().ok() };
+        let Some(abort) = &fault.abort else {
+            return Step::Continue;
+        };
+        let number =
+            |name: &str| -> Option<u32> { exchange.request.get_str(name)?.trim().parse().ok() };
         let (mut status, mut grpc) = (None, None);
         match abort.source {
             FaultAbortSource::HttpStatus(code) => status = Some(code),
@@ -118,7 +130,10 @@ impl FaultFilter {
                 return false;
             }
         }
-        fault.headers.iter().all(|matcher| matcher.matches(exchange))
+        fault
+            .headers
+            .iter()
+            .all(|matcher| matcher.matches(exchange))
     }
 }
 

@@ -65,7 +65,11 @@ impl GrpcStatsFilter {
     /// The prefix of a call's stats: with service and method where the configuration names them.
     fn prefix(&self, exchange: &Exchange<'_>) -> Option<String> {
         let cluster = exchange.upstream.cluster.as_ref()?.stat_name().clone();
-        let (service, method) = exchange.request.path_only().strip_prefix('/')?.split_once('/')?;
+        let (service, method) = exchange
+            .request
+            .path_only()
+            .strip_prefix('/')?
+            .split_once('/')?;
         let named = match &self.config.methods {
             GrpcStatsMethods::None => false,
             GrpcStatsMethods::All => true,
@@ -130,16 +134,24 @@ impl Filter for GrpcStatsFilter {
     }
 
     fn complete(&self, exchange: &mut Exchange<'_>, worker: &Worker) {
-        let Some(counts) = exchange.filters.grpc.take() else { return };
+        let Some(counts) = exchange.filters.grpc.take() else {
+            return;
+        };
         if let Some(prefix) = self.prefix(exchange) {
             let scope = worker.stats.scope(&prefix);
             if let Some(status) = counts.status {
                 scope.counter(itoa::Buffer::new().format(status)).inc();
-                scope.counter(if status == 0 { "success" } else { "failure" }).inc();
+                scope
+                    .counter(if status == 0 { "success" } else { "failure" })
+                    .inc();
                 scope.counter("total").inc();
             }
-            scope.counter("request_message_count").add(counts.requests.count);
-            scope.counter("response_message_count").add(counts.responses.count);
+            scope
+                .counter("request_message_count")
+                .add(counts.requests.count);
+            scope
+                .counter("response_message_count")
+                .add(counts.responses.count);
         }
         if self.config.emit_filter_state {
             let value = json!({
@@ -158,7 +170,12 @@ mod tests {
 
     #[test]
     fn messages_are_counted_whatever_the_pieces() {
-        let bytes = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[1, 0, 0, 0, 1, 9]].concat();
+        let bytes = [
+            &[0, 0, 0, 0, 3, 1, 2, 3][..],
+            &[0, 0, 0, 0, 0],
+            &[1, 0, 0, 0, 1, 9],
+        ]
+        .concat();
         for size in 1..bytes.len() {
             let mut messages = Messages::default();
             bytes.chunks(size).for_each(|piece| messages.take(piece));

@@ -50,8 +50,7 @@ impl IstioStatsFilter {
     /// Writes `value\0` for each of [`LABELS`].
     fn labels(&self, exchange: &Exchange<'_>, out: &mut String) {
         out.clear();
-        let inbound =
-            exchange.connection.listener.traffic_direction == TrafficDirection::Inbound;
+        let inbound = exchange.connection.listener.traffic_direction == TrafficDirection::Inbound;
         let server = inbound || self.config.server_gateway;
         let mut label = |text: &str| {
             out.push_str(text);
@@ -72,9 +71,20 @@ impl IstioStatsFilter {
                 .and_then(Value::as_str)
                 .map(endpoint_workload),
         };
-        let state = if server { DOWNSTREAM_PEER } else { UPSTREAM_PEER };
-        let peer = exchange.state(state).or(from_endpoint.as_ref()).unwrap_or(&Value::Null);
-        let (source, destination) = if server { (peer, &self.own) } else { (&self.own, peer) };
+        let state = if server {
+            DOWNSTREAM_PEER
+        } else {
+            UPSTREAM_PEER
+        };
+        let peer = exchange
+            .state(state)
+            .or(from_endpoint.as_ref())
+            .unwrap_or(&Value::Null);
+        let (source, destination) = if server {
+            (peer, &self.own)
+        } else {
+            (&self.own, peer)
+        };
         for end in [source, destination] {
             let field = |name: &str| end[name].as_str().unwrap_or("unknown");
             let tag = |name: &str, otherwise| end["LABELS"][name].as_str().unwrap_or(otherwise);
@@ -127,7 +137,11 @@ impl IstioStatsFilter {
             false => exchange.request.authority(),
         };
         let route = exchange.route.route().map_or("", |route| &*route.name);
-        let cluster = exchange.upstream.cluster_name.as_deref().unwrap_or_default();
+        let cluster = exchange
+            .upstream
+            .cluster_name
+            .as_deref()
+            .unwrap_or_default();
         let name = match (route, cluster) {
             ("allow_any", _) | (_, "PassthroughCluster") => "PassthroughCluster",
             ("block_all", _) | (_, "BlackHoleCluster") => "BlackHoleCluster",
@@ -165,10 +179,18 @@ impl IstioStatsFilter {
             Some(tags)
         };
         let counter = |metric: &str| {
-            Some(worker.stats.tagged_counter(&format!("istiocustom.istio_{metric}"), &tags(metric)?))
+            Some(
+                worker
+                    .stats
+                    .tagged_counter(&format!("istiocustom.istio_{metric}"), &tags(metric)?),
+            )
         };
         let histogram = |metric: &str| {
-            Some(worker.stats.tagged_histogram(&format!("istiocustom.istio_{metric}"), &tags(metric)?))
+            Some(
+                worker
+                    .stats
+                    .tagged_histogram(&format!("istiocustom.istio_{metric}"), &tags(metric)?),
+            )
         };
         let is_grpc = all.contains(&("request_protocol", "grpc"));
         Handles {
@@ -177,7 +199,9 @@ impl IstioStatsFilter {
             request_bytes: histogram("request_bytes"),
             response_bytes: histogram("response_bytes"),
             request_messages: is_grpc.then(|| counter("request_messages_total")).flatten(),
-            response_messages: is_grpc.then(|| counter("response_messages_total")).flatten(),
+            response_messages: is_grpc
+                .then(|| counter("response_messages_total"))
+                .flatten(),
         }
     }
 
@@ -186,8 +210,9 @@ impl IstioStatsFilter {
     fn expression<'a>(&'a self, expression: &'a str) -> &'a str {
         let text = expression.trim();
         for quote in ['\'', '"'] {
-            if let Some(literal) =
-                text.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote))
+            if let Some(literal) = text
+                .strip_prefix(quote)
+                .and_then(|rest| rest.strip_suffix(quote))
             {
                 return literal;
             }
@@ -232,8 +257,14 @@ impl Filter for IstioStatsFilter {
         add(&handles.requests, 1);
         record(&handles.duration, exchange.duration().as_millis() as u64);
         let request_head = exchange.request.headers.wire_size() as u64;
-        record(&handles.request_bytes, exchange.progress.received + request_head);
-        let head = exchange.response.as_ref().map_or(0, |head| head.headers.wire_size() as u64);
+        record(
+            &handles.request_bytes,
+            exchange.progress.received + request_head,
+        );
+        let head = exchange
+            .response
+            .as_ref()
+            .map_or(0, |head| head.headers.wire_size() as u64);
         record(&handles.response_bytes, exchange.progress.sent + head);
         if let Some(counts) = &exchange.filters.grpc {
             add(&handles.request_messages, counts.requests.count);
@@ -252,7 +283,9 @@ fn grpc_status<'e>(exchange: &'e Exchange<'_>) -> Option<&'e str> {
 
 /// `workload;namespace;canonical-name;canonical-revision;cluster`, as istiod says it of endpoints.
 fn endpoint_workload(text: &str) -> Value {
-    let mut parts = text.split(';').map(|part| Some(part).filter(|part| !part.is_empty()));
+    let mut parts = text
+        .split(';')
+        .map(|part| Some(part).filter(|part| !part.is_empty()));
     let mut next = || parts.next().flatten();
     let (name, namespace, service, revision, cluster) = (next(), next(), next(), next(), next());
     serde_json::json!({

@@ -154,9 +154,11 @@ impl Filters {
                     router = config.clone();
                     continue;
                 }
-                HttpFilterConfig::Fault(fault) => {
-                    Box::new(fault::FaultFilter::new(fault.clone(), &plan.stat_prefix, worker))
-                }
+                HttpFilterConfig::Fault(fault) => Box::new(fault::FaultFilter::new(
+                    fault.clone(),
+                    &plan.stat_prefix,
+                    worker,
+                )),
                 HttpFilterConfig::Cors => {
                     Box::new(cors::CorsFilter::new(&plan.stat_prefix, worker))
                 }
@@ -180,9 +182,14 @@ impl Filters {
                 filter: live,
             });
         }
-        let interests =
-            filters.iter().fold(Interests::default(), |all, live| all.and(live.interests));
-        Filters { filters, interests, router }
+        let interests = filters
+            .iter()
+            .fold(Interests::default(), |all, live| all.and(live.interests));
+        Filters {
+            filters,
+            interests,
+            router,
+        }
     }
 
     /// How many there are, the router not counted.
@@ -273,10 +280,7 @@ impl Filters {
 }
 
 /// What the route says about a filter; the most specific level wins.
-fn route_config<'r>(
-    route: &'r crate::http::RouteRef,
-    name: &str,
-) -> Option<&'r RouteFilterConfig> {
+fn route_config<'r>(route: &'r crate::http::RouteRef, name: &str) -> Option<&'r RouteFilterConfig> {
     let weighted = crate::router::headers::weighted(route).map(|entry| &entry.per_filter);
     let (virtual_host, at) = match route.get() {
         Some((virtual_host, route)) => (Some(&virtual_host.per_filter), Some(&route.per_filter)),

@@ -15,7 +15,10 @@ use serde_json::{Map, Value};
 use super::{Filter, Interests, Step};
 use crate::{
     http::Exchange,
-    plan::{Cluster, http_filter::{PeerMetadata, RouteFilterConfig}},
+    plan::{
+        Cluster,
+        http_filter::{PeerMetadata, RouteFilterConfig},
+    },
     worker::Worker,
 };
 
@@ -50,7 +53,9 @@ impl PeerMetadataFilter {
 
     /// Reads a peer and takes its headers off; what is malformed counts as nothing.
     fn discover(&self, headers: &mut Headers) -> Option<Value> {
-        let peer = headers.get(METADATA).and_then(|encoded| self.decode(encoded));
+        let peer = headers
+            .get(METADATA)
+            .and_then(|encoded| self.decode(encoded));
         headers.remove(METADATA);
         headers.remove(ID);
         peer
@@ -85,8 +90,8 @@ impl Filter for PeerMetadataFilter {
         worker: &Worker,
     ) -> Step {
         if self.config.downstream_discovery_headers || self.config.downstream_propagation {
-            exchange.filters.peer_asked =
-                exchange.request.headers.contains(ID) && exchange.request.headers.contains(METADATA);
+            exchange.filters.peer_asked = exchange.request.headers.contains(ID)
+                && exchange.request.headers.contains(METADATA);
             if let Some(peer) = self.discover(&mut exchange.request.headers) {
                 exchange.set_state(DOWNSTREAM_PEER.into(), peer);
             }
@@ -115,14 +120,15 @@ impl Filter for PeerMetadataFilter {
 fn is_external(exchange: &Exchange<'_>, worker: &Worker) -> bool {
     use crate::plan::route::ClusterSpecifier;
     let off = |plan: &Cluster| {
-        plan.metadata.lookup("istio", &["disable_mx"]).is_some_and(|value| {
-            value == &Value::Bool(true) || value.as_str() == Some("true")
-        })
+        plan.metadata
+            .lookup("istio", &["disable_mx"])
+            .is_some_and(|value| value == &Value::Bool(true) || value.as_str() == Some("true"))
     };
     match exchange.route.action().map(|action| &action.cluster) {
-        Some(ClusterSpecifier::Cluster(name)) => {
-            worker.clusters.find(name).is_some_and(|cluster| off(&cluster.plan))
-        }
+        Some(ClusterSpecifier::Cluster(name)) => worker
+            .clusters
+            .find(name)
+            .is_some_and(|cluster| off(&cluster.plan)),
         _ => false,
     }
 }
@@ -142,7 +148,10 @@ pub(super) fn workload(node: &Value) -> Value {
         "app",
         "version",
     ] {
-        if let Some(text) = node["LABELS"][name].as_str().filter(|text| !text.is_empty()) {
+        if let Some(text) = node["LABELS"][name]
+            .as_str()
+            .filter(|text| !text.is_empty())
+        {
             labels.insert(name.to_owned(), text.into());
         }
     }
@@ -152,14 +161,20 @@ pub(super) fn workload(node: &Value) -> Value {
 
 /// Keys are sorted, so the same workload always gives the same bytes.
 fn to_struct(value: &Value) -> Struct {
-    let fields = value.as_object().into_iter().flatten().map(|(name, value)| {
-        let kind = match value {
-            Value::Object(_) => Kind::StructValue(to_struct(value)),
-            other => Kind::StringValue(other.as_str().unwrap_or_default().to_owned()),
-        };
-        (name.clone(), ProtoValue { kind: Some(kind) })
-    });
-    Struct { fields: fields.collect::<BTreeMap<_, _>>() }
+    let fields = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| {
+            let kind = match value {
+                Value::Object(_) => Kind::StructValue(to_struct(value)),
+                other => Kind::StringValue(other.as_str().unwrap_or_default().to_owned()),
+            };
+            (name.clone(), ProtoValue { kind: Some(kind) })
+        });
+    Struct {
+        fields: fields.collect::<BTreeMap<_, _>>(),
+    }
 }
 
 fn from_struct(value: Struct) -> Value {

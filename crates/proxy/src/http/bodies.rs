@@ -93,8 +93,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             }
             Some(End::Upstream(error)) => {
                 self.exchange.flags.add(failure::flag(&error));
-                self.exchange.details =
-                    failure::details("upstream_reset_after_response_started", &failure::reason(&error), "");
+                self.exchange.details = failure::details(
+                    "upstream_reset_after_response_started",
+                    &failure::reason(&error),
+                    "",
+                );
                 self.target.cluster.stats().upstream_rq_rx_reset().inc();
                 if let Some(host) = self.exchange.upstream.host.clone() {
                     self.target.cluster.report(&host, Outcome::Reset);
@@ -123,7 +126,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     fn response_headers(&mut self, head: &mut ResponseHead) {
         let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
-            let millis = itoa::Buffer::new().format(time.as_millis() as u64).to_owned();
+            let millis = itoa::Buffer::new()
+                .format(time.as_millis() as u64)
+                .to_owned();
             head.headers.set("x-envoy-upstream-service-time", millis);
         }
         let told = self
@@ -132,7 +137,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             .get()
             .is_some_and(|(host, _)| host.include_attempt_count_in_response);
         if told {
-            let attempts = itoa::Buffer::new().format(self.exchange.upstream.attempts).to_owned();
+            let attempts = itoa::Buffer::new()
+                .format(self.exchange.upstream.attempts)
+                .to_owned();
             head.headers.set("x-envoy-attempt-count", attempts);
         }
         if let Some(action) = self.exchange.route.action()
@@ -143,7 +150,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             head.headers.append("set-cookie", cookie);
         }
         router::headers::response(self.exchange, &mut head.headers);
-        self.cx.live.filters.response(self.exchange, head, self.cx.worker);
+        self.cx
+            .live
+            .filters
+            .response(self.exchange, head, self.cx.worker);
         respond::finish_head(self.cx, self.exchange, head, true);
     }
 

@@ -30,8 +30,15 @@ pub(super) async fn serve(
 ) {
     let plan = &live.plan;
     let _open = Open::new(live.clone());
-    let Connection { stream, info, drain } = connection;
-    let known = info.application_protocols.iter().any(|name| matches!(&**name, "h2" | "h2c"));
+    let Connection {
+        stream,
+        info,
+        drain,
+    } = connection;
+    let known = info
+        .application_protocols
+        .iter()
+        .any(|name| matches!(&**name, "h2" | "h2c"));
     let http2 = match plan.codec {
         CodecType::Http1 => Some(false),
         CodecType::Http2 => Some(true),
@@ -108,7 +115,13 @@ async fn http1_connection(
 ) {
     let plan = &live.plan;
     let stats = &live.stats;
-    let cx = Context { live, worker, connection: info, drain, draining: Cell::new(false) };
+    let cx = Context {
+        live,
+        worker,
+        connection: info,
+        drain,
+        draining: Cell::new(false),
+    };
     let born = Instant::now();
     let mut requests = 0;
     let mut idle = Idle::new(plan.common.idle_timeout);
@@ -153,8 +166,14 @@ async fn http1_connection(
                 requests += 1;
                 let (reader, writer) = connection.split();
                 let (mut reader, mut writer) = (BodyReader::H1(reader), BodyWriter::H1(writer));
-                let old = plan.common.max_connection_duration.is_some_and(|d| born.elapsed() >= d);
-                let spent = plan.common.max_requests_per_connection.is_some_and(|n| requests >= n);
+                let old = plan
+                    .common
+                    .max_connection_duration
+                    .is_some_and(|d| born.elapsed() >= d);
+                let spent = plan
+                    .common
+                    .max_requests_per_connection
+                    .is_some_and(|n| requests >= n);
                 if old {
                     stats.downstream_cx_max_duration_reached().inc();
                 }
@@ -191,8 +210,10 @@ async fn http1_connection(
     }
 }
 
-const HEADER_TIMEOUT: outrigger_http::Refusal =
-    outrigger_http::Refusal { status: 408, detail: "request_header_timeout" };
+const HEADER_TIMEOUT: outrigger_http::Refusal = outrigger_http::Refusal {
+    status: 408,
+    detail: "request_header_timeout",
+};
 
 /// Bytes of a request nobody wants that are read before its connection closes.
 const LINGER: usize = 1024 * 1024;
@@ -243,11 +264,16 @@ async fn streams(
     loop {
         let accepted = poll_fn(|cx| {
             if !drained {
-                let old = age.as_mut().as_pin_mut().is_some_and(|age| age.poll(cx).is_ready());
+                let old = age
+                    .as_mut()
+                    .as_pin_mut()
+                    .is_some_and(|age| age.poll(cx).is_ready());
                 if old {
                     stats.downstream_cx_max_duration_reached().inc();
                 }
-                let spent = options.max_requests_per_connection.is_some_and(|n| requests >= n);
+                let spent = options
+                    .max_requests_per_connection
+                    .is_some_and(|n| requests >= n);
                 if old || spent || begin.as_mut().poll(cx).is_ready() {
                     stats.downstream_cx_drain_close().inc();
                     drained = true;
@@ -281,7 +307,15 @@ async fn streams(
                 requests += 1;
                 idle.touch();
                 stats.downstream_rq_http2_total().inc();
-                let task = stream(live.clone(), worker.clone(), info.clone(), drain.clone(), head, reader, writer);
+                let task = stream(
+                    live.clone(),
+                    worker.clone(),
+                    info.clone(),
+                    drain.clone(),
+                    head,
+                    reader,
+                    writer,
+                );
                 tokio::task::spawn_local(task);
             }
             Some(Ok(None)) | None => return,
@@ -325,7 +359,10 @@ struct Idle {
 
 impl Idle {
     fn new(limit: Option<Duration>) -> Idle {
-        Idle { limit, since: Instant::now() }
+        Idle {
+            limit,
+            since: Instant::now(),
+        }
     }
 
     fn touch(&mut self) {
@@ -335,13 +372,17 @@ impl Idle {
     }
 
     fn poll(&self, cx: &mut TaskContext<'_>, mut timer: Pin<&mut Option<Sleep>>) -> Poll<()> {
-        let Some(limit) = self.limit else { return Poll::Pending };
+        let Some(limit) = self.limit else {
+            return Poll::Pending;
+        };
         let at = self.since + limit;
         loop {
             if timer.is_none() {
                 timer.set(Some(sleep_until(at)));
             }
-            let Some(sleep) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            let Some(sleep) = timer.as_mut().as_pin_mut() else {
+                return Poll::Pending;
+            };
             if sleep.poll(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -363,7 +404,10 @@ impl Open {
     fn new(live: Rc<ConnectionManager>) -> Open {
         live.stats.downstream_cx_total().inc();
         live.stats.downstream_cx_active().inc();
-        Open { live, since: Instant::now() }
+        Open {
+            live,
+            since: Instant::now(),
+        }
     }
 }
 
@@ -372,6 +416,8 @@ impl Drop for Open {
         let stats = &self.live.stats;
         stats.downstream_cx_active().dec();
         stats.downstream_cx_destroy().inc();
-        stats.downstream_cx_length_ms().record(self.since.elapsed().as_millis() as u64);
+        stats
+            .downstream_cx_length_ms()
+            .record(self.since.elapsed().as_millis() as u64);
     }
 }

@@ -170,12 +170,18 @@ impl<'c> Exchange<'c> {
 
     /// How long it has lasted, in milliseconds, as `%DURATION%` tells it.
     pub fn duration(&self) -> Duration {
-        self.progress.end.unwrap_or_else(Instant::now).saturating_duration_since(self.progress.start)
+        self.progress
+            .end
+            .unwrap_or_else(Instant::now)
+            .saturating_duration_since(self.progress.start)
     }
 
     /// Something that a filter said about this request.
     pub fn state(&self, key: &str) -> Option<&Value> {
-        self.filter_state.iter().find(|(name, _)| &**name == key).map(|(_, value)| value)
+        self.filter_state
+            .iter()
+            .find(|(name, _)| &**name == key)
+            .map(|(_, value)| value)
     }
 
     /// Says something about this request.
@@ -195,7 +201,9 @@ impl RouteRef {
 
     /// Virtual host and route.
     pub fn get(&self) -> Option<(&VirtualHost, &Route)> {
-        self.routes.as_ref()?.route_at(self.virtual_host?, self.route?)
+        self.routes
+            .as_ref()?
+            .route_at(self.virtual_host?, self.route?)
     }
 
     /// The route.

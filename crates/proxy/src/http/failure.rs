@@ -74,7 +74,10 @@ pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
             Failure::Overflow
         }
         AttemptError::NoConnection(_) => Failure::Connect,
-        AttemptError::Broken { error: Error::Unprocessed, .. } => Failure::Refused,
+        AttemptError::Broken {
+            error: Error::Unprocessed,
+            ..
+        } => Failure::Refused,
         AttemptError::Broken { .. } => Failure::Reset,
         AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle) => Failure::PerTryTimeout,
         AttemptError::Expired(_) | AttemptError::Downstream(_) => return None,
@@ -132,14 +135,21 @@ pub(super) fn reply(
                 UpstreamError::ConnectTimeout => {
                     ("connection timeout", Flags::UPSTREAM_CONNECTION_FAILURE)
                 }
-                _ => ("remote connection failure", Flags::UPSTREAM_CONNECTION_FAILURE),
+                _ => (
+                    "remote connection failure",
+                    Flags::UPSTREAM_CONNECTION_FAILURE,
+                ),
             };
             exchange.upstream.failure.clone_from(&transport);
             Some(unavailable(503, reason, &transport, flag, exchange))
         }
         AttemptError::Broken { error, .. } => {
             let flag = flag(&error);
-            let status = if flag == Flags::UPSTREAM_PROTOCOL_ERROR { 502 } else { 503 };
+            let status = if flag == Flags::UPSTREAM_PROTOCOL_ERROR {
+                502
+            } else {
+                503
+            };
             Some(unavailable(status, &reason(&error), "", flag, exchange))
         }
         AttemptError::Expired(expired) => {
@@ -179,7 +189,11 @@ fn unavailable(
     flag: Flags,
     exchange: &Exchange<'_>,
 ) -> LocalReply {
-    let again = if exchange.upstream.attempts > 1 { "retried and the latest " } else { "" };
+    let again = if exchange.upstream.attempts > 1 {
+        "retried and the latest "
+    } else {
+        ""
+    };
     let mut body = format!(
         "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
     );
@@ -200,7 +214,10 @@ pub(super) fn tell_expired(
     let (flag, details) = match expired {
         Expired::Request => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
         Expired::PerTry => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_timeout"),
-        Expired::PerTryIdle => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_idle_timeout"),
+        Expired::PerTryIdle => (
+            Flags::UPSTREAM_REQUEST_TIMEOUT,
+            "upstream_per_try_idle_timeout",
+        ),
         Expired::Stream => {
             stats.downstream_rq_max_duration_reached().inc();
             (Flags::DURATION_TIMEOUT, "max_duration_timeout")

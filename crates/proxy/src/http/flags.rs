@@ -93,16 +93,25 @@ impl Flags {
 
     /// The flag with this short name.
     pub fn from_short(short: &str) -> Option<Flags> {
-        NAMES.iter().find(|(_, name, _)| *name == short).map(|(flag, ..)| *flag)
+        NAMES
+            .iter()
+            .find(|(_, name, _)| *name == short)
+            .map(|(flag, ..)| *flag)
     }
 
     /// Their short names.
     pub fn short(self) -> impl Iterator<Item = &'static str> {
-        NAMES.iter().filter(move |(flag, ..)| self.has(*flag)).map(|(_, short, _)| *short)
+        NAMES
+            .iter()
+            .filter(move |(flag, ..)| self.has(*flag))
+            .map(|(_, short, _)| *short)
     }
 
     /// Their long names.
     pub fn long(self) -> impl Iterator<Item = &'static str> {
-        NAMES.iter().filter(move |(flag, ..)| self.has(*flag)).map(|(.., long)| *long)
+        NAMES
+            .iter()
+            .filter(move |(flag, ..)| self.has(*flag))
+            .map(|(.., long)| *long)
     }
 }

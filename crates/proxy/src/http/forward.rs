@@ -74,17 +74,26 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     target: Target,
 ) {
     let retries = Retries::new(exchange);
-    let timeouts =
-        Timeouts::new(&cx.live.plan, exchange, retries.policy().map(|policy| &**policy));
+    let timeouts = Timeouts::new(
+        &cx.live.plan,
+        exchange,
+        retries.policy().map(|policy| &**policy),
+    );
     let mirrors = mirror::chosen(exchange, cx.worker);
     let limit = exchange.route.get().and_then(|(virtual_host, route)| {
-        route.request_buffer_limit.or(virtual_host.request_buffer_limit)
+        route
+            .request_buffer_limit
+            .or(virtual_host.request_buffer_limit)
     });
-    let limit =
-        limit.unwrap_or(exchange.connection.listener.per_connection_buffer_limit.into());
-    let keep = retries.is_possible()
-        || !mirrors.is_empty()
-        || exchange.request.method.is_idempotent();
+    let limit = limit.unwrap_or(
+        exchange
+            .connection
+            .listener
+            .per_connection_buffer_limit
+            .into(),
+    );
+    let keep =
+        retries.is_possible() || !mirrors.is_empty() || exchange.request.method.is_idempotent();
     let deadlines = Deadlines::new(timeouts.stream, timeouts.idle);
     let kept = Kept::new(keep && !exchange.request.upgrade, limit);
     let mut forward = Forward {
@@ -116,9 +125,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         rewrite::request(self.exchange, envoy);
         if envoy && let Some(expected) = self.timeouts.expected() {
             let text = itoa::Buffer::new().format(expected).to_owned();
-            self.exchange.request.headers.set("x-envoy-expected-rq-timeout-ms", text);
+            self.exchange
+                .request
+                .headers
+                .set("x-envoy-expected-rq-timeout-ms", text);
         }
-        let decorator = self.exchange.route.route().and_then(|route| route.decorator.as_ref());
+        let decorator = self
+            .exchange
+            .route
+            .route()
+            .and_then(|route| route.decorator.as_ref());
         if let Some(decorator) = decorator.filter(|decorator| decorator.propagate && envoy)
             && self.exchange.traced
         {
@@ -186,7 +202,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 }
                 Answer::Exhausted => {
                     stats.upstream_rq_retry_limit_exceeded().inc();
-                    self.exchange.flags.add(Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+                    self.exchange
+                        .flags
+                        .add(Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
                 }
                 Answer::No => {}
             }
@@ -215,7 +233,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         if self.reader.is_end() {
             self.start_request_timeout();
         }
-        let avoid = self.retries.policy().is_some_and(|policy| policy.avoid_previous_hosts);
+        let avoid = self
+            .retries
+            .policy()
+            .is_some_and(|policy| policy.avoid_previous_hosts);
         let context = LbContext {
             hash: self.target.hash,
             original_dst: self.exchange.connection.original_dst(),
@@ -228,12 +249,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             downstream_connection: self.exchange.connection.id,
         };
         let cluster = self.target.cluster.clone();
-        let host = cluster.choose(&context).map_err(AttemptError::NoConnection)?;
+        let host = cluster
+            .choose(&context)
+            .map_err(AttemptError::NoConnection)?;
         self.exchange.upstream.host = Some(host.clone());
         let version = self.exchange.request.version;
         let mut upstream = {
             let mut acquired = pin!(Upstream::acquire(&cluster, &host, &context, version));
-            let (reader, writer, deadlines) = (&mut *self.reader, &mut *self.writer, &self.deadlines);
+            let (reader, writer, deadlines) =
+                (&mut *self.reader, &mut *self.writer, &self.deadlines);
             poll_fn(|cx| {
                 if let Poll::Ready(result) = acquired.as_mut().poll(cx) {
                     return Poll::Ready(result.map_err(AttemptError::NoConnection));
@@ -241,7 +265,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 if let Poll::Ready(gone) = failure::poll_gone(cx, reader, writer) {
                     return Poll::Ready(Err(AttemptError::Downstream(gone)));
                 }
-                deadlines.poll(cx, timer.as_mut()).map(|at| Err(AttemptError::Expired(at)))
+                deadlines
+                    .poll(cx, timer.as_mut())
+                    .map(|at| Err(AttemptError::Expired(at)))
             })
             .await
         }?;
@@ -250,11 +276,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         self.exchange.upstream.protocol = Some(upstream.version());
         self.attempt_headers(&host);
         let sent = Instant::now();
-        self.exchange.progress.upstream_first_sent.get_or_insert(sent);
+        self.exchange
+            .progress
+            .upstream_first_sent
+            .get_or_insert(sent);
         let framing = self.exchange.request.framing;
         upstream
             .send_head(&self.exchange.request, framing)
-            .map_err(|error| AttemptError::Broken { error, stale: false })?;
+            .map_err(|error| AttemptError::Broken {
+                error,
+                stale: false,
+            })?;
         self.pump = Pump::new(self.exchange.request.upgrade);
         let result = self.response_head(&mut upstream, timer).await;
         match &result {
@@ -263,7 +295,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 cluster.stats().response(head.status);
                 self.exchange.progress.upstream_first_received = Some(Instant::now());
                 self.exchange.upstream.response_time = Some(
-                    self.exchange.progress.upstream_last_sent.filter(|at| *at > sent).unwrap_or(sent).elapsed(),
+                    self.exchange
+                        .progress
+                        .upstream_last_sent
+                        .filter(|at| *at > sent)
+                        .unwrap_or(sent)
+                        .elapsed(),
                 );
             }
             Err(AttemptError::Broken { stale: false, .. }) => {
@@ -293,14 +330,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
 
     /// What changes from attempt to attempt.
     fn attempt_headers(&mut self, host: &Host) {
-        let count = self.exchange.route.get().is_some_and(|(host, _)| host.include_request_attempt_count);
+        let count = self
+            .exchange
+            .route
+            .get()
+            .is_some_and(|(host, _)| host.include_request_attempt_count);
         if count {
             let attempts = self.exchange.upstream.attempts - self.stale;
             let text = itoa::Buffer::new().format(attempts).to_owned();
-            self.exchange.request.headers.set("x-envoy-attempt-count", text);
+            self.exchange
+                .request
+                .headers
+                .set("x-envoy-attempt-count", text);
         }
         if self.target.auto_host && !host.hostname.is_empty() {
-            let tell = self.exchange.route.action().is_some_and(|a| a.append_x_forwarded_host);
+            let tell = self
+                .exchange
+                .route
+                .action()
+                .is_some_and(|a| a.append_x_forwarded_host);
             let tell = tell && self.exchange.upstream.attempts == 1;
             rewrite::set_host(self.exchange, &host.hostname, tell);
         }
@@ -309,8 +357,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     /// The request's own limit begins when all of it has arrived.
     fn start_request_timeout(&mut self) {
         if self.deadlines.request.is_none() {
-            self.deadlines.request =
-                self.timeouts.request.map(|limit| TokioInstant::now() + limit);
+            self.deadlines.request = self
+                .timeouts
+                .request
+                .map(|limit| TokioInstant::now() + limit);
         }
     }
 
@@ -371,7 +421,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
             return Poll::Ready(Err(AttemptError::Downstream(gone)));
         }
-        self.deadlines.poll(cx, timer).map(|expired| Err(AttemptError::Expired(expired)))
+        self.deadlines
+            .poll(cx, timer)
+            .map(|expired| Err(AttemptError::Expired(expired)))
     }
 
     fn broken(&self, error: Error, upstream: &Upstream) -> AttemptError {
@@ -390,8 +442,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     ) -> Poll<Result<(), PumpError>> {
         let before = self.exchange.progress.received;
         let filters = &self.cx.live.filters;
-        let moved =
-            self.pump.poll(cx, self.reader, upstream, &mut self.kept, self.exchange, filters);
+        let moved = self.pump.poll(
+            cx,
+            self.reader,
+            upstream,
+            &mut self.kept,
+            self.exchange,
+            filters,
+        );
         if self.exchange.progress.received != before {
             self.deadlines.touch();
         }
@@ -414,7 +472,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
                 return Poll::Ready(Err(AttemptError::Downstream(gone)));
             }
-            self.deadlines.poll(cx, timer.as_mut()).map(|at| Err(AttemptError::Expired(at)))
+            self.deadlines
+                .poll(cx, timer.as_mut())
+                .map(|at| Err(AttemptError::Expired(at)))
         })
         .await
     }

@@ -14,8 +14,14 @@ use crate::{
 
 /// The copies that this request gets.
 pub(super) fn chosen(exchange: &Exchange<'_>, worker: &Worker) -> Vec<Mirror> {
-    let Some((virtual_host, _)) = exchange.route.get() else { return Vec::new() };
-    let own = exchange.route.action().map(|action| &action.mirrors).filter(|m| !m.is_empty());
+    let Some((virtual_host, _)) = exchange.route.get() else {
+        return Vec::new();
+    };
+    let own = exchange
+        .route
+        .action()
+        .map(|action| &action.mirrors)
+        .filter(|m| !m.is_empty());
     let mirrors = own
         .or(Some(&virtual_host.mirrors).filter(|mirrors| !mirrors.is_empty()))
         .or_else(|| exchange.route.configuration().map(|routes| &routes.mirrors));
@@ -28,14 +34,21 @@ pub(super) fn chosen(exchange: &Exchange<'_>, worker: &Worker) -> Vec<Mirror> {
 }
 
 /// Sends the copies in the background.
-pub(super) fn send(mirrors: Vec<Mirror>, kept: &Kept, exchange: &Exchange<'_>, worker: &Rc<Worker>) {
+pub(super) fn send(
+    mirrors: Vec<Mirror>,
+    kept: &Kept,
+    exchange: &Exchange<'_>,
+    worker: &Rc<Worker>,
+) {
     for mirror in mirrors {
         let name = match &mirror.cluster {
             ClusterSpecifier::Cluster(name) => Some(&**name),
             ClusterSpecifier::Header(header) => exchange.request.get_str(header),
             ClusterSpecifier::Weighted(_) => None,
         };
-        let Some(cluster) = name.and_then(|name| worker.clusters.find(name)) else { continue };
+        let Some(cluster) = name.and_then(|name| worker.clusters.find(name)) else {
+            continue;
+        };
         if !kept.complete || !kept.is_whole() {
             // Too large to be kept, or never complete.
             cluster.stats().retry_or_shadow_abandoned().inc();
@@ -61,10 +74,14 @@ pub(super) fn send(mirrors: Vec<Mirror>, kept: &Kept, exchange: &Exchange<'_>, w
         let version = head.version;
         tokio::task::spawn_local(async move {
             let copy = async {
-                let context = LbContext { original_dst, ..LbContext::default() };
+                let context = LbContext {
+                    original_dst,
+                    ..LbContext::default()
+                };
                 let host = cluster.choose(&context).ok()?;
-                let mut upstream =
-                    Upstream::acquire(&cluster, &host, &context, version).await.ok()?;
+                let mut upstream = Upstream::acquire(&cluster, &host, &context, version)
+                    .await
+                    .ok()?;
                 upstream.send_head(&head, head.framing).ok()?;
                 for piece in pieces {
                     poll_fn(|cx| upstream.poll_ready(cx)).await.ok()?;
@@ -73,8 +90,17 @@ pub(super) fn send(mirrors: Vec<Mirror>, kept: &Kept, exchange: &Exchange<'_>, w
                 poll_fn(|cx| upstream.poll_ready(cx)).await.ok()?;
                 upstream.send_end(trailers.as_ref()).ok()?;
                 poll_fn(|cx| upstream.poll_flush(cx)).await.ok()?;
-                while poll_fn(|cx| upstream.poll_head(cx, false)).await.ok()?.is_informational() {}
-                while poll_fn(|cx| upstream.poll_frame(cx)).await.transpose().ok()?.is_some() {}
+                while poll_fn(|cx| upstream.poll_head(cx, false))
+                    .await
+                    .ok()?
+                    .is_informational()
+                {}
+                while poll_fn(|cx| upstream.poll_frame(cx))
+                    .await
+                    .transpose()
+                    .ok()?
+                    .is_some()
+                {}
                 upstream.release();
                 Some(())
             };

@@ -144,9 +144,10 @@ fn strip_host(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) {
         let strip = match plan.strip_port {
             StripPort::Never => false,
             StripPort::Any => true,
-            StripPort::Matching => {
-                exchange.connection.local.is_some_and(|local| local.port() == number)
-            }
+            StripPort::Matching => exchange
+                .connection
+                .local
+                .is_some_and(|local| local.port() == number),
         };
         if strip {
             port = None;
@@ -167,12 +168,10 @@ fn strip_host(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) {
 /// Host and port of an authority.
 pub(crate) fn split_port(authority: &str) -> (&str, Option<u16>) {
     match authority.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => {
-            match port.parse() {
-                Ok(port) => (host, Some(port)),
-                Err(_) => (authority, None),
-            }
-        }
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
+            Ok(port) => (host, Some(port)),
+            Err(_) => (authority, None),
+        },
         _ => (authority, None),
     }
 }
@@ -182,13 +181,18 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
     let peer = exchange.connection.remote.map(|address| address.ip());
     let hops = plan.xff_num_trusted_hops as usize;
     let headers = &mut exchange.request.headers;
-    let forwarded = headers.joined("x-forwarded-for").map(|value| value.into_owned());
+    let forwarded = headers
+        .joined("x-forwarded-for")
+        .map(|value| value.into_owned());
     let (address, alone);
     if plan.use_remote_address {
         alone = forwarded.is_none();
         address = match hops {
             0 => peer,
-            hops => forwarded.as_deref().and_then(|value| from_right(value, hops - 1)).or(peer),
+            hops => forwarded
+                .as_deref()
+                .and_then(|value| from_right(value, hops - 1))
+                .or(peer),
         };
         if !plan.skip_xff_append
             && let Some(peer) = peer
@@ -199,14 +203,18 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
             headers.remove("x-forwarded-proto");
         }
     } else {
-        address = forwarded.as_deref().and_then(|value| from_right(value, hops));
-        alone = forwarded.as_deref().is_some_and(|value| !value.contains(&b','));
+        address = forwarded
+            .as_deref()
+            .and_then(|value| from_right(value, hops));
+        alone = forwarded
+            .as_deref()
+            .is_some_and(|value| !value.contains(&b','));
     }
     // The transport is plaintext: TLS contexts refuse their connections for now.
     let scheme = "http";
-    let known = headers
-        .get("x-forwarded-proto")
-        .is_some_and(|proto| proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https"));
+    let known = headers.get("x-forwarded-proto").is_some_and(|proto| {
+        proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https")
+    });
     if !known {
         headers.set("x-forwarded-proto", scheme);
     }
@@ -230,7 +238,12 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
     }
     let proto = match &plan.scheme_to_overwrite {
         Some(scheme) => scheme.to_string(),
-        None => exchange.request.headers.get_str("x-forwarded-proto").unwrap_or(scheme).to_ascii_lowercase(),
+        None => exchange
+            .request
+            .headers
+            .get_str("x-forwarded-proto")
+            .unwrap_or(scheme)
+            .to_ascii_lowercase(),
     };
     exchange.request.set_scheme(&proto);
     edge
@@ -251,7 +264,10 @@ fn clean(exchange: &mut Exchange<'_>, edge: bool) {
     let headers = &mut exchange.request.headers;
     headers.retain(|name, _| {
         let envoy = name.len() > 8 && name.as_bytes()[..8].eq_ignore_ascii_case(b"x-envoy-");
-        let is = |list: &[&str]| list.iter().any(|other| name[8..].eq_ignore_ascii_case(other));
+        let is = |list: &[&str]| {
+            list.iter()
+                .any(|other| name[8..].eq_ignore_ascii_case(other))
+        };
         !(envoy && (is(&INTERNAL) || edge && is(&EDGE)))
     });
 }
@@ -274,8 +290,11 @@ const INTERNAL: [&str; 14] = [
     "hedge-on-per-try-timeout",
 ];
 /// `x-envoy-…` headers that pass inside the mesh, but not in from outside.
-const EDGE: [&str; 3] =
-    ["decorator-operation", "downstream-service-cluster", "downstream-service-node"];
+const EDGE: [&str; 3] = [
+    "decorator-operation",
+    "downstream-service-cluster",
+    "downstream-service-node",
+];
 
 /// Gives the request an id where it has none, and decides about its trace.
 fn request_id(
@@ -295,18 +314,23 @@ fn request_id(
         headers.set("x-request-id", id.hyphenated().encode_lower(&mut [0; 36]));
     }
     let Some(tracing) = &plan.tracing else { return };
-    let id = headers.get("x-request-id").and_then(|value| <[u8; 36]>::try_from(value).ok());
+    let id = headers
+        .get("x-request-id")
+        .and_then(|value| <[u8; 36]>::try_from(value).ok());
     let Some(mut id) = id else { return };
     // The version nibble says why a request is traced: 4 it is not, 9 sampled, a forced, b client.
     let reason = match id[14] {
         b'4' if exchange.internal && headers.contains("x-envoy-force-trace") => b'a',
         b'4' if headers.contains("x-client-trace-id")
-            && tracing.client_sampling.hits(worker.random.bits()) => b'b',
+            && tracing.client_sampling.hits(worker.random.bits()) =>
+        {
+            b'b'
+        }
         b'4' if tracing.random_sampling.hits(worker.random.bits()) => b'9',
         known => known,
     };
-    exchange.traced = matches!(reason, b'9' | b'a' | b'b')
-        && tracing.overall_sampling.hits(worker.random.bits());
+    exchange.traced =
+        matches!(reason, b'9' | b'a' | b'b') && tracing.overall_sampling.hits(worker.random.bits());
     if plan.pack_trace_reason && reason != id[14] {
         id[14] = reason;
         headers.set("x-request-id", id);
@@ -315,10 +339,16 @@ fn request_id(
 
 /// `Upgrade: h2c` and `TLS/1.0…` are offers that a server may ignore (RFC 9110, 7.8).
 fn is_ignored_upgrade(exchange: &Exchange<'_>) -> bool {
-    exchange.request.headers.get("upgrade").is_some_and(|value| {
-        value.eq_ignore_ascii_case(b"h2c")
-            || value.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"tls/"))
-    })
+    exchange
+        .request
+        .headers
+        .get("upgrade")
+        .is_some_and(|value| {
+            value.eq_ignore_ascii_case(b"h2c")
+                || value
+                    .get(..4)
+                    .is_some_and(|start| start.eq_ignore_ascii_case(b"tls/"))
+        })
 }
 
 /// Appends to a list header.

@@ -47,7 +47,14 @@ pub(super) struct Pump {
 
 impl Kept {
     pub(super) fn new(keep: bool, limit: u64) -> Kept {
-        Kept { pieces: Vec::new(), trailers: None, complete: false, keep, size: 0, limit }
+        Kept {
+            pieces: Vec::new(),
+            trailers: None,
+            complete: false,
+            keep,
+            size: 0,
+            limit,
+        }
     }
 
     /// Whether the request can be sent again.
@@ -74,7 +81,10 @@ impl Kept {
 
 impl Pump {
     pub(super) fn new(hold: bool) -> Pump {
-        Pump { hold, ..Pump::default() }
+        Pump {
+            hold,
+            ..Pump::default()
+        }
     }
 
     /// Whether all of the request went up.
@@ -102,7 +112,9 @@ impl Pump {
             ready!(upstream.poll_ready(cx)).map_err(PumpError::Upstream)?;
             if let Some(piece) = kept.pieces.get(self.position) {
                 self.position += 1;
-                upstream.send_data(piece.clone()).map_err(PumpError::Upstream)?;
+                upstream
+                    .send_data(piece.clone())
+                    .map_err(PumpError::Upstream)?;
                 continue;
             }
             if !kept.complete {
@@ -135,7 +147,9 @@ impl Pump {
                 self.ended = true;
                 continue;
             }
-            upstream.send_end(kept.trailers.as_ref()).map_err(PumpError::Upstream)?;
+            upstream
+                .send_end(kept.trailers.as_ref())
+                .map_err(PumpError::Upstream)?;
             self.ended = true;
             exchange.progress.upstream_last_sent = Some(Instant::now());
         }

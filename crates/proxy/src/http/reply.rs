@@ -68,9 +68,12 @@ impl LocalReply {
         }
         if grpc {
             head.status = 200;
-            let status = self.grpc_status.unwrap_or_else(|| grpc_status_of(self.status));
+            let status = self
+                .grpc_status
+                .unwrap_or_else(|| grpc_status_of(self.status));
             head.headers.set("content-type", "application/grpc");
-            head.headers.set("grpc-status", itoa::Buffer::new().format(status));
+            head.headers
+                .set("grpc-status", itoa::Buffer::new().format(status));
             if !self.body.is_empty() {
                 head.headers.set("grpc-message", percent_encode(&self.body));
             }

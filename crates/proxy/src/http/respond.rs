@@ -3,7 +3,9 @@
 use std::{cell::RefCell, time::SystemTime};
 
 use bytes::Bytes;
-use outrigger_http::{BodyReader, BodyWriter, Error, Frame, Framing, Method, ResponseHead, Version, h2};
+use outrigger_http::{
+    BodyReader, BodyWriter, Error, Frame, Framing, Method, ResponseHead, Version, h2,
+};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Context, Exchange, LocalReply};
@@ -86,7 +88,8 @@ pub(super) fn finish_head(
     match plan.server_header {
         ServerHeader::Overwrite => head.headers.set("server", plan.server_name.as_bytes()),
         ServerHeader::AppendIfAbsent => {
-            head.headers.set_if_absent("server", plan.server_name.as_bytes());
+            head.headers
+                .set_if_absent("server", plan.server_name.as_bytes());
         }
         ServerHeader::PassThrough => {}
     }
@@ -134,7 +137,9 @@ struct Date {
 
 impl Date {
     fn now(&mut self) -> &str {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         if since.as_secs() != self.second || self.text.is_empty() {
             self.second = since.as_secs();
             let stamp = jiff::Timestamp::from_second(self.second as i64).unwrap_or_default();

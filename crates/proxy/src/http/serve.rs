@@ -134,7 +134,11 @@ fn count(cx: &Context<'_>, exchange: &Exchange<'_>, reply: &LocalReply) {
 fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> bool {
     let asked = match exchange.request.method {
         Method::Connect => "connect",
-        _ => exchange.request.headers.get_str("upgrade").unwrap_or_default(),
+        _ => exchange
+            .request
+            .headers
+            .get_str("upgrade")
+            .unwrap_or_default(),
     };
     let action = exchange.route.action();
     let own = action.and_then(|action| {
@@ -162,7 +166,9 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
         0 => {}
         status => stats.response(status),
     }
-    stats.downstream_rq_time().record(exchange.duration().as_millis() as u64);
+    stats
+        .downstream_rq_time()
+        .record(exchange.duration().as_millis() as u64);
     cx.live.filters.complete(exchange, cx.worker);
     for log in &cx.live.logs {
         log.log(exchange, cx.worker.random.bits());

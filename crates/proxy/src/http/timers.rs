@@ -68,11 +68,19 @@ impl Deadlines {
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Poll<Expired> {
         loop {
-            let Some((at, which)) = self.next() else { return Poll::Pending };
-            if timer.as_ref().as_pin_ref().is_none_or(|timer| timer.deadline() > at) {
+            let Some((at, which)) = self.next() else {
+                return Poll::Pending;
+            };
+            if timer
+                .as_ref()
+                .as_pin_ref()
+                .is_none_or(|timer| timer.deadline() > at)
+            {
                 timer.set(Some(sleep_until(at)));
             }
-            let Some(sleep) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
+            let Some(sleep) = timer.as_mut().as_pin_mut() else {
+                return Poll::Pending;
+            };
             if sleep.poll(cx).is_pending() {
                 return Poll::Pending;
             }

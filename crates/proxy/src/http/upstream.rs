@@ -50,8 +50,17 @@ impl Upstream {
             let place = cluster.http2(host, context).await?;
             let guard = cluster.request(host, context)?;
             let (local, reused) = (place.local_address(), place.is_reused());
-            let call = Call::H2(Box::new(H2Call { place, stream: None, body: None }));
-            return Ok(Upstream { call, _guard: guard, local, reused });
+            let call = Call::H2(Box::new(H2Call {
+                place,
+                stream: None,
+                body: None,
+            }));
+            return Ok(Upstream {
+                call,
+                _guard: guard,
+                local,
+                reused,
+            });
         }
         let connection = cluster.http1(host, context).await?;
         let guard = cluster.request(host, context)?;
@@ -63,7 +72,12 @@ impl Upstream {
             ..Limits::default()
         };
         let call = Call::H1(Box::new(h1::ClientConnection::new(connection, limits)));
-        Ok(Upstream { call, _guard: guard, local, reused })
+        Ok(Upstream {
+            call,
+            _guard: guard,
+            local,
+            reused,
+        })
     }
 
     /// The protocol spoken.
@@ -112,7 +126,10 @@ impl Upstream {
     }
 
     /// The next frame of the response.
-    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
+    pub(super) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame, Error>>> {
         match &mut self.call {
             Call::H1(connection) => connection.reader().poll_frame(cx),
             Call::H2(call) => match &mut call.body {
@@ -191,6 +208,9 @@ impl Upstream {
 
 impl H2Call {
     fn writer(&mut self) -> Result<&mut h2::Writer, Error> {
-        self.stream.as_mut().map(|(_, writer)| writer).ok_or(Error::Closed)
+        self.stream
+            .as_mut()
+            .map(|(_, writer)| writer)
+            .ok_or(Error::Closed)
     }
 }

@@ -39,7 +39,9 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
                 return None;
             }
             if let Some(rewrite) = rewrite {
-                values.iter_mut().for_each(|value| *value = rewrite.rewrite(value));
+                values
+                    .iter_mut()
+                    .for_each(|value| *value = rewrite.rewrite(value));
             }
             // The order of several fields must not matter.
             values.sort();
@@ -63,7 +65,12 @@ fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         let pair = pair.trim_ascii();
         let at = memchr::memchr(b'=', pair)?;
         let value = pair[..at].eq(name).then_some(&pair[at + 1..])?;
-        Some(value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+        Some(
+            value
+                .strip_prefix(b"\"")
+                .and_then(|v| v.strip_suffix(b"\""))
+                .unwrap_or(value),
+        )
     })
 }
 
@@ -78,7 +85,13 @@ pub(crate) fn new_cookie(
     random: u64,
 ) -> Option<(String, u64)> {
     policies.iter().find_map(|policy| {
-        let HashSource::Cookie { name, ttl: Some(ttl), path, attributes } = &policy.source else {
+        let HashSource::Cookie {
+            name,
+            ttl: Some(ttl),
+            path,
+            attributes,
+        } = &policy.source
+        else {
             return None;
         };
         if one(&policy.source, exchange).is_some() {

@@ -37,11 +37,7 @@ pub(crate) fn response(exchange: &Exchange<'_>, headers: &mut Headers) {
 
 /// The levels in their order: weighted cluster, route, virtual host, configuration, so that the
 /// last has the last word; the other way round where the configuration says so.
-fn each(
-    route: &crate::http::RouteRef,
-    side: Side,
-    mut apply: impl FnMut(&HeaderMutations),
-) {
+fn each(route: &crate::http::RouteRef, side: Side, mut apply: impl FnMut(&HeaderMutations)) {
     let weighted = weighted(route).map(|entry| &entry.headers);
     let (virtual_host, at) = match route.get() {
         Some((virtual_host, route)) => (Some(&virtual_host.headers), Some(&route.headers)),
@@ -49,7 +45,10 @@ fn each(
     };
     let configuration = route.configuration().map(|routes| &routes.headers);
     let mut levels: [Option<&HeaderOperations>; 4] = [weighted, at, virtual_host, configuration];
-    if route.configuration().is_some_and(|routes| routes.most_specific_header_mutations_wins) {
+    if route
+        .configuration()
+        .is_some_and(|routes| routes.most_specific_header_mutations_wins)
+    {
         levels.reverse();
     }
     for operations in levels.into_iter().flatten() {

@@ -13,7 +13,9 @@ use std::{rc::Rc, sync::Arc};
 use crate::{
     cluster::{Cluster, Priority},
     http::{Exchange, Flags, LocalReply},
-    plan::route::{Action, ClusterSpecifier, HostRewrite, Priority as RoutePriority, WeightedTarget},
+    plan::route::{
+        Action, ClusterSpecifier, HostRewrite, Priority as RoutePriority, WeightedTarget,
+    },
     worker::Worker,
 };
 
@@ -31,7 +33,11 @@ pub(crate) struct Target {
 /// Finds the cluster, or the reply that the route gives instead.
 pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Target, LocalReply> {
     if exchange.route.tls_redirect {
-        let to = format!("https://{}{}", exchange.request.authority(), exchange.request.path());
+        let to = format!(
+            "https://{}{}",
+            exchange.request.authority(),
+            exchange.request.path()
+        );
         return Err(LocalReply::new(301, "", "https_redirect").header("location", to));
     }
     let Some((_, route)) = exchange.route.get() else {
@@ -41,20 +47,24 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         Action::Route(action) => action,
         Action::Redirect(redirect) => {
             let location = redirect::location(redirect, &route.matches, &exchange.request);
-            return Err(
-                LocalReply::new(redirect.status, "", "direct_response").header("location", location)
-            );
+            return Err(LocalReply::new(redirect.status, "", "direct_response")
+                .header("location", location));
         }
         Action::DirectResponse(direct) => {
-            return Err(LocalReply::new(direct.status, "", "direct_response")
-                .body(direct.body.clone()));
+            return Err(
+                LocalReply::new(direct.status, "", "direct_response").body(direct.body.clone())
+            );
         }
         Action::NonForwarding => {
             return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));
         }
     };
     let by_header = |name: &str| {
-        exchange.request.get_str(name).map(Arc::<str>::from).unwrap_or_else(|| "".into())
+        exchange
+            .request
+            .get_str(name)
+            .map(Arc::<str>::from)
+            .unwrap_or_else(|| "".into())
     };
     let mut weighted = None;
     let name = match &action.cluster {
@@ -68,7 +78,10 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
                 // Not the number that decided about the route: the two draws are independent.
                 .unwrap_or_else(|| worker.random.bits());
             let picked = clusters.pick(random);
-            weighted = clusters.clusters.iter().position(|entry| std::ptr::eq(entry, picked));
+            weighted = clusters
+                .clusters
+                .iter()
+                .position(|entry| std::ptr::eq(entry, picked));
             match &picked.name {
                 WeightedTarget::Cluster(name) => name.clone(),
                 WeightedTarget::Header(header) => by_header(header),
@@ -85,10 +98,13 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
     exchange.route.weighted = weighted;
     exchange.upstream.cluster_name = Some(name.clone());
     let Some(cluster) = worker.clusters.find(&name) else {
-        return Err(
-            LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND)
-        );
+        return Err(LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND));
     };
     exchange.upstream.cluster = Some(cluster.plan.clone());
-    Ok(Target { cluster, priority, auto_host, hash })
+    Ok(Target {
+        cluster,
+        priority,
+        auto_host,
+        hash,
+    })
 }

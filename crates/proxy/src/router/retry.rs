@@ -57,10 +57,15 @@ impl Retries {
     /// taken off.
     pub(crate) fn new(exchange: &mut Exchange<'_>) -> Retries {
         let policy = exchange.route.get().and_then(|(virtual_host, _)| {
-            let own = exchange.route.action().and_then(|action| action.retry_policy.clone());
+            let own = exchange
+                .route
+                .action()
+                .and_then(|action| action.retry_policy.clone());
             own.or_else(|| virtual_host.retry_policy.clone())
         });
-        let mut on = policy.as_ref().map_or(RetryOn::default(), |policy| policy.retry_on);
+        let mut on = policy
+            .as_ref()
+            .map_or(RetryOn::default(), |policy| policy.retry_on);
         let mut left = policy.as_ref().map_or(1, |policy| policy.num_retries);
         let mut codes = Vec::new();
         let headers = &mut exchange.request.headers;
@@ -71,7 +76,10 @@ impl Retries {
             }
         }
         if let Some(list) = headers.get_str("x-envoy-retriable-status-codes") {
-            codes.extend(list.split(',').filter_map(|code| code.trim().parse::<u16>().ok()));
+            codes.extend(
+                list.split(',')
+                    .filter_map(|code| code.trim().parse::<u16>().ok()),
+            );
             headers.remove("x-envoy-retriable-status-codes");
         }
         if let Some(number) = headers.get_str("x-envoy-max-retries") {
@@ -90,11 +98,21 @@ impl Retries {
         }
         if let Some(policy) = &policy
             && !policy.retriable_request_headers.is_empty()
-            && !policy.retriable_request_headers.iter().any(|matcher| matcher.matches(exchange))
+            && !policy
+                .retriable_request_headers
+                .iter()
+                .any(|matcher| matcher.matches(exchange))
         {
             on = RetryOn::default();
         }
-        Retries { policy, on, left, made: 0, codes, header_names }
+        Retries {
+            policy,
+            on,
+            left,
+            made: 0,
+            codes,
+            header_names,
+        }
     }
 
     /// Whether any attempt may ever be repeated, so that the request's body is worth keeping.
@@ -119,12 +137,14 @@ impl Retries {
     /// What to do about an attempt without a response.
     pub(crate) fn failure(&self, failure: Failure) -> Answer {
         let on = |set| self.on.intersects(set);
-        let reset = RetryOn::FIVE_XX.union(RetryOn::GATEWAY_ERROR).union(RetryOn::RESET);
+        let reset = RetryOn::FIVE_XX
+            .union(RetryOn::GATEWAY_ERROR)
+            .union(RetryOn::RESET);
         let holds = match failure {
             Failure::Overflow => false,
-            Failure::Connect => {
-                on(reset.union(RetryOn::CONNECT_FAILURE).union(RetryOn::RESET_BEFORE_REQUEST))
-            }
+            Failure::Connect => on(reset
+                .union(RetryOn::CONNECT_FAILURE)
+                .union(RetryOn::RESET_BEFORE_REQUEST)),
             Failure::Refused => on(reset.union(RetryOn::REFUSED_STREAM)),
             Failure::Reset => on(reset),
             // The server may be at work on it. Whoever names `reset` or `5xx` has said that a
@@ -163,7 +183,10 @@ impl Retries {
             // A little more than asked, so that not all come back in the same moment.
             return pause + Duration::from_micros(random.below(pause.as_micros() as u64 / 2 + 1));
         }
-        let back_off = self.policy.as_ref().map_or(BackOff::default(), |policy| policy.back_off);
+        let back_off = self
+            .policy
+            .as_ref()
+            .map_or(BackOff::default(), |policy| policy.back_off);
         let factor = (1u32 << self.made.min(20)) - 1;
         let limit = back_off.base.saturating_mul(factor).min(back_off.max);
         Duration::from_micros(random.below(limit.as_micros() as u64))
@@ -190,13 +213,19 @@ impl Retries {
             return true;
         }
         if on(RetryOn::RETRIABLE_STATUS_CODES) {
-            let listed = self.policy.iter().flat_map(|policy| &policy.retriable_status_codes);
+            let listed = self
+                .policy
+                .iter()
+                .flat_map(|policy| &policy.retriable_status_codes);
             if listed.chain(&self.codes).any(|code| *code == status) {
                 return true;
             }
         }
         if on(RetryOn::RETRIABLE_HEADERS) {
-            let listed = self.policy.iter().flat_map(|policy| &policy.retriable_headers);
+            let listed = self
+                .policy
+                .iter()
+                .flat_map(|policy| &policy.retriable_headers);
             if listed
                 .chain(&self.header_names)
                 .any(|matcher| matcher.matches_value(response.headers.joined(&matcher.name)))
@@ -204,7 +233,9 @@ impl Retries {
                 return true;
             }
         }
-        let grpc = response.get_str("grpc-status").and_then(|status| status.parse::<u32>().ok());
+        let grpc = response
+            .get_str("grpc-status")
+            .and_then(|status| status.parse::<u32>().ok());
         match grpc {
             Some(1) => on(RetryOn::GRPC_CANCELLED),
             Some(4) => on(RetryOn::GRPC_DEADLINE_EXCEEDED),
@@ -218,7 +249,10 @@ impl Retries {
 
 /// The status that a response stands for: the gRPC one, where it is said in the head.
 pub(crate) fn effective_status(response: &ResponseHead) -> u16 {
-    match response.get_str("grpc-status").and_then(|status| status.parse::<u32>().ok()) {
+    match response
+        .get_str("grpc-status")
+        .and_then(|status| status.parse::<u32>().ok())
+    {
         Some(status) if response.is_grpc() => http_status_of(status),
         _ => response.status,
     }

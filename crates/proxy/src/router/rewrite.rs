@@ -11,8 +11,12 @@ use crate::{
 /// path as it was.
 pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     let reference = exchange.route.clone();
-    let Some(route) = reference.route() else { return };
-    let Action::Route(action) = &route.action else { return };
+    let Some(route) = reference.route() else {
+        return;
+    };
+    let Action::Route(action) = &route.action else {
+        return;
+    };
     let literal = weighted(&reference).and_then(|entry| entry.host_rewrite.clone());
     let host = match (&literal, &action.host_rewrite) {
         (Some(host), _) => Some(host.to_string()),
@@ -32,11 +36,15 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
         let matched = matched_length(&route.matches, only);
         Some(format!("{prefix}{}{rest}", &only[matched..]))
     } else if let Some(rewrite) = &action.regex_rewrite {
-        String::from_utf8(rewrite.rewrite(only.as_bytes())).ok().map(|new| format!("{new}{rest}"))
+        String::from_utf8(rewrite.rewrite(only.as_bytes()))
+            .ok()
+            .map(|new| format!("{new}{rest}"))
     } else if let Some(template) = &action.path_rewrite {
         let mut new = Vec::new();
         format::header_value(template, exchange, None, &mut new);
-        String::from_utf8(new).ok().filter(|new| new.starts_with('/'))
+        String::from_utf8(new)
+            .ok()
+            .filter(|new| new.starts_with('/'))
     } else {
         None
     };
@@ -51,7 +59,11 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
         if envoy_headers {
             exchange.request.headers.set("x-envoy-original-path", old);
         }
-        let new = if new.starts_with('/') { new } else { format!("/{new}") };
+        let new = if new.starts_with('/') {
+            new
+        } else {
+            format!("/{new}")
+        };
         exchange.request.set_path(&new);
     }
 }
@@ -60,7 +72,12 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
 pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, tell: bool) {
     if tell {
         let old = exchange.request.authority().to_owned();
-        crate::http::append(&mut exchange.request.headers, "x-forwarded-host", old.as_bytes(), ",");
+        crate::http::append(
+            &mut exchange.request.headers,
+            "x-forwarded-host",
+            old.as_bytes(),
+            ",",
+        );
     }
     exchange.request.set_authority(host);
 }

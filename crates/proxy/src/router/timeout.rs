@@ -30,7 +30,11 @@ impl Timeouts {
         retry: Option<&RetryPolicy>,
     ) -> Timeouts {
         let grpc = exchange.request.is_grpc();
-        let asked = exchange.request.headers.get_str("grpc-timeout").and_then(grpc_timeout);
+        let asked = exchange
+            .request
+            .headers
+            .get_str("grpc-timeout")
+            .and_then(grpc_timeout);
         let action = exchange.route.action();
         let mut request = action.and_then(|action| action.timeout);
         if let Some(action) = action
@@ -39,23 +43,37 @@ impl Timeouts {
         {
             let asked = asked.map(|asked| {
                 let offset = action.grpc_timeout_offset.unwrap_or_default();
-                if asked > offset { asked - offset } else { asked }
+                if asked > offset {
+                    asked - offset
+                } else {
+                    asked
+                }
             });
             request = match (asked, cap) {
                 (Some(asked), Some(cap)) => Some(asked.min(cap)),
                 (asked, cap) => asked.or(cap),
             };
         }
-        let limits = action.and_then(|action| action.max_stream_duration).unwrap_or_default();
-        let mut stream = limits.max_stream_duration.unwrap_or(plan.common.max_stream_duration);
+        let limits = action
+            .and_then(|action| action.max_stream_duration)
+            .unwrap_or_default();
+        let mut stream = limits
+            .max_stream_duration
+            .unwrap_or(plan.common.max_stream_duration);
         if let Some(cap) = limits.grpc_timeout_header_max
             && let Some(asked) = asked.filter(|_| grpc)
         {
             let offset = limits.grpc_timeout_header_offset.unwrap_or_default();
-            let asked = if asked > offset { asked - offset } else { asked };
+            let asked = if asked > offset {
+                asked - offset
+            } else {
+                asked
+            };
             stream = Some(cap.map_or(asked, |cap| asked.min(cap)));
         }
-        let idle = action.and_then(|action| action.idle_timeout).unwrap_or(plan.stream_idle_timeout);
+        let idle = action
+            .and_then(|action| action.idle_timeout)
+            .unwrap_or(plan.stream_idle_timeout);
         let mut per_try = retry.and_then(|retry| retry.per_try_timeout);
         let headers = &mut exchange.request.headers;
         if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-timeout-ms") {
@@ -67,12 +85,20 @@ impl Timeouts {
         // An attempt that may take as long as all of them is not limited by itself.
         let per_try = per_try.filter(|per_try| request.is_none_or(|request| *per_try < request));
         let per_try_idle = retry.and_then(|retry| retry.per_try_idle_timeout);
-        Timeouts { request, per_try, per_try_idle, stream, idle }
+        Timeouts {
+            request,
+            per_try,
+            per_try_idle,
+            stream,
+            idle,
+        }
     }
 
     /// What the upstream is told (`x-envoy-expected-rq-timeout-ms`).
     pub(crate) fn expected(&self) -> Option<u64> {
-        self.per_try.or(self.request).map(|limit| limit.as_millis() as u64)
+        self.per_try
+            .or(self.request)
+            .map(|limit| limit.as_millis() as u64)
     }
 }
 
@@ -108,7 +134,10 @@ mod tests {
     #[test]
     fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
         assert_eq!(grpc_timeout("2S"), Some(Duration::from_secs(2)));
-        assert_eq!(grpc_timeout("99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(
+            grpc_timeout("99999999m"),
+            Some(Duration::from_millis(99_999_999))
+        );
         for bad in ["", "S", "123456789S", "1x", "-1S", "1.5S"] {
             assert_eq!(grpc_timeout(bad), None, "{bad}");
         }
