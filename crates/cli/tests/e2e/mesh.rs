@@ -1,0 +1,124 @@
+//! One running mesh, and how the cases talk to it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// Why the live tests cannot run here, if they cannot.
+pub fn cannot_run() -> Option<String> {
+    let id = Command::new("id").arg("-u").output().ok()?;
+    if id.stdout.trim_ascii() != b"0" {
+        return Some("namespaces need root".to_owned());
+    }
+    ["ip", "iptables-restore", "nsenter"].iter().find_map(|program| {
+        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).exists());
+        (!found).then(|| format!("{program} is not installed"))
+    })
+}
+
+/// A mesh of the folder `mesh` beside this file, ended when dropped.
+pub struct Mesh {
+    program: PathBuf,
+    /// A copy of the folder, which cases may edit.
+    pub folder: tempfile::TempDir,
+    state: tempfile::TempDir,
+}
+
+impl Mesh {
+    pub fn start() -> Self {
+        let program = env::var_os("OUTRIGGER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_outrigger").into(), PathBuf::from);
+        let folder = tempfile::tempdir().expect("a folder for the YAML");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/mesh");
+        for file in fs::read_dir(&source).expect("the tests' YAML") {
+            let file = file.expect("an entry").path();
+            fs::copy(&file, folder.path().join(file.file_name().expect("a name"))).expect("copy the YAML");
+        }
+        let mesh = Self { program, folder, state: tempfile::tempdir().expect("a state folder") };
+        let up = mesh.run(&["local", "up", "--wait", "240", "-f", &mesh.folder.path().to_string_lossy()]);
+        if !up.status.success() {
+            mesh.explain();
+            panic!("the mesh did not come up: {}", String::from_utf8_lossy(&up.stderr));
+        }
+        mesh
+    }
+
+    /// Runs the program with these arguments.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Command::new(&self.program)
+            .args(args)
+            .env("OUTRIGGER_STATE", self.state.path().join("mesh"))
+            .output()
+            .expect("the program starts")
+    }
+
+    /// What a command printed; panics where it fails.
+    pub fn output(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Calls from a pod (`NAMESPACE/POD`) with `outrigger call`, and the result as data.
+    pub fn call(&self, from: &str, args: &[&str]) -> Value {
+        let (namespace, pod) = from.split_once('/').expect("namespace/pod");
+        let mut all = vec!["local", "exec", "-n", namespace, pod, "--", "outrigger", "call"];
+        all.extend(args);
+        let text = self.output(&all);
+        serde_json::from_str(text.lines().next().unwrap_or("")).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+    }
+
+    /// Everything known about the running mesh.
+    pub fn status(&self) -> Value {
+        serde_json::from_str(&self.output(&["local", "ps", "-o", "json"])).expect("ps prints JSON")
+    }
+
+    /// The address of a pod.
+    pub fn address(&self, namespace: &str, name: &str) -> String {
+        let status = self.status();
+        let pods = status["pods"].as_array().expect("pods");
+        let pod = pods.iter().find(|p| p["name"] == name && p["namespace"] == namespace).expect("the pod");
+        pod["address"].as_str().expect("an address").to_owned()
+    }
+
+    pub fn log(&self, namespace: &str, pod: &str, container: &str) -> String {
+        self.output(&["local", "logs", "-n", namespace, pod, "-c", container])
+    }
+
+    /// What helps to understand a failure.
+    pub fn explain(&self) {
+        let print = |args: &[&str]| {
+            let output = self.run(args);
+            eprintln!("$ outrigger {}\n{}", args.join(" "), String::from_utf8_lossy(&output.stdout));
+        };
+        print(&["local", "ps"]);
+        print(&["local", "logs", "-n", "istio-system", "istiod", "--tail", "15"]);
+        print(&["local", "logs", "-n", "shop", "client", "-c", "istio-proxy", "--tail", "15"]);
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        let down = self.run(&["local", "down"]);
+        if !down.status.success() {
+            eprintln!("down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+    }
+}
+
+/// Asks until the answer is there, or a limit after which it is not coming.
+pub fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < limit, "{what}: not within {limit:?}");
+        sleep(Duration::from_millis(50));
+    }
+}
