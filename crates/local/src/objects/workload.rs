@@ -9,10 +9,6 @@ use super::{at, at_mut, default_at, key, text};
 pub(crate) struct Template {
     /// `kind/name` of the workload in lower case.
     pub(crate) workload: String,
-    /// Kind and apiVersion of the workload, for the injector.
-    pub(crate) kind: String,
-    pub(crate) api_version: String,
-    pub(crate) workload_name: String,
     /// The Pod.
     pub(crate) pod: Value,
 }
@@ -58,7 +54,6 @@ pub(crate) fn expand(object: &Value) -> Result<Vec<Template>, String> {
             .trim_end_matches('-')
             .to_owned();
     }
-    let api_version = text(object, &["apiVersion"]).to_owned();
     let count = match kind {
         "Pod" | "DaemonSet" => 1,
         "Job" => number(object, &["spec", "parallelism"])?,
@@ -87,9 +82,6 @@ pub(crate) fn expand(object: &Value) -> Result<Vec<Template>, String> {
         default_at(&mut pod, &["spec", "nodeName"], NODE);
         out.push(Template {
             workload: format!("{}/{name}", kind.to_ascii_lowercase()),
-            kind: kind.to_owned(),
-            api_version: api_version.clone(),
-            workload_name: name.clone(),
             pod,
         });
     }

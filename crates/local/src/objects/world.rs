@@ -92,6 +92,8 @@ impl Builder {
                 .push(format!("ConfigMap istio-system/istio: {e}"));
             builtin::mesh_defaults()
         });
+        let (settings, problems) = admission::settings(&mesh);
+        world.problems.extend(problems.into_iter().map(|e| format!("ConfigMap istio-system/istio: {e}")));
         let mesh_map = builtin::mesh_config_map(mesh_map.as_ref(), &mesh);
         world.objects.insert("istio.yaml".into(), mesh_map.clone());
         world.config_maps.insert(istio, mesh_map);
@@ -108,7 +110,7 @@ impl Builder {
                 "EndpointSlice" => world.slices.push(object.clone()),
                 "ServiceEntry" => entry_names(object, &mut world.entry_names),
                 _ if workload::is_workload(object) => {
-                    self.workload(document, &namespaces, &mesh, previous, &mut world);
+                    self.workload(document, &namespaces, &settings, previous, &mut world);
                 }
                 _ => {}
             }
@@ -247,7 +249,7 @@ impl Builder {
         &mut self,
         document: &Document,
         namespaces: &HashMap<String, Value>,
-        mesh: &Value,
+        settings: &inject::Settings,
         previous: &World,
         world: &mut World,
     ) {
@@ -282,7 +284,7 @@ impl Builder {
                 continue;
             }
             let workload = template.workload.clone();
-            let mut object = match admission::admit(template, &labels, mesh) {
+            let mut object = match admission::admit(template.pod, &labels, settings) {
                 Ok(object) => object,
                 Err(message) => {
                     world.problems.push(at_line(document, &message));
