@@ -199,8 +199,12 @@ impl Draft {
             .insert("config".to_owned(), text(&path));
     }
 
-    /// The filter that tells the server about us, and us about the server, on plain TCP.
-    pub(super) fn add_metadata_exchange(&mut self) {
+    /// The filter that tells the server about us, and us about the server, on plain TCP; not for a proxy that has none
+    /// of Istio's filters.
+    pub(super) fn add_metadata_exchange(&mut self, proxy: &Proxy) {
+        if !proxy.node.has_istio_filters() {
+            return;
+        }
         let filter = filters::tcp_metadata_exchange();
         if let Some(ConfigType::TypedConfig(config)) = filter.config_type {
             self.cluster.filters.push(Filter {

@@ -206,7 +206,7 @@ impl Group<'_> {
         if draft.is(DiscoveryType::Eds) {
             draft.use_eds();
         }
-        draft.add_metadata_exchange();
+        draft.add_metadata_exchange(self.proxy);
         if self.service.mesh_external && subset.is_none() {
             draft.istio_metadata().insert(
                 "external".to_owned(),
@@ -379,7 +379,7 @@ pub(super) fn passthrough(mesh: &Mesh, proxy: &Proxy, name: &str) -> Draft {
     policy::connection_pool(&mut draft, config, defaults, None);
     draft.http = http;
     if name == PASSTHROUGH {
-        draft.add_metadata_exchange();
+        draft.add_metadata_exchange(proxy);
     }
     draft
 }

@@ -35,10 +35,6 @@ use crate::{
     route::{Client, NO_TIMEOUT, domains::Style},
 };
 
-/// Metadata by which a proxy says that it has none of Istio's own filters: a plain Envoy would reject a listener that
-/// names them. Absent means that it has them.
-const ISTIO_FILTERS: &str = "ISTIO_FILTERS";
-
 /// All listeners of a proxy, outbound ones first.
 pub fn build(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
     let own_address = proxy.node.addresses.first().map(ToString::to_string);
@@ -334,7 +330,7 @@ fn env_of<'a>(mesh: &'a Mesh, proxy: &'a Proxy) -> Env<'a> {
             private_key: text("TLS_SERVER_KEY"),
             root: text("TLS_SERVER_ROOT_CERT"),
         },
-        istio_filters: node.meta(ISTIO_FILTERS) != Some("false"),
+        istio_filters: node.has_istio_filters(),
         reports: telemetry::reports(mesh, proxy, proxy_config),
         headers: env::headers(proxy_config),
         connection_settings: env::connection_settings(proxy_config, config, is_gateway),

@@ -160,6 +160,12 @@ impl Node {
         })
     }
 
+    /// Whether the proxy has Istio's own filters. A plain Envoy has not, and would reject what names them: it says so by
+    /// the metadata `ISTIO_FILTERS: "false"`.
+    pub fn has_istio_filters(&self) -> bool {
+        self.meta("ISTIO_FILTERS") != Some("false")
+    }
+
     /// A metadata value that is a non-empty string.
     pub fn meta(&self, key: &str) -> Option<&str> {
         text(&self.metadata, key)
