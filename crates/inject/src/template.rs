@@ -1,7 +1,10 @@
 //! The shipped templates as code: what is added to a pod, as a partial pod to be merged in.
 
+mod environment;
 mod grpc;
 mod proxy;
+mod traffic;
+mod volumes;
 
 use proto::istio::mesh::v1alpha1::{
     ProxyConfig, mesh_config::inbound_traffic_policy::Mode, proxy_config::InboundInterceptionMode,
@@ -24,6 +27,7 @@ pub const NAMES: [&str; 4] = ["gateway", "grpc-agent", "grpc-simple", "sidecar"]
 /// Annotations that more than one place reads.
 pub(crate) const MODE: &str = "sidecar.istio.io/interceptionMode";
 pub(crate) const NATIVE: &str = "sidecar.istio.io/nativeSidecar";
+const BOOTSTRAP: &str = "sidecar.istio.io/bootstrapOverride";
 pub(crate) const STATUS_PORT: &str = "status.sidecar.istio.io/port";
 
 /// What a template looks at.

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Data, PROXY, env, env_field, mount, proxy};
+use super::{Data, PROXY, env, env_field, environment, mount, proxy, volumes};
 use crate::Error;
 
 /// An init container that writes the bootstrap, and its path in every container.
@@ -71,7 +71,7 @@ pub(super) fn agent(data: &Data<'_>) -> Result<Value, Error> {
         container["resources"] = data.resources();
         mounts = agent_mounts(data);
     }
-    mounts.extend(proxy::user_mounts(data)?);
+    mounts.extend(volumes::user_mounts(data)?);
     if !mounts.is_empty() {
         container["volumeMounts"] = mounts.into();
     }
@@ -86,17 +86,17 @@ pub(super) fn agent(data: &Data<'_>) -> Result<Value, Error> {
             "volumeMounts": [
                 mount("istio-data", "/var/lib/istio/data"),
                 mount("istio-xds", "/etc/istio/proxy"),
-                proxy::certificates_mount(data),
+                volumes::certificates_mount(data),
             ],
         }));
     }
     let mut volumes = vec![
         json!({"name": "workload-socket"}),
-        proxy::certificates(data, false),
+        volumes::certificates(data, false),
     ];
-    volumes.extend(proxy::common_volumes(data, "istio-xds"));
-    volumes.extend(proxy::mounted_certificates(data));
-    volumes.extend(proxy::user_volumes(data)?);
+    volumes.extend(volumes::common_volumes(data, "istio-xds"));
+    volumes.extend(volumes::mounted_certificates(data));
+    volumes.extend(volumes::user_volumes(data)?);
     let mut spec = json!({"containers": containers, "volumes": volumes});
     proxy::add_pull_secrets(data, &mut spec);
     let mut annotations = data.common_annotations();
@@ -116,13 +116,13 @@ fn agent_env(data: &Data<'_>) -> Vec<Value> {
     if data.localhost_inbound() {
         out.push(env("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION", "true"));
     }
-    out.extend(proxy::first_env(data));
-    out.extend(proxy::config_env(data));
-    out.push(proxy::apps_env(data));
-    out.extend(proxy::node_env(data));
-    out.extend(proxy::network_env(data));
-    proxy::workload_env(data, &data.owner.name, &mut out);
-    proxy::mesh_env(data, &mut out);
+    out.extend(environment::first_env(data));
+    out.extend(environment::config_env(data));
+    out.push(environment::apps_env(data));
+    out.extend(environment::node_env(data));
+    out.extend(environment::network_env(data));
+    environment::workload_env(data, &data.owner.name, &mut out);
+    environment::mesh_env(data, &mut out);
     out.extend(data.metadata_env());
     // The library resolves names over xDS: no query needs an answer of the agent.
     out.push(env("ISTIO_META_DNS_CAPTURE", "false"));
@@ -133,7 +133,7 @@ fn agent_env(data: &Data<'_>) -> Vec<Value> {
 fn agent_mounts(data: &Data<'_>) -> Vec<Value> {
     let mut out = vec![
         mount("workload-socket", "/var/run/secrets/workload-spiffe-uds"),
-        proxy::certificates_mount(data),
+        volumes::certificates_mount(data),
     ];
     if data.values("global.pilotCertProvider") == "istiod" {
         out.push(mount("istiod-ca-cert", "/var/run/secrets/istio"));
