@@ -238,3 +238,76 @@ fn older(release: Release, object: &mut Value, settings: &Settings) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+# the service
+apiVersion: v1
+kind: Service
+metadata: {name: web}   # as it is
+--- # next
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: ConfigMap
+- apiVersion: v1
+  kind: Pod
+  metadata: {name: web, labels: {app: web}}
+  spec: {containers: [{name: web, image: web}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: agent}
+spec: {template: {spec: {hostNetwork: true, containers: [{name: a}]}}}
+---
+---
+kind: [
+";
+
+    #[test]
+    fn other_objects_pass_unchanged_and_mistakes_name_their_line() {
+        let (mut out, mut warnings) = (String::new(), Vec::new());
+        let settings = Settings::default();
+        let outcome = documents(FILE, "app.yaml", &settings, None, &mut out, &mut warnings);
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.starts_with("app.yaml:2"), "{error}");
+        let service = FILE.split("--- # next\n").next().unwrap();
+        let parts: Vec<&str> = out.split("---\n").collect();
+        assert_eq!(parts[0], service);
+        let list = yaml::document(parts[1], 1).unwrap().unwrap().value;
+        assert_eq!(list["items"][0]["kind"], "ConfigMap");
+        assert_eq!(
+            list["items"][1]["spec"]["containers"][1]["name"],
+            "istio-proxy"
+        );
+        assert_eq!(
+            warnings,
+            ["===> Skipping injection because Deployment \"agent\" has host networking enabled\n"]
+        );
+        assert!(parts[2].contains("hostNetwork: true") && !parts[2].contains("istio-proxy"));
+    }
+
+    #[test]
+    fn an_unknown_template_is_named_with_those_that_exist() {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {inject.istio.io/templates: 'sidecar, x'}}\n\
+                   spec: {containers: []}\n";
+        let settings = Settings::default();
+        let outcome = documents(
+            pod,
+            "-",
+            &settings,
+            None,
+            &mut String::new(),
+            &mut Vec::new(),
+        );
+        assert_eq!(
+            outcome.unwrap_err().to_string(),
+            "failed to run injection template: requested template \"x\" not found; have gateway, grpc-agent, \
+             grpc-simple, sidecar"
+        );
+    }
+}

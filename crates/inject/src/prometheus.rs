@@ -102,11 +102,12 @@ pub fn secure_port(metadata: &mut Value, env: &Value) {
 
 /// Whether the annotations name the agent already.
 pub fn names_agent(metadata: &Value, agent_port: i64) -> bool {
+    let port = agent_port.to_string();
     let annotations = metadata["annotations"].as_object();
     annotations
         .into_iter()
         .flatten()
-        .any(|(key, value)| plain(key) == PORT && *value == agent_port.to_string())
+        .any(|(key, value)| plain(key) == PORT && *value == port)
 }
 
 /// Takes the annotations of scraping away.

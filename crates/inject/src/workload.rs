@@ -122,6 +122,8 @@ const KINDS: &[(&str, &str, Place)] = &[
     ("batch/v1", "Job", Place::Template),
     ("batch/v1", "CronJob", Place::JobTemplate),
     ("apps.openshift.io/v1", "DeploymentConfig", Place::Template),
+    // Its form before OpenShift had API groups.
+    ("v1", "DeploymentConfig", Place::Template),
 ];
 
 /// Fields that Kubernetes prints of an object even if they are empty.
@@ -141,7 +143,10 @@ fn complete(kind: &str, object: &mut Value) {
     match kind {
         "Deployment" => default("spec", "strategy", json!({})),
         "StatefulSet" | "DaemonSet" => default("spec", "updateStrategy", json!({})),
-        "DeploymentConfig" => default("spec", "strategy", json!({"resources": {}})),
+        "DeploymentConfig" => {
+            default("spec", "strategy", json!({"resources": {}}));
+            default("spec", "test", false.into());
+        }
         _ => {}
     }
     let status = match kind {
@@ -153,7 +158,23 @@ fn complete(kind: &str, object: &mut Value) {
             "numberReady": 0,
         }),
         "ReplicaSet" | "ReplicationController" => json!({"replicas": 0}),
+        "DeploymentConfig" => json!({
+            "availableReplicas": 0,
+            "latestVersion": 0,
+            "observedGeneration": 0,
+            "replicas": 0,
+            "unavailableReplicas": 0,
+            "updatedReplicas": 0,
+        }),
         _ => json!({}),
     };
     default("", "status", status);
+    if let Some(spec) = object["spec"].as_object_mut() {
+        // Left out by Kubernetes when they say nothing.
+        spec.retain(|name, v| match name.as_str() {
+            "paused" => *v != false,
+            "minReadySeconds" => *v != 0,
+            _ => !v.is_null(),
+        });
+    }
 }

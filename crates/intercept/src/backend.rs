@@ -49,10 +49,11 @@ impl Backend {
         // Istio calls legacy tables in use once they exist, and its own trial makes them exist: a second run would
         // then write every rule again, into the other back end. Only rules count here, and ours before any other.
         let held = |suffix| Backend::new(family, suffix).save().unwrap_or_default();
-        if held("legacy").contains("\n-A ") && !held("nft").contains("\n:ISTIO_") {
-            if let Ok(backend) = Backend::usable(config, family, "legacy") {
-                return Ok(backend);
-            }
+        if held("legacy").contains("\n-A ")
+            && !held("nft").contains("\n:ISTIO_")
+            && let Ok(backend) = Backend::usable(config, family, "legacy")
+        {
+            return Ok(backend);
         }
         let mut reasons = Vec::new();
         for suffix in ["nft", "", "legacy"] {
