@@ -1,6 +1,6 @@
 //! From arguments to a running proxy, and to its end.
 
-use std::{io, path::Path, process::ExitCode, sync::Arc};
+use std::{io, path::Path, process::ExitCode, sync::Arc, thread};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,16 +16,22 @@ use crate::{
         Bootstrap,
         bootstrap::{StatsMatcher, StatsTagSource},
     },
-    server::Server,
+    server::{Server, State},
     worker::Options,
 };
 
 /// Runs to the end of the process.
 pub(super) fn run(arguments: &Arguments, command_line: Vec<String>) -> ExitCode {
-    let bootstrap = match read(arguments) {
-        Ok(bootstrap) => Arc::new(bootstrap),
-        Err(error) => {
+    // On a thread of its own: what reading takes goes back to the system with the thread's heap.
+    let read = thread::scope(|scope| scope.spawn(|| read(arguments)).join());
+    let bootstrap = match read {
+        Ok(Ok(bootstrap)) => Arc::new(bootstrap),
+        Ok(Err(error)) => {
             eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+        Err(_) => {
+            eprintln!("the configuration cannot be read: this is a bug");
             return ExitCode::FAILURE;
         }
     };
@@ -126,11 +132,17 @@ async fn serve(
         }
     };
     tokio::task::spawn_local(discovery.run());
-    if !init_only {
-        tokio::select! {
-            name = signals.next() => tracing::warn!("caught {name}: ending"),
-            () = server.quitting() => tracing::warn!("asked to end by the admin endpoint"),
+    let end = async {
+        if init_only {
+            server.reached(State::Live).await;
+        } else {
+            server.quitting().await;
+            tracing::warn!("asked to end by the admin endpoint");
         }
+    };
+    tokio::select! {
+        name = signals.next() => tracing::warn!("caught {name}: ending"),
+        () = end => {}
     }
     server.shut_down();
     Ok(())

@@ -8,7 +8,7 @@ mod dns_task;
 mod sockets;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeMap,
     io,
     net::SocketAddr,
@@ -118,7 +118,7 @@ pub struct Server {
     routes: RefCell<BTreeMap<Arc<str>, Arc<RouteConfiguration>>>,
     dns: RefCell<BTreeMap<Arc<str>, DnsTask>>,
     workers: RefCell<Vec<WorkerHandle>>,
-    state: Cell<State>,
+    state: watch::Sender<State>,
     stop: watch::Sender<bool>,
 }
 
@@ -167,7 +167,7 @@ impl Server {
             routes: RefCell::default(),
             dns: RefCell::default(),
             workers: RefCell::new(workers),
-            state: Cell::new(State::PreInitializing),
+            state: watch::Sender::new(State::PreInitializing),
             stop: watch::Sender::new(false),
         });
         server.set_state(State::PreInitializing);
@@ -474,12 +474,18 @@ impl Server {
 
     /// Where the process stands.
     pub fn state(&self) -> State {
-        self.state.get()
+        *self.state.borrow()
+    }
+
+    /// Completes when the process is in this state.
+    pub async fn reached(&self, state: State) {
+        // The sender lives as long as self.
+        let _ = self.state.subscribe().wait_for(|now| *now == state).await;
     }
 
     /// Goes on to another state.
     pub fn set_state(&self, state: State) {
-        self.state.set(state);
+        self.state.send_replace(state);
         self.stats.gauge("server.state").set(state as i64);
         self.stats
             .gauge("server.live")
