@@ -75,6 +75,27 @@ impl Compat {
         }
     }
 
+    /// What ends the first part of the names of an HTTP listener's statistics.
+    pub fn stat_prefix_end(self) -> &'static str {
+        match self {
+            Compat::Current => ";",
+            Compat::V1_13 => "",
+        }
+    }
+
+    /// Networks that the inbound chains for all ports say they match.
+    pub fn inbound_passthrough_networks(self) -> &'static [&'static str] {
+        match self {
+            Compat::Current => &[],
+            Compat::V1_13 => &["0.0.0.0/0"],
+        }
+    }
+
+    /// Whether a caller's grpc-timeout is limited by the newer of the two fields for it.
+    pub fn limits_streams(self) -> bool {
+        self == Compat::V1_13
+    }
+
     /// Whether hosts are also served under their absolute name with a trailing dot.
     pub fn absolute_domains(self) -> bool {
         self == Compat::Current

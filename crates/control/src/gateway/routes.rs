@@ -125,7 +125,7 @@ fn one(
     (
         RouteConfiguration {
             virtual_hosts,
-            ..configuration(name)
+            ..configuration(context, name)
         },
         from,
     )
@@ -145,7 +145,8 @@ fn join(
         if let Some((at, require_tls)) = known.get(&entry.parts)
             && *require_tls == entry.require_tls
         {
-            out[*at].domains.push(hostname);
+            let domains = domains_of(context, &hostname, entry.port);
+            out[*at].domains.extend(domains);
             continue;
         }
         known.insert(entry.parts.clone(), (out.len(), entry.require_tls));
@@ -155,7 +156,7 @@ fn join(
             all.partition(|r| r.r#match.as_ref().is_some_and(is_catch_all));
         out.push(VirtualHost {
             name: names::host_port(&hostname, entry.port),
-            domains: vec![hostname],
+            domains: domains_of(context, &hostname, entry.port),
             routes: first.into_iter().chain(last).collect(),
             include_request_attempt_count: context.env.headers(Class::Gateway).attempt_count,
             require_tls: if entry.require_tls {
@@ -165,6 +166,14 @@ fn join(
             },
             ..Default::default()
         });
+    }
+    out
+}
+
+fn domains_of(context: &Context<'_>, hostname: &str, port: u32) -> Vec<String> {
+    let mut out = vec![hostname.to_owned()];
+    if context.env.compat.port_domains() && hostname != "*" {
+        out.push(names::host_port(hostname, port));
     }
     out
 }

@@ -333,9 +333,7 @@ fn json_format(own: Option<Struct>) -> SubstitutionFormatString {
     SubstitutionFormatString {
         formatters: formatters(texts),
         format: Some(Format::JsonFormat(fields.clone())),
-        json_format_options: Some(JsonFormatOptions {
-            sort_properties: false,
-        }),
+        json_format_options: Some(JsonFormatOptions::default()),
         ..Default::default()
     }
 }

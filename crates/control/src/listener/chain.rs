@@ -155,17 +155,18 @@ impl Chain {
     }
 }
 
-/// An address or network as a range; `None` for what matches everything, or nothing.
+/// An address or network as a range to match; `None` for what matches everything, or nothing.
 pub fn cidr(text: &str) -> Option<CidrRange> {
-    // The prefix stays as the user wrote it, bits behind the mask included: Envoy masks them.
+    range(text).filter(|r| r.address_prefix != "0.0.0.0")
+}
+
+/// An address or network as a range. Bits behind the mask stay as the user wrote them: Envoy masks them.
+pub fn range(text: &str) -> Option<CidrRange> {
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => (address, Some(length.parse::<u32>().ok()?)),
         None => (text, None),
     };
     let ip: std::net::IpAddr = address.parse().ok()?;
-    if ip == std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED) {
-        return None;
-    }
     let bits = if ip.is_ipv4() { 32 } else { 128 };
     Some(CidrRange {
         address_prefix: ip.to_string(),

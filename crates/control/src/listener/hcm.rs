@@ -53,7 +53,7 @@ pub enum Routes {
 pub struct Http {
     pub class: Class,
     pub routes: Routes,
-    /// First part of the names of its statistics; ended by a `;`.
+    /// First part of the names of its statistics.
     pub stat_prefix: String,
     pub grpc_web: bool,
     /// The port speaks HTTP/2 by declaration.
@@ -70,7 +70,7 @@ impl Http {
         Http {
             class,
             routes,
-            stat_prefix: format!("{stat_prefix};"),
+            stat_prefix: stat_prefix.to_owned(),
             grpc_web: false,
             http2: false,
             http_proxy: false,
@@ -89,7 +89,7 @@ impl Http {
         let http_filters = self.http_filters(env);
         let mut out = HttpConnectionManager {
             http_filters,
-            stat_prefix: self.stat_prefix,
+            stat_prefix: self.stat_prefix + env.compat.stat_prefix_end(),
             server_name: headers.server_name.clone(),
             server_header_transformation: headers.server_transformation.into(),
             generate_request_id: headers.generate_request_id,

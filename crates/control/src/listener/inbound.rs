@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::{
     envoy::{
         config::{
-            core::v3::{Metadata, TrafficDirection},
+            core::v3::{CidrRange, Metadata, TrafficDirection},
             listener::v3::{
                 Filter, FilterChain, FilterChainMatch, Listener, ListenerFilter,
                 ListenerFilterChainMatchPredicate,
@@ -21,7 +21,7 @@ use proto::{
 
 use super::{
     Built, Context,
-    chain::{RAW_BUFFER, TLS, address},
+    chain::{RAW_BUFFER, TLS, address, range},
     env::Interception,
     filters,
     hcm::{Http, Routes},
@@ -381,9 +381,16 @@ fn chains(
     mode: MtlsMode,
     (for_http, for_tcp): &(DownstreamTlsContext, DownstreamTlsContext),
 ) -> Vec<FilterChain> {
+    let networks: Vec<CidrRange> = if served.is_catch_all() {
+        let networks = context.env.compat.inbound_passthrough_networks();
+        networks.iter().filter_map(|n| range(n)).collect()
+    } else {
+        Vec::new()
+    };
     let chain = |way: &Way| FilterChain {
         filter_chain_match: Some(FilterChainMatch {
             destination_port: Some(served.target_port).filter(|p| *p > 0),
+            prefix_ranges: networks.clone(),
             transport_protocol: way.transport.to_owned(),
             application_protocols: way.alpn.iter().map(|a| (*a).to_owned()).collect(),
             ..Default::default()

@@ -38,7 +38,7 @@ use super::{
     per_filter::{hundredths, millionths},
     retry,
 };
-use crate::names;
+use crate::{compat::Compat, names};
 
 /// Envoy would give up after 15 s unless told otherwise; Istio never does.
 pub const NO_TIMEOUT: Duration = Duration {
@@ -84,8 +84,7 @@ pub(super) fn forward(
 ) {
     let mut action = RouteAction::default();
     let timeout = rule.timeout.unwrap_or(NO_TIMEOUT);
-    action.timeout = Some(timeout);
-    max_grpc_timeout(&mut action, timeout);
+    limit(&mut action, timeout, rules.compat);
     if rules.semantics == Semantics::Gateway {
         action.cluster_not_found_response_code =
             ClusterNotFoundResponseCode::InternalServerError.into();
@@ -395,9 +394,23 @@ fn is_internal(name: &str) -> bool {
     name.starts_with(':') || name.eq_ignore_ascii_case("host")
 }
 
-/// Lets the caller's grpc-timeout count. Deprecated, but what today's clients of ours still look at.
+/// Limits a stream by `timeout` (0: not at all) and lets the caller's grpc-timeout count up to it.
+pub(super) fn limit(action: &mut RouteAction, timeout: Duration, compat: Compat) {
+    action.timeout = Some(timeout);
+    if compat.limits_streams() {
+        action.max_stream_duration = Some(route_action::MaxStreamDuration {
+            max_stream_duration: Some(timeout),
+            grpc_timeout_header_max: Some(timeout),
+            ..Default::default()
+        });
+    } else {
+        max_grpc_timeout(action, timeout);
+    }
+}
+
+/// Deprecated, but what Istio sends: it ends a stream only where the caller set a timeout.
 #[allow(deprecated)]
-pub(super) fn max_grpc_timeout(action: &mut RouteAction, timeout: Duration) {
+fn max_grpc_timeout(action: &mut RouteAction, timeout: Duration) {
     action.max_grpc_timeout = Some(timeout);
 }
 

@@ -183,7 +183,7 @@ pub fn default_outbound(
         retry_policy: retry::outbound(mesh.default_http_retry_policy.as_ref(), false, compat),
         ..Default::default()
     };
-    action::max_grpc_timeout(&mut action, NO_TIMEOUT);
+    action::limit(&mut action, NO_TIMEOUT, compat);
     default_route(operation, action)
 }
 

@@ -72,16 +72,18 @@ fn one(context: &Context<'_>, name: &str, ports: &mut BTreeMap<u32, Hosts>) -> R
     }
     let config = RouteConfiguration {
         virtual_hosts,
-        ..configuration(name)
+        ..configuration(context, name)
     };
     Resource::new(name, &config, from)
 }
 
 /// A route configuration without virtual hosts.
-pub fn configuration(name: &str) -> RouteConfiguration {
+pub fn configuration(context: &Context<'_>, name: &str) -> RouteConfiguration {
+    // Where the port counts, it stands in the domains, and bodies have Envoy's own limit.
+    let ignores_port = !context.env.compat.port_domains();
     RouteConfiguration {
-        max_direct_response_body_size_bytes: Some(MAX_DIRECT_RESPONSE),
-        ignore_port_in_host_matching: true,
+        max_direct_response_body_size_bytes: ignores_port.then_some(MAX_DIRECT_RESPONSE),
+        ignore_port_in_host_matching: ignores_port,
         ..empty(name)
     }
 }
@@ -267,10 +269,15 @@ fn groups_of_virtual_service<'a>(
         .into_iter()
         .map(|(port, services)| Group {
             port,
+            from: routes
+                .from
+                .iter()
+                .chain(services.iter().map(|s| &s.origin))
+                .cloned()
+                .collect(),
             services,
             hosts: hosts.clone(),
             routes: translated.clone(),
-            from: routes.from.clone(),
         })
         .collect()
 }
@@ -448,7 +455,7 @@ fn catch_all(context: &Context<'_>) -> VirtualHost {
                 append_x_forwarded_host: context.env.headers(Class::Outbound).x_forwarded_host,
                 ..Default::default()
             };
-            action::max_grpc_timeout(&mut forward, NO_TIMEOUT);
+            action::limit(&mut forward, NO_TIMEOUT, context.env.compat);
             ("allow_any", route::Action::Route(forward))
         }
         OutboundMode::RegistryOnly => (
