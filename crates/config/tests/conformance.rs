@@ -1,11 +1,11 @@
-//! Every object that a real istiod was given is read without a complaint.
+//! Every object that a real istiod was given is accepted.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use outrigger_config::{Kind, Snapshot};
+use outrigger_config::{Kind, Severity, Snapshot};
 
 fn conformance() -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
@@ -24,7 +24,7 @@ fn conformance() -> Option<PathBuf> {
 }
 
 #[test]
-fn real_inputs_are_read_without_a_complaint() {
+fn real_inputs_are_accepted() {
     let Some(dir) = conformance() else { return };
     let base = dir.join("istiod-xds/mesh.yaml");
     let base_text = fs::read_to_string(&base).unwrap();
@@ -36,7 +36,9 @@ fn real_inputs_are_read_without_a_complaint() {
         };
         let texts: [(&Path, &str); 2] = [(&base, &base_text), (&input, &text)];
         let (snapshot, problems) = Snapshot::from_texts(texts);
-        let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        // Warnings are Istio's too.
+        let errors = problems.iter().filter(|p| p.severity == Severity::Error);
+        let shown: Vec<String> = errors.map(ToString::to_string).collect();
         assert!(shown.is_empty(), "{shown:#?}");
         for kind in [
             Kind::Namespace,
