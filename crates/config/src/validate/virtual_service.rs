@@ -60,7 +60,8 @@ pub(super) fn check(report: &mut Report, meta: &Meta, spec: &VirtualService) {
                     report,
                     &format!("{field}.sniHosts[{k}]"),
                     sni,
-                    &spec.hosts,
+                    meta,
+                    spec,
                     bound,
                 );
             }
@@ -666,7 +667,14 @@ fn l4(
     gateways(report, &format!("{field}.gateways"), of_gateways);
 }
 
-fn sni_host(report: &mut Report, field: &str, sni: &str, hosts: &[String], bound: bool) {
+fn sni_host(
+    report: &mut Report,
+    field: &str,
+    sni: &str,
+    meta: &Meta,
+    spec: &VirtualService,
+    bound: bool,
+) {
     if names::ip(sni).is_ok() {
         report.warning(
             field,
@@ -680,12 +688,17 @@ fn sni_host(report: &mut Report, field: &str, sni: &str, hosts: &[String], bound
         report.error(field, e);
         return;
     }
-    if !hosts.iter().any(|h| names::covers(h, sni)) {
+    // A short host stands for the service's whole name, which is what a client sends. (Istio's validation does not see
+    // that; its translation does.)
+    let whole = |host: &str| {
+        !host.contains('.') && sni.starts_with(&format!("{host}.{}.svc.", meta.namespace))
+    };
+    if !spec.hosts.iter().any(|h| names::covers(h, sni) || whole(h)) {
         report.error(
             field,
             format!(
                 "{sni} is none of this VirtualService's hosts ({})",
-                hosts.join(", ")
+                spec.hosts.join(", ")
             ),
         );
     }
