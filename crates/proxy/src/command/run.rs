@@ -1,6 +1,6 @@
 //! From arguments to a running proxy, and to its end.
 
-use std::{io, path::Path, process::ExitCode, sync::Arc, thread};
+use std::{io, path::Path, process::ExitCode, sync::Arc, thread, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -132,6 +132,7 @@ async fn serve(
         }
     };
     tokio::task::spawn_local(discovery.run());
+    tokio::task::spawn_local(trim());
     let end = async {
         if init_only {
             server.reached(State::Live).await;
@@ -146,6 +147,14 @@ async fn serve(
     }
     server.shut_down();
     Ok(())
+}
+
+/// Lets the allocator give back what the start took. It does so when a heap ends some time after memory was freed, which in
+/// a proxy that rests would be never.
+async fn trim() {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Without the thread the memory stays, which is all.
+    let _ = thread::Builder::new().spawn(|| drop(std::hint::black_box(vec![0u8; 1 << 20])));
 }
 
 /// Which stats exist and what their tags are.
