@@ -119,6 +119,10 @@ fn sides(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<Vec<Side>, Err
     let mut sides = Vec::new();
     for family in [Family::V4, Family::V6] {
         let needed = family == Family::V4 || config.enable_inbound_ipv6;
+        // Without IPv6 there is nothing to write; what an earlier run left is looked for only when asked to.
+        if !needed && !config.reconcile && !config.cleanup_only {
+            continue;
+        }
         let backend = match Backend::find(config, family) {
             Ok(backend) => backend,
             Err(e) if needed => return Err(e),

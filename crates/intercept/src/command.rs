@@ -4,7 +4,9 @@ use std::{env, ffi::OsString, fs::File, process::ExitCode};
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::{Error, apply, config, config::Config, program, selftest, surroundings::Addresses};
+use crate::{
+    Error, apply, config, config::Config, nft, program, selftest, surroundings::Addresses,
+};
 
 /// Runs the command; `args[0]` is its own name. Ends with 1 for settings, programs and rules that fail, 126 when the
 /// self-test fails, 255 for a command line that cannot be read.
@@ -43,11 +45,6 @@ fn run(args: &[String]) -> Result<(), Error> {
         ));
     }
     config.validate()?;
-    if config.native_nftables {
-        return Err(Error::Invalid(
-            "--native-nftables is not built in yet: leave it out, iptables-nft writes the same rules".into(),
-        ));
-    }
     let dns = config.redirect_dns && !config.capture_all_dns;
     if dns && config.dns_servers_v4.is_empty() && config.dns_servers_v6.is_empty() {
         log(
@@ -57,7 +54,9 @@ fn run(args: &[String]) -> Result<(), Error> {
     }
     let rules = program::rules(&config)?;
     if !config.skip_rule_apply {
-        if config.dry_run {
+        if config.native_nftables {
+            nft::apply(&config, &rules, &mut log)?;
+        } else if config.dry_run {
             apply::dry_run(&config, &rules, environment("DRY_RUN_FILE_PATH"), &mut log)?;
         } else {
             apply::apply(&config, &rules, &mut log)?;

@@ -2,7 +2,7 @@
 //!
 //! [`Config`] (flags and environment of istio-iptables) becomes, in [`program`], one ordered list of
 //! [`model::Rule`]s. Back ends turn that list into text: [`restore`] for `iptables-restore`, [`state`] for the form that
-//! `iptables-save` prints (used to compare what is there with what should be, in order). [`apply`] writes the rules,
+//! `iptables-save` prints (used to compare what is there with what should be, in order), [`nft`] for nft. [`apply`] writes the rules,
 //! table by table atomically, and takes everything back when one table fails; [`selftest`] proves that the capture
 //! works. [`command`] is the command line.
 //!
@@ -15,6 +15,7 @@ pub mod command;
 pub mod config;
 pub mod flags;
 pub mod model;
+pub mod nft;
 pub mod program;
 pub mod restore;
 pub mod routes;

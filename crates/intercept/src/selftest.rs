@@ -75,8 +75,8 @@ pub fn run(
         }
     }
     // Rules written by someone else (the CNI plug-in) may differ and work; ours must be there to the letter.
-    let missing = apply::verify(config, rules);
-    if let Ok(missing) = missing
+    let missing = (!config.native_nftables).then(|| apply::verify(config, rules));
+    if let Some(Ok(missing)) = missing
         && (!config.skip_rule_apply || !failures.is_empty())
     {
         failures.extend(missing);

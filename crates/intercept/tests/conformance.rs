@@ -66,6 +66,10 @@ fn main() -> ExitCode {
                     check(&name, conforms(&data, &name, case, back_end));
                 }
             }
+            let name = format!("{name}.native");
+            if wanted(&name) {
+                check(&name, conforms_natively(&data, &name, case));
+            }
         }
     }
     println!(
@@ -92,7 +96,14 @@ fn can_run() -> Result<(), String> {
     if !nix::unistd::geteuid().is_root() {
         return Err("interception tests need root".into());
     }
-    for program in ["unshare", "ip", "iptables-nft", "iptables-legacy", "mount"] {
+    for program in [
+        "unshare",
+        "ip",
+        "iptables-nft",
+        "iptables-legacy",
+        "nft",
+        "mount",
+    ] {
         let found = Command::new("sh")
             .args(["-c", &format!("command -v {program}")])
             .stdout(Stdio::null())
@@ -176,16 +187,7 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 fn conforms(data: &Path, name: &str, case: &Value, back_end: &str) -> Result<(), String> {
-    let pod = Pod {
-        addresses: texts(&case["addresses"]),
-        resolv_conf: case["resolv_conf"].as_str().unwrap_or_default().into(),
-        env: case["env"]
-            .as_object()
-            .expect("an object")
-            .iter()
-            .map(|(k, v)| (k.clone(), v.as_str().expect("a text").into()))
-            .collect(),
-    };
+    let pod = pod_of(case);
     let script = format!(
         "$RUN istio-iptables \"$@\" --force-iptables-binary {back_end} >$OUT/log 2>$OUT/err\n\
          echo $? >$OUT/rc\n\
@@ -253,6 +255,67 @@ fn conforms(data: &Path, name: &str, case: &Value, back_end: &str) -> Result<(),
         return Err(format!("clean-up leaves\n{gone}"));
     }
     Ok(())
+}
+
+fn pod_of(case: &Value) -> Pod {
+    Pod {
+        addresses: texts(&case["addresses"]),
+        resolv_conf: case["resolv_conf"].as_str().unwrap_or_default().into(),
+        env: case["env"]
+            .as_object()
+            .expect("an object")
+            .iter()
+            .map(|(k, v)| (k.clone(), v.as_str().expect("a text").into()))
+            .collect(),
+    }
+}
+
+/// `--native-nftables`: the listing of nft is the same, also after a second run.
+fn conforms_natively(data: &Path, name: &str, case: &Value) -> Result<(), String> {
+    let script = "$RUN istio-iptables \"$@\" --native-nftables >$OUT/log 2>$OUT/err\n\
+                  echo $? >$OUT/rc\nnft -s list ruleset >$OUT/list\n\
+                  $RUN istio-iptables \"$@\" --native-nftables >$OUT/log 2>>$OUT/err\n\
+                  nft -s list ruleset >$OUT/again\n\
+                  $RUN istio-iptables \"$@\" --native-nftables --cleanup-only >$OUT/log 2>>$OUT/err\n\
+                  nft -s list ruleset >$OUT/gone\ntrue\n";
+    let out = pod_of(case).run(script, &texts(&case["args"]));
+    let rc = read(&out, "rc").trim().to_string();
+    if rc != case["native_rc"].to_string() {
+        return Err(format!("exit {rc}:\n{}", read(&out, "err")));
+    }
+    let base = name.rsplit_once('.').expect("a back end").0;
+    let golden = data.join(format!("nft-list/{base}.list"));
+    let golden = nft_chains(&fs::read_to_string(golden).unwrap_or_default());
+    for file in ["list", "again"] {
+        let found = nft_chains(&read(&out, file));
+        for key in golden.keys().chain(found.keys()) {
+            let (e, f) = (golden.get(key), found.get(key));
+            if e != f {
+                return Err(format!("{file}: {key}:\nexpected {e:#?}\nfound {f:#?}"));
+            }
+        }
+    }
+    match read(&out, "gone").trim() {
+        "" => Ok(()),
+        left => Err(format!("clean-up leaves\n{left}")),
+    }
+}
+
+/// The lines of every chain by `table chain`.
+fn nft_chains(list: &str) -> BTreeMap<String, Vec<String>> {
+    let (mut table, mut chain) = (String::new(), String::new());
+    let mut out = BTreeMap::<String, Vec<String>>::new();
+    for line in list.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {").into();
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = format!("{table} {}", name.trim_end_matches(" {"));
+            out.entry(chain.clone()).or_default();
+        } else if !line.is_empty() && line != "}" {
+            out.entry(chain.clone()).or_default().push(line.into());
+        }
+    }
+    out
 }
 
 /// The same ISTIO chains, and in every chain the same rules in order.
