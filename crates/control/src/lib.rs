@@ -5,6 +5,7 @@ pub mod command;
 pub mod compat;
 pub mod debug;
 pub mod endpoint;
+mod envoy_filter;
 pub mod gateway;
 pub mod grpc;
 pub mod listener;

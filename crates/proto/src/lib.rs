@@ -6,6 +6,7 @@
 
 pub mod any;
 pub mod json;
+pub mod merge;
 
 pub use prost_types::{self, Any, Duration, Struct, Timestamp, Value};
 

@@ -14,7 +14,7 @@ use proto::{
     },
     istio::{
         mesh::v1alpha1::mesh_config::inbound_traffic_policy,
-        networking::v1alpha3::{IstioIngressListener, Sidecar},
+        networking::v1alpha3::{IstioIngressListener, Sidecar, envoy_filter::PatchContext},
     },
 };
 
@@ -29,6 +29,7 @@ use super::{
 use crate::{
     compat::Compat,
     endpoint::address,
+    envoy_filter,
     model::{
         Created, Interception, Labels, Mesh, Origin, Port, Protocol, Proxy, Registry, Resolution,
         Resource, Service, ServiceTarget, TargetPort, destination_rule,
@@ -73,7 +74,7 @@ pub fn inbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
         }
     }
     out.extend(passthroughs(mesh, proxy));
-    out
+    envoy_filter::clusters(mesh, proxy, PatchContext::SidecarInbound, out)
 }
 
 fn passthroughs(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     endpoint::{Asked, Source},
+    envoy_filter,
     model::{
         MergedRule, Mesh, Origin, Port, Protocol, Proxy, Resolution, Resource, Service,
         destination_rule, kubernetes::keeps_sessions,
@@ -54,7 +55,7 @@ pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
     } else {
         out.push(passthrough(mesh, proxy, PASSTHROUGH).finish(Vec::new()));
     }
-    out
+    envoy_filter::clusters(mesh, proxy, envoy_filter::outbound_context(proxy), out)
 }
 
 /// What all clusters of one port have in common.
@@ -274,6 +275,7 @@ impl Group<'_> {
             );
             let peer = tls::Peer {
                 service: self.service,
+                protocol: self.port.protocol,
                 accounts: self.accounts,
                 sni: &sni,
                 server: self.mesh.server_mtls(

@@ -30,7 +30,7 @@ use super::draft::{Draft, text};
 use crate::{
     endpoint::text_struct,
     listener::tls::{OWN_CERTIFICATE, ROOTS, agent_secret, credential},
-    model::{Mesh, MtlsMode, Proxy, Registry, Service},
+    model::{Mesh, MtlsMode, Protocol, Proxy, Registry, Service},
     route::exact,
 };
 
@@ -41,15 +41,17 @@ const PROXY_PROTOCOL: &str = "envoy.transport_sockets.upstream_proxy_protocol";
 /// What a cluster's TLS depends on beside the rule.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer<'a> {
-    pub service: &'a Service,
+    pub(super) service: &'a Service,
+    /// What the port speaks.
+    pub(super) protocol: Protocol,
     /// Identities of its servers.
-    pub accounts: &'a [String],
+    pub(super) accounts: &'a [String],
     /// The name that tells the server's gateway which cluster is meant.
-    pub sni: &'a str,
+    pub(super) sni: &'a str,
     /// What servers do, as far as a client can know; `None` outside the mesh.
-    pub server: Option<MtlsMode>,
+    pub(super) server: Option<MtlsMode>,
     /// The rule is for chosen workloads: then a sidecar may use credentials by name.
-    pub selected: bool,
+    pub(super) selected: bool,
 }
 
 /// Sets the transport socket(s).
@@ -216,10 +218,7 @@ fn context(
             common.tls_certificate_sds_secret_configs = vec![agent_secret(OWN_CERTIFICATE)];
             common.validation_context_type =
                 Some(combined(names(&tls.subject_alt_names), agent_secret(ROOTS)));
-            common.alpn_protocols = ["istio-peer-exchange", "istio"].map(str::to_owned).to_vec();
-            if draft.is_http2() {
-                common.alpn_protocols.push("h2".to_owned());
-            }
+            common.alpn_protocols = mesh_alpn(draft, proxy, peer);
             let sni = if tls.sni.is_empty() {
                 draft.cluster.name.clone()
             } else {
@@ -294,6 +293,19 @@ fn context(
         sni: tls.sni.clone(),
         ..UpstreamTlsContext::default()
     })
+}
+
+/// The protocols that tell a server's sidecar what is inside. For HTTP the ALPN filter says it request by request; a
+/// proxy without that filter offers what the port is declared to be.
+fn mesh_alpn(draft: &Draft, proxy: &Proxy, peer: Peer<'_>) -> Vec<String> {
+    let list: &[&str] = match (proxy.node.has_istio_filters(), draft.is_http2()) {
+        (true, true) => &["istio-peer-exchange", "istio", "h2"],
+        (true, false) => &["istio-peer-exchange", "istio"],
+        (false, true) => &["istio-h2", "istio", "h2"],
+        (false, false) if peer.protocol.is_http() => &["istio-http/1.1", "istio"],
+        (false, false) => &["istio"],
+    };
+    list.iter().map(|p| (*p).to_owned()).collect()
 }
 
 /// Without an SNI of its own the cluster takes the request's host, and, unless names are given, checks it.

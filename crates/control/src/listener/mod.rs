@@ -30,6 +30,7 @@ use self::{
     tls::CertificateFiles,
 };
 use crate::{
+    envoy_filter,
     model::{self, Mesh, Origin, Proxy, Registry, Resource, Service},
     names::DestinationService,
     route::{Client, NO_TIMEOUT, domains::Style},
@@ -57,10 +58,14 @@ pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
     let mut out = outbound::build(&context, Part::Shared);
     out.extend(virtual_outbound::build(&context));
     let of_pods: Vec<_> = out.iter().map(|b| b.of_pod.clone()).collect();
+    let patch = |resource| envoy_filter::listeners(mesh, proxy, vec![resource]).pop();
+    let added = envoy_filter::added_listeners(mesh, proxy, false);
+    let added = added.into_iter().map(|resource| Shared { resource, of_pod: None });
     resources(&context, out)
         .into_iter()
         .zip(of_pods)
-        .map(|(resource, of_pod)| Shared { resource, of_pod })
+        .filter_map(|(resource, of_pod)| Some(Shared { resource: patch(resource)?, of_pod }))
+        .chain(added)
         .collect()
 }
 
@@ -70,14 +75,19 @@ pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
 pub fn own(mesh: &Mesh, proxy: &Proxy) -> Vec<Resource> {
     let context = Context::new(mesh, proxy);
     if proxy.is_router() {
-        return crate::gateway::listeners::build(&context);
+        let mut out = crate::gateway::listeners::build(&context);
+        out = envoy_filter::listeners(mesh, proxy, out);
+        out.extend(envoy_filter::added_listeners(mesh, proxy, false));
+        return out;
     }
     let own_address = proxy.node.addresses.first().map(ToString::to_string);
     let mut out = outbound::build(&context, Part::Own);
     out.retain(|b| b.of_pod.is_none() || b.of_pod != own_address);
     out.extend(outbound::http_proxy(&context));
     out.extend(inbound::build(&context));
-    resources(&context, out)
+    let mut out = envoy_filter::listeners(mesh, proxy, resources(&context, out));
+    out.extend(envoy_filter::added_listeners(mesh, proxy, true));
+    out
 }
 
 /// A listener that many proxies share.

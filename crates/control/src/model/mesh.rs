@@ -29,7 +29,7 @@ use super::{
     virtual_service::VirtualServices,
     workload::{Place, Workloads},
 };
-use crate::compat::Compat;
+use crate::{compat::Compat, envoy_filter::EnvoyFilters};
 
 /// What the control plane itself is, beside the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub struct Mesh {
     destination_rules: Arc<DestinationRules>,
     peer_authentications: Arc<PeerAuthentications>,
     gateways: Arc<Vec<Arc<Object<Gateway>>>>,
+    envoy_filters: Arc<EnvoyFilters>,
     sidecars: Arc<Sidecars>,
     label_keys: Arc<BTreeSet<String>>,
     scopes: Arc<Scopes>,
@@ -163,6 +164,13 @@ impl Mesh {
                 Arc::new(all)
             }
         };
+        let envoy_filters = match same!(envoy_filters) {
+            Some(p) => p.envoy_filters.clone(),
+            None => Arc::new(EnvoyFilters::new(
+                taken(&new.envoy_filters, &discovered),
+                root,
+            )),
+        };
         let sidecars = match same!(sidecars) {
             Some(p) => p.sidecars.clone(),
             None => Arc::new(index_sidecars(taken(&new.sidecars, &discovered))),
@@ -194,6 +202,7 @@ impl Mesh {
             destination_rules,
             peer_authentications,
             gateways,
+            envoy_filters,
             sidecars,
             label_keys: Arc::new(label_keys),
             scopes,
@@ -259,6 +268,11 @@ impl Mesh {
     /// All Gateways, the oldest first.
     pub fn gateways(&self) -> &[Arc<Object<Gateway>>] {
         &self.gateways
+    }
+
+    /// All EnvoyFilters.
+    pub(crate) fn envoy_filters(&self) -> &EnvoyFilters {
+        &self.envoy_filters
     }
 
     /// The Gateways whose selector takes a gateway proxy with these labels, the oldest first.

@@ -253,6 +253,11 @@ impl IstioVersion {
     }
 }
 
+/// A protobuf struct as JSON.
+pub(crate) fn value_of(from: &proto::Struct) -> Value {
+    object(&from.fields)
+}
+
 fn object(fields: &std::collections::BTreeMap<String, proto::Value>) -> Value {
     Value::Object(fields.iter().map(|(k, v)| (k.clone(), value(v))).collect())
 }

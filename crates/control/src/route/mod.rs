@@ -36,6 +36,7 @@ pub use self::{
 };
 use crate::{
     compat::Compat,
+    envoy_filter,
     listener::Context,
     model::{Mesh, Proxy, Resource},
     names,
@@ -55,11 +56,12 @@ pub enum Semantics {
 /// The route configurations of these names for a proxy.
 pub fn build(mesh: &Mesh, proxy: &Proxy, names: &[String]) -> Vec<Resource> {
     let context = Context::new(mesh, proxy);
-    if proxy.is_router() {
+    let out = if proxy.is_router() {
         crate::gateway::routes::build(&context, names)
     } else {
         outbound::build(&context, names)
-    }
+    };
+    envoy_filter::routes(mesh, proxy, out)
 }
 
 /// What routes ask about services.
