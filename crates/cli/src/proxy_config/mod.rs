@@ -8,6 +8,7 @@ mod clusters;
 pub(crate) mod dump;
 mod endpoints;
 mod listeners;
+mod matching;
 mod routes;
 pub(crate) mod table;
 
@@ -95,6 +96,8 @@ enum What {
         #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
         verbose: bool,
     },
+    /// Where a call would end: listener, filter chain, virtual host, route, cluster, or the error.
+    Match(matching::Match),
     /// Routes: which request goes to which cluster.
     #[command(visible_aliases = ["routes", "r"])]
     Route {
@@ -217,6 +220,7 @@ fn run(command: ProxyConfig) -> anyhow::Result<()> {
             let old = common.compat == "1.13";
             common.print(listeners::table(&listeners, verbose, old, false), listeners);
         }
+        What::Match(arguments) => matching::run(arguments)?,
         What::Route {
             common,
             name,

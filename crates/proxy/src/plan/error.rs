@@ -43,7 +43,7 @@ pub(crate) type Step<T> = Result<T, Reported>;
 /// The place in a message that a conversion stands at.
 #[derive(Clone, Copy)]
 pub(crate) struct At<'a> {
-    errors: &'a RefCell<Vec<PlanError>>,
+    errors: &'a Collector,
     parent: Option<&'a At<'a>>,
     segment: Segment<'a>,
 }
@@ -58,7 +58,7 @@ enum Segment<'a> {
 
 impl<'a> At<'a> {
     /// The root of a message.
-    pub(crate) fn root(errors: &'a RefCell<Vec<PlanError>>) -> Self {
+    fn root(errors: &'a Collector) -> Self {
         Self {
             errors,
             parent: None,
@@ -95,7 +95,19 @@ impl<'a> At<'a> {
 
     /// Reports a mistake here.
     pub(crate) fn error(&self, message: impl Into<String>) -> Reported {
-        self.errors.borrow_mut().push(PlanError {
+        self.errors.mistakes.borrow_mut().push(PlanError {
+            path: self.path(),
+            message: message.into(),
+        });
+        Reported
+    }
+
+    /// Reports something legal that nothing here implements.
+    pub(crate) fn not_implemented(&self, message: impl Into<String>) -> Reported {
+        if !self.errors.lenient {
+            return self.error(message);
+        }
+        self.errors.left_out.borrow_mut().push(PlanError {
             path: self.path(),
             message: message.into(),
         });
@@ -165,14 +177,48 @@ impl<'a> At<'a> {
     }
 }
 
+/// What a conversion reports to.
+#[derive(Default)]
+struct Collector {
+    mistakes: RefCell<Vec<PlanError>>,
+    left_out: RefCell<Vec<PlanError>>,
+    lenient: bool,
+}
+
 /// Runs a conversion from the root and gives its plan, or all mistakes.
 pub(crate) fn collect<T>(convert: impl FnOnce(At<'_>) -> Step<T>) -> Result<T, PlanErrors> {
-    let errors = RefCell::new(Vec::new());
-    let result = convert(At::root(&errors));
-    let errors = errors.into_inner();
+    run(Collector::default(), convert).map(|(plan, _)| plan)
+}
+
+/// Like [`collect`], but what is only not implemented is left out of the plan and listed. Such a plan explains; it
+/// must never serve.
+pub(crate) fn collect_lenient<T>(
+    convert: impl FnOnce(At<'_>) -> Step<T>,
+) -> Result<(T, Vec<PlanError>), PlanErrors> {
+    run(
+        Collector {
+            lenient: true,
+            ..Collector::default()
+        },
+        convert,
+    )
+}
+
+fn run<T>(
+    collector: Collector,
+    convert: impl FnOnce(At<'_>) -> Step<T>,
+) -> Result<(T, Vec<PlanError>), PlanErrors> {
+    let result = convert(At::root(&collector));
+    let mut mistakes = collector.mistakes.into_inner();
+    let left_out = collector.left_out.into_inner();
     match result {
-        Ok(plan) if errors.is_empty() => Ok(plan),
-        _ => Err(PlanErrors(errors)),
+        Ok(plan) if mistakes.is_empty() => Ok((plan, left_out)),
+        _ => {
+            if mistakes.is_empty() {
+                mistakes = left_out;
+            }
+            Err(PlanErrors(mistakes))
+        }
     }
 }
 
@@ -218,7 +264,7 @@ macro_rules! unsupported {
         if $crate::plan::error::IsSet::is_set($field) {
             let name = stringify!($field);
             $at.field(name.strip_prefix("r#").unwrap_or(name))
-                .error("is not implemented; remove it");
+                .not_implemented("is not implemented; remove it");
         }
     )+};
 }

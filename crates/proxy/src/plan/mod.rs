@@ -9,11 +9,12 @@
 //! are made of: [`matcher`], [`regex`], [`header`], [`format`], [`access_log`], [`tls`], [`metadata`], [`address`].
 //! The conversions from messages live in `read`; the pure matching functions stand beside the types they read:
 //! [`chain_match`] (which filter chain takes a connection) and [`route_match`] (which route takes a request).
-//! `call` strings them together to tell where a call would end.
+//! [`call`] strings them together to tell where a call would end.
 
 pub mod access_log;
 pub mod address;
 pub mod bootstrap;
+pub mod call;
 pub mod chain_match;
 pub mod cluster;
 pub mod endpoint;

@@ -231,7 +231,7 @@ fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilter> {
         }
         Some(F::ExtensionFilter(m)) => {
             let at = at.field("extension_filter");
-            return Err(at.error(format!(
+            return Err(at.not_implemented(format!(
                 "access log filter {} is not implemented; remove it",
                 m.name
             )));
@@ -239,7 +239,7 @@ fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilter> {
         Some(F::LogTypeFilter(_)) => {
             return Err(at
                 .field("log_type_filter")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
         None => return Err(at.error("needs a condition such as status_code_filter")),
     })

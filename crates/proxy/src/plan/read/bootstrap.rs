@@ -346,10 +346,10 @@ fn runtime(at: &At<'_>, m: &Option<pb::LayeredRuntime>) -> BTreeMap<String, Valu
                 Some(L::AdminLayer(_)) => Ok(Value::Null),
                 Some(L::DiskLayer(_)) => Err(at
                     .field("disk_layer")
-                    .error("is not implemented; write static_layer")),
+                    .not_implemented("is not implemented; write static_layer")),
                 Some(L::RtdsLayer(_)) => Err(at
                     .field("rtds_layer")
-                    .error("is not implemented; write static_layer")),
+                    .not_implemented("is not implemented; write static_layer")),
                 None => Err(at.error("needs one of static_layer, admin_layer")),
             }
         })

@@ -251,7 +251,7 @@ fn discovery(
         None => D::Static,
         Some(T::Type(kind)) => enumeration(at, "type", *kind)?,
         Some(T::ClusterType(m)) => {
-            return Err(at.field("cluster_type").error(format!(
+            return Err(at.field("cluster_type").not_implemented(format!(
                 "cluster type {} is not implemented; write type",
                 m.name
             )));
@@ -480,7 +480,7 @@ fn lb_policy(
         P::ClusterProvided => Ok(LbPolicy::ClusterProvided),
         P::LoadBalancingPolicyConfig => Err(at
             .field("lb_policy")
-            .error("LOAD_BALANCING_POLICY_CONFIG is not implemented")),
+            .not_implemented("LOAD_BALANCING_POLICY_CONFIG is not implemented")),
     }
 }
 
@@ -644,7 +644,9 @@ fn protocol_options(
 ) -> Step<Protocol> {
     let options_at = at.field("typed_extension_protocol_options");
     for name in map.keys().filter(|n| *n != HTTP_PROTOCOL_OPTIONS) {
-        options_at.key(name).error("is not implemented; remove it");
+        options_at
+            .key(name)
+            .not_implemented("is not implemented; remove it");
     }
     if let Some(any) = map.get(HTTP_PROTOCOL_OPTIONS) {
         let at = options_at.key(HTTP_PROTOCOL_OPTIONS);
@@ -703,7 +705,7 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
         if filter.name != "envoy.filters.http.upstream_codec" {
             let at = at.field("http_filters");
             at.index(index)
-                .error("upstream HTTP filters are not implemented; remove it");
+                .not_implemented("upstream HTTP filters are not implemented; remove it");
         }
     }
     let (protocol, http1, http2) = match upstream_protocol_options {
@@ -721,7 +723,7 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
                 Some(P::Http3ProtocolOptions(_)) => {
                     return Err(at
                         .field("http3_protocol_options")
-                        .error("is not implemented; write http2_protocol_options"));
+                        .not_implemented("is not implemented; write http2_protocol_options"));
                 }
                 None => {
                     return Err(
@@ -782,7 +784,7 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
     if sni.is_some_and(|m| !m.override_auto_sni_header.is_empty()) {
         let at = at.field("upstream_http_protocol_options");
         at.field("override_auto_sni_header")
-            .error("is not implemented; remove it");
+            .not_implemented("is not implemented; remove it");
     }
     Ok(Protocol {
         protocol,

@@ -124,7 +124,7 @@ pub(super) fn address(at: At<'_>, m: &core::Address, names: bool) -> Step<Addres
         }
         Some(A::EnvoyInternalAddress(_)) => Err(at
             .field("envoy_internal_address")
-            .error("is not implemented; remove it")),
+            .not_implemented("is not implemented; remove it")),
         None => Err(at.error("needs one of socket_address, pipe")),
     }
 }
@@ -143,7 +143,7 @@ pub(super) fn socket_address(at: At<'_>, m: &core::SocketAddress, names: bool) -
     unsupported!(at, resolver_name, network_namespace_filepath);
     if *protocol != 0 {
         at.field("protocol")
-            .error("UDP is not implemented; write TCP");
+            .not_implemented("UDP is not implemented; write TCP");
     }
     let port = match port_specifier {
         None => 0,
@@ -152,7 +152,7 @@ pub(super) fn socket_address(at: At<'_>, m: &core::SocketAddress, names: bool) -
         Some(PortSpecifier::NamedPort(_)) => {
             return Err(at
                 .field("named_port")
-                .error("is not implemented; write port_value"));
+                .not_implemented("is not implemented; write port_value"));
         }
     };
     let text = at.text("address", address)?;
@@ -248,7 +248,7 @@ impl Extension<'_> {
 
     /// Reports that nothing here implements it.
     pub(super) fn unknown(&self, at: &At<'_>, what: &str) -> Reported {
-        at.error(format!(
+        at.not_implemented(format!(
             "{what} {} is not implemented; remove it",
             self.name
         ))
@@ -370,7 +370,7 @@ pub(super) fn api_config_source(at: At<'_>, m: &core::ApiConfigSource) -> Step<(
         )),
         Some(TargetSpecifier::GoogleGrpc(_)) => Err(at
             .field("google_grpc")
-            .error("is not implemented; write envoy_grpc")),
+            .not_implemented("is not implemented; write envoy_grpc")),
         None => Err(at.error("needs envoy_grpc")),
     }
 }
@@ -466,7 +466,9 @@ pub(super) fn string_matcher(at: At<'_>, m: &matcher::StringMatcher) -> Step<Str
         Some(P::Contains(text)) => StringPattern::Contains(some("contains", text)?),
         Some(P::SafeRegex(m)) => StringPattern::Regex(regex(at.field("safe_regex"), m)?),
         Some(P::Custom(_)) => {
-            return Err(at.field("custom").error("is not implemented; remove it"));
+            return Err(at
+                .field("custom")
+                .not_implemented("is not implemented; remove it"));
         }
         None => {
             return Err(at.error("needs one of exact, prefix, suffix, contains, safe_regex"));

@@ -135,7 +135,7 @@ fn endpoint(at: At<'_>, m: &pb::LbEndpoint, names: bool, seen: &mut Shared) -> S
         Some(H::EndpointName(_)) => {
             return Err(at
                 .field("endpoint_name")
-                .error("is not implemented; write endpoint"));
+                .not_implemented("is not implemented; write endpoint"));
         }
         None => return Err(at.field("endpoint").error("is required")),
     };

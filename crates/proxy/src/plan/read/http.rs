@@ -225,7 +225,7 @@ pub(super) fn connection_manager(
         nested::CodecType::Http3 => {
             return Err(at
                 .field("codec_type")
-                .error("HTTP3 is not implemented; write AUTO"));
+                .not_implemented("HTTP3 is not implemented; write AUTO"));
         }
     };
     let access_logs = at.each("access_log", logs, access_log);
@@ -335,7 +335,7 @@ fn route_source(at: &At<'_>, m: &Option<nested::RouteSpecifier>) -> Step<RouteSo
         }
         Some(nested::RouteSpecifier::ScopedRoutes(_)) => Err(at
             .field("scoped_routes")
-            .error("is not implemented; write rds or route_config")),
+            .not_implemented("is not implemented; write rds or route_config")),
         None => Err(at.error("needs one of rds, route_config")),
     }
 }

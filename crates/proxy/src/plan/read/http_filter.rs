@@ -64,7 +64,7 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         Some(ConfigType::ConfigDiscovery(_)) => {
             return Err(at
                 .field("config_discovery")
-                .error("is not implemented; write typed_config"));
+                .not_implemented("is not implemented; write typed_config"));
         }
         None => {
             let hint = match &*name {
@@ -259,7 +259,9 @@ fn peer_metadata(
         let found = at.each(field, methods, |at, m| match &m.method_specifier {
             Some(D::IstioHeaders(_)) => Ok(true),
             Some(D::WorkloadDiscovery(_)) => Ok(false),
-            Some(D::Baggage(_)) => Err(at.field("baggage").error("is not implemented; remove it")),
+            Some(D::Baggage(_)) => Err(at
+                .field("baggage")
+                .not_implemented("is not implemented; remove it")),
             None => Err(at.error("needs one of istio_headers, workload_discovery")),
         });
         found.contains(&true)
@@ -267,7 +269,9 @@ fn peer_metadata(
     let propagated = |field: &str, methods: &[PropagationMethod]| {
         let found = at.each(field, methods, |at, m| match &m.method_specifier {
             Some(P::IstioHeaders(_)) => Ok(true),
-            Some(P::Baggage(_)) => Err(at.field("baggage").error("is not implemented; remove it")),
+            Some(P::Baggage(_)) => Err(at
+                .field("baggage")
+                .not_implemented("is not implemented; remove it")),
             None => Err(at.error("needs istio_headers")),
         });
         found.contains(&true)

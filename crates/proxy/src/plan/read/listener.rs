@@ -194,7 +194,7 @@ fn listener_filter(at: At<'_>, m: &pb::ListenerFilter) -> Step<ListenerFilter> {
         Some(ConfigType::ConfigDiscovery(_)) => {
             return Err(at
                 .field("config_discovery")
-                .error("is not implemented; write typed_config"));
+                .not_implemented("is not implemented; write typed_config"));
         }
         None => {
             return Err(at
@@ -397,7 +397,7 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
         Some(ConfigType::ConfigDiscovery(_)) => {
             return Err(at
                 .field("config_discovery")
-                .error("is not implemented; write typed_config"));
+                .not_implemented("is not implemented; write typed_config"));
         }
         None => {
             return Err(at
@@ -525,7 +525,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
             Some(P::SourceIp(_)) => Ok(true),
             Some(P::FilterState(_)) => Err(at
                 .field("filter_state")
-                .error("is not implemented; remove it")),
+                .not_implemented("is not implemented; remove it")),
             None => Err(at.error("needs source_ip")),
         }
     });

@@ -11,6 +11,7 @@ mod access_log;
 mod bootstrap;
 mod cluster;
 mod common;
+mod dump;
 mod endpoint;
 mod http;
 mod http_filter;

@@ -46,7 +46,7 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
             "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"
             | "envoy.retry_host_predicates.omit_canary_hosts" => omit_canary_hosts = true,
             other => {
-                return Err(at.error(format!(
+                return Err(at.not_implemented(format!(
                     "retry host predicate {other} is not implemented; remove it"
                 )));
             }

@@ -217,7 +217,7 @@ fn route(at: At<'_>, m: &pb::Route, body_limit: usize) -> Step<Route> {
         Some(pb::route::Action::NonForwardingAction(_)) => Ok(Action::NonForwarding),
         Some(pb::route::Action::FilterAction(_)) => Err(at
             .field("filter_action")
-            .error("is not implemented; remove it")),
+            .not_implemented("is not implemented; remove it")),
         None => {
             Err(at.error("needs one of route, redirect, direct_response, non_forwarding_action"))
         }
@@ -283,7 +283,7 @@ fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
         Some(P::PathMatchPolicy(_)) => {
             return Err(at
                 .field("path_match_policy")
-                .error("is not implemented; write prefix, path or safe_regex"));
+                .not_implemented("is not implemented; write prefix, path or safe_regex"));
         }
         None => {
             return Err(at.error(
@@ -381,7 +381,7 @@ fn route_action(at: At<'_>, m: &pb::RouteAction) -> Step<RouteAction> {
         Some(H::HostRewrite(_)) => {
             return Err(at
                 .field("host_rewrite")
-                .error("is not implemented; write host_rewrite_literal"));
+                .not_implemented("is not implemented; write host_rewrite_literal"));
         }
     };
     let path_rewrite = match path_rewrite.as_str() {
@@ -480,7 +480,7 @@ fn cluster_specifier_of(
         }
         Some(C::ClusterSpecifierPlugin(_) | C::InlineClusterSpecifierPlugin(_)) => Err(at
             .field("cluster_specifier_plugin")
-            .error("is not implemented; write cluster")),
+            .not_implemented("is not implemented; write cluster")),
         None => Err(at.error("needs one of cluster, cluster_header, weighted_clusters")),
     }
 }
@@ -500,7 +500,7 @@ fn weighted_clusters(at: At<'_>, m: &pb::WeightedCluster) -> Step<WeightedCluste
         Some(R::UseHashPolicy(true)) => {
             return Err(at
                 .field("use_hash_policy")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
     };
     let clusters = at.each("clusters", clusters, cluster_weight);
@@ -622,7 +622,7 @@ fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<HashPolicy>
         Some(P::FilterState(_)) => {
             return Err(at
                 .field("filter_state")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
         None => {
             return Err(

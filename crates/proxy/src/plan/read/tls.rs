@@ -37,7 +37,7 @@ pub(super) fn downstream_tls(at: At<'_>, m: &pb::DownstreamTlsContext) -> Step<D
         Some(T::SessionTicketKeys(_) | T::SessionTicketKeysSdsSecretConfig(_)) => {
             return Err(at
                 .field("session_ticket_keys")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
     };
     let common = at
@@ -159,7 +159,9 @@ fn parameters(at: At<'_>, m: &pb::TlsParameters, planned: &mut CommonTls) -> Ste
         P::TlsAuto => None,
         P::TlSv10 | P::TlSv11 => {
             let at = at.field("tls_maximum_protocol_version");
-            return Err(at.error("TLS 1.0 and 1.1 are not implemented; write TLSv1_2 or higher"));
+            return Err(
+                at.not_implemented("TLS 1.0 and 1.1 are not implemented; write TLSv1_2 or higher")
+            );
         }
         P::TlSv12 => Some(TlsVersion::V1_2),
         P::TlSv13 => Some(TlsVersion::V1_3),
@@ -297,9 +299,9 @@ fn validation_type(
             V::ValidationContextCertificateProvider(_)
             | V::ValidationContextCertificateProviderInstance(_),
         ) => {
-            return Err(
-                at.error("certificate providers are not implemented; write validation_context")
-            );
+            return Err(at.not_implemented(
+                "certificate providers are not implemented; write validation_context",
+            ));
         }
     }))
 }
@@ -408,12 +410,12 @@ pub(super) fn secret(at: At<'_>, m: &pb::Secret) -> Step<Secret> {
         Some(Type::SessionTicketKeys(_)) => {
             return Err(at
                 .field("session_ticket_keys")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
         Some(Type::GenericSecret(_)) => {
             return Err(at
                 .field("generic_secret")
-                .error("is not implemented; remove it"));
+                .not_implemented("is not implemented; remove it"));
         }
         None => return Err(at.error("needs one of tls_certificate, validation_context")),
     };
