@@ -84,6 +84,8 @@ pub struct Config {
     pub native_nftables: bool,
     /// `legacy`, `nft` or empty: found out.
     pub force_iptables_binary: String,
+    /// Whose rules are written: `1.3`, `1.5`, `1.13` or `current` (ours, not a flag of istio-iptables).
+    pub rules_version: String,
     /// What counts as loopback in the IPv4 rules (`ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`).
     pub host_ipv4_loopback_cidr: String,
     /// Whether IPv6 is captured; found from the pod's addresses.
@@ -131,6 +133,7 @@ impl Default for Config {
             force_apply: false,
             native_nftables: false,
             force_iptables_binary: String::new(),
+            rules_version: "current".into(),
             host_ipv4_loopback_cidr: "127.0.0.1/32".into(),
             enable_inbound_ipv6: false,
             dns_servers_v4: Vec::new(),
@@ -194,12 +197,46 @@ impl Config {
             )));
         }
         self.loopback()?;
+        self.check_version()?;
         match self.force_iptables_binary.as_str() {
             "" | "legacy" | "nft" => Ok(()),
             other => Err(Error::Invalid(format!(
                 "invalid value {other:?} for --force-iptables-binary: use \"legacy\" or \"nft\""
             ))),
         }
+    }
+
+    /// Older rules are written for what older documents show; what is asked beyond that is refused.
+    fn check_version(&self) -> Result<(), Error> {
+        let version = &self.rules_version;
+        match version.as_str() {
+            "current" => return Ok(()),
+            "1.3" | "1.5" | "1.13" => {}
+            other => {
+                return Err(Error::Invalid(format!(
+                    "invalid value {other:?} for --rules-version: use 1.3, 1.5, 1.13 or current"
+                )));
+            }
+        }
+        let groups = self.owner_groups_include != "*" || !self.owner_groups_exclude.is_empty();
+        for (asked, flag) in [
+            (self.tproxy(), "--istio-inbound-interception-mode=TPROXY"),
+            (self.redirect_dns, "--redirect-dns"),
+            (self.drop_invalid, "--drop-invalid"),
+            (self.native_nftables, "--native-nftables"),
+            (
+                !self.exclude_interfaces.is_empty(),
+                "--istio-exclude-interfaces",
+            ),
+            (groups, "ISTIO_OUTBOUND_OWNER_GROUPS"),
+        ] {
+            if asked {
+                return Err(Error::Invalid(format!(
+                    "{flag} does not go with --rules-version={version}: leave one of them out"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What counts as IPv4 loopback.
@@ -317,6 +354,7 @@ impl Config {
             "istio-inbound-tproxy-route-table" => &mut self.inbound_tproxy_route_table,
             "network-namespace" => &mut self.network_namespace,
             "force-iptables-binary" => &mut self.force_iptables_binary,
+            "rules-version" => &mut self.rules_version,
             "dry-run" => return self.dry_run = on,
             "skip-rule-apply" => return self.skip_rule_apply = on,
             "run-validation" => return self.run_validation = on,
@@ -561,6 +599,11 @@ pub const FLAGS: &[Flag] = &[
         "force-iptables-binary",
         None,
         "legacy or nft, instead of finding out",
+    ),
+    text(
+        "rules-version",
+        None,
+        "write the rules of an older Istio: 1.3, 1.5, 1.13 (current)",
     ),
     // Gone from istio-iptables, still in manifests.
     switch("restore-format", Some('f'), ""),

@@ -35,6 +35,19 @@ const DROP: &str = "ISTIO_DROP";
 /// The port on which the agent answers DNS.
 const DNS_PORT: &str = "15053";
 
+/// Whose rules are written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Era {
+    /// Istio 1.1 to 1.3: what the proxy sends to its own pod goes to the outbound side.
+    V1_3,
+    /// 1.4 to 1.6.
+    V1_5,
+    /// 1.13 to 1.17.
+    V1_13,
+    /// Today's.
+    Current,
+}
+
 /// What `-i` or `-x` asks for.
 enum Ranges {
     All,
@@ -58,6 +71,12 @@ pub fn rules(config: &Config) -> Result<Vec<Rule>, Error> {
         uids: split(&config.proxy_uid),
         gids: split(&config.proxy_gid),
         v4_loopback: config.loopback()?,
+        era: match config.rules_version.as_str() {
+            "1.3" => Era::V1_3,
+            "1.5" => Era::V1_5,
+            "1.13" => Era::V1_13,
+            _ => Era::Current,
+        },
         dns: config.redirect_dns
             && (config.capture_all_dns
                 || !config.dns_servers_v4.is_empty()
@@ -101,6 +120,7 @@ struct Program<'a> {
     uids: Vec<&'a str>,
     gids: Vec<&'a str>,
     v4_loopback: Cidr,
+    era: Era,
     dns: bool,
 }
 
@@ -239,11 +259,17 @@ impl Program<'_> {
 
     fn redirects(&mut self) {
         let c = self.config;
-        let tunnel = vec![tcp(), Port(Is, c.inbound_tunnel_port.clone())];
-        self.both(Nat, INBOUND, tunnel, Target::Return);
+        if self.era >= Era::V1_13 {
+            let tunnel = vec![tcp(), Port(Is, c.inbound_tunnel_port.clone())];
+            self.both(Nat, INBOUND, tunnel, Target::Return);
+        }
         let outbound = Target::Redirect(c.proxy_port.clone());
         self.both(Nat, REDIRECT, vec![tcp()], outbound);
-        let inbound = Target::Redirect(c.inbound_capture_port.clone());
+        // 1.5 led listed ports to the outbound side.
+        let inbound = match self.era == Era::V1_5 && c.inbound_ports_include != "*" {
+            true => Target::Redirect(c.proxy_port.clone()),
+            false => Target::Redirect(c.inbound_capture_port.clone()),
+        };
         self.both(Nat, IN_REDIRECT, vec![tcp()], inbound);
     }
 
@@ -266,6 +292,14 @@ impl Program<'_> {
         self.both(table, PREROUTING, vec![tcp()], Target::Jump(INBOUND));
         let known = State(&["RELATED", "ESTABLISHED"]);
         if c.inbound_ports_include == "*" {
+            if self.era <= Era::V1_5 {
+                self.both(
+                    table,
+                    INBOUND,
+                    vec![tcp(), Port(Is, "22".into())],
+                    Target::Return,
+                );
+            }
             for port in split(&c.inbound_ports_exclude) {
                 self.both(
                     table,
@@ -295,19 +329,24 @@ impl Program<'_> {
     }
 
     fn outbound_head(&mut self) {
-        self.both(Nat, OUTPUT, vec![], Target::Jump(ISTIO_OUTPUT));
+        let old = self.era < Era::Current;
+        let jump = if old { vec![tcp()] } else { vec![] };
+        self.both(Nat, OUTPUT, jump, Target::Jump(ISTIO_OUTPUT));
+        let protocols: &[&'static str] = if old { &["tcp"] } else { &["tcp", "udp"] };
         for port in split(&self.config.outbound_ports_exclude) {
-            for protocol in ["tcp", "udp"] {
+            for protocol in protocols {
                 let matches = vec![Protocol(protocol), Port(Is, port.into())];
                 self.both(Nat, ISTIO_OUTPUT, matches, Target::Return);
             }
         }
-        self.each(
-            Nat,
-            ISTIO_OUTPUT,
-            |p, f| vec![Out("lo".into()), Source(p.passthrough(f))],
-            Target::Return,
-        );
+        let lo = || Out("lo".into());
+        if self.era == Era::V1_3 {
+            let own_pod = |p: &Self, f| vec![lo(), Destination(Not, p.loopback(f))];
+            self.each(Nat, ISTIO_OUTPUT, own_pod, Target::Jump(REDIRECT));
+            return;
+        }
+        let passthrough = |p: &Self, f| vec![lo(), Source(p.passthrough(f))];
+        self.each(Nat, ISTIO_OUTPUT, passthrough, Target::Return);
     }
 
     /// What the proxy itself sends: calls to its own pod pass through the inbound side, everything else is left alone;
@@ -328,6 +367,10 @@ impl Program<'_> {
                     Gid(sense, id.clone())
                 }
             };
+            if self.era == Era::V1_3 {
+                self.both(Nat, ISTIO_OUTPUT, vec![owner(Is)], Target::Return);
+                continue;
+            }
             let tunnel = self.config.inbound_tunnel_port.clone();
             // The group's rule never has the multiport form.
             let port = if self.dns && user {
@@ -336,13 +379,12 @@ impl Program<'_> {
                 Port(Not, tunnel)
             };
             let own_pod = |p: &Self, f| {
-                vec![
-                    Out("lo".into()),
-                    Destination(Not, p.loopback(f)),
-                    tcp(),
-                    port.clone(),
-                    owner(Is),
-                ]
+                let mut matches = vec![Out("lo".into()), Destination(Not, p.loopback(f))];
+                if p.era == Era::Current {
+                    matches.extend([tcp(), port.clone()]);
+                }
+                matches.push(owner(Is));
+                matches
             };
             self.each(Nat, ISTIO_OUTPUT, own_pod, Target::Jump(IN_REDIRECT));
             if !loopback_wanted {
@@ -496,6 +538,9 @@ impl Program<'_> {
                         self.push(family, Nat, PREROUTING, first, matches, target.clone());
                     }
                     self.one(family, Nat, ISTIO_OUTPUT, vec![there], target.clone());
+                }
+                if self.era < Era::Current && !list.is_empty() {
+                    self.both(Nat, ISTIO_OUTPUT, vec![], Target::Return);
                 }
             }
         }

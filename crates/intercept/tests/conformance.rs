@@ -358,6 +358,8 @@ const OWN_TESTS: &[(&str, Test)] = &[
     ("a_failing_table_takes_everything_back", roll_back),
     ("dry_run_touches_nothing", dry_run),
     ("mistakes_end_with_their_status", statuses),
+    ("older_rules_are_those_that_older_documents_list", older),
+    ("nft_rules_pass_the_self_test", native_self_test),
 ];
 
 const SIDECAR: &str =
@@ -542,4 +544,112 @@ fn statuses() -> Result<(), String> {
         "no valid local IP address found",
     )?;
     Ok(())
+}
+
+/// The chains as `iptables -t nat -L -v` lists them, counters and host names aside.
+fn older() -> Result<(), String> {
+    let seed = "-p 15001 -z 15006 -u 1337 -m REDIRECT -i '*' -x ''";
+    let script = format!(
+        "$RUN istio-iptables {seed} -b 9080 -d 15090,15201,15020 --rules-version 1.3 >$OUT/log 2>&1\n\
+         iptables -t nat -L -v >$OUT/v13\n\
+         $RUN istio-iptables {seed} -b '*' -d 15090,15020 --rules-version=1.5 --reconcile >$OUT/log 2>&1\n\
+         iptables -t nat -L -v >$OUT/v15\n\
+         $RUN istio-iptables {seed} --redirect-dns --capture-all-dns --rules-version=1.5 >$OUT/log 2>$OUT/err; echo $? >$OUT/rc\n"
+    );
+    let out = Pod::plain().run(&script, &[]);
+    let rows = |file: &str, chain: &str| -> Vec<String> {
+        read(&out, file)
+            .split("\n\n")
+            .filter(|part| part.starts_with(&format!("Chain {chain} ")))
+            .flat_map(|part| part.lines().skip(2))
+            // Without counters and options; newer programs print the protocol's number where there is no name.
+            .map(|l| l.split_whitespace().skip(2).collect::<Vec<_>>().join(" "))
+            .map(|l| {
+                l.replace(" 6 -- ", " tcp -- ")
+                    .replace(" 0 -- ", " all -- ")
+            })
+            .collect()
+    };
+    let nine = [
+        "RETURN all -- any lo 127.0.0.6 anywhere",
+        "ISTIO_IN_REDIRECT all -- any lo anywhere !localhost owner UID match 1337",
+        "RETURN all -- any lo anywhere anywhere ! owner UID match 1337",
+        "RETURN all -- any any anywhere anywhere owner UID match 1337",
+        "ISTIO_IN_REDIRECT all -- any lo anywhere !localhost owner GID match 1337",
+        "RETURN all -- any lo anywhere anywhere ! owner GID match 1337",
+        "RETURN all -- any any anywhere anywhere owner GID match 1337",
+        "RETURN all -- any any anywhere localhost",
+        "ISTIO_REDIRECT all -- any any anywhere anywhere",
+    ];
+    let five = [
+        "ISTIO_REDIRECT all -- any lo anywhere !localhost",
+        "RETURN all -- any any anywhere anywhere owner UID match 1337",
+        "RETURN all -- any any anywhere anywhere owner GID match 1337",
+        "RETURN all -- any any anywhere localhost",
+        "ISTIO_REDIRECT all -- any any anywhere anywhere",
+    ];
+    let inbound = [
+        "RETURN tcp -- any any anywhere anywhere tcp dpt:ssh",
+        "RETURN tcp -- any any anywhere anywhere tcp dpt:15090",
+        "RETURN tcp -- any any anywhere anywhere tcp dpt:15020",
+        "ISTIO_IN_REDIRECT tcp -- any any anywhere anywhere",
+    ];
+    for (file, chain, expected) in [
+        ("v13", "ISTIO_OUTPUT", &five[..]),
+        (
+            "v13",
+            "OUTPUT",
+            &["ISTIO_OUTPUT tcp -- any any anywhere anywhere"],
+        ),
+        (
+            "v13",
+            "ISTIO_INBOUND",
+            &["ISTIO_IN_REDIRECT tcp -- any any anywhere anywhere tcp dpt:9080"],
+        ),
+        (
+            "v13",
+            "ISTIO_IN_REDIRECT",
+            &["REDIRECT tcp -- any any anywhere anywhere redir ports 15006"],
+        ),
+        ("v15", "ISTIO_OUTPUT", &nine),
+        ("v15", "ISTIO_INBOUND", &inbound),
+        (
+            "v15",
+            "PREROUTING",
+            &["ISTIO_INBOUND tcp -- any any anywhere anywhere"],
+        ),
+        (
+            "v15",
+            "ISTIO_REDIRECT",
+            &["REDIRECT tcp -- any any anywhere anywhere redir ports 15001"],
+        ),
+    ] {
+        let found = rows(file, chain);
+        if found != expected {
+            return Err(format!(
+                "{file} {chain}:\nexpected {expected:#?}\nfound {found:#?}"
+            ));
+        }
+    }
+    lacks(
+        "the error",
+        &read(&out, "err"),
+        "--redirect-dns does not go with --rules-version=1.5",
+    )
+}
+
+fn native_self_test() -> Result<(), String> {
+    let script = format!(
+        "ip neigh add 10.9.0.1 lladdr 02:00:00:00:00:01 dev eth0\n\
+         $RUN istio-iptables {SIDECAR} --native-nftables --run-validation >$OUT/log 2>&1; echo $? >$OUT/rc\n"
+    );
+    let out = Pod::plain().run(&script, &[]);
+    if read(&out, "rc").trim() != "0" {
+        return Err(read(&out, "log"));
+    }
+    lacks(
+        "the log",
+        &read(&out, "log"),
+        "the app's call to the outside to 192.0.2.1:15002 arrives",
+    )
 }
