@@ -292,6 +292,70 @@ kind: [
     }
 
     #[test]
+    fn files_of_the_install_and_an_older_release_are_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path.to_str().unwrap().to_string()
+        };
+        let app = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n\
+                   spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web}]}}}\n";
+        let out = file("out", "");
+        let args = [
+            "kube-inject",
+            "-f",
+            &file("app.yaml", app),
+            "--valuesFile",
+            &file("values.yaml", "global: {hub: example.org/mesh, tag: 1}"),
+            "--meshConfigFile",
+            &file(
+                "mesh.yaml",
+                "trustDomain: td\ndefaultConfig: {concurrency: 3}",
+            ),
+            "-r",
+            "canary",
+            "--compat=1.5",
+            "-o",
+            &out,
+        ];
+        run(&Arguments::try_parse_from(args).unwrap()).unwrap();
+        let text = fs::read_to_string(&out).unwrap();
+        let object = yaml::document(text.strip_suffix("---\n").unwrap(), 1)
+            .unwrap()
+            .unwrap()
+            .value;
+        let pod = &object["spec"]["template"];
+        assert_eq!(pod["metadata"]["annotations"]["istio.io/rev"], "canary");
+        let proxy = &pod["spec"]["containers"][1];
+        assert_eq!(proxy["image"], "example.org/mesh/proxyv2:1");
+        let args: Vec<&str> = proxy["args"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        assert!(
+            args.windows(2).any(|w| w == ["--concurrency", "3"]),
+            "{args:?}"
+        );
+        assert!(args.contains(&"--trust-domain=td"), "{args:?}");
+        let refused = ["kube-inject", "-f", "-", "--injectConfigFile", "x"];
+        let error = run(&Arguments::try_parse_from(refused).unwrap()).unwrap_err();
+        assert!(error.contains("inject.istio.io/templates"), "{error}");
+        let bad = [
+            "kube-inject",
+            "-f",
+            &file("bad.yaml", &app.replace("app: web", "app: 1")),
+        ];
+        let error = run(&Arguments::try_parse_from(bad).unwrap()).unwrap_err();
+        assert!(
+            error.starts_with("Deployment \"web\": metadata.labels.app: a text is expected"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn an_unknown_template_is_named_with_those_that_exist() {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, annotations: {inject.istio.io/templates: 'sidecar, x'}}\n\
                    spec: {containers: []}\n";

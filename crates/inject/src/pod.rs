@@ -118,7 +118,7 @@ fn proxy_config(metadata: &Value, settings: &Settings) -> Result<ProxyConfig, Er
         .map_err(|e| fail(e.to_string()))
 }
 
-/// The templates that the pod asks for, aliases resolved one level deep by nobody: the shipped install has none.
+/// The templates that the pod asks for, else the install's. (Aliases are the user's own; the shipped install has none.)
 fn templates(metadata: &Value, settings: &Settings) -> Vec<String> {
     match metadata["annotations"]
         .get("inject.istio.io/templates")

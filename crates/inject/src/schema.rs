@@ -81,6 +81,9 @@ pub fn normal(kind: Type, value: &Value, path: &str) -> Result<Value, Error> {
     for (name, print) in fields {
         let value = object.get(*name).filter(|v| !v.is_null());
         let path = format!("{path}.{name}");
+        if let Some(value) = value {
+            check(name, value, &path)?;
+        }
         let value = match (print, value) {
             (Always | NotZero | IfThere | One(_) | Many(_) | Quantities, None) => continue,
             (NotZero, Some(v)) if zero(v) => continue,
@@ -107,6 +110,54 @@ pub fn normal(kind: Type, value: &Value, path: &str) -> Result<Value, Error> {
     }
     Ok(Value::Object(out))
 }
+
+/// Refuses numbers and truth values where Kubernetes takes only text: an unquoted `true` or `8080` in YAML.
+fn check(name: &str, value: &Value, path: &str) -> Result<(), Error> {
+    match value {
+        Value::Array(items) if matches!(name, "args" | "command" | "add" | "drop") => items
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, item)| text(item, &format!("{path}[{i}]"))),
+        value if TEXTS.contains(&name) => text(value, path),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what is no text.
+pub fn text(value: &Value, path: &str) -> Result<(), Error> {
+    let kind = match value {
+        Value::String(_) => return Ok(()),
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        _ => "something else",
+    };
+    Err(Error::Invalid {
+        path: path.into(),
+        why: format!("a text is expected and {kind} is given ({value}): put it in quotes"),
+    })
+}
+
+/// Fields that are texts wherever they stand.
+const TEXTS: &[&str] = &[
+    "name",
+    "image",
+    "workingDir",
+    "value",
+    "path",
+    "host",
+    "scheme",
+    "protocol",
+    "hostIP",
+    "prefix",
+    "key",
+    "fieldPath",
+    "resource",
+    "containerName",
+    "mountPath",
+    "subPath",
+    "imagePullPolicy",
+    "restartPolicy",
+];
 
 /// An object of quantities in canonical form.
 pub fn quantities(value: &Value, path: &str) -> Result<Value, Error> {
@@ -391,5 +442,33 @@ mod tests {
             error.starts_with("c.resources.limits.cpu: quantities"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_kubernetes_would_refuse_is_named_by_its_place() {
+        for (container, error) in [
+            (
+                json!({"resources": {"limits": {"cpu": "many"}}}),
+                "c.resources.limits.cpu: quantities must match",
+            ),
+            (
+                json!({"env": [{"name": "A", "value": true}]}),
+                "c.env[0].value: a text is expected and a truth value is given (true): put it in quotes",
+            ),
+            (
+                json!({"args": ["a", 1]}),
+                "c.args[1]: a text is expected and a number is given (1): put it in quotes",
+            ),
+            (
+                json!({"livenessProbe": {"httpGet": {"httpHeaders": [{"name": "x", "value": 1}]}}}),
+                "c.livenessProbe.httpGet.httpHeaders[0].value: a text is expected",
+            ),
+            (json!({"ports": {"a": 1}}), "c.ports: a list is expected"),
+        ] {
+            let found = normal(Type::Container, &container, "c")
+                .unwrap_err()
+                .to_string();
+            assert!(found.starts_with(error), "{found}");
+        }
     }
 }

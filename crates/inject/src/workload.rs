@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     Error, Owner, Settings,
     decide::{Decision, decide},
-    pod,
+    pod, schema,
 };
 
 /// Injects the pod of a workload. `None` for objects of other kinds, which stay as they are. A workload that is not to
@@ -67,6 +67,12 @@ pub fn object(
             )
         }
     };
+    for part in ["labels", "annotations"] {
+        for (key, value) in metadata[part].as_object().into_iter().flatten() {
+            let path = format!("{kind} {:?}: metadata.{part}.{key}", owner.name);
+            schema::text(value, &path)?;
+        }
+    }
     let pod = json!({"metadata": metadata, "spec": spec});
     let name = match named(&pod["metadata"], "name") {
         name if name.is_empty() => owner.name.clone(),
@@ -87,7 +93,13 @@ pub fn object(
         ));
         return Ok(Some(out));
     }
-    let mut pod = pod::inject(&pod, &owner, settings)?;
+    let mut pod = pod::inject(&pod, &owner, settings).map_err(|e| match e {
+        Error::Invalid { path, why } if path.starts_with("spec.") => Error::Invalid {
+            path: format!("{kind} {name:?}: {path}"),
+            why,
+        },
+        other => other,
+    })?;
     let (metadata, spec) = (pod["metadata"].take(), pod["spec"].take());
     match place {
         Place::Pod => (out["metadata"], out["spec"]) = (metadata, spec),

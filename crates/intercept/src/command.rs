@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, fs::File, process::ExitCode};
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
-    Error, apply, config, config::Config, nft, program, selftest, surroundings::Addresses,
+    Error, apply, config::Config, nft, options, program, selftest, surroundings::Addresses,
 };
 
 /// Runs the command; `args[0]` is its own name. Ends with 1 for settings, programs and rules that fail, 126 when the
@@ -85,7 +85,7 @@ fn help() -> String {
          Usage: istio-iptables [flags]\n\nFlags (each but --envoy-port can be set by an environment variable of its \
          name in capitals, with _ for -):\n",
     );
-    for flag in config::FLAGS.iter().filter(|f| !f.help.is_empty()) {
+    for flag in options::FLAGS.iter().filter(|f| !f.help.is_empty()) {
         let short = flag
             .short
             .map(|c| format!("-{c}, "))

@@ -16,6 +16,7 @@ pub mod config;
 pub mod flags;
 pub mod model;
 pub mod nft;
+pub mod options;
 pub mod program;
 pub mod restore;
 pub mod routes;
