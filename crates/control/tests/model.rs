@@ -298,7 +298,10 @@ fn a_new_mesh_shares_what_did_not_change() {
     let new = Mesh::new(with_pods_of(&old, &grown), Settings::default(), Some(&old));
     let changed = new.endpoint_changes(&old);
     let key = ("a.one.svc.cluster.local".to_owned(), "one".to_owned());
-    assert_eq!(changed.into_iter().collect::<Vec<_>>(), [key.clone()]);
+    assert_eq!(
+        changed.into_iter().collect::<Vec<_>>(),
+        std::slice::from_ref(&key)
+    );
     assert!(!new.endpoint_change_needs_clusters(&old, &key));
     let again = sidecar(&new, "client", "one", "10.9.9.9", json!({}));
     assert!(Arc::ptr_eq(&client.scope, &again.scope));

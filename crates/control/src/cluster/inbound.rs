@@ -177,7 +177,7 @@ fn cluster(
     }
     let mut policy = policy::with_mesh_defaults(config, own);
     if let Some(pool) = proxy.scope.inbound_pool(number) {
-        policy.get_or_insert_default().connection_pool = Some(pool.clone());
+        policy.get_or_insert_default().connection_pool = Some(*pool);
         from.extend(proxy.scope.origin());
     }
     let pool = policy.as_ref().and_then(|p| p.connection_pool.as_ref());

@@ -60,9 +60,7 @@ pub(super) fn with_mesh_defaults(
         return policy;
     }
     let mut out = policy.unwrap_or_default();
-    out.connection_pool = out
-        .connection_pool
-        .or_else(|| defaults.connection_pool.clone());
+    out.connection_pool = out.connection_pool.or(defaults.connection_pool);
     out.outlier_detection = out
         .outlier_detection
         .or_else(|| defaults.outlier_detection.clone());
@@ -326,7 +324,6 @@ pub(super) fn load_balancer(
             draft.cluster.lb_config = slow_start(rule).map(|slow| {
                 LbConfig::RoundRobinLbConfig(RoundRobinLbConfig {
                     slow_start_config: Some(slow),
-                    ..RoundRobinLbConfig::default()
                 })
             });
         }
@@ -377,7 +374,6 @@ fn consistent_hash(draft: &mut Draft, hash: &ConsistentHashLb) {
             if let Some(size) = positive(maglev.table_size) {
                 draft.cluster.lb_config = Some(LbConfig::MaglevLbConfig(MaglevLbConfig {
                     table_size: Some(size),
-                    ..Default::default()
                 }));
             }
         }

@@ -287,7 +287,7 @@ pub fn subset_policy(
 fn widen(port: &PortTrafficPolicy) -> TrafficPolicy {
     TrafficPolicy {
         load_balancer: port.load_balancer.clone(),
-        connection_pool: port.connection_pool.clone(),
+        connection_pool: port.connection_pool,
         outlier_detection: port.outlier_detection.clone(),
         tls: port.tls.clone(),
         ..TrafficPolicy::default()
