@@ -176,6 +176,14 @@ impl EnvoyFilters {
         }
     }
 
+    /// Whether some patch is only for proxies that have a certain value of this metadata.
+    pub(crate) fn asks_for_metadata(&self, key: &str) -> bool {
+        self.all
+            .iter()
+            .flat_map(|f| &f.patches)
+            .any(|p| p.metadata.contains_key(key))
+    }
+
     /// The patches for a proxy; `None` where there are none.
     pub(crate) fn for_proxy(&self, proxy: &Proxy) -> Option<Patches> {
         let patches: Vec<_> = self

@@ -382,3 +382,28 @@ fn only_discovered_namespaces_are_taken_in() {
         ["a", "c"]
     );
 }
+
+#[test]
+fn metadata_of_a_proxys_own_splits_a_view_only_where_a_patch_asks_for_it() {
+    let keys = |yaml: &str| {
+        let mesh = mesh(&(service("a", "one", "10.0.0.1") + yaml));
+        ["x", "y"].map(|name| {
+            let more = json!({"NAME": name, "WORKLOAD_NAME": name});
+            proxy(&mesh, "sidecar", name, "one", "10.9.9.9", json!({}), more).view_key(&mesh)
+        })
+    };
+    let [x, y] = keys("");
+    assert_eq!(x, y);
+    let [x, y] = keys(
+        "apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: f, namespace: one}
+spec:
+  configPatches:
+  - applyTo: CLUSTER
+    match: {proxy: {metadata: {NAME: x}}}
+    patch: {operation: REMOVE}
+",
+    );
+    assert_ne!(x, y);
+}

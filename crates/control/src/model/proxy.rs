@@ -131,7 +131,8 @@ impl Proxy {
             self.node.meta("NODE_NAME").hash(&mut hasher);
         }
         for (key, value) in self.node.metadata.as_object().into_iter().flatten() {
-            if !PER_PROXY.contains(&key.as_str()) {
+            let own = PER_PROXY.contains(&key.as_str());
+            if !own || mesh.envoy_filters().asks_for_metadata(key) {
                 key.hash(&mut hasher);
                 value.to_string().hash(&mut hasher);
             }
@@ -153,18 +154,21 @@ impl Proxy {
     }
 }
 
-/// Metadata that names the proxy itself and changes nothing that it shares with others.
+/// Metadata that names the proxy itself and changes nothing that it shares with others (unless an EnvoyFilter asks).
 const PER_PROXY: &[&str] = &[
     "ANNOTATIONS",
     "APP_CONTAINERS",
+    "AUTO_REGISTER_GROUP",
     "INSTANCE_IPS",
     "LABELS",
     "NAME",
     "NODE_NAME",
     "OWNER",
+    "PLATFORM_METADATA",
     "POD_PORTS",
     "SERVICE_ACCOUNT",
     "STATIC_LABELS",
+    "WORKLOAD_ENTRY",
     "WORKLOAD_NAME",
 ];
 
