@@ -47,12 +47,12 @@ pub(crate) async fn run(
         path: path.to_owned(),
         source,
     };
-    let program = program(settings)?;
+    let (program, own) = program(settings)?;
     let arguments = arguments(settings, bootstrap);
     let shown: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
     info!("starting {} {}", program.display(), shown.join(" "));
     let mut command = Command::new(&program);
-    if settings.binary.is_none() {
+    if own {
         // This very program is the proxy under that name, and `ps` shows what users look for.
         command.arg0("envoy");
     }
@@ -115,29 +115,28 @@ fn scope(settings: &Settings) -> &'static str {
     }
 }
 
-fn program(settings: &Settings) -> Result<PathBuf, AgentError> {
+/// The proxy to run, and whether that is this very program.
+fn program(settings: &Settings) -> Result<(PathBuf, bool), AgentError> {
     match &settings.binary {
-        Some(path) if path.exists() => Ok(path.clone()),
-        Some(path) if path.file_name().is_some_and(|n| n == "envoy") => {
-            // Old injectors name Envoy's path always; an image without one means this program.
-            info!(
-                "{} does not exist: this program is the proxy",
-                path.display()
-            );
-            env::current_exe().map_err(|source| AgentError::Start {
-                path: "/proc/self/exe".into(),
-                source,
-            })
+        Some(path) if path.exists() => return Ok((path.clone(), false)),
+        // Old injectors name Envoy's usual path always; an image that has none means this program.
+        Some(path) if path == Path::new("/usr/local/bin/envoy") => {
+            info!("{} does not exist: this program is the proxy", path.display());
         }
-        Some(path) => Err(AgentError::Start {
-            path: path.clone(),
-            source: io::Error::new(io::ErrorKind::NotFound, "no such file (--binaryPath)"),
-        }),
-        None => env::current_exe().map_err(|source| AgentError::Start {
-            path: "/proc/self/exe".into(),
-            source,
-        }),
+        Some(path) => {
+            return Err(AgentError::Start {
+                path: path.clone(),
+                source: io::Error::new(
+                    io::ErrorKind::NotFound,
+                    "no such file in this pod (binaryPath of ProxyConfig, or --binaryPath)",
+                ),
+            });
+        }
+        None => {}
     }
+    let own = env::current_exe()
+        .map_err(|source| AgentError::Start { path: "/proc/self/exe".into(), source })?;
+    Ok((own, true))
 }
 
 fn arguments(settings: &Settings, bootstrap: &Path) -> Vec<OsString> {
