@@ -391,6 +391,49 @@ live! {
         stat(&server, "cluster.t.client_ssl_socket_factory.upstream_context_secrets_not_ready", 1).await;
     }
 
+    async fn tcp_connections_are_logged_and_reported() {
+        let a = origin("a").await;
+        let server = server(1);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log");
+        let log = |format: &str| format!(
+            "access_log: [{{name: file, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {}, log_format: {{text_format_source: {{inline_string: \"{format}\\n\"}}}}}}}}]",
+            path.display()
+        );
+        let chain = format!(
+            "- filter_chain_match: {{source_prefix_ranges: [{{address_prefix: 127.0.0.1, prefix_len: 32}}]}}\n  filters:\n  - {{name: istio.stats, typed_config: {{\"@type\": type.googleapis.com/stats.PluginConfig}}}}\n  \
+             - name: tcp\n    typed_config:\n      \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy\n      \
+             stat_prefix: a\n      cluster: a\n      {}",
+            log("%PROTOCOL% %REQ(:METHOD)% %BYTES_RECEIVED% %BYTES_SENT% %UPSTREAM_CLUSTER% %RESPONSE_FLAGS%")
+        );
+        let more = log("listener %RESPONSE_FLAGS% %BYTES_SENT%");
+        apply(&server, vec![static_cluster("a", &[a], ""), tcp_listener("l", 0, &chain, &more)]).await;
+        let address = server.listener_address("l").expect("it has a socket");
+        let mut stream = connect(&server, "l").await;
+        assert_eq!(read(&mut stream, 1).await, "a");
+        stream.write_all(b"hello").await.expect("it is open");
+        assert_eq!(read(&mut stream, 5).await, "hello");
+        stream.shutdown().await.expect("it is open");
+        rest(&mut stream).await;
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        let other = tokio::net::TcpSocket::new_v4().expect("a socket");
+        other.bind("127.0.0.2:0".parse().expect("an address")).expect("loopback");
+        rest(&mut other.connect(address).await.expect("it listens")).await;
+        stat(&server, "listener.127.0.0.1_0.no_filter_chain_match", 1).await;
+        // The end of the workers writes what is still in their buffers.
+        server.shut_down();
+        let lines = std::fs::read_to_string(&path).expect("it was written");
+        assert_eq!(lines, "- - 5 6 a -\nlistener - 6\nlistener NR 0\n");
+        let metrics = server.store.prometheus(&stats::Query::default());
+        for metric in ["opened_total", "closed_total"] {
+            let line = metrics.lines().find(|line| line.starts_with(&format!("istio_tcp_connections_{metric}{{")));
+            let line = line.unwrap_or_else(|| panic!("{metric} is missing in {metrics}"));
+            assert!(line.contains("request_protocol=\"tcp\"") && line.ends_with(" 1"), "{line}");
+        }
+        assert!(metrics.lines().any(|line| line.starts_with("istio_tcp_received_bytes_total{") && line.ends_with(" 5")));
+        assert!(metrics.lines().any(|line| line.starts_with("istio_tcp_sent_bytes_total{") && line.ends_with(" 6")));
+    }
+
     async fn exact_balance_spreads_connections() {
         let a = origin("a").await;
         let server = server(2);

@@ -108,6 +108,18 @@ fn value(
     let route = exchange.route.get();
     let since_start =
         |at: Option<Instant>| at.map(|at| at.saturating_duration_since(progress.start));
+    if exchange.tcp
+        && matches!(
+            kind,
+            Op::Req { .. }
+                | Op::ReqWithoutQuery { .. }
+                | Op::Path { .. }
+                | Op::QueryParam(_)
+                | Op::Protocol
+        )
+    {
+        return Presence::Absent;
+    }
     match kind {
         Op::Req { name, alternative } => text_of(
             either(name, alternative, |name| exchange.request.get(name)),

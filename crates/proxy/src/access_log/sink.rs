@@ -22,7 +22,7 @@ use crate::plan::access_log::LogSink;
 #[derive(Debug)]
 pub(crate) struct Sink {
     buffer: RefCell<Vec<u8>>,
-    writer: SyncSender<Vec<u8>>,
+    writer: SyncSender<Job>,
     /// A flush is on its way.
     scheduled: Cell<bool>,
     interval: Duration,
@@ -73,7 +73,7 @@ impl Sink {
         if lines.is_empty() {
             return;
         }
-        if let Err(TrySendError::Full(lost)) = self.writer.try_send(lines) {
+        if let Err(TrySendError::Full(Job::Lines(lost))) = self.writer.try_send(Job::Lines(lines)) {
             tracing::warn!(
                 bytes = lost.len(),
                 "access log lines dropped: their reader is too slow"
@@ -94,18 +94,26 @@ impl Drop for Sink {
 }
 
 /// The writer thread of a file; one in the process.
-fn writer(target: &LogSink) -> SyncSender<Vec<u8>> {
+fn writer(target: &LogSink) -> SyncSender<Job> {
     let mut writers = WRITERS
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(writer) = writers.get(target) {
         return writer.clone();
     }
-    let (sender, receiver) = sync_channel::<Vec<u8>>(QUEUE);
+    let (sender, receiver) = sync_channel::<Job>(QUEUE);
     let to = target.clone();
     let spawned = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || {
         let mut out = Out::open(&to);
-        for lines in receiver {
+        for job in receiver {
+            let lines = match job {
+                Job::Lines(lines) => lines,
+                Job::Settle(done) => {
+                    // Who asked may have given up.
+                    let _ = done.try_send(());
+                    continue;
+                }
+            };
             if let Err(error) = out.write(&lines) {
                 tracing::warn!(?to, %error, "cannot write the access log; trying to open it again");
                 out = Out::open(&to);
@@ -117,6 +125,29 @@ fn writer(target: &LogSink) -> SyncSender<Vec<u8>> {
     }
     writers.insert(target.clone(), sender.clone());
     sender
+}
+
+/// What a writer is asked to do.
+enum Job {
+    /// Write these.
+    Lines(Vec<u8>),
+    /// Say when everything before is written.
+    Settle(SyncSender<()>),
+}
+
+/// Waits, for a moment at most, until the writers have written what they were given: for the end of the process, when the
+/// workers are gone.
+pub(crate) fn settle() {
+    let writers = WRITERS
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    for writer in writers.values() {
+        let (done, written) = sync_channel(1);
+        if writer.try_send(Job::Settle(done)).is_ok() {
+            // A reader that does not read must not keep the process from ending.
+            let _ = written.recv_timeout(Duration::from_secs(2));
+        }
+    }
 }
 
 enum Out {
@@ -154,8 +185,7 @@ const FULL: usize = 64 * 1024;
 /// Buffers that may wait for a file: 64 MiB at most.
 const QUEUE: usize = 1024;
 
-static WRITERS: LazyLock<Mutex<HashMap<LogSink, SyncSender<Vec<u8>>>>> =
-    LazyLock::new(Mutex::default);
+static WRITERS: LazyLock<Mutex<HashMap<LogSink, SyncSender<Job>>>> = LazyLock::new(Mutex::default);
 
 thread_local! {
     static SINKS: RefCell<HashMap<LogSink, Rc<Sink>>> = RefCell::default();

@@ -259,6 +259,8 @@ pub struct Cluster {
     on_demand: Arc<OnDemand>,
     on_demand_hosts: RefCell<HashMap<SocketAddr, Arc<Host>>>,
     stats: Rc<ClusterStats>,
+    /// Counters of single statuses, as they come up.
+    codes: RefCell<Vec<(u16, ::stats::Counter)>>,
     balancer: Balancer,
     pools: Pools,
     random: Rc<Random>,
@@ -277,6 +279,7 @@ impl Cluster {
             on_demand: entry.on_demand.clone(),
             on_demand_hosts: RefCell::default(),
             stats: Rc::new(ClusterStats::new(scope)),
+            codes: RefCell::default(),
             balancer: Balancer::default(),
             pools: Pools::default(),
             random: clusters.random.clone(),
@@ -302,6 +305,20 @@ impl Cluster {
             UpstreamProtocol::Downstream => downstream_is_http2,
             // ALPN is a matter of TLS; in clear Envoy speaks HTTP/1.
             UpstreamProtocol::Alpn => false,
+        }
+    }
+
+    /// Counts the response to a request by its status: `upstream_rq_2xx`, `upstream_rq_200`, `upstream_rq_completed`.
+    pub fn count_response(&self, status: u16) {
+        self.stats.response(status);
+        let mut codes = self.codes.borrow_mut();
+        match codes.iter().find(|(code, _)| *code == status) {
+            Some((_, counter)) => counter.inc(),
+            None => {
+                let counter = self.stats.scope().counter(&format!("upstream_rq_{status}"));
+                counter.inc();
+                codes.push((status, counter));
+            }
         }
     }
 

@@ -69,8 +69,8 @@ stats::group! {
 }
 
 impl ClusterStats {
-    /// Counts a response by its status: `upstream_rq_2xx`, `upstream_rq_200` and `upstream_rq_completed`.
-    pub fn response(&self, status: u16) {
+    /// Counts a response by the class of its status.
+    pub(super) fn response(&self, status: u16) {
         self.upstream_rq_completed().inc();
         match status / 100 {
             1 => self.upstream_rq_1xx().inc(),

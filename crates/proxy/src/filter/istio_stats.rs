@@ -1,6 +1,6 @@
 //! `istio.stats`: Istio's standard request metrics, with the workloads on both ends as labels.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 use foldhash::fast::RandomState;
 use serde_json::Value;
@@ -36,6 +36,68 @@ struct Handles {
     request_messages: Option<Counter>,
     response_messages: Option<Counter>,
 }
+
+/// The same labels on whole connections: `istio_tcp_*`.
+#[derive(Debug)]
+pub(crate) struct IstioTcpStats(IstioStatsFilter);
+
+/// What has happened on a connection since the last report.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TcpReport {
+    /// It was opened.
+    pub(crate) opened: bool,
+    /// It was closed.
+    pub(crate) closed: bool,
+    /// Bytes from the client.
+    pub(crate) received: u64,
+    /// Bytes to the client.
+    pub(crate) sent: u64,
+}
+
+impl IstioTcpStats {
+    pub(crate) fn new(config: Arc<IstioStats>, worker: &Worker) -> Self {
+        Self(IstioStatsFilter::new(config, worker))
+    }
+
+    /// How often open connections are reported.
+    pub(crate) fn interval(&self) -> Duration {
+        self.0
+            .config
+            .tcp_reporting_duration
+            .unwrap_or(REPORTING_DURATION)
+    }
+
+    /// Counts what has happened.
+    pub(crate) fn report(&self, exchange: &Exchange<'_>, report: TcpReport, worker: &Worker) {
+        let mut labels = self.0.scratch.borrow_mut();
+        self.0.labels(exchange, &mut labels);
+        let values: Vec<&str> = labels.split_terminator('\0').collect();
+        let all: Vec<(&str, &str)> = LABELS
+            .iter()
+            .copied()
+            .zip(values)
+            .filter(|(name, _)| !matches!(*name, "response_code" | "grpc_response_status"))
+            .collect();
+        // Not on the way of a request: a few look-ups for each connection and interval.
+        let add = |metric: &str, value: u64| {
+            if value > 0
+                && let Some(tags) = self.0.tags(metric, &all)
+            {
+                worker
+                    .stats
+                    .tagged_counter(&format!("istiocustom.istio_{metric}"), &tags)
+                    .add(value);
+            }
+        };
+        add("tcp_connections_opened_total", report.opened.into());
+        add("tcp_connections_closed_total", report.closed.into());
+        add("tcp_received_bytes_total", report.received);
+        add("tcp_sent_bytes_total", report.sent);
+    }
+}
+
+/// Istio's default for `tcp_reporting_duration`.
+const REPORTING_DURATION: Duration = Duration::from_secs(5);
 
 impl IstioStatsFilter {
     pub(super) fn new(config: Arc<IstioStats>, worker: &Worker) -> IstioStatsFilter {
@@ -100,7 +162,11 @@ impl IstioStatsFilter {
         }
         self.service(exchange, destination, &mut label);
         let grpc = exchange.request.is_grpc();
-        label(if grpc { "grpc" } else { "http" });
+        label(match (exchange.tcp, grpc) {
+            (true, _) => "tcp",
+            (false, true) => "grpc",
+            (false, false) => "http",
+        });
         label(itoa::Buffer::new().format(exchange.status()));
         match (grpc, grpc_status(exchange)) {
             (true, Some(status)) => label(status),
@@ -132,7 +198,7 @@ impl IstioStatsFilter {
             });
             return;
         }
-        let host = match self.config.disable_host_header_fallback {
+        let host = match self.config.disable_host_header_fallback || exchange.tcp {
             true => "unknown",
             false => exchange.request.authority(),
         };
@@ -155,29 +221,36 @@ impl IstioStatsFilter {
         label(namespace);
     }
 
+    /// The labels of one metric; `None` where the configuration drops it.
+    fn tags<'a>(
+        &'a self,
+        metric: &str,
+        all: &[(&'a str, &'a str)],
+    ) -> Option<Vec<(&'a str, &'a str)>> {
+        let mut tags = all.to_vec();
+        for change in &self.config.metrics {
+            if !change.name.is_empty() && *change.name != *metric {
+                continue;
+            }
+            if change.drop {
+                return None;
+            }
+            tags.retain(|(name, _)| !change.tags_to_remove.iter().any(|tag| **tag == **name));
+            for (name, expression) in &change.dimensions {
+                let value = self.expression(expression);
+                match tags.iter_mut().find(|(tag, _)| **tag == **name) {
+                    Some((_, old)) => *old = value,
+                    None => tags.push((name, value)),
+                }
+            }
+        }
+        Some(tags)
+    }
+
     fn make(&self, labels: &str, worker: &Worker) -> Handles {
         let values: Vec<&str> = labels.split_terminator('\0').collect();
         let all: Vec<(&str, &str)> = LABELS.iter().copied().zip(values).collect();
-        let tags = |metric: &str| -> Option<Vec<(&str, &str)>> {
-            let mut tags = all.clone();
-            for change in &self.config.metrics {
-                if !change.name.is_empty() && *change.name != *metric {
-                    continue;
-                }
-                if change.drop {
-                    return None;
-                }
-                tags.retain(|(name, _)| !change.tags_to_remove.iter().any(|tag| **tag == **name));
-                for (name, expression) in &change.dimensions {
-                    let value = self.expression(expression);
-                    match tags.iter_mut().find(|(tag, _)| **tag == **name) {
-                        Some((_, old)) => *old = value,
-                        None => tags.push((name, value)),
-                    }
-                }
-            }
-            Some(tags)
-        };
+        let tags = |metric: &str| self.tags(metric, &all);
         let counter = |metric: &str| {
             Some(
                 worker

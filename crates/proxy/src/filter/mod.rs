@@ -11,6 +11,8 @@ mod grpc_stats;
 mod istio_stats;
 mod peer_metadata;
 
+pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;

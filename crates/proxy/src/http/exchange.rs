@@ -60,6 +60,8 @@ pub struct Exchange<'c> {
     pub local_reply: Cow<'static, str>,
     /// Sampled for traces.
     pub traced: bool,
+    /// A connection as a whole, so that everything about requests is absent.
+    pub tcp: bool,
 }
 
 /// The virtual host and route of a request; they keep their configuration alive.
@@ -143,7 +145,22 @@ impl<'c> Exchange<'c> {
             filters: FilterData::default(),
             local_reply: Cow::Borrowed(""),
             traced: false,
+            tcp: false,
         }
+    }
+
+    /// A connection as a whole, for logs and metrics of TCP.
+    pub(crate) fn of_connection(connection: &'c ConnectionInfo, random: u64) -> Self {
+        let nothing = RequestHead::new(Version::Http11, Method::Get, "", "");
+        let mut exchange = Self::new(connection, nothing, random);
+        exchange.tcp = true;
+        exchange.progress.start = connection.accepted;
+        exchange.progress.start_time = connection.accepted_at;
+        exchange.flags = connection
+            .response_flag
+            .and_then(Flags::from_short)
+            .unwrap_or_default();
+        exchange
     }
 
     /// Status of the response; 0 where none was sent.

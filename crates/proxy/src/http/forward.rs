@@ -292,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         match &result {
             Ok(head) => {
                 cluster.report(&host, Outcome::Status(effective_status(head)));
-                cluster.stats().response(head.status);
+                cluster.count_response(head.status);
                 self.exchange.progress.upstream_first_received = Some(Instant::now());
                 self.exchange.upstream.response_time = Some(
                     self.exchange

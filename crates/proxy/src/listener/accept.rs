@@ -20,7 +20,10 @@ use super::{
     connection::{Connection, ConnectionInfo},
     filters::{self, FilterEnd},
 };
-use crate::{io::Stream, plan::listener::ListenerFilterKind, worker::Worker};
+use crate::{
+    access_log::Logger, io::Stream, network::log_connection, plan::listener::ListenerFilterKind,
+    worker::Worker,
+};
 
 /// A listening socket on its way to a worker.
 #[derive(Debug)]
@@ -161,7 +164,7 @@ async fn serve(
     let mut handed_over_from = None;
     let chain = loop {
         if !inspect(&mut stream, &mut info, &listener, worker).await {
-            return ended_early(&info, worker);
+            return ended_early(&listener.logs, &info, worker);
         }
         // One hand-off at most, and only where the address was really restored.
         if listener.plan.use_original_dst
@@ -189,26 +192,25 @@ async fn serve(
             None => {
                 listener.stats.no_filter_chain_match().inc();
                 info.response_flag = Some("NR");
-                return ended_early(&info, worker);
+                return ended_early(&listener.logs, &info, worker);
             }
         }
     };
     info.chain = Some(chain.plan.clone());
     let drain = chain.drainer.drain();
-    let stats = listener.stats.clone();
-    // The listener may change while the connection lives; only its chain and its counts are kept.
+    let (stats, logs) = (listener.stats.clone(), listener.logs.clone());
+    // The listener may change while the connection lives; only its chain, its counts and its logs are kept.
     drop(listener);
-    chain
-        .serve(
-            Connection {
-                stream,
-                info,
-                drain,
-            },
-            &stats,
-            worker,
-        )
-        .await;
+    let logged = (!logs.is_empty()).then(|| info.clone());
+    let connection = Connection {
+        stream,
+        info,
+        drain,
+    };
+    let outcome = chain.serve(connection, &stats, worker).await;
+    if let Some(info) = logged {
+        log_connection(&logs, &info, outcome.as_ref(), worker);
+    }
 }
 
 /// Runs the listener filters within their time; says whether the connection goes on.
@@ -270,8 +272,8 @@ async fn inspect(
 }
 
 /// A connection that ended before its chain is logged by the listener alone.
-fn ended_early(info: &ConnectionInfo, worker: &Rc<Worker>) {
-    crate::network::log_connection(&info.listener.access_logs, info, None, worker);
+fn ended_early(logs: &[Logger], info: &ConnectionInfo, worker: &Worker) {
+    log_connection(logs, info, None, worker);
 }
 
 /// Counts a connection while it lives.

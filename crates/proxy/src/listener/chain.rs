@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
 
 use crate::{
-    network::NetworkChain,
+    network::{NetworkChain, TcpOutcome},
     plan::{FilterChain, listener::DownstreamTransport},
     worker::{
         Worker,
@@ -36,18 +36,18 @@ impl LiveChain {
         connection: Connection,
         stats: &ListenerStats,
         worker: &Rc<Worker>,
-    ) {
+    ) -> Option<TcpOutcome> {
         if let DownstreamTransport::Tls(_) = self.plan.transport_socket {
             stats
                 .scope()
                 .counter("server_ssl_socket_factory.downstream_context_secrets_not_ready")
                 .inc();
-            return;
+            return None;
         }
         let network = self
             .network
             .get_or_init(|| NetworkChain::new(&self.plan.filters, worker));
-        network.serve(connection, worker).await;
+        network.serve(connection, worker).await
     }
 
     /// Drains: connections learn of it now and are closed after the drain time.

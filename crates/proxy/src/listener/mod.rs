@@ -28,6 +28,7 @@ pub(crate) use accept::{ListenSocket, handed_over};
 pub use connection::{Connection, ConnectionInfo};
 
 use crate::{
+    access_log::Logger,
     plan::{Address, Listener, listener::TrafficDirection},
     worker::{Worker, drain::DrainStrategy},
 };
@@ -73,6 +74,8 @@ impl Drop for Slot {
 pub(crate) struct LiveListener {
     pub(crate) plan: Arc<Listener>,
     pub(crate) stats: Rc<ListenerStats>,
+    /// Logs of its connections as a whole.
+    pub(crate) logs: Rc<[Logger]>,
     /// By the address of the chain's plan: the plan's matching gives us its own `Arc`.
     chains: HashMap<usize, Rc<LiveChain>, foldhash::fast::RandomState>,
 }
@@ -100,10 +103,12 @@ impl LiveListener {
             let live = kept.unwrap_or_else(|| Rc::new(LiveChain::new(chain.clone())));
             chains.insert(Arc::as_ptr(chain) as usize, live);
         }
+        let logs = Logger::all(&plan.access_logs, worker).into();
         Self {
             plan,
             stats,
             chains,
+            logs,
         }
     }
 

@@ -10,9 +10,11 @@ mod tcp_proxy;
 use std::rc::Rc;
 
 use crate::{
-    http,
+    access_log::Logger,
+    filter::IstioTcpStats,
+    http::{self, Exchange, Flags},
     listener::{Connection, ConnectionInfo},
-    plan::{AccessLog, NetworkFilter, http_filter::IstioStats, network::NetworkFilterConfig},
+    plan::{NetworkFilter, network::NetworkFilterConfig},
     worker::Worker,
 };
 pub use tcp_proxy::TcpOutcome;
@@ -34,7 +36,7 @@ enum Terminal {
 
 impl NetworkChain {
     pub(crate) fn new(filters: &[NetworkFilter], worker: &Rc<Worker>) -> Self {
-        let mut istio_stats: Option<std::sync::Arc<IstioStats>> = None;
+        let mut istio_stats = None;
         let mut terminal = Terminal::Close;
         for filter in filters {
             match &filter.config {
@@ -44,7 +46,9 @@ impl NetworkChain {
                 NetworkFilterConfig::TcpProxy(plan) => {
                     terminal = Terminal::Tcp(TcpProxy::new(plan, istio_stats.take(), worker));
                 }
-                NetworkFilterConfig::IstioStats(plan) => istio_stats = Some(plan.clone()),
+                NetworkFilterConfig::IstioStats(plan) => {
+                    istio_stats = Some(IstioTcpStats::new(plan.clone(), worker));
+                }
                 // The exchange happens only where ALPN chose `istio-peer-exchange`, which takes TLS.
                 NetworkFilterConfig::MetadataExchange(_) => {}
             }
@@ -52,22 +56,57 @@ impl NetworkChain {
         Self { terminal }
     }
 
-    /// Serves a connection to its end.
-    pub(crate) async fn serve(&self, connection: Connection, worker: &Rc<Worker>) {
+    /// Serves a connection to its end; for TCP with what the listener's log says about it.
+    pub(crate) async fn serve(
+        &self,
+        connection: Connection,
+        worker: &Rc<Worker>,
+    ) -> Option<TcpOutcome> {
         match &self.terminal {
-            Terminal::Http(manager) => manager.serve(connection, worker).await,
-            Terminal::Tcp(proxy) => proxy.serve(connection, worker).await,
-            Terminal::Close => {}
+            Terminal::Http(manager) => {
+                manager.serve(connection, worker).await;
+                None
+            }
+            Terminal::Tcp(proxy) => Some(proxy.serve(connection, worker).await),
+            Terminal::Close => None,
         }
     }
 }
 
 /// Writes access log lines for a connection as a whole (TCP, or one that ended before its chain).
 pub(crate) fn log_connection(
-    logs: &[AccessLog],
+    logs: &[Logger],
     info: &ConnectionInfo,
     tcp: Option<&TcpOutcome>,
-    worker: &Rc<Worker>,
+    worker: &Worker,
 ) {
-    let _ = (logs, info, tcp, worker);
+    if logs.is_empty() {
+        return;
+    }
+    let random = worker.random.bits();
+    let exchange = exchange(info, tcp, random);
+    logs.iter().for_each(|log| log.log(&exchange, random));
+}
+
+/// A connection in the form that logs and metrics take.
+fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64) -> Exchange<'c> {
+    let mut exchange = Exchange::of_connection(info, random);
+    if let Some(tcp) = tcp {
+        exchange.upstream.cluster_name = tcp.cluster_name.clone();
+        exchange.upstream.cluster = tcp.cluster.clone();
+        exchange.upstream.host = tcp.host.clone();
+        exchange.upstream.local = tcp.upstream_local;
+        exchange.upstream.failure = tcp.upstream_failure.clone().unwrap_or_default();
+        exchange.progress.received = tcp.bytes_received;
+        exchange.progress.sent = tcp.bytes_sent;
+        for flag in tcp
+            .response_flags
+            .iter()
+            .filter_map(|flag| Flags::from_short(flag))
+        {
+            exchange.flags.add(flag);
+        }
+    }
+    exchange.progress.end = Some(std::time::Instant::now());
+    exchange
 }

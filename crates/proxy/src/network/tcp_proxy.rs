@@ -1,18 +1,20 @@
 //! `envoy.filters.network.tcp_proxy`: bytes to a host of a cluster and back.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     copy::{CopyError, Progress, both_ways},
-    log_connection,
+    exchange, log_connection,
 };
 use crate::{
+    access_log::Logger,
     cluster::{Cluster, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
+    filter::{IstioTcpStats, TcpReport},
     io::Stream,
     listener::{Connection, ConnectionInfo},
-    plan::{self, http_filter::IstioStats},
+    plan,
     worker::Worker,
 };
 
@@ -40,14 +42,17 @@ stats::group! {
 pub(crate) struct TcpProxy {
     plan: Arc<plan::TcpProxy>,
     stats: TcpStats,
-    istio: Option<Arc<IstioStats>>,
+    istio: Option<IstioTcpStats>,
+    logs: Vec<Logger>,
 }
 
 /// How a proxied connection went, for logs and metrics.
 #[derive(Debug, Default)]
 pub struct TcpOutcome {
-    /// The cluster that was chosen.
-    pub cluster: Option<Arc<str>>,
+    /// The cluster that was chosen, whether it exists or not.
+    pub cluster_name: Option<Arc<str>>,
+    /// The cluster.
+    pub cluster: Option<Arc<plan::Cluster>>,
     /// The host that was chosen.
     pub host: Option<Arc<Host>>,
     /// Our address of the upstream connection.
@@ -64,10 +69,18 @@ pub struct TcpOutcome {
     pub duration: Duration,
 }
 
+/// What Istio's metrics were told already.
+#[derive(Debug, Default)]
+struct Reported {
+    opened: Cell<bool>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+}
+
 impl TcpProxy {
     pub(super) fn new(
         plan: &Arc<plan::TcpProxy>,
-        istio: Option<Arc<IstioStats>>,
+        istio: Option<IstioTcpStats>,
         worker: &Rc<Worker>,
     ) -> Self {
         let stats = TcpStats::new(worker.stats.scope(&format!("tcp.{}.", plan.stat_prefix)));
@@ -75,18 +88,24 @@ impl TcpProxy {
             plan: plan.clone(),
             stats,
             istio,
+            logs: Logger::all(&plan.access_logs, worker),
         }
     }
 
     /// Proxies a connection to its end.
-    pub(super) async fn serve(&self, mut connection: Connection, worker: &Rc<Worker>) {
+    pub(super) async fn serve(
+        &self,
+        mut connection: Connection,
+        worker: &Rc<Worker>,
+    ) -> TcpOutcome {
         self.stats.downstream_cx_total().inc();
         let mut outcome = TcpOutcome::default();
         let limit = self.plan.max_downstream_connection_duration;
         let drain = connection.drain.clone();
         let progress = Progress::default();
+        let reported = Reported::default();
         {
-            let work = self.proxy(&mut connection, &progress, &mut outcome, worker);
+            let work = self.proxy(&mut connection, &progress, &reported, &mut outcome, worker);
             let over = async {
                 match limit {
                     Some(limit) => tokio::time::sleep(limit).await,
@@ -112,24 +131,48 @@ impl TcpProxy {
             .add(outcome.bytes_sent);
         let Connection { stream, info, .. } = connection;
         drop(stream);
-        log_connection(&self.plan.access_logs, &info, Some(&outcome), worker);
-        log_connection(&info.listener.access_logs, &info, Some(&outcome), worker);
+        log_connection(&self.logs, &info, Some(&outcome), worker);
+        self.report(&info, &outcome, &progress, &reported, true, worker);
+        outcome
+    }
+
+    /// Tells Istio's metrics what has happened since the last time.
+    fn report(
+        &self,
+        info: &ConnectionInfo,
+        outcome: &TcpOutcome,
+        progress: &Progress,
+        reported: &Reported,
+        closed: bool,
+        worker: &Worker,
+    ) {
+        let Some(istio) = &self.istio else { return };
+        let (received, sent) = (progress.forth.get(), progress.back.get());
+        let report = TcpReport {
+            opened: !reported.opened.replace(true),
+            closed,
+            received: received - reported.received.replace(received),
+            sent: sent - reported.sent.replace(sent),
+        };
+        istio.report(&exchange(info, Some(outcome), 0), report, worker);
     }
 
     async fn proxy(
         &self,
         connection: &mut Connection,
         progress: &Progress,
+        reported: &Reported,
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
         let name = self.plan.cluster.pick(worker.random.bits());
-        outcome.cluster = Some(name.clone());
+        outcome.cluster_name = Some(name.clone());
         let Some(cluster) = worker.clusters.find(name) else {
             self.stats.downstream_cx_no_route().inc();
             outcome.response_flags.push("NC");
             return;
         };
+        outcome.cluster = Some(cluster.plan.clone());
         let connected = self.connect(&cluster, &connection.info, outcome).await;
         let (mut upstream, _account) = match connected {
             Ok(connected) => connected,
@@ -144,16 +187,22 @@ impl TcpProxy {
             .as_tcp()
             .and_then(|stream| stream.local_addr().ok());
         if self.plan.flush_access_log_on_connected {
-            log_connection(
-                &self.plan.access_logs,
-                &connection.info,
-                Some(outcome),
-                worker,
-            );
+            log_connection(&self.logs, &connection.info, Some(outcome), worker);
         }
-        let ended = tokio::select! {
-            ended = both_ways(&mut connection.stream, &mut upstream, progress) => Some(ended),
+        let Connection { stream, info, .. } = &mut *connection;
+        let reports = async {
+            let Some(istio) = &self.istio else {
+                return std::future::pending().await;
+            };
+            loop {
+                self.report(info, outcome, progress, reported, false, worker);
+                sleep(istio.interval()).await;
+            }
+        };
+        let ended: Option<Result<(), CopyError>> = tokio::select! {
+            ended = both_ways(stream, &mut upstream, progress) => Some(ended),
             () = idle(progress, self.plan.idle_timeout) => None,
+            () = reports => None,
         };
         let stats = cluster.stats();
         stats.upstream_cx_tx_bytes_total().add(progress.forth.get());

@@ -559,12 +559,17 @@ impl Server {
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// Ends the workers; connections close.
+    /// Ends the workers: connections close, and what they logged is written.
     pub fn shut_down(&self) {
+        if self.workers.borrow().is_empty() {
+            return;
+        }
         self.workers
             .borrow_mut()
             .iter_mut()
             .for_each(WorkerHandle::stop);
+        self.workers.borrow_mut().clear();
+        crate::access_log::settle();
     }
 
     fn update_gauges(&self) {
