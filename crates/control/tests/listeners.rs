@@ -356,6 +356,7 @@ spec:
   servers:
   - {port: {number: 9443, name: tls, protocol: TLS}, hosts: [pass.com], tls: {mode: PASSTHROUGH}}
   - {port: {number: 9443, name: term, protocol: TLS}, hosts: [term.com], tls: {mode: ISTIO_MUTUAL}}
+  - {port: {number: 9444, name: named, protocol: HTTPS}, name: mine, hosts: [n.com], tls: {mode: SIMPLE, credentialName: c}}
   - {port: {number: 9443, name: twice, protocol: HTTPS}, hosts: [pass.com], tls: {mode: SIMPLE, credentialName: c}}
   - {port: {number: 7000, name: tcp, protocol: TCP}, hosts: ['*']}
   - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['a.com', 'other/b.com']}
@@ -389,7 +390,12 @@ fn a_gateway_serves_tls_and_tcp_by_sni_and_port() {
     let proxy = gateway(&mesh);
     assert_eq!(
         names(&listener::build(&mesh, &proxy)),
-        ["0.0.0.0_7000", "0.0.0.0_8080", "0.0.0.0_9443"]
+        [
+            "0.0.0.0_7000",
+            "0.0.0.0_8080",
+            "0.0.0.0_9443",
+            "0.0.0.0_9444"
+        ]
     );
     let tls = listener_of(&mesh, &proxy, "0.0.0.0_9443");
     let chains = tls["filterChains"].as_array().unwrap();
@@ -418,6 +424,31 @@ fn a_gateway_serves_tls_and_tcp_by_sni_and_port() {
             {"name": "outbound|80||web.shop.svc.cluster.local", "weight": 1},
             {"name": "outbound|81||other.shop.svc.cluster.local", "weight": 3}
         ])
+    );
+}
+
+#[test]
+fn a_gateways_server_names_its_statistics() {
+    let mesh = mesh(GATEWAY);
+    let listener = listener_of(&mesh, &gateway(&mesh), "0.0.0.0_9444");
+    let http = &listener["filterChains"][0]["filters"][0]["typedConfig"];
+    assert_eq!(http["statPrefix"], "mine");
+    assert_eq!(http["rds"]["routeConfigName"], "https.9444.named.gw.shop");
+}
+
+#[test]
+fn a_pod_of_both_families_listens_in_both_for_what_it_calls() {
+    let mesh = mesh("");
+    let both = json!({"INSTANCE_IPS": "10.1.0.1,2001:db8::1", "LABELS": {"app": "web"}});
+    let proxy = proxy(&mesh, "sidecar", "10.1.0.1", &both);
+    let web = listener_of(&mesh, &proxy, "0.0.0.0_80");
+    assert_eq!(
+        web["additionalAddresses"],
+        json!([{"address": {"socketAddress": {"address": "::", "portValue": 80}}}])
+    );
+    assert_eq!(
+        listener_of(&mesh, &proxy, "virtualInbound").get("additionalAddresses"),
+        None
     );
 }
 

@@ -130,6 +130,7 @@ fn chains(
             routes: servers.route_name.clone(),
             grpc_web: protocol == Protocol::GrpcWeb,
             http_proxy: false,
+            stat_prefix: None,
         })];
     }
     let mut out = Vec::new();
@@ -153,6 +154,8 @@ fn https_chain(context: &Context<'_>, server: &MergedServer) -> Chain {
             routes: server.route_name.clone(),
             grpc_web: false,
             http_proxy: false,
+            // A server's name is the user's own choice of what its statistics are called.
+            stat_prefix: Some(server.server.name.clone()).filter(|n| !n.is_empty()),
         })
     }
 }

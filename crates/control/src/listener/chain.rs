@@ -41,6 +41,8 @@ pub enum Traffic {
         routes: String,
         grpc_web: bool,
         http_proxy: bool,
+        /// First part of the names of its statistics, where it is not the listener's name.
+        stat_prefix: Option<String>,
     },
     /// Anything, through these filters.
     Network(Vec<Filter>),
@@ -128,20 +130,17 @@ impl Chain {
                 routes,
                 grpc_web,
                 http_proxy,
+                stat_prefix,
             } => {
-                let http = Http::new(
-                    class,
-                    Routes::Named(routes),
-                    &format!("outbound_{listener}"),
-                );
-                vec![
-                    Http {
-                        grpc_web,
-                        http_proxy,
-                        ..http
-                    }
-                    .filter(env),
-                ]
+                let end = env.compat.stat_prefix_end();
+                let stat_prefix =
+                    stat_prefix.unwrap_or_else(|| format!("outbound_{listener}{end}"));
+                let http = Http {
+                    grpc_web,
+                    http_proxy,
+                    ..Http::new(class, Routes::Named(routes), stat_prefix)
+                };
+                vec![http.filter(env)]
             }
         };
         FilterChain {

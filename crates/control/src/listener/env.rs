@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::{
     Duration,
     envoy::{
-        config::{accesslog::v3::AccessLog, listener::v3::Filter},
+        config::{accesslog::v3::AccessLog, core::v3::CidrRange, listener::v3::Filter},
         extensions::filters::network::http_connection_manager::v3::{
             HttpFilter, http_connection_manager::Tracing,
         },
@@ -57,22 +57,27 @@ impl IpFamilies {
         }
     }
 
-    /// "Any address", of the first family. A second one is only listened to where dual stack is on, which it is not
-    /// by default.
+    /// "Any address", of the first family.
     pub fn wildcard(self) -> &'static str {
-        if self == IpFamilies::V6 {
-            "::"
-        } else {
-            "0.0.0.0"
+        self.wildcards()[0]
+    }
+
+    /// "Any address", of each family. Only outbound listeners take the second one: the others would have to be told
+    /// to (`ISTIO_DUAL_STACK`), which is off by default.
+    pub fn wildcards(self) -> &'static [&'static str] {
+        match self {
+            IpFamilies::V4 => &["0.0.0.0"],
+            IpFamilies::V6 => &["::"],
+            IpFamilies::Dual => &["0.0.0.0", "::"],
         }
     }
 
-    /// The loopback address, of the first family.
-    pub fn localhost(self) -> &'static str {
-        if self == IpFamilies::V6 {
-            "::1"
-        } else {
-            "127.0.0.1"
+    /// The loopback address, of each family.
+    pub fn localhosts(self) -> &'static [&'static str] {
+        match self {
+            IpFamilies::V4 => &["127.0.0.1"],
+            IpFamilies::V6 => &["::1"],
+            IpFamilies::Dual => &["127.0.0.1", "::1"],
         }
     }
 }
@@ -115,6 +120,8 @@ pub struct Env<'a> {
     pub reports: [Reports; 3],
     pub headers: [ProxyHeaders; 3],
     pub connection_settings: Option<ConnectionSettings>,
+    /// The mesh's networks (MeshNetworks), in order of address.
+    pub internal_networks: Vec<CidrRange>,
     pub compat: Compat,
 }
 

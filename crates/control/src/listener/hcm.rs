@@ -60,21 +60,18 @@ pub struct Http {
     pub http2: bool,
     /// Requests may name absolute URLs (`http_proxy`).
     pub http_proxy: bool,
-    /// Networks whose addresses count as internal.
-    pub internal_addresses: Option<InternalAddressConfig>,
 }
 
 impl Http {
     /// A connection manager with nothing special about it.
-    pub fn new(class: Class, routes: Routes, stat_prefix: &str) -> Http {
+    pub fn new(class: Class, routes: Routes, stat_prefix: String) -> Http {
         Http {
             class,
             routes,
-            stat_prefix: stat_prefix.to_owned(),
+            stat_prefix,
             grpc_web: false,
             http2: false,
             http_proxy: false,
-            internal_addresses: None,
         }
     }
 
@@ -89,7 +86,7 @@ impl Http {
         let http_filters = self.http_filters(env);
         let mut out = HttpConnectionManager {
             http_filters,
-            stat_prefix: self.stat_prefix + env.compat.stat_prefix_end(),
+            stat_prefix: self.stat_prefix,
             server_name: headers.server_name.clone(),
             server_header_transformation: headers.server_transformation.into(),
             generate_request_id: headers.generate_request_id,
@@ -109,7 +106,13 @@ impl Http {
             access_log: reports.logs.http.clone(),
             tracing: reports.tracing.clone(),
             request_id_extension: Some(request_id(reports.request_id_for_sampling)),
-            internal_address_config: self.internal_addresses,
+            // Only where addresses of peers are believed does it matter which of them are internal.
+            internal_address_config: (self.class == Class::Gateway
+                && !env.internal_networks.is_empty())
+            .then(|| InternalAddressConfig {
+                cidr_ranges: env.internal_networks.clone(),
+                ..Default::default()
+            }),
             route_specifier: Some(match self.routes {
                 Routes::Named(name) => rds(name),
                 Routes::Inline(routes) => RouteSpecifier::RouteConfig(*routes),

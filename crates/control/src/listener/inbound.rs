@@ -434,13 +434,14 @@ fn http_filters(context: &Context<'_>, served: &Served) -> Vec<Filter> {
     } else {
         format!("inbound_{}", served.chain_name(true))
     };
+    let stat_prefix = stat_prefix + env.compat.stat_prefix_end();
     let http = Http {
         grpc_web: served.protocol == Protocol::GrpcWeb,
         http2: served.protocol.is_http2(),
         ..Http::new(
             Class::Inbound,
             Routes::Inline(Box::new(routes)),
-            &stat_prefix,
+            stat_prefix,
         )
     };
     let mut out = metadata_exchange(context);

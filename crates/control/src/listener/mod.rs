@@ -18,10 +18,17 @@ pub mod tracing;
 pub mod virtual_outbound;
 
 use config::{Kind, ObjectKey};
+use ipnet::IpNet;
 use proto::{
     Duration,
-    envoy::config::listener::v3::{Filter, Listener},
-    istio::{mesh::v1alpha1::ProxyConfig, networking::v1alpha3::DestinationRule},
+    envoy::config::{
+        core::v3::CidrRange,
+        listener::v3::{Filter, Listener},
+    },
+    istio::{
+        mesh::v1alpha1::{ProxyConfig, network::network_endpoints::Ne},
+        networking::v1alpha3::DestinationRule,
+    },
 };
 
 use self::{
@@ -344,8 +351,24 @@ fn env_of<'a>(mesh: &'a Mesh, proxy: &'a Proxy) -> Env<'a> {
         reports: telemetry::reports(mesh, proxy, proxy_config),
         headers: env::headers(proxy_config),
         connection_settings: env::connection_settings(proxy_config, config, is_gateway),
+        internal_networks: internal_networks(mesh),
         compat: mesh.settings().compat,
     }
+}
+
+fn internal_networks(mesh: &Mesh) -> Vec<CidrRange> {
+    let networks = mesh.snapshot().networks.networks.values();
+    let mut out: Vec<IpNet> = networks
+        .flat_map(|n| &n.endpoints)
+        .filter_map(|e| match e.ne.as_ref()? {
+            Ne::FromCidr(text) => text.parse().ok(),
+            Ne::FromRegistry(_) => None,
+        })
+        .collect();
+    out.sort();
+    out.iter()
+        .filter_map(|net| chain::range(&net.to_string()))
+        .collect()
 }
 
 /// Go's form of a duration: `1h30m`, `1.5s`, `300ms`.

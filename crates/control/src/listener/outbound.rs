@@ -128,9 +128,10 @@ pub fn http_proxy(context: &Context<'_>) -> Option<Built> {
         routes: "http_proxy".to_owned(),
         grpc_web: false,
         http_proxy: true,
+        stat_prefix: None,
     });
     let entry = Entry {
-        bind: vec![context.env.families.localhost().to_owned()],
+        bind: owned(context.env.families.localhosts()),
         really_bound: true,
         port,
         protocol: Protocol::HttpProxy,
@@ -175,7 +176,7 @@ fn claims<'a>(context: &Context<'_>, egress: &'a EgressListener) -> Vec<Claim<'a
             l.capture_mode() == CaptureMode::None || l.bind.starts_with("unix://")
         });
     let bind: Vec<String> = match bind {
-        "" if really_bound => vec![env.families.localhost().to_owned()],
+        "" if really_bound => owned(env.families.localhosts()),
         "" => Vec::new(),
         bind => vec![bind.to_owned()],
     };
@@ -373,23 +374,28 @@ fn placement(
     treatment: Treatment,
     bind: Vec<String>,
 ) -> (Vec<String>, Vec<String>) {
-    let wildcard = context.env.families.wildcard();
+    let families = context.env.families;
+    let wildcards = || owned(families.wildcards());
     if !bind.is_empty() {
         return (bind, Vec::new());
     }
     if treatment == Treatment::Http {
-        return (vec![wildcard.to_owned()], Vec::new());
+        return (wildcards(), Vec::new());
     }
     let mut addresses = vec![service.address_for(context.proxy)];
     addresses.extend(service.addresses_for(context.proxy).into_iter().skip(1));
-    if addresses[0] == UNSPECIFIED {
-        addresses[0] = wildcard.to_owned();
+    if addresses[0] == UNSPECIFIED && service.registry == Registry::External {
+        addresses = wildcards();
     }
     if addresses[0].contains('/') {
-        (vec![wildcard.to_owned()], addresses)
+        (wildcards(), addresses)
     } else {
         (addresses, Vec::new())
     }
+}
+
+fn owned(addresses: &[&str]) -> Vec<String> {
+    addresses.iter().map(|a| (*a).to_owned()).collect()
 }
 
 fn http_chain(
@@ -412,6 +418,7 @@ fn http_chain(
         routes,
         grpc_web: wish.port.protocol == Protocol::GrpcWeb,
         http_proxy: false,
+        stat_prefix: None,
     });
     if to_match {
         chain.application_protocols = context.env.plain_http_alpn();
