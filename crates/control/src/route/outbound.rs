@@ -3,7 +3,7 @@
 //! The virtual hosts of a port come from its VirtualServices first, oldest first, then from its services by name. A
 //! domain belongs to the first virtual host that claims it; the rest of the second one stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use proto::{
     envoy::config::route::v3::{
@@ -47,24 +47,17 @@ fn one(context: &Context<'_>, name: &str, ports: &mut BTreeMap<u32, Hosts>) -> R
     let Some(wanted) = Wanted::parse(name) else {
         return Resource::new(name, &empty(name), Vec::new());
     };
-    // Sniffed listeners of one port share their virtual hosts.
-    let hosts = match wanted {
-        Wanted::Sniffed { port, .. } => ports
-            .entry(port)
-            .or_insert_with(|| hosts_of(context, port, name))
-            .clone(),
-        Wanted::Port(port) => hosts_of(context, port, name),
-        Wanted::Other => hosts_of(context, 0, name),
-    };
-    let mut from = hosts.from;
-    let mut virtual_hosts = hosts.all;
-    if let Wanted::Sniffed { host, .. } = wanted {
-        virtual_hosts.retain(|v| v.domains.iter().any(|d| d == name || d == host));
-        if let [only] = virtual_hosts.as_mut_slice() {
-            // The address already says whom the client means.
-            only.domains = vec!["*".to_owned()];
+    let (mut virtual_hosts, mut from) = match wanted {
+        Wanted::Sniffed { host, port } => {
+            // Sniffed listeners of one port share their virtual hosts.
+            let hosts = ports
+                .entry(port)
+                .or_insert_with(|| hosts_of(context, port, name).indexed());
+            hosts.of_address(name, host)
         }
-    }
+        Wanted::Port(port) => hosts_of(context, port, name).into_parts(),
+        Wanted::Other => hosts_of(context, 0, name).into_parts(),
+    };
     virtual_hosts.sort_by(|a, b| a.name.cmp(&b.name));
     if !matches!(wanted, Wanted::Sniffed { .. }) {
         virtual_hosts.push(catch_all(context));
@@ -124,11 +117,57 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// A virtual host, and which of the lists of origins is its.
+#[derive(Debug, Clone)]
+struct Hosted {
+    host: VirtualHost,
+    from: usize,
+}
+
 /// Virtual hosts, and the objects behind them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct Hosts {
-    all: Vec<VirtualHost>,
-    from: Vec<Origin>,
+    all: Vec<Hosted>,
+    from: Vec<Vec<Origin>>,
+    /// Positions by domain.
+    by_domain: HashMap<String, Vec<usize>>,
+}
+
+impl Hosts {
+    fn into_parts(self) -> (Vec<VirtualHost>, Vec<Origin>) {
+        let hosts = self.all.into_iter().map(|h| h.host).collect();
+        (hosts, self.from.into_iter().flatten().collect())
+    }
+
+    fn indexed(mut self) -> Hosts {
+        for (at, hosted) in self.all.iter().enumerate() {
+            for domain in &hosted.host.domains {
+                self.by_domain.entry(domain.clone()).or_default().push(at);
+            }
+        }
+        self
+    }
+
+    /// The virtual hosts of an address that only one service is called by.
+    fn of_address(&self, name: &str, host: &str) -> (Vec<VirtualHost>, Vec<Origin>) {
+        let found: BTreeSet<usize> = [name, host]
+            .iter()
+            .filter_map(|domain| self.by_domain.get(*domain))
+            .flatten()
+            .copied()
+            .collect();
+        let found: Vec<&Hosted> = found.into_iter().map(|at| &self.all[at]).collect();
+        let mut hosts: Vec<VirtualHost> = found.iter().map(|h| h.host.clone()).collect();
+        if let [only] = hosts.as_mut_slice() {
+            // The address already says whom the client means.
+            only.domains = vec!["*".to_owned()];
+        }
+        let from = found
+            .iter()
+            .flat_map(|h| self.from[h.from].iter().cloned())
+            .collect();
+        (hosts, from)
+    }
 }
 
 /// The same routes for some hosts and services on one port.
@@ -158,24 +197,32 @@ fn hosts_of(context: &Context<'_>, port: u32, name: &str) -> Hosts {
                 .insert(names::host_port(&service.hostname, group.port));
         }
     }
-    let mut by_port: BTreeMap<u32, Vec<VirtualHost>> = BTreeMap::new();
+    let mut by_port: BTreeMap<u32, Vec<Hosted>> = BTreeMap::new();
     let mut from = Vec::new();
     for group in groups {
+        let at = from.len();
+        let hosted = |host| Hosted { host, from: at };
         let out = by_port.entry(group.port).or_default();
         for hostname in &group.hosts {
-            out.extend(claims.virtual_host(&hostname.to_lowercase(), &group, None));
+            let host = claims.virtual_host(&hostname.to_lowercase(), &group, None);
+            out.extend(host.map(hosted));
         }
         for service in &group.services {
-            out.extend(claims.virtual_host(&service.hostname, &group, Some(service)));
+            let host = claims.virtual_host(&service.hostname, &group, Some(service));
+            out.extend(host.map(hosted));
         }
-        from.extend(group.from);
+        from.push(group.from);
     }
     let all = if port == 0 {
         join_ports(by_port)
     } else {
         by_port.remove(&port).unwrap_or_default()
     };
-    Hosts { all, from }
+    Hosts {
+        all,
+        from,
+        ..Hosts::default()
+    }
 }
 
 /// The services that the configuration is about, by host in lower case, each with the ports that count.
@@ -430,15 +477,15 @@ impl<'a> Claims<'a> {
 }
 
 /// Hosts of all ports in one listener: without a port in its name a domain means port 80.
-fn join_ports(by_port: BTreeMap<u32, Vec<VirtualHost>>) -> Vec<VirtualHost> {
+fn join_ports(by_port: BTreeMap<u32, Vec<Hosted>>) -> Vec<Hosted> {
     let mut out = Vec::new();
     for (port, hosts) in by_port {
-        for mut virtual_host in hosts {
+        for mut hosted in hosts {
             if port != 80 {
-                virtual_host.domains.retain(|d| d.contains(':'));
+                hosted.host.domains.retain(|d| d.contains(':'));
             }
-            if !virtual_host.domains.is_empty() {
-                out.push(virtual_host);
+            if !hosted.host.domains.is_empty() {
+                out.push(hosted);
             }
         }
     }
