@@ -362,3 +362,20 @@ spec: {selector: {istio: eastwest}, servers: [{port: {number: 15443, name: tls, 
     assert_eq!(cluster["transportSocketMatches"], Value::Null);
     assert_eq!(at(json!({"istio": "other"})), Value::Null);
 }
+
+#[test]
+fn a_machine_serves_where_its_workload_entry_says() {
+    let yaml = service("a", "one", "10.0.0.1")
+        + "apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: one}
+spec: {address: 10.50.0.1, labels: {app: a}, ports: {http: 9999}, serviceAccount: vm}
+";
+    let mesh = mesh(&yaml);
+    let machine = sidecar(&mesh, "vm", "one", "10.50.0.1", json!({}));
+    assert_eq!(
+        cluster_of(&mesh, &machine, "inbound|9999||")["type"],
+        "ORIGINAL_DST"
+    );
+    assert_eq!(cluster_of(&mesh, &machine, "inbound|8080||"), Value::Null);
+}

@@ -22,7 +22,14 @@ pub(super) fn of(
     labels: &Labels,
 ) -> Vec<ServiceTarget> {
     let mut out: Vec<ServiceTarget> = Vec::new();
-    let workload_labels = pod.map_or(labels, |p| &p.labels);
+    // A machine outside of Kubernetes is described by its WorkloadEntry.
+    let entry = || {
+        let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+        let mut entries = mesh.workloads().entries_in(&node.namespace);
+        entries.find(|e| e.addresses.iter().any(|a| addresses.contains(a)))
+    };
+    let workload = pod.or_else(entry);
+    let workload_labels = workload.map_or(labels, |w| &w.labels);
     let namespace = pod.map_or(&node.namespace, |p| &p.namespace);
     for service in mesh.services().selecting(namespace, workload_labels) {
         if !labels_match(&service.selector, workload_labels) {
@@ -31,7 +38,7 @@ pub(super) fn of(
         // One target for each port of the workload and protocol: the first of the service's ports.
         let mut seen = BTreeSet::new();
         for port in &service.ports {
-            let Some(target) = target_port(port, node, pod) else {
+            let Some(target) = target_port(port, node, workload) else {
                 continue;
             };
             if seen.insert((target, port.protocol)) {
@@ -68,8 +75,12 @@ pub(super) fn of(
     out
 }
 
-/// The number that a service's port leads to in the pod (or in a workload that only its proxy's metadata describes).
-fn target_port(port: &Port, node: &Node, pod: Option<&Arc<Workload>>) -> Option<u32> {
+/// The number that a service's port leads to in the workload: where a WorkloadEntry says, else where the service says;
+/// names are looked up in the pod (or in what only the proxy's metadata describes).
+fn target_port(port: &Port, node: &Node, workload: Option<&Arc<Workload>>) -> Option<u32> {
+    if let Some(number) = workload.and_then(|w| w.ports.get(&port.name)) {
+        return Some(*number);
+    }
     match &port.target {
         TargetPort::Number(number) => Some(*number),
         TargetPort::Name(name) => {
@@ -78,7 +89,7 @@ fn target_port(port: &Port, node: &Node, pod: Option<&Arc<Workload>>) -> Option<
             } else {
                 "TCP"
             };
-            if let Some(pod) = pod.and_then(|p| p.pod.as_ref()) {
+            if let Some(pod) = workload.and_then(|w| w.pod.as_ref()) {
                 return pod.spec.port_named(name, transport).map(u32::from);
             }
             node.pod_ports
