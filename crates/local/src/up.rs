@@ -72,7 +72,8 @@ pub(crate) fn up(folder: &Path, state: &StateDir, images: &[String], wait: Durat
         .stderr(second)
         .spawn()
         .doing(|| format!("start {}", own.display()))?;
-    let deadline = Instant::now() + wait;
+    // Even who does not wait for pods waits until the mesh can be asked.
+    let deadline = Instant::now() + wait.max(Duration::from_secs(10));
     loop {
         if let Some(status) = child
             .try_wait()

@@ -13,7 +13,7 @@ use crate::mesh::{Mesh, eventually};
 type Case = (&'static str, fn(&Mesh));
 
 /// Every case, in an order in which the later ones may disturb more.
-pub const CASES: &[Case] = &[
+pub(crate) const CASES: &[Case] = &[
     ("every_pod_has_its_place", every_pod_has_its_place),
     ("the_app_sees_its_sidecar", the_app_sees_its_sidecar),
     ("capture_is_counted", capture_is_counted),

@@ -11,7 +11,7 @@ use std::{
 use serde_json::Value;
 
 /// Why the live tests cannot run here, if they cannot.
-pub fn cannot_run() -> Option<String> {
+pub(crate) fn cannot_run() -> Option<String> {
     let id = Command::new("id").arg("-u").output().ok()?;
     if id.stdout.trim_ascii() != b"0" {
         return Some("namespaces need root".to_owned());
@@ -23,15 +23,15 @@ pub fn cannot_run() -> Option<String> {
 }
 
 /// A mesh of the folder `mesh` beside this file, ended when dropped.
-pub struct Mesh {
+pub(crate) struct Mesh {
     program: PathBuf,
     /// A copy of the folder, which cases may edit.
-    pub folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
     state: tempfile::TempDir,
 }
 
 impl Mesh {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let program = env::var_os("OUTRIGGER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_outrigger").into(), PathBuf::from);
         let folder = tempfile::tempdir().expect("a folder for the YAML");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/mesh");
@@ -40,16 +40,30 @@ impl Mesh {
             fs::copy(&file, folder.path().join(file.file_name().expect("a name"))).expect("copy the YAML");
         }
         let mesh = Self { program, folder, state: tempfile::tempdir().expect("a state folder") };
-        let up = mesh.run(&["local", "up", "--wait", "240", "-f", &mesh.folder.path().to_string_lossy()]);
+        let up = mesh.run(&["local", "up", "--wait", "0", "-f", &mesh.folder.path().to_string_lossy()]);
         if !up.status.success() {
             mesh.explain();
             panic!("the mesh did not come up: {}", String::from_utf8_lossy(&up.stderr));
         }
-        mesh
+        // All but the pod that is to be unready.
+        let deadline = Instant::now() + Duration::from_secs(150);
+        loop {
+            let status = mesh.status();
+            let pods = status["pods"].as_array().expect("pods");
+            let waiting: Vec<_> = pods.iter().filter(|p| p["ready"] != true && p["name"] != "half-unready").collect();
+            if pods.len() >= 10 && waiting.is_empty() {
+                return mesh;
+            }
+            if Instant::now() > deadline {
+                mesh.explain();
+                panic!("these pods are not ready: {waiting:#?}");
+            }
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// Runs the program with these arguments.
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         Command::new(&self.program)
             .args(args)
             .env("OUTRIGGER_STATE", self.state.path().join("mesh"))
@@ -58,14 +72,14 @@ impl Mesh {
     }
 
     /// What a command printed; panics where it fails.
-    pub fn output(&self, args: &[&str]) -> String {
+    pub(crate) fn output(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Calls from a pod (`NAMESPACE/POD`) with `outrigger call`, and the result as data.
-    pub fn call(&self, from: &str, args: &[&str]) -> Value {
+    pub(crate) fn call(&self, from: &str, args: &[&str]) -> Value {
         let (namespace, pod) = from.split_once('/').expect("namespace/pod");
         let mut all = vec!["local", "exec", "-n", namespace, pod, "--", "outrigger", "call"];
         all.extend(args);
@@ -74,24 +88,24 @@ impl Mesh {
     }
 
     /// Everything known about the running mesh.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         serde_json::from_str(&self.output(&["local", "ps", "-o", "json"])).expect("ps prints JSON")
     }
 
     /// The address of a pod.
-    pub fn address(&self, namespace: &str, name: &str) -> String {
+    pub(crate) fn address(&self, namespace: &str, name: &str) -> String {
         let status = self.status();
         let pods = status["pods"].as_array().expect("pods");
         let pod = pods.iter().find(|p| p["name"] == name && p["namespace"] == namespace).expect("the pod");
         pod["address"].as_str().expect("an address").to_owned()
     }
 
-    pub fn log(&self, namespace: &str, pod: &str, container: &str) -> String {
+    pub(crate) fn log(&self, namespace: &str, pod: &str, container: &str) -> String {
         self.output(&["local", "logs", "-n", namespace, pod, "-c", container])
     }
 
     /// What helps to understand a failure.
-    pub fn explain(&self) {
+    pub(crate) fn explain(&self) {
         let print = |args: &[&str]| {
             let output = self.run(args);
             eprintln!("$ outrigger {}\n{}", args.join(" "), String::from_utf8_lossy(&output.stdout));
@@ -112,7 +126,7 @@ impl Drop for Mesh {
 }
 
 /// Asks until the answer is there, or a limit after which it is not coming.
-pub fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(answer) = ask() {
