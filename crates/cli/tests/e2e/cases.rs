@@ -91,7 +91,7 @@ fn capture_is_counted(mesh: &Mesh) {
             .output()
             .expect("nsenter");
         let text = String::from_utf8_lossy(&rules.stdout).into_owned();
-        let rule = text.lines().find(|l| l.contains("REDIRECT")).unwrap_or_else(|| panic!("no {chain} in {pod}: {text}"));
+        let rule = text.lines().find(|l| l.contains("REDIRECT") && !l.starts_with("Chain")).unwrap_or_else(|| panic!("no {chain} in {pod}: {text}"));
         rule.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a counter")
     };
     assert!(packets("client", "ISTIO_REDIRECT") > 0, "nothing was sent to 15001");

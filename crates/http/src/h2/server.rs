@@ -32,6 +32,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             .initial_connection_window_size(settings.connection_window)
             .max_concurrent_streams(settings.concurrent_streams)
             .max_header_list_size(settings.header_list)
+            // A stream of small messages is ordinary gRPC: h2 would take a hundred of them in one
+            // read for an attack. This is 65,536 of them.
+            .data_frame_budget(1 << 24)
             // Resets in flight and resets that we had to send are how a peer makes work for
             // free (CVE-2023-44487, CVE-2025-8671); `h2` counts them and says GOAWAY.
             .max_pending_accept_reset_streams(64)

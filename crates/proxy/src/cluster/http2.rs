@@ -182,6 +182,9 @@ impl HostPool {
         let options = &with.plan.http2;
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)
+            // A stream of small messages is ordinary gRPC: h2 would take a hundred of them in one
+            // read for an attack. This is 65,536 of them.
+            .data_frame_budget(1 << 24)
             .header_table_size(options.hpack_table_size)
             .initial_window_size(options.initial_stream_window_size)
             .initial_connection_window_size(options.initial_connection_window_size)

@@ -286,7 +286,7 @@ const INTERNAL: [&str; 14] = [
     "expected-rq-timeout-ms",
     "force-trace",
     "ip-tags",
-    "original-path",
+    "original-url",
     "hedge-on-per-try-timeout",
 ];
 /// `x-envoy-…` headers that pass inside the mesh, but not in from outside.
