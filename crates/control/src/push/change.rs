@@ -171,7 +171,9 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
         Kind::Service | Kind::ServiceEntry => true,
         // For listeners only rules of TCP and TLS count: [`Change::listener_rules`].
         Kind::VirtualService => !own && matches!(type_url, CDS | RDS | NDS),
-        Kind::DestinationRule => !own && matches!(type_url, CDS | EDS | RDS),
+        // A rule's limits hold at the server too: in its inbound clusters.
+        Kind::DestinationRule if own => type_url == CDS,
+        Kind::DestinationRule => matches!(type_url, CDS | EDS | RDS),
         Kind::Gateway => router && matches!(type_url, CDS | LDS | RDS),
         Kind::Sidecar => !router && matches!(type_url, CDS | LDS | RDS | NDS),
         Kind::PeerAuthentication => matches!(type_url, CDS | EDS | LDS),
@@ -221,6 +223,13 @@ mod tests {
             assert!(tcp.affects(LDS, Part::Shared, router));
             assert!(tcp.affects(LDS, Part::Own, router));
         }
+    }
+
+    #[test]
+    fn a_destination_rule_reaches_inbound_clusters() {
+        let change = change(Kind::DestinationRule);
+        assert!(change.affects(CDS, Part::Own, false));
+        assert!(!change.affects(LDS, Part::Own, false));
     }
 
     #[test]
