@@ -1,0 +1,526 @@
+//! HTTP through a running proxy: scripted clients and origins, bytes on both sides.
+
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+
+use outrigger_proxy as proxy;
+use prost::{Message, Name};
+use proto::envoy::config;
+use proxy::{
+    plan::{Bootstrap, Cluster, Listener},
+    server::{Change, Server},
+    worker::{Options, drain::DrainStrategy},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::{LocalSet, spawn_local},
+};
+
+fn message<M: Message + Name + Default>(yaml: &str) -> M {
+    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
+}
+
+/// A proxy with one listener, whose routes, filters and options a test says, and clusters by port.
+struct Mesh {
+    server: Rc<Server>,
+    log: tempfile::TempDir,
+}
+
+impl Mesh {
+    async fn new(routes: &str, options: &str, filters: &str, clusters: &[(&str, u16)]) -> Mesh {
+        let log = tempfile::tempdir().unwrap();
+        let path = log.path().join("access.log");
+        let yaml = format!(
+            "name: l
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+filter_chains:
+- filters:
+  - name: hcm
+    typed_config:
+      \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: test
+      {options}
+      access_log:
+      - name: file
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+          path: {path}
+          log_format: {{text_format_source: {{inline_string: \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\\n\"}}}}
+      route_config:
+        name: r
+        virtual_hosts:
+        - name: v
+          domains: ['*']
+          include_request_attempt_count: true
+          routes:
+{routes}
+      http_filters:
+{filters}
+      - name: router
+        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+",
+            path = path.display()
+        );
+        let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default()).unwrap();
+        let settings = Options {
+            concurrency: 1,
+            drain_time: Duration::from_millis(200),
+            drain_strategy: DrainStrategy::Immediate,
+            file_flush_interval: Duration::from_millis(1),
+            ..Options::default()
+        };
+        let server =
+            Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
+        let mut changes = Vec::new();
+        for (name, port) in clusters {
+            let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
+                "name: {name}\ntype: STATIC\nconnect_timeout: 2s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
+                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+            )));
+            changes.push(Change::UpsertCluster(Arc::new(plan.unwrap())));
+        }
+        let plan = Listener::try_from(&message::<config::listener::v3::Listener>(&yaml));
+        changes.push(Change::UpsertListener(Arc::new(plan.unwrap_or_else(|e| panic!("{e}\n{yaml}")))));
+        for result in server.apply(changes) {
+            result.unwrap();
+        }
+        server.settled().await;
+        Mesh { server, log }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.server.listener_address("l").unwrap()).await.unwrap()
+    }
+
+    /// Sends one request on a connection of its own and gives all that comes back.
+    async fn ask(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = within(stream.read_to_end(&mut answer)).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// `GET` of a path with `connection: close`.
+    async fn get(&self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await
+    }
+
+    /// The log, once it has so many lines.
+    async fn log(&self, lines: usize) -> String {
+        within(async {
+            loop {
+                let text = std::fs::read_to_string(self.log.path().join("access.log"));
+                let text = text.unwrap_or_default();
+                if text.lines().count() >= lines {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it happens within 20 s")
+}
+
+/// What an origin does with its next request.
+#[derive(Clone, Copy)]
+enum Act {
+    /// Answers.
+    Say(&'static str),
+    /// Closes without a word.
+    Close,
+    /// Says nothing.
+    Hang,
+    /// Answers, then closes at once.
+    SayAndClose(&'static str),
+}
+
+/// An origin that acts by a script, one act a request; it keeps what it was sent.
+struct Origin {
+    port: u16,
+    seen: Rc<RefCell<Vec<String>>>,
+}
+
+impl Origin {
+    async fn new(script: &[Act]) -> Origin {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let script: Rc<RefCell<VecDeque<Act>>> =
+            Rc::new(RefCell::new(script.iter().copied().collect()));
+        let kept = seen.clone();
+        spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (seen, script) = (kept.clone(), script.clone());
+                spawn_local(async move {
+                    while let Some(request) = request(&mut stream).await {
+                        seen.borrow_mut().push(request);
+                        let act = script.borrow_mut().pop_front();
+                        match act {
+                            Some(Act::Say(answer)) => {
+                                stream.write_all(answer.as_bytes()).await.unwrap();
+                            }
+                            Some(Act::SayAndClose(answer)) => {
+                                stream.write_all(answer.as_bytes()).await.unwrap();
+                                return;
+                            }
+                            Some(Act::Hang) => std::future::pending::<()>().await,
+                            Some(Act::Close) | None => return,
+                        }
+                    }
+                });
+            }
+        });
+        Origin { port, seen }
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.borrow().clone()
+    }
+}
+
+/// One request: its head, and as much of a body as its length says.
+async fn request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some(end) = text.find("\r\n\r\n") {
+            let length = text[..end]
+                .lines()
+                .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                .unwrap_or(0);
+            let chunked = text.to_lowercase().contains("transfer-encoding: chunked");
+            if bytes.len() >= end + 4 + length && (!chunked || text.ends_with("0\r\n\r\n")) {
+                return Some(text);
+            }
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+const OK: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+const TO_A: &str = "          - {match: {prefix: /}, route: {cluster: a}}";
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
+
+#[test]
+fn requests_of_one_connection_share_an_upstream_connection_and_keep_their_spelling() {
+    run(async {
+        let origin = Origin::new(&[OK, OK]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask(
+                "GET /1?x=%20y HTTP/1.1\r\nHost: h:1\r\nX-Odd-CASE: 1\r\n\r\n\
+                 POST /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc",
+            )
+            .await;
+        assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 2, "{answer}");
+        assert_eq!(answer.matches("server: envoy\r\n").count(), 2);
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with("\r\n\r\nok"));
+        let seen = origin.seen();
+        assert!(seen[0].starts_with("GET /1?x=%20y HTTP/1.1\r\nHost: h:1\r\nX-Odd-CASE: 1\r\n"));
+        assert!(seen[0].contains("x-request-id: ") && seen[0].contains("x-forwarded-proto: http\r\n"));
+        assert!(seen[0].contains("x-envoy-attempt-count: 1\r\n"));
+        assert!(seen[1].ends_with("\r\n\r\nabc") && !seen[1].to_lowercase().contains("connection:"));
+        assert_eq!(mesh.server.store.number("cluster.a.upstream_cx_total"), 1);
+        assert_eq!(
+            mesh.log(2).await,
+            "GET /1?x=%20y 200 - via_upstream 1\nPOST /2 200 - via_upstream 1\n"
+        );
+        assert_eq!(mesh.server.store.number("http.test.downstream_rq_2xx"), 2);
+        assert_eq!(mesh.server.store.number("http.test.downstream_rq_total"), 2);
+    });
+}
+
+#[test]
+fn bodies_of_unknown_length_pass_both_ways_and_old_clients_get_theirs_unchunked() {
+    run(async {
+        let chunks = Act::Say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1\r\n!\r\n0\r\n\r\n");
+        let origin = Origin::new(&[chunks, chunks, Act::SayAndClose("HTTP/1.1 200 OK\r\n\r\nto the end")]).await;
+        let options = "http_protocol_options: {accept_http_10: true}";
+        let mesh = Mesh::new(TO_A, options, "", &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+            .await;
+        assert!(answer.contains("transfer-encoding: chunked\r\n"), "{answer}");
+        assert!(answer.contains("2\r\nok\r\n") && answer.ends_with("0\r\n\r\n"), "{answer}");
+        assert!(origin.seen()[0].ends_with("3\r\nabc\r\n0\r\n\r\n"));
+        let old = mesh.ask("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+        assert!(old.ends_with("\r\n\r\nok!") && !old.contains("transfer-encoding"), "{old}");
+        let rest = mesh.get("/").await;
+        assert!(rest.contains("to the end"), "{rest}");
+    });
+}
+
+#[test]
+fn what_the_proxy_answers_itself_is_envoys() {
+    run(async {
+        let routes = "          - {match: {path: /none}, route: {cluster: none}}
+          - {match: {path: /dead}, route: {cluster: dead}}
+          - {match: {path: /direct}, direct_response: {status: 418, body: {inline_string: tea}}}
+          - {match: {prefix: /old}, redirect: {host_redirect: new, prefix_rewrite: /new, response_code: FOUND}}";
+        let mesh = Mesh::new(routes, "", "", &[("dead", 1)]).await;
+        let get = async |path| mesh.get(path).await;
+        assert!(get("/none").await.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+        let dead = get("/dead").await;
+        assert!(
+            dead.ends_with(
+                "upstream connect error or disconnect/reset before headers. reset reason: remote \
+                 connection failure, transport failure reason: delayed connect error: Connection refused"
+            ),
+            "{dead}"
+        );
+        assert!(get("/nothing").await.starts_with("HTTP/1.1 404 Not Found\r\n"));
+        assert!(get("/direct").await.ends_with("\r\n\r\ntea"));
+        let moved = get("/old/x?y").await;
+        assert!(moved.contains("location: http://new/new/x?y\r\n"), "{moved}");
+        let grpc = mesh
+            .ask("POST /dead HTTP/1.1\r\nHost: h\r\nContent-Type: application/grpc\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(grpc.starts_with("HTTP/1.1 200 OK\r\n") && grpc.contains("grpc-status: 14\r\n"));
+        let old = mesh.ask("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
+        assert!(old.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{old}");
+        let hostless = mesh.ask("GET / HTTP/1.1\r\n\r\n").await;
+        assert!(hostless.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{hostless}");
+        let garbage = mesh.ask("GARBAGE\r\n\r\n").await;
+        assert!(garbage.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{garbage}");
+        assert!(garbage.contains("connection: close\r\n"));
+        let log = mesh.log(9).await;
+        for line in [
+            "GET /none 503 NC cluster_not_found 0",
+            "GET /dead 503 UF upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused} 1",
+            "GET /nothing 404 NR route_not_found 0",
+            "GET /direct 418 - direct_response 0",
+            "GET / 426 - low_version 0",
+            "GET / 400 - missing_host_header 0",
+        ] {
+            assert!(log.lines().any(|logged| logged == line), "{line}\n{log}");
+        }
+    });
+}
+
+#[test]
+fn attempts_are_repeated_as_the_policy_says() {
+    run(async {
+        let bad = Act::Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 3\r\n\r\nbad");
+        let origin = Origin::new(&[bad, Act::Close, OK, bad, bad, bad]).await;
+        let routes = "          - {match: {prefix: /}, route: {cluster: a, retry_policy: {retry_on: '5xx', num_retries: 2, retry_back_off: {base_interval: 0.001s}}}}";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"), "{answer}");
+        let seen = origin.seen();
+        assert_eq!(seen.len(), 3);
+        assert!(seen[2].ends_with("abc") && seen[2].contains("x-envoy-attempt-count: 3\r\n"));
+        let answer = mesh.get("/2").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("bad"), "{answer}");
+        assert_eq!(origin.seen().len(), 6);
+        assert_eq!(
+            mesh.log(2).await,
+            "POST /1 200 - via_upstream 3\nGET /2 503 URX via_upstream 3\n"
+        );
+        assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry"), 4);
+        assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry_success"), 1);
+        assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry_limit_exceeded"), 1);
+    });
+}
+
+#[test]
+fn a_post_is_never_sent_twice_unasked_and_a_get_survives_a_closed_connection() {
+    run(async {
+        // The origin answers one request on each connection, then closes at the next.
+        let origin = Origin::new(&[OK, Act::Close, OK, OK, Act::Close, OK]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        assert!(mesh.get("/1").await.ends_with("ok"));
+        assert!(mesh.get("/2").await.ends_with("ok"), "asked again on a new connection");
+        assert_eq!(origin.seen().len(), 3);
+        assert!(mesh.get("/3").await.ends_with("ok"));
+        let answer = mesh
+            .ask("POST /4 HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("connection termination"));
+        assert_eq!(origin.seen().iter().filter(|request| request.starts_with("POST")).count(), 1);
+        assert!(mesh.log(4).await.contains("POST /4 503 UC "));
+    });
+}
+
+#[test]
+fn limits_of_time_end_requests() {
+    run(async {
+        let origin = Origin::new(&[Act::Hang, Act::Hang, Act::Hang]).await;
+        let routes = "          - {match: {path: /1}, route: {cluster: a, timeout: 0.05s}}
+          - {match: {path: /2}, route: {cluster: a, timeout: 5s, retry_policy: {retry_on: '5xx', num_retries: 1, per_try_timeout: 0.05s, retry_back_off: {base_interval: 0.001s}}}}";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        let answer = mesh.get("/1").await;
+        assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
+        assert!(answer.ends_with("upstream request timeout"));
+        assert!(origin.seen()[0].contains("x-envoy-expected-rq-timeout-ms: 50\r\n"));
+        assert!(mesh.get("/2").await.starts_with("HTTP/1.1 504 "));
+        assert_eq!(
+            mesh.log(2).await,
+            "GET /1 504 UT response_timeout 1\nGET /2 504 UT,URX upstream_per_try_timeout 2\n"
+        );
+    });
+}
+
+#[test]
+fn responses_that_may_not_be_handed_on_become_502() {
+    run(async {
+        // Case 27.
+        let bad = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+            "HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+            "HTTP/9.9 200 OK\r\n\r\n",
+        ];
+        let acts: Vec<Act> = bad.iter().map(|answer| Act::Say(answer)).collect();
+        let origin = Origin::new(&acts).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        for answer in bad {
+            let got = mesh.get("/").await;
+            assert!(got.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer:?} gave {got}");
+        }
+        assert!(mesh.log(5).await.lines().all(|line| line.contains(" UPE ")));
+    });
+}
+
+#[test]
+fn a_response_that_ends_too_soon_is_seen_to_be_incomplete() {
+    run(async {
+        let origin =
+            Origin::new(&[Act::SayAndClose("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        let mut stream = mesh.connect().await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        let mut got = Vec::new();
+        // An error or an end: in either case fewer bytes than announced.
+        let _ = within(stream.read_to_end(&mut got)).await;
+        assert!(!String::from_utf8_lossy(&got).contains("halfh"));
+        assert!(mesh.log(1).await.starts_with("GET / 200 UC upstream_reset_after_response_started{"));
+    });
+}
+
+#[test]
+fn upgrades_become_tunnels_only_when_both_agree() {
+    run(async {
+        let origin = Origin::new(&[
+            Act::Say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\nhi"),
+            OK,
+            OK,
+        ])
+        .await;
+        let options = "upgrade_configs: [{upgrade_type: websocket}]";
+        let mesh = Mesh::new(TO_A, options, "", &[("a", origin.port)]).await;
+        let upgrade = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let mut stream = mesh.connect().await;
+        stream.write_all(upgrade.as_bytes()).await.unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\nhi") {
+            assert_ne!(within(stream.read_buf(&mut got)).await.unwrap(), 0);
+        }
+        assert!(got.starts_with(b"HTTP/1.1 101 Switching Protocols\r\n"));
+        assert!(origin.seen()[0].to_lowercase().contains("\r\nupgrade: websocket\r\n"));
+        // The origin reads this as its next request: the tunnel passes it unchanged.
+        stream.write_all(b"frame\r\n\r\n").await.unwrap();
+        let mut echo = Vec::new();
+        while !echo.ends_with(b"ok") {
+            assert_ne!(within(stream.read_buf(&mut echo)).await.unwrap(), 0);
+        }
+        assert_eq!(origin.seen()[1], "frame\r\n\r\n");
+        drop(stream);
+        // Case 21: the upstream does not agree, so what follows is a request of its own.
+        let answer = mesh
+            .ask(&format!("{upgrade}GET /second HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(!origin.seen().iter().any(|request| request.contains("/ws") && request.contains("/second")));
+        let other = mesh
+            .ask("GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, close\r\nUpgrade: other\r\n\r\n")
+            .await;
+        assert!(other.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{other}");
+    });
+}
+
+#[test]
+fn routes_change_heads_and_paths() {
+    run(async {
+        let origin = Origin::new(&[Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Gone: 1\r\n\r\n")]).await;
+        let routes = "          - match: {prefix: /a/}
+            route: {cluster: a, prefix_rewrite: /b/, host_rewrite_literal: new.host, append_x_forwarded_host: true}
+            request_headers_to_add: [{header: {key: x-from, value: '%REQ(X-IN)%-%PROTOCOL%'}}]
+            request_headers_to_remove: [x-in]
+            response_headers_to_add: [{header: {key: x-code, value: '%RESPONSE_CODE%'}}, {header: {key: x-route, value: 'r'}}]
+            response_headers_to_remove: [x-gone]";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("GET /a/c?d HTTP/1.1\r\nHost: old\r\nX-In: 7\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(answer.contains("x-route: r\r\n") && !answer.contains("X-Gone"), "{answer}");
+        let seen = &origin.seen()[0];
+        assert!(seen.starts_with("GET /b/c?d HTTP/1.1\r\nHost: new.host\r\n"), "{seen}");
+        assert!(seen.contains("x-from: 7-HTTP/1.1\r\n") && !seen.contains("X-In"), "{seen}");
+        assert!(seen.contains("x-envoy-original-path: /a/c?d\r\n"));
+        assert!(seen.contains("x-forwarded-host: old\r\n"));
+    });
+}
+
+#[test]
+fn faults_delay_and_abort() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let fault = "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+        let filters = format!("      - {{name: fault, typed_config: {{\"@type\": {fault}}}}}");
+        let routes = format!(
+            "          - match: {{path: /abort}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{fault: {{\"@type\": {fault}, abort: {{http_status: 555, percentage: {{numerator: 100}}}}}}}}
+          - match: {{path: /delay}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{fault: {{\"@type\": {fault}, delay: {{fixed_delay: 0.05s, percentage: {{numerator: 100}}}}}}}}"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let answer = mesh.get("/abort").await;
+        assert!(answer.starts_with("HTTP/1.1 555 ") && answer.ends_with("fault filter abort"));
+        let begun = std::time::Instant::now();
+        assert!(mesh.get("/delay").await.ends_with("ok"));
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+        assert_eq!(
+            mesh.log(2).await,
+            "GET /abort 555 FI fault_filter_abort 0\nGET /delay 200 DI via_upstream 1\n"
+        );
+        assert_eq!(mesh.server.store.number("http.test.fault.aborts_injected"), 1);
+        assert_eq!(mesh.server.store.number("http.test.fault.delays_injected"), 1);
+    });
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_request() {
+    run(async {
+        let origin = Origin::new(&[Act::Hang, OK]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        let mut stream = mesh.connect().await;
+        stream.write_all(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        within(async {
+            while origin.seen().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(stream);
+        assert_eq!(mesh.log(1).await, "GET /1 0 DC downstream_remote_disconnect 1\n");
+        // Case 25: nobody gets the answer that was meant for it.
+        assert!(mesh.get("/2").await.ends_with("ok"));
+        assert_eq!(mesh.server.store.number("cluster.a.upstream_cx_total"), 2);
+    });
+}
