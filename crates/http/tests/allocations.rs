@@ -88,7 +88,10 @@ impl AsyncWrite for Client {
 fn run<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        if let Poll::Ready(done) = future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
             return done;
         }
     }
@@ -98,7 +101,11 @@ fn run<T>(future: impl Future<Output = T>) -> T {
 fn a_warm_connection_serves_requests_without_allocating() {
     let request = b"POST /path?query HTTP/1.1\r\nHost: example.com\r\nUser-Agent: x\r\n\
         Content-Length: 5\r\nX-Forwarded-For: 10.0.0.1\r\n\r\nhello";
-    let client = Client { request, at: 0, rest: false };
+    let client = Client {
+        request,
+        at: 0,
+        rest: false,
+    };
     let mut connection = h1::ServerConnection::new(client, BytesMut::new(), Limits::default());
     let mut exchange = || {
         let head = run(connection.read_head()).unwrap().unwrap();

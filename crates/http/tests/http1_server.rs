@@ -43,7 +43,9 @@ async fn transcript(bytes: &[u8], size: usize, limits: Limits) -> String {
         let mut broken = false;
         while let Some(frame) = reader.frame().await {
             match frame {
-                Ok(Frame::Data(data)) => write!(out, " {}", String::from_utf8_lossy(&data)).unwrap(),
+                Ok(Frame::Data(data)) => {
+                    write!(out, " {}", String::from_utf8_lossy(&data)).unwrap()
+                }
                 Ok(Frame::Trailers(trailers)) => write!(out, " {trailers:?}").unwrap(),
                 Err(Error::Refused(refusal)) => {
                     write!(out, " refused {}", refusal.status).unwrap();
@@ -77,7 +79,10 @@ async fn transcript(bytes: &[u8], size: usize, limits: Limits) -> String {
 /// The transcript with all bytes at once; the same must come of single bytes, but for where bodies
 /// are cut.
 async fn serve(bytes: impl AsRef<[u8]>) -> String {
-    let limits = Limits { trailers: true, ..Limits::default() };
+    let limits = Limits {
+        trailers: true,
+        ..Limits::default()
+    };
     let whole = transcript(bytes.as_ref(), 1 << 20, limits.clone()).await;
     let single = transcript(bytes.as_ref(), 1, limits).await;
     let squeeze = |text: &str| text.replace(' ', "");
@@ -129,13 +134,24 @@ async fn lengths_that_two_readers_could_read_differently_are_refused() {
 async fn transfer_codings_other_than_chunked_are_refused() {
     // Cases 4 to 6.
     for coding in [
-        ",chunked", "chunked,", "xchunked", "\x0bchunked", "identity, chunked", "gzip", "identity",
-        "", "chunked, chunked",
+        ",chunked",
+        "chunked,",
+        "xchunked",
+        "\x0bchunked",
+        "identity, chunked",
+        "gzip",
+        "identity",
+        "",
+        "chunked, chunked",
     ] {
         let answer = serve(with(&format!("Transfer-Encoding: {coding}\r\n"))).await;
-        assert!(matches!(&*answer, "refused 400\n" | "refused 501\n"), "{coding}: {answer}");
+        assert!(
+            matches!(&*answer, "refused 400\n" | "refused 501\n"),
+            "{coding}: {answer}"
+        );
     }
-    let mut bytes = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \xa0chunked\r\n\r\n".to_vec();
+    let mut bytes =
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \xa0chunked\r\n\r\n".to_vec();
     assert_eq!(serve(&bytes).await, "refused 501\n");
     bytes = with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n").into();
     assert_eq!(serve(&bytes).await, "refused 501\n");
@@ -147,10 +163,25 @@ async fn transfer_codings_other_than_chunked_are_refused() {
 async fn chunks_that_are_not_are_refused() {
     // Cases 7 to 10.
     for body in [
-        "0_2e\r\n", "0x5\r\n", "-0x0\r\n", "+5\r\n", " 5\r\nabcde\r\n", "\r\n", "5 \r\nabcde\r\n",
-        "00000000000000005\r\nabcde\r\n", "ffffffffffffffff\r\n", "5\nabcde\r\n", "5\rXabcde\r\n",
-        "5\r\r;abcde\r\n", "5\r\nabcdeX\r\n", "5\r\nabcde\n0\r\n\r\n", "5\r\nabcde\r\n\r\n0\r\n\r\n",
-        "0\r\nX:\r\r\n", "0\r\n : x\r\n\r\n", "5;a\x00b\r\nabcde\r\n", "g\r\n",
+        "0_2e\r\n",
+        "0x5\r\n",
+        "-0x0\r\n",
+        "+5\r\n",
+        " 5\r\nabcde\r\n",
+        "\r\n",
+        "5 \r\nabcde\r\n",
+        "00000000000000005\r\nabcde\r\n",
+        "ffffffffffffffff\r\n",
+        "5\nabcde\r\n",
+        "5\rXabcde\r\n",
+        "5\r\r;abcde\r\n",
+        "5\r\nabcdeX\r\n",
+        "5\r\nabcde\n0\r\n\r\n",
+        "5\r\nabcde\r\n\r\n0\r\n\r\n",
+        "0\r\nX:\r\r\n",
+        "0\r\n : x\r\n\r\n",
+        "5;a\x00b\r\nabcde\r\n",
+        "g\r\n",
     ] {
         let answer = serve(with("Transfer-Encoding: chunked\r\n") + body).await;
         assert!(answer.ends_with("refused 400\n"), "{body:?}: {answer}");
@@ -162,16 +193,37 @@ async fn what_is_spent_on_chunk_lines_and_trailers_is_limited() {
     // Cases 11 and 12.
     let head = with("Transfer-Encoding: chunked\r\n");
     let extensions = format!("1;{}\r\na\r\n", "x".repeat(100)).repeat(1000);
-    assert!(transcript((head.clone() + &extensions).as_bytes(), 1 << 20, Limits::default())
+    assert!(
+        transcript(
+            (head.clone() + &extensions).as_bytes(),
+            1 << 20,
+            Limits::default()
+        )
         .await
-        .ends_with("refused 413\n"));
+        .ends_with("refused 413\n")
+    );
     let long = format!("1;{}\r\na\r\n", "x".repeat(10_000));
     assert!(serve(head.clone() + &long).await.ends_with("refused 413\n"));
     let tiny = "1\r\na\r\n".repeat(1000) + "0\r\n\r\n";
-    let taken = transcript((head.clone() + &tiny).as_bytes(), 1 << 20, Limits::default()).await;
-    assert_eq!(taken.matches('a').count(), 1000, "small chunks alone are no attack");
-    let many = (0..200).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
-    assert!(serve(head.clone() + "0\r\n" + &many + "\r\n").await.ends_with("refused 431\n"));
+    let taken = transcript(
+        (head.clone() + &tiny).as_bytes(),
+        1 << 20,
+        Limits::default(),
+    )
+    .await;
+    assert_eq!(
+        taken.matches('a').count(),
+        1000,
+        "small chunks alone are no attack"
+    );
+    let many = (0..200)
+        .map(|n| format!("x-{n}: 1\r\n"))
+        .collect::<String>();
+    assert!(
+        serve(head.clone() + "0\r\n" + &many + "\r\n")
+            .await
+            .ends_with("refused 431\n")
+    );
     let large = format!("0\r\nx: {}\r\n\r\n", "x".repeat(70_000));
     let answer = transcript((head + &large).as_bytes(), 1 << 20, Limits::default()).await;
     assert!(answer.contains("refused 4"), "{answer}");
@@ -207,17 +259,43 @@ async fn lines_and_names_that_are_not_what_they_seem_are_refused() {
 async fn start_lines_that_are_not_are_refused() {
     // Cases 17 to 19.
     for line in [
-        "G=\":<>(e),[T] / HTTP/1.1", "G\0T / HTTP/1.1", "GET / HTTP/1.32", "GET / HTTP/2.0",
-        "GET / HTTP/4294967295.255", "GET /", "GET / ", "GET ! HTTP/1.1", "GET / / HTTP/1.1",
-        "GET\t/ HTTP/1.1", "GET  / HTTP/1.1", "GET a HTTP/1.1", "GET * HTTP/1.1",
-        "GET http:// HTTP/1.1", "GET http://u@a/ HTTP/1.1", "GET ftp://a/ HTTP/1.1",
-        "GET /\u{e9} HTTP/1.1", " GET / HTTP/1.1", "CONNECT / HTTP/1.1", "CONNECT a HTTP/1.1",
+        "G=\":<>(e),[T] / HTTP/1.1",
+        "G\0T / HTTP/1.1",
+        "GET / HTTP/1.32",
+        "GET / HTTP/2.0",
+        "GET / HTTP/4294967295.255",
+        "GET /",
+        "GET / ",
+        "GET ! HTTP/1.1",
+        "GET / / HTTP/1.1",
+        "GET\t/ HTTP/1.1",
+        "GET  / HTTP/1.1",
+        "GET a HTTP/1.1",
+        "GET * HTTP/1.1",
+        "GET http:// HTTP/1.1",
+        "GET http://u@a/ HTTP/1.1",
+        "GET ftp://a/ HTTP/1.1",
+        "GET /\u{e9} HTTP/1.1",
+        " GET / HTTP/1.1",
+        "CONNECT / HTTP/1.1",
+        "CONNECT a HTTP/1.1",
     ] {
         let answer = serve(format!("{line}\r\nHost: a\r\n\r\n")).await;
-        assert!(matches!(&*answer, "refused 400\n" | "refused 505\n"), "{line:?}: {answer}");
+        assert!(
+            matches!(&*answer, "refused 400\n" | "refused 505\n"),
+            "{line:?}: {answer}"
+        );
     }
-    for host in ["a\r\nHost: a", "a\0", "u@a", "a/b", "[fe80::1%eth0]", "a b", "a?b", "a\r\nhost: b"]
-    {
+    for host in [
+        "a\r\nHost: a",
+        "a\0",
+        "u@a",
+        "a/b",
+        "[fe80::1%eth0]",
+        "a b",
+        "a?b",
+        "a\r\nhost: b",
+    ] {
         let answer = serve(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(answer, "refused 400\n", "{host:?}");
     }
@@ -227,7 +305,10 @@ async fn start_lines_that_are_not_are_refused() {
 async fn the_target_of_an_absolute_request_wins_over_its_host() {
     let bytes = b"GET http://b:81/x?y HTTP/1.1\r\nHost: a\r\n\r\n";
     let head = h1::parse_request(bytes, &Limits::default()).unwrap();
-    assert_eq!((head.authority(), head.path(), head.scheme()), ("b:81", "/x?y", "http"));
+    assert_eq!(
+        (head.authority(), head.path(), head.scheme()),
+        ("b:81", "/x?y", "http")
+    );
 }
 
 #[tokio::test]
@@ -259,7 +340,9 @@ async fn unknown_expectations_and_garbage_behind_a_body_fail_alone() {
 #[tokio::test]
 async fn heads_beyond_the_limits_are_refused() {
     // Case 30.
-    let many = (0..101).map(|n| format!("x-{n}: 1\r\n")).collect::<String>();
+    let many = (0..101)
+        .map(|n| format!("x-{n}: 1\r\n"))
+        .collect::<String>();
     let large = format!("x: {}\r\n", "y".repeat(61 * 1024));
     for fields in [many, large] {
         let bytes = with(&fields);
@@ -270,7 +353,8 @@ async fn heads_beyond_the_limits_are_refused() {
 
 #[tokio::test]
 async fn what_connection_names_stays_here() {
-    let bytes = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x-secret, Host, close\r\nX-Secret: 1\r\n\
+    let bytes =
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: x-secret, Host, close\r\nX-Secret: 1\r\n\
         Keep-Alive: 5\r\nTE: gzip, trailers\r\nUpgrade: h2c\r\n\r\n";
     let head = h1::parse_request(bytes, &Limits::default()).unwrap();
     let fields: Vec<_> = head.headers.iter().map(|(name, _)| name).collect();

@@ -11,13 +11,17 @@ type Reader = BodyReader<'static, DuplexStream>;
 type Writer = BodyWriter<'static, DuplexStream>;
 
 /// A client on a connection whose streams `serve` answers.
-async fn connection<F>(serve: impl Fn(RequestHead, Reader, Writer) -> F + 'static) -> h2::ClientHandle
+async fn connection<F>(
+    serve: impl Fn(RequestHead, Reader, Writer) -> F + 'static,
+) -> h2::ClientHandle
 where
     F: Future<Output = ()> + 'static,
 {
     let (near, far) = tokio::io::duplex(1 << 16);
     tokio::task::spawn_local(async move {
-        let mut server = h2::ServerConnection::handshake(far, &h2::Settings::default()).await.unwrap();
+        let mut server = h2::ServerConnection::handshake(far, &h2::Settings::default())
+            .await
+            .unwrap();
         while let Ok(Some((head, reader, writer))) = server.accept().await {
             tokio::task::spawn_local(serve(head, BodyReader::H2(reader), BodyWriter::H2(writer)));
         }
@@ -28,7 +32,10 @@ where
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 
@@ -48,7 +55,10 @@ fn heads_bodies_larger_than_a_window_and_trailers_come_through() {
     run(async {
         let mut client = connection(async |head, mut reader, mut writer| {
             assert_eq!(head.version, Version::Http2);
-            assert_eq!((head.authority(), head.path(), head.scheme()), ("host:1", "/p?q", "http"));
+            assert_eq!(
+                (head.authority(), head.path(), head.scheme()),
+                ("host:1", "/p?q", "http")
+            );
             assert_eq!(head.headers.get_str("cookie"), Some("a=1; b=2"));
             let mut response = ResponseHead::new(200);
             response.headers.append("x-method", head.method.as_str());
@@ -59,13 +69,19 @@ fn heads_bodies_larger_than_a_window_and_trailers_come_through() {
             while let Some(frame) = reader.frame().await {
                 if let Frame::Data(data) = frame.unwrap() {
                     length += data.len();
-                    std::future::poll_fn(|cx| writer.poll_ready(cx)).await.unwrap();
+                    std::future::poll_fn(|cx| writer.poll_ready(cx))
+                        .await
+                        .unwrap();
                     writer.send_data(data).unwrap();
                 }
             }
             let trailers = [("grpc-status", "0"), ("x-length", &*length.to_string())];
-            std::future::poll_fn(|cx| writer.poll_ready(cx)).await.unwrap();
-            writer.send_end(Some(&trailers.into_iter().collect())).unwrap();
+            std::future::poll_fn(|cx| writer.poll_ready(cx))
+                .await
+                .unwrap();
+            writer
+                .send_end(Some(&trailers.into_iter().collect()))
+                .unwrap();
         })
         .await;
         client.ready().await.unwrap();
@@ -77,10 +93,14 @@ fn heads_bodies_larger_than_a_window_and_trailers_come_through() {
         let pieces = sent.clone();
         let sender = tokio::task::spawn_local(async move {
             for piece in pieces.chunks(70_000) {
-                std::future::poll_fn(|cx| writer.poll_ready(cx)).await.unwrap();
+                std::future::poll_fn(|cx| writer.poll_ready(cx))
+                    .await
+                    .unwrap();
                 writer.send_data(Bytes::copy_from_slice(piece)).unwrap();
             }
-            std::future::poll_fn(|cx| writer.poll_ready(cx)).await.unwrap();
+            std::future::poll_fn(|cx| writer.poll_ready(cx))
+                .await
+                .unwrap();
             writer.send_end(None).unwrap();
         });
         let (head, reader) = response.read_head().await.unwrap();
@@ -114,14 +134,19 @@ fn informational_heads_come_before_the_final_one() {
         let mut client = connection(async |_, _, mut writer| {
             let hints = [("link", "</a>")].into_iter().collect();
             writer.send_informational(103, &hints).unwrap();
-            writer.send_response(&ResponseHead::new(204), Framing::None).unwrap();
+            writer
+                .send_response(&ResponseHead::new(204), Framing::None)
+                .unwrap();
         })
         .await;
         client.ready().await.unwrap();
         let head = RequestHead::new(Version::Http11, Method::Get, "host", "/");
         let (mut response, _writer) = client.send(&head, Framing::None).unwrap().split();
         let (first, reader) = response.read_head().await.unwrap();
-        assert_eq!((first.status, first.headers.get_str("link")), (103, Some("</a>")));
+        assert_eq!(
+            (first.status, first.headers.get_str("link")),
+            (103, Some("</a>"))
+        );
         assert!(reader.is_none());
         let (last, _) = response.read_head().await.unwrap();
         assert_eq!(last.status, 204);

@@ -69,8 +69,7 @@ filter_chains:
             file_flush_interval: Duration::from_millis(1),
             ..Options::default()
         };
-        let server =
-            Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
+        let server = Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
         let mut changes = Vec::new();
         for (name, port) in clusters {
             let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
@@ -80,7 +79,9 @@ filter_chains:
             changes.push(Change::UpsertCluster(Arc::new(plan.unwrap())));
         }
         let plan = Listener::try_from(&message::<config::listener::v3::Listener>(&yaml));
-        changes.push(Change::UpsertListener(Arc::new(plan.unwrap_or_else(|e| panic!("{e}\n{yaml}")))));
+        changes.push(Change::UpsertListener(Arc::new(
+            plan.unwrap_or_else(|e| panic!("{e}\n{yaml}")),
+        )));
         for result in server.apply(changes) {
             result.unwrap();
         }
@@ -89,7 +90,9 @@ filter_chains:
     }
 
     async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.server.listener_address("l").unwrap()).await.unwrap()
+        TcpStream::connect(self.server.listener_address("l").unwrap())
+            .await
+            .unwrap()
     }
 
     /// Sends one request on a connection of its own and gives all that comes back.
@@ -103,7 +106,10 @@ filter_chains:
 
     /// `GET` of a path with `connection: close`.
     async fn get(&self, path: &str) -> String {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")).await
+        self.ask(&format!(
+            "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        ))
+        .await
     }
 
     /// The log, once it has so many lines.
@@ -123,7 +129,9 @@ filter_chains:
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it happens within 20 s")
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("it happens within 20 s")
 }
 
 /// What an origin does with its next request.
@@ -191,7 +199,12 @@ async fn request(stream: &mut TcpStream) -> Option<String> {
         if let Some(end) = text.find("\r\n\r\n") {
             let length = text[..end]
                 .lines()
-                .find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                .find_map(|line| {
+                    line.to_lowercase()
+                        .strip_prefix("content-length: ")?
+                        .parse()
+                        .ok()
+                })
                 .unwrap_or(0);
             let chunked = text.to_lowercase().contains("transfer-encoding: chunked");
             if bytes.len() >= end + 4 + length && (!chunked || text.ends_with("0\r\n\r\n")) {
@@ -208,7 +221,10 @@ const OK: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
 const TO_A: &str = "          - {match: {prefix: /}, route: {cluster: a}}";
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     LocalSet::new().block_on(&runtime, test);
 }
 
@@ -228,9 +244,13 @@ fn requests_of_one_connection_share_an_upstream_connection_and_keep_their_spelli
         assert!(answer.contains("connection: close\r\n") && answer.ends_with("\r\n\r\nok"));
         let seen = origin.seen();
         assert!(seen[0].starts_with("GET /1?x=%20y HTTP/1.1\r\nHost: h:1\r\nX-Odd-CASE: 1\r\n"));
-        assert!(seen[0].contains("x-request-id: ") && seen[0].contains("x-forwarded-proto: http\r\n"));
+        assert!(
+            seen[0].contains("x-request-id: ") && seen[0].contains("x-forwarded-proto: http\r\n")
+        );
         assert!(seen[0].contains("x-envoy-attempt-count: 1\r\n"));
-        assert!(seen[1].ends_with("\r\n\r\nabc") && !seen[1].to_lowercase().contains("connection:"));
+        assert!(
+            seen[1].ends_with("\r\n\r\nabc") && !seen[1].to_lowercase().contains("connection:")
+        );
         assert_eq!(mesh.server.store.number("cluster.a.upstream_cx_total"), 1);
         assert_eq!(
             mesh.log(2).await,
@@ -244,18 +264,34 @@ fn requests_of_one_connection_share_an_upstream_connection_and_keep_their_spelli
 #[test]
 fn bodies_of_unknown_length_pass_both_ways_and_old_clients_get_theirs_unchunked() {
     run(async {
-        let chunks = Act::Say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1\r\n!\r\n0\r\n\r\n");
-        let origin = Origin::new(&[chunks, chunks, Act::SayAndClose("HTTP/1.1 200 OK\r\n\r\nto the end")]).await;
+        let chunks = Act::Say(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1\r\n!\r\n0\r\n\r\n",
+        );
+        let origin = Origin::new(&[
+            chunks,
+            chunks,
+            Act::SayAndClose("HTTP/1.1 200 OK\r\n\r\nto the end"),
+        ])
+        .await;
         let options = "http_protocol_options: {accept_http_10: true}";
         let mesh = Mesh::new(TO_A, options, "", &[("a", origin.port)]).await;
         let answer = mesh
             .ask("POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
             .await;
-        assert!(answer.contains("transfer-encoding: chunked\r\n"), "{answer}");
-        assert!(answer.contains("2\r\nok\r\n") && answer.ends_with("0\r\n\r\n"), "{answer}");
+        assert!(
+            answer.contains("transfer-encoding: chunked\r\n"),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("2\r\nok\r\n") && answer.ends_with("0\r\n\r\n"),
+            "{answer}"
+        );
         assert!(origin.seen()[0].ends_with("3\r\nabc\r\n0\r\n\r\n"));
         let old = mesh.ask("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
-        assert!(old.ends_with("\r\n\r\nok!") && !old.contains("transfer-encoding"), "{old}");
+        assert!(
+            old.ends_with("\r\n\r\nok!") && !old.contains("transfer-encoding"),
+            "{old}"
+        );
         let rest = mesh.get("/").await;
         assert!(rest.contains("to the end"), "{rest}");
     });
@@ -270,7 +306,11 @@ fn what_the_proxy_answers_itself_is_envoys() {
           - {match: {prefix: /old}, redirect: {host_redirect: new, prefix_rewrite: /new, response_code: FOUND}}";
         let mesh = Mesh::new(routes, "", "", &[("dead", 1)]).await;
         let get = async |path| mesh.get(path).await;
-        assert!(get("/none").await.starts_with("HTTP/1.1 503 Service Unavailable\r\n"));
+        assert!(
+            get("/none")
+                .await
+                .starts_with("HTTP/1.1 503 Service Unavailable\r\n")
+        );
         let dead = get("/dead").await;
         assert!(
             dead.ends_with(
@@ -279,20 +319,38 @@ fn what_the_proxy_answers_itself_is_envoys() {
             ),
             "{dead}"
         );
-        assert!(get("/nothing").await.starts_with("HTTP/1.1 404 Not Found\r\n"));
+        assert!(
+            get("/nothing")
+                .await
+                .starts_with("HTTP/1.1 404 Not Found\r\n")
+        );
         assert!(get("/direct").await.ends_with("\r\n\r\ntea"));
         let moved = get("/old/x?y").await;
-        assert!(moved.contains("location: http://new/new/x?y\r\n"), "{moved}");
+        assert!(
+            moved.contains("location: http://new/new/x?y\r\n"),
+            "{moved}"
+        );
         let grpc = mesh
             .ask("POST /dead HTTP/1.1\r\nHost: h\r\nContent-Type: application/grpc\r\nConnection: close\r\n\r\n")
             .await;
         assert!(grpc.starts_with("HTTP/1.1 200 OK\r\n") && grpc.contains("grpc-status: 14\r\n"));
         let old = mesh.ask("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
-        assert!(old.starts_with("HTTP/1.1 426 Upgrade Required\r\n"), "{old}");
-        let hostless = mesh.ask("GET / HTTP/1.1\r\n\r\n").await;
-        assert!(hostless.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{hostless}");
+        assert!(
+            old.starts_with("HTTP/1.1 426 Upgrade Required\r\n"),
+            "{old}"
+        );
+        let hostless = mesh
+            .ask("GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(
+            hostless.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{hostless}"
+        );
         let garbage = mesh.ask("GARBAGE\r\n\r\n").await;
-        assert!(garbage.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{garbage}");
+        assert!(
+            garbage.starts_with("HTTP/1.1 400 Bad Request\r\n"),
+            "{garbage}"
+        );
         assert!(garbage.contains("connection: close\r\n"));
         let log = mesh.log(9).await;
         for line in [
@@ -318,20 +376,36 @@ fn attempts_are_repeated_as_the_policy_says() {
         let answer = mesh
             .ask("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
             .await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"),
+            "{answer}"
+        );
         let seen = origin.seen();
         assert_eq!(seen.len(), 3);
         assert!(seen[2].ends_with("abc") && seen[2].contains("x-envoy-attempt-count: 3\r\n"));
         let answer = mesh.get("/2").await;
-        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("bad"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && answer.ends_with("bad"),
+            "{answer}"
+        );
         assert_eq!(origin.seen().len(), 6);
         assert_eq!(
             mesh.log(2).await,
             "POST /1 200 - via_upstream 3\nGET /2 503 URX via_upstream 3\n"
         );
         assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry"), 4);
-        assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry_success"), 1);
-        assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry_limit_exceeded"), 1);
+        assert_eq!(
+            mesh.server
+                .store
+                .number("cluster.a.upstream_rq_retry_success"),
+            1
+        );
+        assert_eq!(
+            mesh.server
+                .store
+                .number("cluster.a.upstream_rq_retry_limit_exceeded"),
+            1
+        );
     });
 }
 
@@ -342,14 +416,24 @@ fn a_post_is_never_sent_twice_unasked_and_a_get_survives_a_closed_connection() {
         let origin = Origin::new(&[OK, Act::Close, OK, OK, Act::Close, OK]).await;
         let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
         assert!(mesh.get("/1").await.ends_with("ok"));
-        assert!(mesh.get("/2").await.ends_with("ok"), "asked again on a new connection");
+        assert!(
+            mesh.get("/2").await.ends_with("ok"),
+            "asked again on a new connection"
+        );
         assert_eq!(origin.seen().len(), 3);
         assert!(mesh.get("/3").await.ends_with("ok"));
         let answer = mesh
             .ask("POST /4 HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
             .await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("connection termination"));
-        assert_eq!(origin.seen().iter().filter(|request| request.starts_with("POST")).count(), 1);
+        assert_eq!(
+            origin
+                .seen()
+                .iter()
+                .filter(|request| request.starts_with("POST"))
+                .count(),
+            1
+        );
         assert!(mesh.log(4).await.contains("POST /4 503 UC "));
     });
 }
@@ -362,7 +446,10 @@ fn limits_of_time_end_requests() {
           - {match: {path: /2}, route: {cluster: a, timeout: 5s, retry_policy: {retry_on: '5xx', num_retries: 1, per_try_timeout: 0.05s, retry_back_off: {base_interval: 0.001s}}}}";
         let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
         let answer = mesh.get("/1").await;
-        assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"),
+            "{answer}"
+        );
         assert!(answer.ends_with("upstream request timeout"));
         assert!(origin.seen()[0].contains("x-envoy-expected-rq-timeout-ms: 50\r\n"));
         assert!(mesh.get("/2").await.starts_with("HTTP/1.1 504 "));
@@ -389,7 +476,10 @@ fn responses_that_may_not_be_handed_on_become_502() {
         let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
         for answer in bad {
             let got = mesh.get("/").await;
-            assert!(got.starts_with("HTTP/1.1 502 Bad Gateway\r\n"), "{answer:?} gave {got}");
+            assert!(
+                got.starts_with("HTTP/1.1 502 Bad Gateway\r\n"),
+                "{answer:?} gave {got}"
+            );
         }
         assert!(mesh.log(5).await.lines().all(|line| line.contains(" UPE ")));
     });
@@ -398,16 +488,25 @@ fn responses_that_may_not_be_handed_on_become_502() {
 #[test]
 fn a_response_that_ends_too_soon_is_seen_to_be_incomplete() {
     run(async {
-        let origin =
-            Origin::new(&[Act::SayAndClose("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")]).await;
+        let origin = Origin::new(&[Act::SayAndClose(
+            "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        )])
+        .await;
         let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
         let mut stream = mesh.connect().await;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .unwrap();
         let mut got = Vec::new();
         // An error or an end: in either case fewer bytes than announced.
         let _ = within(stream.read_to_end(&mut got)).await;
         assert!(!String::from_utf8_lossy(&got).contains("halfh"));
-        assert!(mesh.log(1).await.starts_with("GET / 200 UC upstream_reset_after_response_started{"));
+        assert!(
+            mesh.log(1)
+                .await
+                .starts_with("GET / 200 UC upstream_reset_after_response_started{")
+        );
     });
 }
 
@@ -422,7 +521,8 @@ fn upgrades_become_tunnels_only_when_both_agree() {
         .await;
         let options = "upgrade_configs: [{upgrade_type: websocket}]";
         let mesh = Mesh::new(TO_A, options, "", &[("a", origin.port)]).await;
-        let upgrade = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let upgrade =
+            "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         let mut stream = mesh.connect().await;
         stream.write_all(upgrade.as_bytes()).await.unwrap();
         let mut got = Vec::new();
@@ -430,7 +530,11 @@ fn upgrades_become_tunnels_only_when_both_agree() {
             assert_ne!(within(stream.read_buf(&mut got)).await.unwrap(), 0);
         }
         assert!(got.starts_with(b"HTTP/1.1 101 Switching Protocols\r\n"));
-        assert!(origin.seen()[0].to_lowercase().contains("\r\nupgrade: websocket\r\n"));
+        assert!(
+            origin.seen()[0]
+                .to_lowercase()
+                .contains("\r\nupgrade: websocket\r\n")
+        );
         // The origin reads this as its next request: the tunnel passes it unchanged.
         stream.write_all(b"frame\r\n\r\n").await.unwrap();
         let mut echo = Vec::new();
@@ -441,12 +545,21 @@ fn upgrades_become_tunnels_only_when_both_agree() {
         drop(stream);
         // Case 21: the upstream does not agree, so what follows is a request of its own.
         let answer = mesh
-            .ask(&format!("{upgrade}GET /second HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"))
+            .ask(&format!(
+                "{upgrade}GET /second HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+            ))
             .await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        assert!(!origin.seen().iter().any(|request| request.contains("/ws") && request.contains("/second")));
+        assert!(
+            !origin
+                .seen()
+                .iter()
+                .any(|request| request.contains("/ws") && request.contains("/second"))
+        );
         let other = mesh
-            .ask("GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, close\r\nUpgrade: other\r\n\r\n")
+            .ask(
+                "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, close\r\nUpgrade: other\r\n\r\n",
+            )
             .await;
         assert!(other.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{other}");
     });
@@ -455,7 +568,10 @@ fn upgrades_become_tunnels_only_when_both_agree() {
 #[test]
 fn routes_change_heads_and_paths() {
     run(async {
-        let origin = Origin::new(&[Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Gone: 1\r\n\r\n")]).await;
+        let origin = Origin::new(&[Act::Say(
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Gone: 1\r\n\r\n",
+        )])
+        .await;
         let routes = "          - match: {prefix: /a/}
             route: {cluster: a, prefix_rewrite: /b/, host_rewrite_literal: new.host, append_x_forwarded_host: true}
             request_headers_to_add: [{header: {key: x-from, value: '%REQ(X-IN)%-%PROTOCOL%'}}]
@@ -466,10 +582,19 @@ fn routes_change_heads_and_paths() {
         let answer = mesh
             .ask("GET /a/c?d HTTP/1.1\r\nHost: old\r\nX-In: 7\r\nConnection: close\r\n\r\n")
             .await;
-        assert!(answer.contains("x-route: r\r\n") && !answer.contains("X-Gone"), "{answer}");
+        assert!(
+            answer.contains("x-route: r\r\n") && !answer.contains("X-Gone"),
+            "{answer}"
+        );
         let seen = &origin.seen()[0];
-        assert!(seen.starts_with("GET /b/c?d HTTP/1.1\r\nHost: new.host\r\n"), "{seen}");
-        assert!(seen.contains("x-from: 7-HTTP/1.1\r\n") && !seen.contains("X-In"), "{seen}");
+        assert!(
+            seen.starts_with("GET /b/c?d HTTP/1.1\r\nHost: new.host\r\n"),
+            "{seen}"
+        );
+        assert!(
+            seen.contains("x-from: 7-HTTP/1.1\r\n") && !seen.contains("X-In"),
+            "{seen}"
+        );
         assert!(seen.contains("x-envoy-original-path: /a/c?d\r\n"));
         assert!(seen.contains("x-forwarded-host: old\r\n"));
     });
@@ -499,8 +624,14 @@ fn faults_delay_and_abort() {
             mesh.log(2).await,
             "GET /abort 555 FI fault_filter_abort 0\nGET /delay 200 DI via_upstream 1\n"
         );
-        assert_eq!(mesh.server.store.number("http.test.fault.aborts_injected"), 1);
-        assert_eq!(mesh.server.store.number("http.test.fault.delays_injected"), 1);
+        assert_eq!(
+            mesh.server.store.number("http.test.fault.aborts_injected"),
+            1
+        );
+        assert_eq!(
+            mesh.server.store.number("http.test.fault.delays_injected"),
+            1
+        );
     });
 }
 
@@ -510,7 +641,10 @@ fn a_client_that_goes_away_ends_its_request() {
         let origin = Origin::new(&[Act::Hang, OK]).await;
         let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
         let mut stream = mesh.connect().await;
-        stream.write_all(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n")
+            .await
+            .unwrap();
         within(async {
             while origin.seen().is_empty() {
                 tokio::task::yield_now().await;
@@ -518,7 +652,10 @@ fn a_client_that_goes_away_ends_its_request() {
         })
         .await;
         drop(stream);
-        assert_eq!(mesh.log(1).await, "GET /1 0 DC downstream_remote_disconnect 1\n");
+        assert_eq!(
+            mesh.log(1).await,
+            "GET /1 0 DC downstream_remote_disconnect 1\n"
+        );
         // Case 25: nobody gets the answer that was meant for it.
         assert!(mesh.get("/2").await.ends_with("ok"));
         assert_eq!(mesh.server.store.number("cluster.a.upstream_cx_total"), 2);

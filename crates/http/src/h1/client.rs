@@ -87,13 +87,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
 
     /// The response's body, once the final head was read.
     pub fn reader(&mut self) -> Reader<'_, S> {
-        Reader { io: &self.io, state: &mut self.read }
+        Reader {
+            io: &self.io,
+            state: &mut self.read,
+        }
     }
 
     /// The rest of the request.
     pub fn writer(&mut self) -> Writer<'_, S> {
-        let client = Client { version: Version::Http11, keep_alive: true, is_head: false };
-        Writer { io: &self.io, state: &mut self.write, client }
+        let client = Client {
+            version: Version::Http11,
+            keep_alive: true,
+            is_head: false,
+        };
+        Writer {
+            io: &self.io,
+            state: &mut self.write,
+            client,
+        }
     }
 
     /// Whether any byte of a response has come.
@@ -143,6 +154,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     }
 }
 
-const TOO_MANY_INFORMATIONAL: Refusal =
-    Refusal { status: 502, detail: "http1.too_many_informational" };
-const UNEXPECTED_UPGRADE: Refusal = Refusal { status: 502, detail: "http1.unexpected_upgrade" };
+const TOO_MANY_INFORMATIONAL: Refusal = Refusal {
+    status: 502,
+    detail: "http1.too_many_informational",
+};
+const UNEXPECTED_UPGRADE: Refusal = Refusal {
+    status: 502,
+    detail: "http1.unexpected_upgrade",
+};

@@ -170,7 +170,11 @@ impl ReadState {
             }
             let before = self.buffer.len();
             if ready!(self.poll_fill(io, cx))? == 0 {
-                return Poll::Ready(if before == 0 { Ok(None) } else { Err(Error::Closed) });
+                return Poll::Ready(if before == 0 {
+                    Ok(None)
+                } else {
+                    Err(Error::Closed)
+                });
             }
         }
     }

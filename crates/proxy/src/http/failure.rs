@@ -160,6 +160,7 @@ pub(super) fn reply(
                 }
                 Expired::Stream | Expired::Idle if complete => (504, "stream timeout"),
                 Expired::Stream | Expired::Idle => (408, "stream timeout"),
+                Expired::Receive => (408, "request timeout"),
             };
             let mut reply = LocalReply::new(status, body, std::mem::take(&mut exchange.details));
             if status == 504 {
@@ -221,6 +222,10 @@ pub(super) fn tell_expired(
         Expired::Stream => {
             stats.downstream_rq_max_duration_reached().inc();
             (Flags::DURATION_TIMEOUT, "max_duration_timeout")
+        }
+        Expired::Receive => {
+            stats.downstream_rq_timeout().inc();
+            (Flags::default(), "request_overall_timeout")
         }
         Expired::Idle => {
             stats.downstream_rq_idle_timeout().inc();

@@ -94,7 +94,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     );
     let keep =
         retries.is_possible() || !mirrors.is_empty() || exchange.request.method.is_idempotent();
-    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle);
+    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, cx.live.plan.request_timeout);
     let kept = Kept::new(keep && !exchange.request.upgrade, limit);
     let mut forward = Forward {
         cx,
@@ -307,6 +307,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 cluster.stats().upstream_rq_rx_reset().inc();
                 cluster.report(&host, Outcome::Reset);
             }
+            // A client that is slow says nothing about the host.
+            Err(AttemptError::Expired(Expired::Receive | Expired::Idle)) => {
+                cluster.stats().upstream_rq_cancelled().inc();
+            }
             Err(AttemptError::Expired(expired)) => {
                 cluster.stats().upstream_rq_timeout().inc();
                 if *expired == Expired::PerTry {
@@ -356,6 +360,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
 
     /// The request's own limit begins when all of it has arrived.
     fn start_request_timeout(&mut self) {
+        self.deadlines.receive = None;
         if self.deadlines.request.is_none() {
             self.deadlines.request = self
                 .timeouts
@@ -452,6 +457,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         );
         if self.exchange.progress.received != before {
             self.deadlines.touch();
+        }
+        if self.kept.complete {
+            self.deadlines.receive = None;
         }
         moved
     }

@@ -17,6 +17,8 @@ pub(super) enum Expired {
     PerTryIdle,
     Stream,
     Idle,
+    /// The request did not arrive in time.
+    Receive,
 }
 
 /// Deadlines; `None` is none.
@@ -26,17 +28,24 @@ pub(super) struct Deadlines {
     pub(super) per_try: Option<Instant>,
     pub(super) per_try_idle: Option<Instant>,
     pub(super) stream: Option<Instant>,
+    /// Until the whole request has arrived.
+    pub(super) receive: Option<Instant>,
     idle: Option<Instant>,
     idle_limit: Option<Duration>,
 }
 
 impl Deadlines {
-    pub(super) fn new(stream: Option<Duration>, idle: Option<Duration>) -> Deadlines {
+    pub(super) fn new(
+        stream: Option<Duration>,
+        idle: Option<Duration>,
+        receive: Option<Duration>,
+    ) -> Deadlines {
         let now = Instant::now();
         Deadlines {
             stream: stream.map(|limit| now + limit),
             idle: idle.map(|limit| now + limit),
             idle_limit: idle,
+            receive: receive.map(|limit| now + limit),
             ..Deadlines::default()
         }
     }
@@ -55,6 +64,7 @@ impl Deadlines {
             (self.per_try_idle, Expired::PerTryIdle),
             (self.stream, Expired::Stream),
             (self.idle, Expired::Idle),
+            (self.receive, Expired::Receive),
         ]
         .into_iter()
         .filter_map(|(at, which)| Some((at?, which)))
