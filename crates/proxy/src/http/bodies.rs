@@ -126,9 +126,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     fn response_headers(&mut self, head: &mut ResponseHead) {
         let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
-            let millis = itoa::Buffer::new()
-                .format(time.as_millis() as u64)
-                .to_owned();
+            let mut millis = itoa::Buffer::new();
+            let millis = millis.format(time.as_millis() as u64);
             head.headers.set("x-envoy-upstream-service-time", millis);
         }
         let told = self
@@ -137,9 +136,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             .get()
             .is_some_and(|(host, _)| host.include_attempt_count_in_response);
         if told {
-            let attempts = itoa::Buffer::new()
-                .format(self.exchange.upstream.attempts)
-                .to_owned();
+            let mut attempts = itoa::Buffer::new();
+            let attempts = attempts.format(self.exchange.upstream.attempts);
             head.headers.set("x-envoy-attempt-count", attempts);
         }
         if let Some(action) = self.exchange.route.action()

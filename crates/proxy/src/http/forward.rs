@@ -36,6 +36,9 @@ use crate::{
     },
 };
 
+/// Hosts that were tried; most requests try one.
+type Tried = smallvec::SmallVec<[Arc<Host>; 2]>;
+
 /// Why there is no response from this attempt.
 #[derive(Debug)]
 pub(super) enum AttemptError {
@@ -124,7 +127,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         router::headers::request(self.exchange);
         rewrite::request(self.exchange, envoy);
         if envoy && let Some(expected) = self.timeouts.expected() {
-            let text = itoa::Buffer::new().format(expected).to_owned();
+            let mut text = itoa::Buffer::new();
+            let text = text.format(expected);
             self.exchange
                 .request
                 .headers
@@ -147,7 +151,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     }
 
     async fn run(&mut self, mut timer: Pin<&mut Option<Sleep>>) {
-        let mut tried: Vec<Arc<Host>> = Vec::new();
+        let mut tried = Tried::new();
         let mut permit = None;
         loop {
             let result = self.attempt(&mut tried, timer.as_mut()).await;
@@ -223,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     /// One attempt, up to the head of its response.
     async fn attempt(
         &mut self,
-        tried: &mut Vec<Arc<Host>>,
+        tried: &mut Tried,
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Result<(Upstream, ResponseHead), AttemptError> {
         self.exchange.upstream.attempts += 1;
@@ -341,7 +345,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             .is_some_and(|(host, _)| host.include_request_attempt_count);
         if count {
             let attempts = self.exchange.upstream.attempts - self.stale;
-            let text = itoa::Buffer::new().format(attempts).to_owned();
+            let mut text = itoa::Buffer::new();
+            let text = text.format(attempts);
             self.exchange
                 .request
                 .headers

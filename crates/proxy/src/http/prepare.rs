@@ -236,16 +236,13 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
             headers.set("x-envoy-external-address", client.to_string());
         }
     }
-    let proto = match &plan.scheme_to_overwrite {
-        Some(scheme) => scheme.to_string(),
-        None => exchange
-            .request
-            .headers
-            .get_str("x-forwarded-proto")
-            .unwrap_or(scheme)
-            .to_ascii_lowercase(),
+    let said = exchange.request.headers.get("x-forwarded-proto");
+    let scheme = match (&plan.scheme_to_overwrite, said) {
+        (Some(scheme), _) => scheme,
+        (None, Some(said)) if said.eq_ignore_ascii_case(b"https") => "https",
+        (None, _) => scheme,
     };
-    exchange.request.set_scheme(&proto);
+    exchange.request.set_scheme(scheme);
     edge
 }
 

@@ -24,9 +24,11 @@ pub(super) struct Upstream {
     pub(super) reused: bool,
 }
 
+// The large variant is the one that every request of an HTTP/1 mesh has: no box for it.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Call {
-    H1(Box<h1::ClientConnection<Http1>>),
+    H1(h1::ClientConnection<Http1>),
     H2(Box<H2Call>),
 }
 
@@ -71,7 +73,7 @@ impl Upstream {
             trailers: cluster.plan.http1.enable_trailers,
             ..Limits::default()
         };
-        let call = Call::H1(Box::new(h1::ClientConnection::new(connection, limits)));
+        let call = Call::H1(h1::ClientConnection::new(connection, limits));
         Ok(Upstream {
             call,
             _guard: guard,

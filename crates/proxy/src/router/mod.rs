@@ -94,7 +94,10 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         RoutePriority::Default => Priority::Default,
         RoutePriority::High => Priority::High,
     };
-    let hash = hash::of(&action.hash_policy, exchange);
+    // A client without its cookie goes where the cookie that it is given will lead it back to.
+    let hash = hash::of(&action.hash_policy, exchange).or_else(|| {
+        hash::new_cookie(&action.hash_policy, exchange, exchange.random).map(|(_, hash)| hash)
+    });
     exchange.route.weighted = weighted;
     exchange.upstream.cluster_name = Some(name.clone());
     let Some(cluster) = worker.clusters.find(&name) else {
