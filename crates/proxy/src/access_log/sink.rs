@@ -80,11 +80,6 @@ impl Sink {
             );
         }
     }
-
-    /// Hands all lines of this thread to their writers, for the end of a worker.
-    pub(crate) fn flush_all() {
-        SINKS.with(|sinks| sinks.borrow().values().for_each(|sink| sink.flush()));
-    }
 }
 
 impl Drop for Sink {
