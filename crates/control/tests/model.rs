@@ -407,3 +407,25 @@ spec:
     );
     assert_ne!(x, y);
 }
+
+#[test]
+fn sidecars_of_one_name_in_two_namespaces_are_two_views() {
+    let yaml = service("a", "one", "10.0.0.1")
+        + "apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: istio-system}
+spec: {egress: [{hosts: ['one/*']}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: default, namespace: two}
+spec: {workloadSelector: {labels: {app: x}}, egress: [{hosts: ['./*']}]}
+";
+    let mesh = mesh(&yaml);
+    let of = |app: &str| sidecar(&mesh, "client", "two", "10.9.9.9", json!({"app": app}));
+    assert_eq!(
+        (of("x").scope.services.len(), of("y").scope.services.len()),
+        (0, 1)
+    );
+    assert_ne!(of("x").view_key(&mesh), of("y").view_key(&mesh));
+}

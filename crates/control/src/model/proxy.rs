@@ -121,8 +121,11 @@ impl Proxy {
         self.node.domain.hash(&mut hasher);
         self.node.version.hash(&mut hasher);
         (self.supports_v4(), self.supports_v6()).hash(&mut hasher);
-        self.scope.name.hash(&mut hasher);
-        self.scope.namespace.hash(&mut hasher);
+        // A Sidecar of the root namespace may have the name of one of the proxy's own.
+        let sidecar = self.scope.sidecar.as_ref();
+        sidecar
+            .map(|s| (&s.meta.namespace, &s.meta.name))
+            .hash(&mut hasher);
         self.locality_text().hash(&mut hasher);
         for key in mesh.label_keys() {
             self.labels.get(key).hash(&mut hasher);
