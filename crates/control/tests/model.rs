@@ -429,3 +429,20 @@ spec: {workloadSelector: {labels: {app: x}}, egress: [{hosts: ['./*']}]}
     );
     assert_ne!(of("x").view_key(&mesh), of("y").view_key(&mesh));
 }
+
+#[test]
+fn callers_on_other_nodes_are_another_view_where_the_node_counts() {
+    let keys = |distribution: &str| {
+        let spec = format!("  clusterIP: 10.96.0.1\n  trafficDistribution: {distribution}\n");
+        let yaml = service("a", "one", "10.0.0.1").replace("  clusterIP: 10.96.0.1\n", &spec);
+        let mesh = mesh(&yaml);
+        ["node-a", "node-b"].map(|node| {
+            let more = json!({"NODE_NAME": node});
+            proxy(&mesh, "sidecar", "c", "one", "10.9.9.9", json!({}), more).view_key(&mesh)
+        })
+    };
+    let [a, b] = keys("PreferSameZone");
+    assert_eq!(a, b);
+    let [a, b] = keys("PreferSameNode");
+    assert_ne!(a, b);
+}

@@ -524,14 +524,19 @@ fn label_keys(
     for o in snapshot.wasm_plugins.iter() {
         add(o.spec.selector.as_ref().map(|s| &s.match_labels));
     }
-    let locality = snapshot.mesh.locality_lb_setting.iter();
-    for label in locality.flat_map(|l| &l.failover_priority) {
-        out.insert(
-            label
-                .split_once('=')
-                .map_or(label.as_str(), |(k, _)| k)
-                .to_owned(),
-        );
+    let locality = snapshot
+        .mesh
+        .locality_lb_setting
+        .iter()
+        .flat_map(|l| &l.failover_priority);
+    let zones = snapshot
+        .mesh
+        .zone_aware_lb_setting
+        .iter()
+        .flat_map(|z| &z.failover_priority);
+    for label in locality.chain(zones) {
+        let key = label.split_once('=').map_or(label.as_str(), |(key, _)| key);
+        out.insert(key.to_owned());
     }
     out
 }

@@ -130,8 +130,12 @@ impl Proxy {
         for key in mesh.label_keys() {
             self.labels.get(key).hash(&mut hasher);
         }
+        self.labels
+            .get("topology.istio.io/network")
+            .hash(&mut hasher);
         if mesh.services().any_node_local() {
             self.node.meta("NODE_NAME").hash(&mut hasher);
+            self.labels.get("kubernetes.io/hostname").hash(&mut hasher);
         }
         for (key, value) in self.node.metadata.as_object().into_iter().flatten() {
             let own = PER_PROXY.contains(&key.as_str());

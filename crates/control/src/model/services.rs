@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Labels,
-    service::{ExportTo, Registry, Resolution, Service, visible},
+    service::{ExportTo, Registry, Resolution, Service, TrafficDistribution, visible},
 };
 
 /// All services, the oldest first.
@@ -50,7 +50,8 @@ impl Services {
                     .or_default()
                     .push(service.clone());
             }
-            out.any_node_local |= service.node_local;
+            out.any_node_local |=
+                service.node_local || service.traffic_distribution == TrafficDistribution::SameNode;
             let slot = out.by_host.entry(service.hostname.clone()).or_default();
             let first = slot.get(&service.namespace);
             let replaces = first.is_none_or(|first| {
@@ -133,7 +134,7 @@ impl Services {
         })
     }
 
-    /// Whether some service is served only from the caller's node.
+    /// Whether some service is served only, or first, from the caller's node.
     pub fn any_node_local(&self) -> bool {
         self.any_node_local
     }
