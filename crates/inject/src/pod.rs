@@ -50,7 +50,7 @@ pub fn inject(pod: &Value, owner: &Owner, settings: &Settings) -> Result<Value, 
 }
 
 /// The pod as Kubernetes' types hold it.
-fn normal(pod: &Value) -> Result<Value, Error> {
+pub(crate) fn normal(pod: &Value) -> Result<Value, Error> {
     let mut out = pod.clone();
     for part in ["metadata", "spec"] {
         if !out[part].is_object() {

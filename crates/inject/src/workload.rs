@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Injects the pod of a workload. `None` for objects of other kinds, which stay as they are. A workload that is not to
-/// be injected comes back unchanged and is told in `warnings`, in kube-inject's words.
+/// be injected comes back as Kubernetes prints it and is told in `warnings`, in kube-inject's words.
 pub fn object(
     object: &Value,
     settings: &Settings,

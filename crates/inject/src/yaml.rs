@@ -90,7 +90,12 @@ fn text(s: &str, indent: usize, out: &mut String) {
         && indent > 0
         && s.lines().all(|l| !l.ends_with(' '));
     if !literal {
-        out.push_str(&Value::from(s).to_string());
+        // Single quotes where nothing must be escaped and the text could not be anything else: JSON stays readable.
+        if s.chars().any(|c| c.is_control() || !c.is_ascii()) || other_type(s) {
+            out.push_str(&Value::from(s).to_string());
+        } else {
+            out.push_str(&format!("'{}'", s.replace('\'', "''")));
+        }
         return;
     }
     let body = s.trim_end_matches('\n');
@@ -122,12 +127,21 @@ fn plain(s: &str) -> bool {
         return false;
     }
     let lower = s.to_ascii_lowercase();
-    let words = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
-    let numeric = !first.is_ascii_alphabetic() && {
-        let digits = "0123456789abcdefxo_.:+-tz infa,";
-        lower.chars().all(|c| digits.contains(c))
-    };
-    !words.contains(&lower.as_str()) && !numeric
+    !other_type(s)
+}
+
+/// Whether YAML 1.1 reads a plain text as a number, a truth value, a date or nothing; on the safe side.
+fn other_type(s: &str) -> bool {
+    let lower = s.to_ascii_lowercase();
+    let words = [
+        "y", "n", "yes", "no", "on", "off", "true", "false", "null", "~", "", ".inf", ".nan",
+    ];
+    let unsigned = lower.strip_prefix(['-', '+']).unwrap_or(&lower);
+    let numeric = unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && unsigned
+            .chars()
+            .all(|c| "0123456789abcdefxo_.:+-tz ".contains(c));
+    numeric || words.contains(&lower.as_str()) || words.contains(&unsigned)
 }
 
 #[cfg(test)]
