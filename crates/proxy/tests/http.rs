@@ -661,3 +661,134 @@ fn a_client_that_goes_away_ends_its_request() {
         assert_eq!(mesh.server.store.number("cluster.a.upstream_cx_total"), 2);
     });
 }
+
+#[test]
+fn upgrades_that_a_server_may_ignore_are_ignored() {
+    run(async {
+        // Case 23.
+        let origin = Origin::new(&[OK, OK]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        for offer in ["h2c", "TLS/1.2"] {
+            let answer = mesh
+                .ask(&format!(
+                    "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings, close\r\n\
+                     Upgrade: {offer}\r\nHTTP2-Settings: AAA\r\n\r\n"
+                ))
+                .await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        }
+        for seen in origin.seen() {
+            let seen = seen.to_lowercase();
+            assert!(
+                !seen.contains("upgrade") && !seen.contains("http2-settings"),
+                "{seen}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_reply_to_half_a_request_does_not_make_the_other_half_a_request() {
+    run(async {
+        // Case 26: the body would be a request of its own, past every rule.
+        let origin = Origin::new(&[OK, OK]).await;
+        let mesh = Mesh::new(
+            "          - {match: {path: /ok}, route: {cluster: a}}",
+            "",
+            "",
+            &[("a", origin.port)],
+        )
+        .await;
+        let smuggled = "GET /ok HTTP/1.1\r\nHost: h\r\n\r\n";
+        let mut stream = mesh.connect().await;
+        let head = format!(
+            "POST /denied HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n",
+            smuggled.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            assert_ne!(within(stream.read_buf(&mut answer)).await.unwrap(), 0);
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        let _ = stream.write_all(smuggled.as_bytes()).await;
+        let mut rest = Vec::new();
+        let _ = within(stream.read_to_end(&mut rest)).await;
+        assert_eq!(rest, b"");
+        assert!(origin.seen().is_empty());
+        // A body that is here already is no reason to close.
+        let whole = mesh
+            .ask(
+                "POST /denied HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc\
+                 GET /ok HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+            )
+            .await;
+        assert!(
+            whole.starts_with("HTTP/1.1 404 ") && whole.ends_with("ok"),
+            "{whole}"
+        );
+    });
+}
+
+#[test]
+fn copies_go_to_mirrors_and_change_nothing() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let shadow = Origin::new(&[Act::Say("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")]).await;
+        let routes = "          - {match: {prefix: /}, route: {cluster: a, request_mirror_policies: [{cluster: s, runtime_fraction: {default_value: {numerator: 100}}}]}}";
+        let clusters = [("a", origin.port), ("s", shadow.port)];
+        let mesh = Mesh::new(routes, "", "", &clusters).await;
+        let answer = mesh
+            .ask("POST /x HTTP/1.1\r\nHost: h:8\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+            .await;
+        assert!(answer.ends_with("ok"), "{answer}");
+        within(async {
+            while shadow.seen().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let copy = &shadow.seen()[0];
+        assert!(
+            copy.starts_with("POST /x HTTP/1.1\r\nHost: h-shadow:8\r\n"),
+            "{copy}"
+        );
+        assert!(copy.ends_with("abc"));
+    });
+}
+
+#[test]
+fn preflights_are_answered_for_origins_that_are_allowed() {
+    run(async {
+        let origin = Origin::new(&[OK, OK]).await;
+        let cors = "type.googleapis.com/envoy.extensions.filters.http.cors.v3";
+        let filters = format!("      - {{name: cors, typed_config: {{\"@type\": {cors}.Cors}}}}");
+        let routes = format!(
+            "          - match: {{prefix: /}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{cors: {{\"@type\": {cors}.CorsPolicy, allow_origin_string_match: [{{exact: 'http://good'}}], allow_methods: 'GET,POST', expose_headers: x-e}}}}"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let ask = async |method: &str, from: &str, more: &str| {
+            mesh.ask(&format!(
+                "{method} / HTTP/1.1\r\nHost: h\r\nOrigin: {from}\r\n{more}Connection: close\r\n\r\n"
+            ))
+            .await
+        };
+        let preflight = "Access-Control-Request-Method: POST\r\n";
+        let answer = ask("OPTIONS", "http://good", preflight).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("access-control-allow-methods: GET,POST\r\n"));
+        assert!(origin.seen().is_empty());
+        let answer = ask("GET", "http://good", "").await;
+        assert!(
+            answer.contains("access-control-allow-origin: http://good\r\n"),
+            "{answer}"
+        );
+        assert!(answer.contains("access-control-expose-headers: x-e\r\n"));
+        let answer = ask("GET", "http://bad", "").await;
+        assert!(!answer.contains("access-control-allow-origin") && answer.ends_with("ok"));
+    });
+}

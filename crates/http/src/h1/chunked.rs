@@ -139,22 +139,18 @@ impl Default for ChunkDecoder {
 
 /// The length of the first line without its CRLF; `None` while it is incomplete.
 fn line(bytes: &[u8], limit: usize) -> Result<Option<usize>, Refusal> {
-    match memchr(b'\r', bytes) {
-        Some(at) if at <= limit => match bytes.get(at + 1) {
-            Some(b'\n') if memchr(b'\n', &bytes[..at]).is_none() => Ok(Some(at)),
-            None => Ok(None),
-            Some(_) => Err(Refusal::CODEC),
-        },
-        Some(_) => Err(Refusal {
-            status: 413,
-            detail: "http1.chunk_overhead",
-        }),
-        None if bytes.len() > limit => Err(Refusal {
-            status: 413,
-            detail: "http1.chunk_overhead",
-        }),
-        None if memchr(b'\n', bytes).is_some() => Err(Refusal::CODEC),
+    let end = memchr(b'\r', bytes);
+    let text = &bytes[..end.unwrap_or(bytes.len())];
+    if memchr(b'\n', text).is_some() {
+        return Err(Refusal::CODEC);
+    }
+    if text.len() > limit {
+        return Err(Refusal { status: 413, detail: "http1.chunk_overhead" });
+    }
+    match end.and_then(|end| bytes.get(end + 1)) {
         None => Ok(None),
+        Some(b'\n') => Ok(Some(text.len())),
+        Some(_) => Err(Refusal::CODEC),
     }
 }
 
