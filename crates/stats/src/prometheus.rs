@@ -13,12 +13,14 @@ use crate::{
 /// extensions register.
 const NAMESPACES: [&str; 2] = ["istiocustom.", "wasmcustom."];
 
+/// The kind of a name, and the stats that share it.
+type Family<'a> = (&'static str, Vec<(Tagged, &'a Sample)>);
+
 impl Store {
     /// All stats that the query takes, grouped by name with one `# TYPE` line each. Texts have no Prometheus form.
     pub fn prometheus(&self, query: &Query) -> String {
         let samples = self.samples();
-        let mut families: BTreeMap<String, (&'static str, Vec<(Tagged, &Sample)>)> =
-            BTreeMap::new();
+        let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
         for sample in samples.iter().filter(|sample| query.take(sample)) {
             let kind = match sample.value {
                 Value::Counter(_) => "counter",
@@ -147,7 +149,9 @@ mod tests {
     fn histograms_are_cumulative() {
         let store = Store::default();
         let histogram = store.stats().histogram("cluster.a.upstream_rq_time");
-        [1, 3, 7, 5000].map(|value| histogram.record(value));
+        for value in [1, 3, 7, 5000] {
+            histogram.record(value);
+        }
         let text = store.prometheus(&Query::default());
         for line in [
             "envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name=\"a\",le=\"0.5\"} 0",

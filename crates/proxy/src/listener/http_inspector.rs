@@ -4,7 +4,7 @@
 
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Peek {
+pub(super) enum Peek {
     /// Could still become a request: look again when there is more.
     More,
     /// Something else.
@@ -19,7 +19,7 @@ pub enum Peek {
 
 impl Peek {
     /// The name that filter chains use (`application_protocols`).
-    pub fn protocol(self) -> Option<&'static str> {
+    pub(super) fn protocol(self) -> Option<&'static str> {
         match self {
             Self::Http10 => Some("http/1.0"),
             Self::Http11 => Some("http/1.1"),
@@ -30,7 +30,7 @@ impl Peek {
 }
 
 /// How much of a request line is looked at before it counts as something else: Envoy's limit.
-pub const MAX_REQUEST_LINE: usize = 64 * 1024;
+pub(super) const MAX_REQUEST_LINE: usize = 64 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -73,7 +73,7 @@ const METHODS: &[&str] = &[
 ];
 
 /// Looks at the first bytes of a connection.
-pub fn peek(bytes: &[u8]) -> Peek {
+pub(super) fn peek(bytes: &[u8]) -> Peek {
     if bytes.starts_with(PREFACE) {
         return Peek::Http2;
     }

@@ -29,7 +29,7 @@ pub(crate) struct NetworkChain {
 #[derive(Debug)]
 enum Terminal {
     Http(Rc<http::ConnectionManager>),
-    Tcp(TcpProxy),
+    Tcp(Box<TcpProxy>),
     /// No terminal filter: Envoy closes such a connection at once.
     Close,
 }
@@ -44,7 +44,8 @@ impl NetworkChain {
                     terminal = Terminal::Http(Rc::new(http::ConnectionManager::new(plan, worker)));
                 }
                 NetworkFilterConfig::TcpProxy(plan) => {
-                    terminal = Terminal::Tcp(TcpProxy::new(plan, istio_stats.take(), worker));
+                    terminal =
+                        Terminal::Tcp(Box::new(TcpProxy::new(plan, istio_stats.take(), worker)));
                 }
                 NetworkFilterConfig::IstioStats(plan) => {
                     istio_stats = Some(IstioTcpStats::new(plan.clone(), worker));
