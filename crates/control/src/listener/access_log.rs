@@ -270,7 +270,6 @@ pub fn open_telemetry(
                 .map(|(key, value)| KeyValue {
                     key: (*key).clone(),
                     value: Some(string(value)),
-                    ..Default::default()
                 })
                 .collect(),
         }),
@@ -424,7 +423,6 @@ fn http_grpc(
 fn tcp_grpc(common: CommonGrpcAccessLogConfig) -> AccessLog {
     let config = TcpGrpcAccessLogConfig {
         common_config: Some(common),
-        ..Default::default()
     };
     log(TCP_GRPC, any::pack(&config))
 }

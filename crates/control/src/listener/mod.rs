@@ -67,11 +67,19 @@ pub fn outbound(mesh: &Mesh, proxy: &Proxy) -> Vec<Shared> {
     let of_pods: Vec<_> = out.iter().map(|b| b.of_pod.clone()).collect();
     let patch = |resource| envoy_filter::listeners(mesh, proxy, vec![resource]).pop();
     let added = envoy_filter::added_listeners(mesh, proxy, false);
-    let added = added.into_iter().map(|resource| Shared { resource, of_pod: None });
+    let added = added.into_iter().map(|resource| Shared {
+        resource,
+        of_pod: None,
+    });
     resources(&context, out)
         .into_iter()
         .zip(of_pods)
-        .filter_map(|(resource, of_pod)| Some(Shared { resource: patch(resource)?, of_pod }))
+        .filter_map(|(resource, of_pod)| {
+            Some(Shared {
+                resource: patch(resource)?,
+                of_pod,
+            })
+        })
         .chain(added)
         .collect()
 }

@@ -515,7 +515,7 @@ fn finish(context: &Context<'_>, entry: Entry) -> Built {
 
 /// Connections are spread evenly over the workers, at a price.
 pub fn exact_balance(on: bool) -> Option<ConnectionBalanceConfig> {
-    on.then(|| ConnectionBalanceConfig {
+    on.then_some(ConnectionBalanceConfig {
         balance_type: Some(BalanceType::ExactBalance(ExactBalance {})),
     })
 }

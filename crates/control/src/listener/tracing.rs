@@ -78,7 +78,7 @@ pub fn sample(tracing: &mut Tracing, percent: f64) {
 /// `ProxyConfig.tracing.sampling`; more than all counts as unset.
 pub fn proxy_config_sampling(config: &ProxyConfig) -> f64 {
     match config.tracing.as_ref().map_or(0.0, |t| t.sampling) {
-        unset if unset == 0.0 => DEFAULT_SAMPLING,
+        0.0 => DEFAULT_SAMPLING,
         s if s > 100.0 => DEFAULT_SAMPLING,
         s => s,
     }

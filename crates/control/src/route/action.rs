@@ -196,7 +196,6 @@ pub fn hash_policy(lb: &ConsistentHashLb) -> Option<HashPolicy> {
         HashKey::UseSourceIp(source_ip) => {
             P::ConnectionProperties(hash_policy::ConnectionProperties {
                 source_ip: *source_ip,
-                ..Default::default()
             })
         }
         HashKey::HttpQueryParameterName(name) => {

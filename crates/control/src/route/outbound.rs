@@ -371,7 +371,7 @@ fn group_of_service<'a>(context: &Context<'_>, service: &'a Service, port: &Port
     let env = &context.env;
     let mut route = default_outbound(&cluster, operation, env.mesh, env.compat);
     let hash = service_hash(context, service, port.number);
-    let policy = hash.as_ref().and_then(|h| action::hash_policy(h));
+    let policy = hash.as_ref().and_then(action::hash_policy);
     if let Some(route::Action::Route(action)) = &mut route.action {
         action.hash_policy.extend(policy);
     }

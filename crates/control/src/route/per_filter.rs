@@ -77,7 +77,6 @@ fn delay(d: &Delay) -> Option<FaultDelay> {
     Some(FaultDelay {
         percentage: Some(percentage),
         fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(fixed)),
-        ..Default::default()
     })
 }
 

@@ -233,7 +233,6 @@ impl Applied<'_> {
                     timeout: Some(z.timeout.unwrap_or(ZIPKIN_TIMEOUT)),
                 }),
                 request_headers_to_add: headers(&z.headers),
-                ..Default::default()
             });
         } else {
             out.collector_cluster = to.cluster.clone();
@@ -267,7 +266,6 @@ fn open_telemetry(
                 timeout: http.timeout,
             }),
             request_headers_to_add: headers(&http.headers),
-            ..Default::default()
         });
     } else {
         let mut service = grpc(to);
