@@ -15,8 +15,11 @@ use nix::{
 
 use crate::{
     error::{Doing, Error, Result},
-    pod::{image::Images, process::signal_namespace, root::directory},
-    state::{StateDir, Status, process_start},
+    pod::{
+        image::Images,
+        root::{MARKER, directory},
+    },
+    state::{StateDir, Status, process_start, processes},
 };
 
 /// Starts a mesh of a folder and waits until its pods are ready.
@@ -144,15 +147,27 @@ pub(crate) fn down(state: &StateDir) -> Result<()> {
         }
     }
     // Usually there is nobody left: every process of a pod dies with the supervisor.
-    for pod in &status.pods {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while signal_namespace("net", pod.net_namespace, Signal::SIGKILL) > 0
-            && Instant::now() < deadline
-        {
-            sleep(Duration::from_millis(20));
-        }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while kill_left_over(state) > 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(20));
     }
     clean_up(state)
+}
+
+/// Kills processes that still run in this mesh's pods; returns how many there were. Numbers of namespaces are used again
+/// by the kernel, so a process is known by what stands in its root file system.
+fn kill_left_over(state: &StateDir) -> usize {
+    let bin = state.bin();
+    let ours = |pid: &i32| {
+        let marker = format!("/proc/{pid}/root{MARKER}");
+        fs::read(marker).is_ok_and(|text| text == bin.as_os_str().as_encoded_bytes())
+    };
+    let left: Vec<i32> = processes().into_iter().filter(ours).collect();
+    for pid in &left {
+        // It may have ended by itself meanwhile.
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    left.len()
 }
 
 /// Removes what a mesh writes below its state folder, and the folder where nothing else is in it.

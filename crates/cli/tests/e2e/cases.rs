@@ -37,6 +37,7 @@ pub(crate) const CASES: &[Case] = &[
     ("grpc_unary_and_streaming", grpc_unary_and_streaming),
     ("pods_without_a_sidecar_take_part", pods_without_a_sidecar_take_part),
     ("an_unready_endpoint_gets_nothing", an_unready_endpoint_gets_nothing),
+    ("edits_lose_no_request", edits_lose_no_request),
     ("a_bad_file_keeps_the_last_good_state", a_bad_file_keeps_the_last_good_state),
     ("a_crashed_app_comes_back", a_crashed_app_comes_back),
     ("traffic_outlives_the_control_plane", traffic_outlives_the_control_plane),
@@ -256,6 +257,39 @@ fn a_bad_file_keeps_the_last_good_state(mesh: &Mesh) {
     eventually("the mistake is forgotten", Duration::from_secs(10), || {
         mesh.status()["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
     });
+}
+
+fn edits_lose_no_request(mesh: &Mesh) {
+    let path = mesh.folder.path().join("rules.yaml");
+    let good = fs::read_to_string(&path).expect("the rules");
+    let other = good.replacen("weight: 80", "weight: 50", 1).replacen("weight: 20", "weight: 50", 1);
+    assert_ne!(good, other);
+    let (edited, calls) = std::thread::scope(|scope| {
+        let editor = scope.spawn(|| {
+            for i in 0..500 {
+                fs::write(&path, if i % 2 == 0 { &other } else { &good }).expect("write the rules");
+                // Now and then an endpoint comes or goes as well.
+                if i % 50 == 0 {
+                    let change = if i % 100 == 0 { "rm -f /tmp/ready" } else { "touch /tmp/ready" };
+                    mesh.output(&["local", "exec", "-n", "shop", "half-unready", "--", "sh", "-c", change]);
+                }
+                // Fast enough to overlap with pushes, slow enough that many of them happen.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut calls = 0;
+        while !editor.is_finished() {
+            for url in ["http://weighted.shop/", "http://half.shop/"] {
+                let summary = mesh.call(CLIENT, &["-n", "200", "--concurrency", "4", "--summary", url]);
+                assert_eq!(summary["statuses"], json!({"200": 200}), "{url}: {summary}");
+                calls += 200;
+            }
+        }
+        (editor.join().is_ok(), calls)
+    });
+    fs::write(&path, &good).expect("write the rules");
+    assert!(edited && calls >= 800, "only {calls} calls were made");
+    println!("  {calls} calls during 500 edits");
 }
 
 fn pid_of(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {

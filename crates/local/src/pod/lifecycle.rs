@@ -256,7 +256,6 @@ impl Pod {
                     let probe = |field| Probe::read(&pod, container, field).map_err(fail);
                     let hook = |field: &str| match &container["lifecycle"][field] {
                         Value::Null => Ok(None),
-                        value if value["sleep"].is_object() => Ok(None),
                         value => probe::action(&pod, container, value)
                             .map(Some)
                             .map_err(|e| fail(format!("{field}: {e}"))),

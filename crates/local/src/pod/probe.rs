@@ -26,6 +26,8 @@ pub(crate) enum Action {
     Exec {
         command: Vec<String>,
     },
+    /// Of hooks only: wait.
+    Sleep(Duration),
 }
 
 /// A probe with Kubernetes' defaults filled in.
@@ -51,6 +53,9 @@ impl Probe {
             return Ok(None);
         }
         let action = action(pod, container, probe).map_err(|e| format!("{field}: {e}"))?;
+        if matches!(action, Action::Sleep(_)) {
+            return Err(format!("{field}: sleep is for lifecycle hooks: write httpGet, tcpSocket or exec"));
+        }
         let number = |name: &str, default: u64| probe[name].as_u64().unwrap_or(default);
         Ok(Some(Self {
             action,
@@ -125,6 +130,9 @@ pub(crate) fn action(pod: &Value, container: &Value, value: &Value) -> Result<Ac
             Ok(Action::Exec { command })
         };
     }
+    if let Some(seconds) = value["sleep"]["seconds"].as_u64() {
+        return Ok(Action::Sleep(Duration::from_secs(seconds)));
+    }
     if value["grpc"].is_object() {
         return Err(
             "grpc is asked only through a sidecar's rewritten probe: use tcpSocket or exec"
@@ -157,6 +165,10 @@ pub(crate) async fn ask(action: &Action, address: Ipv4Addr, limit: Duration) -> 
                 } else {
                     Err(format!("GET http://{target}:{port}{path}: status {status}"))
                 }
+            }
+            Action::Sleep(duration) => {
+                tokio::time::sleep(*duration).await;
+                Ok(())
             }
             Action::Exec { .. } => Err("a command is not asked over the network".to_owned()),
         }

@@ -43,6 +43,10 @@ pub(crate) fn build(spec: &HoldSpec) -> Result<()> {
     ] {
         directory(&root.join(dir), mode)?;
     }
+    // By this `down` knows the processes of a mesh whose supervisor has gone.
+    let marker = root.join(MARKER.trim_start_matches('/'));
+    fs::write(&marker, spec.bin.as_os_str().as_encoded_bytes())
+        .doing(|| format!("write {}", marker.display()))?;
     symlink("/run", root.join("var/run")).doing(|| "link /var/run".to_owned())?;
     for name in ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
         let source = Path::new("/").join(name);
@@ -123,6 +127,9 @@ fn etc(spec: &HoldSpec) -> Result<()> {
     }
     Ok(())
 }
+
+/// A file in every pod that names the mesh it belongs to, by its folder of programs.
+pub(crate) const MARKER: &str = "/run/.outrigger-mesh";
 
 /// Makes a folder with exactly these rights, whatever the umask.
 pub(crate) fn directory(path: &Path, mode: u32) -> Result<()> {
