@@ -35,7 +35,8 @@ use crate::{
         services::{self, VirtualPort},
     },
     objects::{
-        Key, document,
+        Key,
+        document::{self, SourceFile},
         publish::Publisher,
         service::{Backend, port_name},
         text,
@@ -177,15 +178,18 @@ impl Mesh {
         });
         let edited = Rc::new(Notify::new());
         let _watch = watch_folder(&self.folder, edited.clone())?;
-        self.read_folder();
+        self.read_folder().await;
         self.step().await?;
         loop {
             let context = self.context.clone();
             tokio::select! {
                 () = edited.notified() => {
                     // An editor writes in several steps: wait until it has been quiet for a moment.
-                    while tokio::time::timeout(QUIET, edited.notified()).await.is_ok() {}
-                    self.read_folder();
+                    let patience = tokio::time::Instant::now() + PATIENCE;
+                    while tokio::time::Instant::now() < patience
+                        && tokio::time::timeout(QUIET, edited.notified()).await.is_ok()
+                    {}
+                    self.read_folder().await;
                 }
                 () = context.changed.notified() => sleep(GATHER).await,
                 _ = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => break,
@@ -204,8 +208,18 @@ impl Mesh {
         Ok(())
     }
 
-    fn read_folder(&mut self) {
-        match document::read_folder(&self.folder) {
+    async fn read_folder(&mut self) {
+        let mut files = document::read_folder(&self.folder);
+        // A file that was emptied this very moment is being written: its content comes in a moment.
+        for _ in 0..10 {
+            let half_written = files.as_ref().is_ok_and(|files| files.iter().any(|f| self.is_being_written(f)));
+            if !half_written {
+                break;
+            }
+            sleep(QUIET).await;
+            files = document::read_folder(&self.folder);
+        }
+        match files {
             Ok(files) => {
                 let world = self.builder.build(&files, &self.world);
                 for problem in world
@@ -227,6 +241,11 @@ impl Mesh {
                 }
             }
         }
+    }
+
+    fn is_being_written(&self, file: &SourceFile) -> bool {
+        let had_content = self.world.files.get(&file.path).is_some_and(|t| !t.trim().is_empty());
+        file.text.trim().is_empty() && had_content
     }
 
     /// Brings everything in step with the folder and with what the pods report.
@@ -549,6 +568,8 @@ fn watch_folder(folder: &Path, edited: Rc<Notify>) -> Result<JoinHandle<()>> {
 
 /// How long the folder must be quiet before it is read.
 const QUIET: Duration = Duration::from_millis(40);
+/// How long is waited for quiet at most: somebody may write all the time.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How long changes of pods are gathered before they are published.
 const GATHER: Duration = Duration::from_millis(20);
 /// What containers get when the whole mesh ends.

@@ -267,7 +267,9 @@ fn edits_lose_no_request(mesh: &Mesh) {
     let (edited, calls) = std::thread::scope(|scope| {
         let editor = scope.spawn(|| {
             for i in 0..500 {
-                fs::write(&path, if i % 2 == 0 { &other } else { &good }).expect("write the rules");
+                let next = path.with_extension("next");
+                fs::write(&next, if i % 2 == 0 { &other } else { &good }).expect("write the rules");
+                fs::rename(&next, &path).expect("replace the rules");
                 // Now and then an endpoint comes or goes as well.
                 if i % 50 == 0 {
                     let change = if i % 100 == 0 { "rm -f /tmp/ready" } else { "touch /tmp/ready" };
