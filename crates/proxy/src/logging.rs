@@ -60,7 +60,7 @@ const LEVELS: [(LogLevel, &str); 7] = [
 /// sets them works; nothing logs under them.
 const COMPONENTS: &[(&str, &[&str])] = &[
     ("admin", &["admin"]),
-    ("config", &["xds", "plan", "bootstrap"]),
+    ("config", &["discovery", "plan", "bootstrap"]),
     ("conn_handler", &["listener"]),
     ("filter", &["network", "filter"]),
     ("http", &["http"]),

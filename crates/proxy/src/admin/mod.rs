@@ -80,7 +80,7 @@ pub fn start(admin: Admin, address: &Address) -> io::Result<Address> {
 
 /// Out of file descriptors: others will close some.
 async fn pause(error: &io::Error) {
-    tracing::warn!(target: "admin", "accept: {error}");
+    tracing::warn!("accept: {error}");
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
 }
 
@@ -291,7 +291,9 @@ impl Admin {
             return Answer::text(message).status(404);
         };
         if *mutates && *method != Method::POST {
-            tracing::error!(target: "admin", "admin path \"{path}\" mutates state, method={method} rather than POST");
+            tracing::error!(
+                "admin path \"{path}\" mutates state, method={method} rather than POST"
+            );
             let message =
                 format!("Invalid request; \"{path}\" mutates state: use POST (curl -X POST)\n");
             return Answer::text(message).status(405);

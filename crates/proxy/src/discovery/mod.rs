@@ -15,3 +15,6 @@ pub use truth::{Apply, Config, Entry, ErrorState, Failure, Phase, Truth, Version
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod live_tests;

@@ -109,9 +109,9 @@ impl Discovery {
         loop {
             match self.stream(&ads, &connected, &mut backoff).await {
                 Ok(()) => {
-                    tracing::info!(target: "config", "the control plane closed the ADS stream")
+                    tracing::info!("the control plane closed the ADS stream")
                 }
-                Err(error) => tracing::warn!(target: "config", "{error}"),
+                Err(error) => tracing::warn!("{error}"),
             }
             connected.set(0);
             self.session.disconnected();
@@ -171,7 +171,7 @@ impl Discovery {
             .collect();
         let mut connection = connect(&target, self.session.mode(), &headers, first).await?;
         connected.set(1);
-        tracing::info!(target: "config", "ADS stream to {target:?} is open");
+        tracing::info!("ADS stream to {target:?} is open");
         loop {
             while let Some(request) = self.session.next_request() {
                 if connection.requests.send(request).is_err() {
@@ -223,10 +223,10 @@ impl Discovery {
             }
         }
         if let Some(why) = &received.malformed {
-            tracing::warn!(target: "config", "{} refused: {why}", short(&received.type_url));
+            tracing::warn!("{} refused: {why}", short(&received.type_url));
         }
         for (name, why) in &errors {
-            tracing::warn!(target: "config", "{} {name} refused: {why}", short(&received.type_url));
+            tracing::warn!("{} {name} refused: {why}", short(&received.type_url));
         }
         self.session.answer(received, &errors);
         self.follow();
@@ -250,7 +250,7 @@ impl Discovery {
         }
         for failure in self.truth.borrow_mut().take_failures() {
             let kind = short(failure.type_url);
-            tracing::error!(target: "config", "{kind} {}: {}", failure.name, failure.details);
+            tracing::error!("{kind} {}: {}", failure.name, failure.details);
         }
         if self.server.bootstrap.ads.is_some() {
             self.session.watch(EDS, Want::Names(eds));

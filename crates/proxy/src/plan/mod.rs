@@ -27,7 +27,7 @@ pub mod listener;
 pub mod matcher;
 pub mod metadata;
 pub mod network;
-mod read;
+pub(crate) mod read;
 pub mod regex;
 pub mod retry;
 pub mod route;

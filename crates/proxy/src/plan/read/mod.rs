@@ -83,4 +83,4 @@ impl TryFrom<&bootstrap_pb::Bootstrap> for Bootstrap {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -35,7 +35,12 @@ const LATER: &[&str] = &[
     "config_discovery",
 ];
 
-fn conformance() -> Option<PathBuf> {
+/// Whether a mistake names an extension of a later version.
+pub(crate) fn is_later(text: &str) -> bool {
+    LATER.iter().any(|l| text.contains(l))
+}
+
+pub(crate) fn conformance() -> Option<PathBuf> {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
     let root =
         std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(|| default.into(), PathBuf::from);
@@ -51,7 +56,7 @@ fn conformance() -> Option<PathBuf> {
     None
 }
 
-fn answers(root: &Path) -> Vec<(String, Value)> {
+pub(crate) fn answers(root: &Path) -> Vec<(String, Value)> {
     let mut list = Vec::new();
     for scenario in std::fs::read_dir(root.join("istiod-xds"))
         .expect("readable")
