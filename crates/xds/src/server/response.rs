@@ -66,6 +66,11 @@ impl Response {
         self.segments.iter().map(Bytes::len).sum()
     }
 
+    /// The pieces of the message, in order.
+    pub(super) fn into_segments(self) -> Vec<Bytes> {
+        self.segments
+    }
+
     /// Writes the message.
     pub fn encode(&self, out: &mut impl BufMut) {
         for segment in &self.segments {

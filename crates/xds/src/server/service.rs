@@ -1,6 +1,7 @@
-//! tonic adaptor: the ADS service, with a codec that writes responses from shared bytes.
+//! tonic adaptor: the ADS service, with a body that sends responses from shared bytes.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     future::Future,
     marker::PhantomData,
@@ -9,13 +10,16 @@ use std::{
     task::{Context, Poll},
 };
 
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body::Frame;
 use prost::Message;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{
-    Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    server::{Grpc, NamedService, StreamingService},
+    Status, Streaming,
+    codec::{DecodeBuf, Decoder},
+    metadata::MetadataMap,
+    server::NamedService,
 };
 
 use super::{Request, Response};
@@ -82,26 +86,10 @@ impl<H: Handler> tower::Service<http::Request<tonic::body::Body>> for Service<H>
                 .to_owned();
             Ok(match method.as_str() {
                 "DeltaAggregatedResources" => {
-                    let method = Method {
-                        handler,
-                        mode: Mode::Delta,
-                        request: PhantomData,
-                    };
-                    Grpc::new(SharedCodec::<DeltaDiscoveryRequest>::default())
-                        .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX))
-                        .streaming(method, request)
-                        .await
+                    serve::<_, DeltaDiscoveryRequest>(&*handler, Mode::Delta, request).await
                 }
                 "StreamAggregatedResources" => {
-                    let method = Method {
-                        handler,
-                        mode: Mode::Sotw,
-                        request: PhantomData,
-                    };
-                    Grpc::new(SharedCodec::<DiscoveryRequest>::default())
-                        .apply_max_message_size_config(Some(MAX_REQUEST), Some(usize::MAX))
-                        .streaming(method, request)
-                        .await
+                    serve::<_, DiscoveryRequest>(&*handler, Mode::Sotw, request).await
                 }
                 other => Status::unimplemented(format!("no method {other}")).into_http(),
             })
@@ -109,69 +97,125 @@ impl<H: Handler> tower::Service<http::Request<tonic::body::Body>> for Service<H>
     }
 }
 
+async fn serve<H: Handler, R>(
+    handler: &H,
+    mode: Mode,
+    request: http::Request<tonic::body::Body>,
+) -> http::Response<tonic::body::Body>
+where
+    R: Message + Default + Into<Request> + Send + 'static,
+{
+    let (parts, body) = request.into_parts();
+    let requests = Streaming::new_request(
+        RequestDecoder::<R>(PhantomData),
+        body,
+        None,
+        Some(MAX_REQUEST),
+    );
+    let incoming: Incoming = Box::pin(requests.map(|r| r.map(Into::into)));
+    let metadata = MetadataMap::from_headers(parts.headers);
+    let request = tonic::Request::from_parts(metadata, parts.extensions, incoming);
+    match handler.open(mode, request).await {
+        Ok(responses) => {
+            let mut response =
+                http::Response::new(tonic::body::Body::new(ResponseBody::new(responses)));
+            let content_type = http::HeaderValue::from_static("application/grpc");
+            response
+                .headers_mut()
+                .insert(http::header::CONTENT_TYPE, content_type);
+            response
+        }
+        Err(status) => status.into_http(),
+    }
+}
+
 /// A request lists names at most: 64 MiB is far above a million of them.
 const MAX_REQUEST: usize = 64 << 20;
 
-struct Method<H, R> {
-    handler: Arc<H>,
-    mode: Mode,
-    request: PhantomData<R>,
+/// Responses as gRPC frames, made piece by piece as the client takes them. tonic's own encoder would write each message
+/// to a buffer of its own and keep the largest for the life of the stream: a megabyte for every proxy of a large mesh.
+struct ResponseBody {
+    responses: Responses,
+    pending: VecDeque<Bytes>,
+    ended: bool,
 }
 
-impl<H, R> StreamingService<R> for Method<H, R>
-where
-    H: Handler,
-    R: Into<Request> + Send + 'static,
-{
-    type Response = Response;
-    type ResponseStream = Responses;
-    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<Responses>, Status>> + Send>>;
+impl ResponseBody {
+    fn new(responses: Responses) -> Self {
+        Self {
+            responses,
+            pending: VecDeque::new(),
+            ended: false,
+        }
+    }
 
-    fn call(&mut self, request: tonic::Request<tonic::Streaming<R>>) -> Self::Future {
-        let (handler, mode) = (self.handler.clone(), self.mode);
-        Box::pin(async move {
-            let request = request.map(|s| -> Incoming { Box::pin(s.map(|r| r.map(Into::into))) });
-            handler.open(mode, request).await.map(tonic::Response::new)
-        })
+    /// The next piece: small segments together, large ones as they are.
+    fn piece(&mut self) -> Option<Bytes> {
+        let first = self.pending.pop_front()?;
+        if first.len() >= PIECE || self.pending.is_empty() {
+            return Some(first);
+        }
+        let mut piece = BytesMut::with_capacity(PIECE);
+        piece.put_slice(&first);
+        while let Some(next) = self.pending.front()
+            && piece.len() + next.len() <= PIECE
+        {
+            piece.put_slice(next);
+            self.pending.pop_front();
+        }
+        Some(piece.freeze())
     }
 }
 
-struct SharedCodec<R>(PhantomData<R>);
-
-impl<R> Default for SharedCodec<R> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<R: Message + Default + Send + 'static> Codec for SharedCodec<R> {
-    type Encode = Response;
-    type Decode = R;
-    type Encoder = ResponseEncoder;
-    type Decoder = RequestDecoder<R>;
-
-    fn encoder(&mut self) -> ResponseEncoder {
-        ResponseEncoder
-    }
-
-    fn decoder(&mut self) -> RequestDecoder<R> {
-        RequestDecoder(PhantomData)
-    }
-}
-
-#[derive(Debug)]
-struct ResponseEncoder;
-
-impl Encoder for ResponseEncoder {
-    type Item = Response;
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, response: Response, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(response.encoded_len());
-        response.encode(out);
-        Ok(())
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(piece) = this.piece() {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            let status = match this.responses.as_mut().poll_next(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(response))) => match message_head(&response) {
+                    Ok(head) => {
+                        this.pending.push_back(head);
+                        this.pending.extend(response.into_segments());
+                        continue;
+                    }
+                    Err(status) => status,
+                },
+                Poll::Ready(Some(Err(status))) => status,
+                Poll::Ready(None) => Status::ok(""),
+            };
+            this.ended = true;
+            let mut trailers = http::HeaderMap::new();
+            status.add_header(&mut trailers)?;
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
     }
 }
+
+/// gRPC's five bytes before a message: not compressed, and the length.
+fn message_head(response: &Response) -> Result<Bytes, Status> {
+    let length = u32::try_from(response.encoded_len())
+        .map_err(|_| Status::resource_exhausted("a response of more than 4 GiB"))?;
+    let mut head = BytesMut::with_capacity(5);
+    head.put_u8(0);
+    head.put_u32(length);
+    Ok(head.freeze())
+}
+
+/// One HTTP/2 frame of the default size.
+const PIECE: usize = 16 << 10;
 
 #[derive(Debug)]
 struct RequestDecoder<R>(PhantomData<R>);
