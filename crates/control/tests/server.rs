@@ -20,7 +20,7 @@ use proto::{
     Struct, Value,
     envoy::{
         config::core::v3::Node,
-        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest},
     },
     google::rpc::Status,
     prost_types::value::Kind,
@@ -43,6 +43,7 @@ struct Mesh {
     dir: TempDir,
     grpc: SocketAddr,
     pages: SocketAddr,
+    server: Arc<Server>,
 }
 
 impl Mesh {
@@ -65,8 +66,13 @@ impl Mesh {
         tokio::spawn(serving);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let pages = listener.local_addr().unwrap();
-        tokio::spawn(axum::serve(listener, debug::router(server)).into_future());
-        Mesh { dir, grpc, pages }
+        tokio::spawn(axum::serve(listener, debug::router(server.clone())).into_future());
+        Mesh {
+            dir,
+            grpc,
+            pages,
+            server,
+        }
     }
 
     /// Replaces a file at once, as a careful editor does.
@@ -102,28 +108,20 @@ struct Proxy {
 
 impl Proxy {
     async fn connect(mesh: &Mesh, pod: &str, ip: &str) -> Proxy {
-        let text = |t: &str| Value {
-            kind: Some(Kind::StringValue(t.to_owned())),
-        };
-        let fields = [
-            ("NAMESPACE", "default"),
-            ("CLUSTER_ID", "Kubernetes"),
-            ("ISTIO_VERSION", "1.30.0"),
-            ("INSTANCE_IPS", ip),
-        ];
-        let node = Node {
-            id: format!("sidecar~{ip}~{pod}.default~default.svc.cluster.local"),
-            metadata: Some(Struct {
-                fields: fields
-                    .iter()
-                    .map(|(k, v)| ((*k).to_owned(), text(v)))
-                    .collect(),
-            }),
-            ..Node::default()
-        };
+        Self::connect_with(mesh, pod, ip, BTreeMap::new()).await
+    }
+
+    /// `held`: names and versions that it has from an earlier stream.
+    async fn connect_with(
+        mesh: &Mesh,
+        pod: &str,
+        ip: &str,
+        held: BTreeMap<String, String>,
+    ) -> Proxy {
         let first = DeltaDiscoveryRequest {
-            node: Some(node),
+            node: Some(node(pod, ip)),
             type_url: CDS.into(),
+            initial_resource_versions: held,
             ..Default::default()
         };
         let target = Target::Tcp(mesh.grpc.to_string());
@@ -213,6 +211,28 @@ impl Proxy {
 
     fn holds(&self, type_url: &str, name: &str) -> bool {
         self.held.get(type_url).is_some_and(|h| h.contains(name))
+    }
+}
+
+fn node(pod: &str, ip: &str) -> Node {
+    let text = |t: &str| Value {
+        kind: Some(Kind::StringValue(t.to_owned())),
+    };
+    let fields = [
+        ("NAMESPACE", "default"),
+        ("CLUSTER_ID", "Kubernetes"),
+        ("ISTIO_VERSION", "1.30.0"),
+        ("INSTANCE_IPS", ip),
+    ];
+    Node {
+        id: format!("sidecar~{ip}~{pod}.default~default.svc.cluster.local"),
+        metadata: Some(Struct {
+            fields: fields
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), text(v)))
+                .collect(),
+        }),
+        ..Node::default()
     }
 }
 
@@ -467,4 +487,92 @@ async fn a_stream_without_a_node_is_refused() {
     let status = stream.message().await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
     assert!(status.message().contains("node"), "{status}");
+}
+
+#[tokio::test]
+async fn proxies_of_one_view_share_every_byte() {
+    let mesh = two_services().await;
+    let names = [cluster("a"), cluster("b")];
+    let mut proxies = Vec::new();
+    for i in 1..=3 {
+        let mut proxy = Proxy::connect(&mesh, &format!("p{i}"), &format!("10.9.0.{i}")).await;
+        proxy.warm_up(&[&names[0], &names[1]], &["8080"]).await;
+        proxies.push(proxy);
+    }
+    let connections = mesh.server.connections();
+    assert_eq!(connections.len(), 3);
+    let [first, others @ ..] = &connections[..] else {
+        panic!("three streams")
+    };
+    for other in others {
+        for type_url in [EDS, RDS] {
+            let (a, b) = (first.sent(type_url).unwrap(), other.sent(type_url).unwrap());
+            assert!(Arc::ptr_eq(&a, &b), "{type_url}: one set for all");
+        }
+        for (type_url, name) in [(CDS, names[0].as_str()), (LDS, "virtualOutbound")] {
+            let (a, b) = (first.sent(type_url).unwrap(), other.sent(type_url).unwrap());
+            assert!(
+                Arc::ptr_eq(a.find(name).unwrap(), b.find(name).unwrap()),
+                "{name}: one copy for all"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_comes_back_is_sent_only_what_it_does_not_hold() {
+    let mesh = two_services().await;
+    let mut proxy = Proxy::connect(&mesh, "p", "10.9.0.1").await;
+    let cds = proxy.next().await;
+    let held: std::collections::BTreeMap<String, String> = cds
+        .resources
+        .iter()
+        .map(|r| (r.name.clone(), r.version.clone()))
+        .collect();
+    drop(proxy);
+    // Another control plane over the same objects: versions are hashes of the content.
+    let other = two_services().await;
+    let mut proxy = Proxy::connect_with(&other, "p", "10.9.0.1", held).await;
+    let cds = proxy.next().await;
+    assert_eq!((cds.type_url.as_str(), names(&cds)), (CDS, vec![]));
+}
+
+#[tokio::test]
+async fn the_state_of_the_world_is_spoken_too() {
+    let mesh = two_services().await;
+    let request = |type_url: &str, names: &[&str]| DiscoveryRequest {
+        node: Some(node("p", "10.9.0.1")),
+        type_url: type_url.into(),
+        resource_names: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..Default::default()
+    };
+    let target = Target::Tcp(mesh.grpc.to_string());
+    let first = vec![Outgoing::Sotw(request(CDS, &[]))];
+    let mut connection = connect(&target, Mode::Sotw, &[], first).await.unwrap();
+    let Incoming::Sotw(stream) = &mut connection.responses else {
+        panic!("a state-of-the-world stream")
+    };
+    let cds = stream.message().await.unwrap().unwrap();
+    assert_eq!(cds.type_url, CDS);
+    let whole = cds.resources.len();
+    assert!(whole >= 4, "{whole}");
+    let ack = DiscoveryRequest {
+        response_nonce: cds.nonce,
+        version_info: cds.version_info,
+        ..request(CDS, &[])
+    };
+    connection.requests.send(Outgoing::Sotw(ack)).unwrap();
+    connection
+        .requests
+        .send(Outgoing::Sotw(request(EDS, &[&cluster("a")])))
+        .unwrap();
+    let eds = stream.message().await.unwrap().unwrap();
+    assert_eq!((eds.type_url.as_str(), eds.resources.len()), (EDS, 1));
+    // A new service: clusters are sent whole in this form.
+    mesh.write("c.yaml", &service("c", 3));
+    let cds = stream.message().await.unwrap().unwrap();
+    assert_eq!(
+        (cds.type_url.as_str(), cds.resources.len()),
+        (CDS, whole + 1)
+    );
 }

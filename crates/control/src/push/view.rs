@@ -176,7 +176,7 @@ pub struct Views(Mutex<HashMap<u64, Arc<View>>>);
 impl Views {
     /// The view of a proxy. All of a gateway's routes and listeners hang on the ports of its own workload, and so do
     /// those that a gRPC server asks for.
-    pub fn of(&self, mesh: &Mesh, proxy: &Proxy) -> Arc<View> {
+    pub fn of(&self, mesh: &Mesh, proxy: &Proxy, inbound_key: u64) -> Arc<View> {
         let key = if proxy.is_router() || grpc::is_grpc(&proxy.node) {
             proxy.inbound_key(mesh)
         } else {
@@ -422,18 +422,19 @@ struct OwnType {
 }
 
 impl Own {
-    /// All resources of a type that is wanted whole. The set is the same in memory as long as it is the same.
+    /// All resources of a type that is wanted whole. The set is the same in memory as long as it is the same. `key` is
+    /// the proxy's [`Proxy::inbound_key`]: its labels, addresses and service ports may change without any object of a
+    /// kind that says so.
     pub fn whole(
         &mut self,
         scope: Scope<'_>,
         type_url: &Arc<str>,
         view: &View,
         proxy: &Proxy,
+        key: u64,
     ) -> Arc<ResourceSet> {
         let shared = view.whole(scope, type_url, proxy);
         let push = scope.push;
-        // Labels, addresses and service ports of the workload may change without any object of a listed kind.
-        let key = proxy.inbound_key(&push.mesh);
         let old = self.0.get(type_url);
         let fresh = old.filter(|o| {
             o.key == key

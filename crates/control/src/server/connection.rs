@@ -62,6 +62,7 @@ struct State {
 struct Placed {
     generation: u64,
     proxy: Arc<Proxy>,
+    inbound_key: u64,
     view: Arc<View>,
 }
 
@@ -315,9 +316,10 @@ impl Connection {
         let placed = self.place(server, push, state);
         let scope = server.scope(push);
         let set = if is_whole(type_url, &self.node) {
+            let key = placed.inbound_key;
             state
                 .own
-                .whole(scope, type_url, &placed.view, &placed.proxy)
+                .whole(scope, type_url, &placed.view, &placed.proxy, key)
         } else if is_named(type_url, &self.node) {
             let stream = &state.stream;
             let key = *state
@@ -347,10 +349,12 @@ impl Connection {
             return placed.clone();
         }
         let proxy = Arc::new(Proxy::new(&push.mesh, self.node.clone()));
-        let view = server.views.of(&push.mesh, &proxy);
+        let inbound_key = proxy.inbound_key(&push.mesh);
+        let view = server.views.of(&push.mesh, &proxy, inbound_key);
         let placed = Placed {
             generation: push.generation,
             proxy,
+            inbound_key,
             view,
         };
         state.placed = Some(placed.clone());
