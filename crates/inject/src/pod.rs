@@ -85,7 +85,7 @@ pub(crate) fn normal(pod: &Value) -> Result<Value, Error> {
         if let Some(fields) = volume.as_object_mut() {
             fields.retain(|_, v| !v.is_null());
         }
-        let Some(limit) = volume["emptyDir"].get_mut("sizeLimit") else {
+        let Some(limit) = volume.pointer_mut("/emptyDir/sizeLimit") else {
             continue;
         };
         let wrapped = schema::quantities(&json!({"q": limit}), "emptyDir.sizeLimit")?;

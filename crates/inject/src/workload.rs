@@ -87,13 +87,16 @@ pub fn object(
         Decision::HostNetwork => Some("has host networking enabled"),
         Decision::Disabled => Some("has sidecar injection disabled"),
     };
-    if let Some(why) = why {
-        warnings.push(format!(
-            "===> Skipping injection because {kind} {name:?} {why}\n"
-        ));
-        return Ok(Some(out));
-    }
-    let mut pod = pod::inject(&pod, &owner, settings).map_err(|e| match e {
+    let outcome = match why {
+        None => pod::inject(&pod, &owner, settings),
+        Some(why) => {
+            warnings.push(format!(
+                "===> Skipping injection because {kind} {name:?} {why}\n"
+            ));
+            pod::normal(&pod)
+        }
+    };
+    let mut pod = outcome.map_err(|e| match e {
         Error::Invalid { path, why } if path.starts_with("spec.") => Error::Invalid {
             path: format!("{kind} {name:?}: {path}"),
             why,
