@@ -17,3 +17,4 @@ pub mod push;
 pub mod route;
 pub mod server;
 pub mod translate;
+mod unserved;

@@ -21,7 +21,7 @@ use config::{Problem, Severity, Snapshot, Update, Watch};
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 pub use self::{
     connection::{Connection, TypeState},
@@ -33,6 +33,7 @@ use crate::{
     model::{Mesh, Settings},
     push::{Change, Debounce, Interner, Push, Scope, Timing, Views},
     translate::Translate,
+    unserved,
 };
 
 /// The control plane's state, shared by its streams and its debug pages.
@@ -111,7 +112,7 @@ impl Server {
 
     /// Starts with these objects.
     pub fn load(&self, snapshot: Arc<Snapshot>, problems: Arc<Vec<Problem>>) {
-        self.note_problems(problems);
+        self.note_problems(&snapshot, &problems);
         let started = Instant::now();
         let mesh = Arc::new(Mesh::new(snapshot, self.settings.clone(), None));
         self.metrics
@@ -132,7 +133,7 @@ impl Server {
                         error!("the watch of the configuration has ended: changes are no longer seen; restart");
                         return;
                     };
-                    self.note_problems(problems);
+                    self.note_problems(&snapshot, &problems);
                     for key in &changed {
                         self.metrics.count("pilot_k8s_cfg_events", &[("type", key.kind.name()), ("event", "update")]);
                     }
@@ -230,14 +231,20 @@ impl Server {
         );
     }
 
-    fn note_problems(&self, problems: Arc<Vec<Problem>>) {
-        let errors = problems
-            .iter()
-            .filter(|p| p.severity == Severity::Error)
-            .count();
+    /// Keeps what is wrong now; what is new of it goes to the log.
+    fn note_problems(&self, snapshot: &Snapshot, read: &[Problem]) {
+        let mut all = read.to_vec();
+        for problem in unserved::problems(snapshot) {
+            let known = self.problems.read().contains(&problem);
+            if !known {
+                warn!("{problem}");
+            }
+            all.push(problem);
+        }
+        let errors = read.iter().filter(|p| p.severity == Severity::Error).count();
         self.metrics
             .set("pilot_total_rejected_configs", &[], errors as f64);
-        *self.problems.write() = problems;
+        *self.problems.write() = Arc::new(all);
     }
 
     fn register(&self, make: impl FnOnce(u64) -> Connection) -> Arc<Connection> {
