@@ -7,10 +7,7 @@ use proto::envoy::{
         cluster::v3::{self as pb, cluster as nested},
         core::v3 as core,
     },
-    extensions::{
-        network::dns_resolver::cares::v3::CaresDnsResolverConfig,
-        upstreams::http::v3::{self as upstream, http_protocol_options as upstream_nested},
-    },
+    extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig,
 };
 
 use super::{
@@ -19,11 +16,11 @@ use super::{
         socket_address, typed_config,
     },
     endpoint::load_assignment,
-    http::{default_http1, http_options, http1_options, http2_options},
     listener::metadata_exchange,
     outlier::outlier_detection,
     route::option,
     tls::upstream_tls,
+    upstream_http::{Legacy, protocol_options},
 };
 use crate::plan::{
     address::Address,
@@ -31,16 +28,13 @@ use crate::plan::{
     cluster::{
         BindConfig, CircuitBreakers, Cluster, CommonLb, Discovery, DnsLookupFamily, DnsOptions,
         LbPolicy, RetryBudget, SlowStart, TcpKeepalive, Thresholds, TransportMatch,
-        UpstreamProtocol, UpstreamTransport,
+        UpstreamTransport,
     },
     endpoint::ClusterLoadAssignment,
     error::{At, Step, unsupported},
-    http::{Http1Options, Http2Options, HttpOptions},
     http_filter::MetadataExchange,
     matcher::Percent,
 };
-
-const HTTP_PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// `Cluster`.
 pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
@@ -616,184 +610,6 @@ fn circuit_breakers(at: At<'_>, m: &pb::CircuitBreakers) -> Step<CircuitBreakers
         .first()
         .and_then(|t| t.max_connections);
     Ok(planned)
-}
-
-/// What the options message (or the deprecated fields) say about HTTP.
-struct Protocol {
-    protocol: UpstreamProtocol,
-    http: HttpOptions,
-    http1: Http1Options,
-    http2: Http2Options,
-    auto_sni: bool,
-    auto_san_validation: bool,
-}
-
-/// The deprecated fields of a cluster.
-struct Legacy<'a> {
-    upstream: &'a Option<core::UpstreamHttpProtocolOptions>,
-    common: &'a Option<core::HttpProtocolOptions>,
-    http1: &'a Option<core::Http1ProtocolOptions>,
-    http2: &'a Option<core::Http2ProtocolOptions>,
-    selection: i32,
-}
-
-fn protocol_options(
-    at: &At<'_>,
-    map: &std::collections::BTreeMap<String, proto::Any>,
-    legacy: Legacy<'_>,
-) -> Step<Protocol> {
-    let options_at = at.field("typed_extension_protocol_options");
-    for name in map.keys().filter(|n| *n != HTTP_PROTOCOL_OPTIONS) {
-        options_at
-            .key(name)
-            .not_implemented("is not implemented; remove it");
-    }
-    if let Some(any) = map.get(HTTP_PROTOCOL_OPTIONS) {
-        let at = options_at.key(HTTP_PROTOCOL_OPTIONS);
-        let found = extension(&at, any)?;
-        if found.name != HTTP_PROTOCOL_OPTIONS {
-            return Err(at.error(format!("must be a {HTTP_PROTOCOL_OPTIONS}")));
-        }
-        return http_protocol_options(at, &found.decode(&at)?);
-    }
-    let protocol = match (legacy.selection, legacy.http2) {
-        (1, _) => UpstreamProtocol::Downstream,
-        (_, Some(_)) => UpstreamProtocol::Http2,
-        (_, None) => UpstreamProtocol::Http1,
-    };
-    let http = at.optional("common_http_protocol_options", legacy.common, http_options)?;
-    let http1 = at.optional("http_protocol_options", legacy.http1, http1_options)?;
-    let http2 = at.optional("http2_protocol_options", legacy.http2, http2_options)?;
-    Ok(Protocol {
-        protocol,
-        http: http.unwrap_or_default(),
-        http1: http1.unwrap_or_else(default_http1),
-        http2: http2.unwrap_or_default(),
-        auto_sni: legacy.upstream.as_ref().is_some_and(|m| m.auto_sni),
-        auto_san_validation: legacy
-            .upstream
-            .as_ref()
-            .is_some_and(|m| m.auto_san_validation),
-    })
-}
-
-fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<Protocol> {
-    use upstream_nested::{
-        UpstreamProtocolOptions as U, explicit_http_config::ProtocolConfig as P,
-    };
-    let upstream::HttpProtocolOptions {
-        common_http_protocol_options,
-        upstream_http_protocol_options,
-        http_filters,
-        header_validation_config,
-        outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy,
-        upstream_protocol_options,
-    } = m;
-    unsupported!(
-        at,
-        header_validation_config,
-        outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy,
-    );
-    // The codec alone is what a cluster without filters has.
-    for (index, filter) in http_filters.iter().enumerate() {
-        if filter.name != "envoy.filters.http.upstream_codec" {
-            let at = at.field("http_filters");
-            at.index(index)
-                .not_implemented("upstream HTTP filters are not implemented; remove it");
-        }
-    }
-    let (protocol, http1, http2) = match upstream_protocol_options {
-        Some(U::ExplicitHttpConfig(m)) => {
-            let at = at.field("explicit_http_config");
-            match &m.protocol_config {
-                Some(P::HttpProtocolOptions(m)) => {
-                    let options = http1_options(at.field("http_protocol_options"), m)?;
-                    (UpstreamProtocol::Http1, Some(options), None)
-                }
-                Some(P::Http2ProtocolOptions(m)) => {
-                    let options = http2_options(at.field("http2_protocol_options"), m)?;
-                    (UpstreamProtocol::Http2, None, Some(options))
-                }
-                Some(P::Http3ProtocolOptions(_)) => {
-                    return Err(at
-                        .field("http3_protocol_options")
-                        .not_implemented("is not implemented; write http2_protocol_options"));
-                }
-                None => {
-                    return Err(
-                        at.error("needs one of http_protocol_options, http2_protocol_options")
-                    );
-                }
-            }
-        }
-        Some(U::UseDownstreamProtocolConfig(m)) => {
-            let at = at.field("use_downstream_protocol_config");
-            let http3_protocol_options = &m.http3_protocol_options;
-            unsupported!(at, http3_protocol_options);
-            let http1 = at.optional(
-                "http_protocol_options",
-                &m.http_protocol_options,
-                http1_options,
-            )?;
-            let http2 = at.optional(
-                "http2_protocol_options",
-                &m.http2_protocol_options,
-                http2_options,
-            )?;
-            (UpstreamProtocol::Downstream, http1, http2)
-        }
-        Some(U::AutoConfig(m)) => {
-            let at = at.field("auto_config");
-            let http3_protocol_options = &m.http3_protocol_options;
-            let alternate_protocols_cache_options = &m.alternate_protocols_cache_options;
-            unsupported!(
-                at,
-                http3_protocol_options,
-                alternate_protocols_cache_options
-            );
-            let http1 = at.optional(
-                "http_protocol_options",
-                &m.http_protocol_options,
-                http1_options,
-            )?;
-            let http2 = at.optional(
-                "http2_protocol_options",
-                &m.http2_protocol_options,
-                http2_options,
-            )?;
-            (UpstreamProtocol::Alpn, http1, http2)
-        }
-        None => {
-            return Err(at.error(
-                "needs one of explicit_http_config, use_downstream_protocol_config, auto_config",
-            ));
-        }
-    };
-    let http = at.optional(
-        "common_http_protocol_options",
-        common_http_protocol_options,
-        http_options,
-    )?;
-    let sni = upstream_http_protocol_options.as_ref();
-    if sni.is_some_and(|m| !m.override_auto_sni_header.is_empty()) {
-        let at = at.field("upstream_http_protocol_options");
-        at.field("override_auto_sni_header")
-            .not_implemented("is not implemented; remove it");
-    }
-    Ok(Protocol {
-        protocol,
-        http: http.unwrap_or_default(),
-        http1: http1.unwrap_or_else(default_http1),
-        http2: http2.unwrap_or_default(),
-        auto_sni: sni.is_some_and(|m| m.auto_sni),
-        auto_san_validation: sni.is_some_and(|m| m.auto_san_validation),
-    })
 }
 
 fn upstream_transport(at: At<'_>, m: &core::TransportSocket) -> Step<UpstreamTransport> {

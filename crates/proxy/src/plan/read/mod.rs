@@ -13,6 +13,7 @@ mod cluster;
 mod common;
 mod dump;
 mod endpoint;
+mod header;
 mod http;
 mod http_filter;
 mod listener;
@@ -20,6 +21,7 @@ mod outlier;
 mod retry;
 mod route;
 mod tls;
+mod upstream_http;
 
 use proto::envoy::{
     config::{

@@ -1,0 +1,82 @@
+//! Header operations.
+
+use std::sync::Arc;
+
+use proto::envoy::config::core::v3 as core;
+
+use super::common::{enumeration, header_name};
+use crate::plan::{
+    error::{At, Step},
+    format::Template,
+    header::{AppendAction, HeaderAdd, HeaderMutations},
+    route::HeaderOperations,
+};
+
+/// The four lists of header operations that routes, virtual hosts and configurations have.
+pub(super) fn operations(
+    at: &At<'_>,
+    request_add: &[core::HeaderValueOption],
+    request_remove: &[String],
+    response_add: &[core::HeaderValueOption],
+    response_remove: &[String],
+) -> HeaderOperations {
+    let remove = |field: &str, names: &[String]| {
+        at.each(field, names, |at, name| {
+            if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+                return Err(at.error(format!("`{name}` cannot be removed")));
+            }
+            Ok(Arc::from(name.to_ascii_lowercase()))
+        })
+    };
+    HeaderOperations {
+        request: HeaderMutations {
+            add: at.each("request_headers_to_add", request_add, header_add),
+            remove: remove("request_headers_to_remove", request_remove),
+        },
+        response: HeaderMutations {
+            add: at.each("response_headers_to_add", response_add, header_add),
+            remove: remove("response_headers_to_remove", response_remove),
+        },
+    }
+}
+
+fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<HeaderAdd> {
+    use core::header_value_option::HeaderAppendAction as A;
+    let core::HeaderValueOption {
+        header,
+        append,
+        append_action,
+        keep_empty_value,
+    } = m;
+    let action = match enumeration(&at, "append_action", *append_action)? {
+        // The deprecated switch says the same where the action says nothing.
+        A::AppendIfExistsOrAdd if *append == Some(false) => AppendAction::OverwriteIfExistsOrAdd,
+        A::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,
+        A::AddIfAbsent => AppendAction::AddIfAbsent,
+        A::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
+        A::OverwriteIfExists => AppendAction::OverwriteIfExists,
+    };
+    at.required("header", header, |at, m| {
+        let name = header_name(&at, "key", &m.key)?;
+        if name.starts_with(':') || &*name == "host" {
+            let message = format!("`{name}` cannot be changed here; use a host or path rewrite");
+            return Err(at.field("key").error(message));
+        }
+        let raw;
+        let text = match m.raw_value.is_empty() {
+            true => m.value.as_str(),
+            false => {
+                raw = String::from_utf8(m.raw_value.clone())
+                    .map_err(|_| at.field("raw_value").error("must be UTF-8"))?;
+                &raw
+            }
+        };
+        let value = Template::parse(text).map_err(|why| at.field("value").error(why))?;
+        Ok(HeaderAdd {
+            name,
+            value,
+            action,
+            keep_empty_value: *keep_empty_value,
+        })
+    })
+}
