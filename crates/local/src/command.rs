@@ -149,7 +149,15 @@ fn run(action: Action) -> Result<()> {
             namespace,
             output,
         } => {
-            let status = state(s).status()?;
+            let state = state(s);
+            let status = state.status()?;
+            if !up::is_alive(&status) {
+                return Err(crate::Error::Usage(format!(
+                    "the mesh in {} has ended by itself (see {}): `outrigger local down` clears it away",
+                    state.root().display(),
+                    state.supervisor_log().display()
+                )));
+            }
             if output == "json" {
                 println!("{:#}", ps::as_json(&status, namespace.as_deref()));
             } else {

@@ -212,7 +212,9 @@ impl Mesh {
         let mut files = document::read_folder(&self.folder);
         // A file that was emptied this very moment is being written: its content comes in a moment.
         for _ in 0..10 {
-            let half_written = files.as_ref().is_ok_and(|files| files.iter().any(|f| self.is_being_written(f)));
+            let half_written = files
+                .as_ref()
+                .is_ok_and(|files| files.iter().any(|f| self.is_being_written(f)));
             if !half_written {
                 break;
             }
@@ -244,7 +246,11 @@ impl Mesh {
     }
 
     fn is_being_written(&self, file: &SourceFile) -> bool {
-        let had_content = self.world.files.get(&file.path).is_some_and(|t| !t.trim().is_empty());
+        let had_content = self
+            .world
+            .files
+            .get(&file.path)
+            .is_some_and(|t| !t.trim().is_empty());
         file.text.trim().is_empty() && had_content
     }
 

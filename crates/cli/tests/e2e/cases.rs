@@ -35,12 +35,24 @@ pub(crate) const CASES: &[Case] = &[
     ("tcp_service", tcp_service),
     ("headless_service", headless_service),
     ("grpc_unary_and_streaming", grpc_unary_and_streaming),
-    ("pods_without_a_sidecar_take_part", pods_without_a_sidecar_take_part),
-    ("an_unready_endpoint_gets_nothing", an_unready_endpoint_gets_nothing),
+    (
+        "pods_without_a_sidecar_take_part",
+        pods_without_a_sidecar_take_part,
+    ),
+    (
+        "an_unready_endpoint_gets_nothing",
+        an_unready_endpoint_gets_nothing,
+    ),
     ("edits_lose_no_request", edits_lose_no_request),
-    ("a_bad_file_keeps_the_last_good_state", a_bad_file_keeps_the_last_good_state),
+    (
+        "a_bad_file_keeps_the_last_good_state",
+        a_bad_file_keeps_the_last_good_state,
+    ),
     ("a_crashed_app_comes_back", a_crashed_app_comes_back),
-    ("traffic_outlives_the_control_plane", traffic_outlives_the_control_plane),
+    (
+        "traffic_outlives_the_control_plane",
+        traffic_outlives_the_control_plane,
+    ),
 ];
 
 const CLIENT: &str = "shop/client";
@@ -59,17 +71,27 @@ fn every_pod_has_its_place(mesh: &Mesh) {
     let status = mesh.status();
     let processes = status["processes"].as_array().expect("processes");
     let of = |pod: &str, container: &str| -> Vec<&Value> {
-        let fits = |p: &&Value| p["namespace"] == "shop" && p["pod"] == pod && p["container"] == container;
+        let fits =
+            |p: &&Value| p["namespace"] == "shop" && p["pod"] == pod && p["container"] == container;
         processes.iter().filter(fits).collect()
     };
     let (proxies, apps) = (of("client", "istio-proxy"), of("client", "app"));
     assert_eq!(proxies.len(), 2, "agent and proxy: {proxies:?}");
     assert!(proxies.iter().all(|p| p["uid"] == 1337), "{proxies:?}");
-    assert!(!apps.is_empty() && apps.iter().all(|p| p["uid"] != 1337 && p["uid"] != 0), "{apps:?}");
+    assert!(
+        !apps.is_empty() && apps.iter().all(|p| p["uid"] != 1337 && p["uid"] != 0),
+        "{apps:?}"
+    );
     assert_eq!(proxies[0]["networkNamespace"], apps[0]["networkNamespace"]);
-    assert_ne!(apps[0]["networkNamespace"], of("web-v1", "app")[0]["networkNamespace"]);
+    assert_ne!(
+        apps[0]["networkNamespace"],
+        of("web-v1", "app")[0]["networkNamespace"]
+    );
     // Nothing of it is in the machine's own namespace.
-    let links = Command::new("ip").args(["-o", "link"]).output().expect("ip");
+    let links = Command::new("ip")
+        .args(["-o", "link"])
+        .output()
+        .expect("ip");
     let links = String::from_utf8_lossy(&links.stdout).into_owned();
     assert!(!links.contains("pods0"), "{links}");
 }
@@ -85,30 +107,58 @@ fn capture_is_counted(mesh: &Mesh) {
     let status = mesh.status();
     let processes = status["processes"].as_array().expect("processes");
     let packets = |pod: &str, chain: &str| -> u64 {
-        let process = processes.iter().find(|p| p["pod"] == pod && p["namespace"] == "shop").expect("a process");
+        let process = processes
+            .iter()
+            .find(|p| p["pod"] == pod && p["namespace"] == "shop")
+            .expect("a process");
         let pid = process["pid"].to_string();
         let rules = Command::new("nsenter")
-            .args(["-n", "--target", &pid, "iptables", "-t", "nat", "-L", chain, "-v", "-x", "-n"])
+            .args([
+                "-n", "--target", &pid, "iptables", "-t", "nat", "-L", chain, "-v", "-x", "-n",
+            ])
             .output()
             .expect("nsenter");
         let text = String::from_utf8_lossy(&rules.stdout).into_owned();
-        let rule = text.lines().find(|l| l.contains("REDIRECT") && !l.starts_with("Chain")).unwrap_or_else(|| panic!("no {chain} in {pod}: {text}"));
-        rule.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a counter")
+        let rule = text
+            .lines()
+            .find(|l| l.contains("REDIRECT") && !l.starts_with("Chain"))
+            .unwrap_or_else(|| panic!("no {chain} in {pod}: {text}"));
+        rule.split_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok())
+            .expect("a counter")
     };
-    assert!(packets("client", "ISTIO_REDIRECT") > 0, "nothing was sent to 15001");
-    assert!(packets("web-v1", "ISTIO_IN_REDIRECT") + packets("web-v2", "ISTIO_IN_REDIRECT") > 0, "nothing came to 15006");
+    assert!(
+        packets("client", "ISTIO_REDIRECT") > 0,
+        "nothing was sent to 15001"
+    );
+    assert!(
+        packets("web-v1", "ISTIO_IN_REDIRECT") + packets("web-v2", "ISTIO_IN_REDIRECT") > 0,
+        "nothing came to 15006"
+    );
 }
 
 fn one_request_id_in_both_logs(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://subset.shop/logged"]);
-    let id = ok(&answer)["headers"]["x-request-id"].as_str().expect("a request id").to_owned();
-    eventually("both access logs hold the request id", Duration::from_secs(15), || {
-        let sent = mesh.log("shop", "client", "istio-proxy");
-        let got = mesh.log("shop", "web-v2", "istio-proxy");
-        let sent = sent.lines().any(|l| l.contains(&id) && l.contains("outbound|"));
-        let got = got.lines().any(|l| l.contains(&id) && l.contains("inbound|8080||"));
-        (sent && got).then_some(())
-    });
+    let id = ok(&answer)["headers"]["x-request-id"]
+        .as_str()
+        .expect("a request id")
+        .to_owned();
+    eventually(
+        "both access logs hold the request id",
+        Duration::from_secs(15),
+        || {
+            let sent = mesh.log("shop", "client", "istio-proxy");
+            let got = mesh.log("shop", "web-v2", "istio-proxy");
+            let sent = sent
+                .lines()
+                .any(|l| l.contains(&id) && l.contains("outbound|"));
+            let got = got
+                .lines()
+                .any(|l| l.contains(&id) && l.contains("inbound|8080||"));
+            (sent && got).then_some(())
+        },
+    );
 }
 
 fn a_pod_calls_its_own_service(mesh: &Mesh) {
@@ -120,17 +170,36 @@ fn a_pod_calls_its_own_service(mesh: &Mesh) {
 fn route_by_header(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://by-header.shop/", "-H", "end-user: jason"]);
     assert_eq!(ok(&answer)["pod"], "web-v2");
-    let answer = mesh.call(CLIENT, &["http://by-header.shop/", "-H", "end-user: jasons"]);
+    let answer = mesh.call(
+        CLIENT,
+        &["http://by-header.shop/", "-H", "end-user: jasons"],
+    );
     assert_eq!(ok(&answer)["pod"], "web-v1");
 }
 
 fn route_by_source_label(mesh: &Mesh) {
-    assert_eq!(ok(&mesh.call(CLIENT, &["http://by-source.shop/"]))["pod"], "web-v1");
-    assert_eq!(ok(&mesh.call("shop/other-client", &["http://by-source.shop/"]))["pod"], "web-v2");
+    assert_eq!(
+        ok(&mesh.call(CLIENT, &["http://by-source.shop/"]))["pod"],
+        "web-v1"
+    );
+    assert_eq!(
+        ok(&mesh.call("shop/other-client", &["http://by-source.shop/"]))["pod"],
+        "web-v2"
+    );
 }
 
 fn weights(mesh: &Mesh) {
-    let summary = mesh.call(CLIENT, &["-n", "2000", "--concurrency", "4", "--summary", "http://weighted.shop/"]);
+    let summary = mesh.call(
+        CLIENT,
+        &[
+            "-n",
+            "2000",
+            "--concurrency",
+            "4",
+            "--summary",
+            "http://weighted.shop/",
+        ],
+    );
     assert_eq!(summary["statuses"], json!({"200": 2000}), "{summary}");
     // 20 % of 2,000 within five standard deviations.
     let second = share(&summary, "web-v2");
@@ -153,14 +222,22 @@ fn retry(mesh: &Mesh) {
 fn timeout(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://timed.shop/delay/4000"]);
     assert_eq!(answer["status"], 504, "{answer}");
-    assert!(answer["milliseconds"].as_u64().is_some_and(|m| (450..3000).contains(&m)), "{answer}");
+    assert!(
+        answer["milliseconds"]
+            .as_u64()
+            .is_some_and(|m| (450..3000).contains(&m)),
+        "{answer}"
+    );
     ok(&mesh.call(CLIENT, &["http://timed.shop/delay/1"]));
 }
 
 fn fault_delay(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://delayed.shop/"]);
     ok(&answer);
-    assert!(answer["milliseconds"].as_u64().is_some_and(|m| m >= 990), "{answer}");
+    assert!(
+        answer["milliseconds"].as_u64().is_some_and(|m| m >= 990),
+        "{answer}"
+    );
 }
 
 fn fault_abort(mesh: &Mesh) {
@@ -171,13 +248,19 @@ fn fault_abort(mesh: &Mesh) {
 fn rewrite(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://rewritten.shop/old/page?q=1"]);
     assert_eq!(ok(&answer)["path"], "/new/page?q=1", "{answer}");
-    assert_eq!(answer["body"]["headers"]["x-envoy-original-path"], "/old/page?q=1", "{answer}");
+    assert_eq!(
+        answer["body"]["headers"]["x-envoy-original-path"], "/old/page?q=1",
+        "{answer}"
+    );
 }
 
 fn redirect(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://redirected.shop/somewhere"]);
     assert_eq!(answer["status"], 302, "{answer}");
-    assert_eq!(answer["headers"]["location"], "http://web.shop/elsewhere", "{answer}");
+    assert_eq!(
+        answer["headers"]["location"], "http://web.shop/elsewhere",
+        "{answer}"
+    );
 }
 
 fn allow_any_and_registry_only(mesh: &Mesh) {
@@ -185,7 +268,10 @@ fn allow_any_and_registry_only(mesh: &Mesh) {
     let url = format!("http://{}:8080/", mesh.address("outside", "outside"));
     assert_eq!(ok(&mesh.call(CLIENT, &[&url]))["pod"], "outside");
     let answer = mesh.call("strict/client", &[&url]);
-    assert!(answer["status"] == 502 || answer["error"].is_string(), "{answer}");
+    assert!(
+        answer["status"] == 502 || answer["error"].is_string(),
+        "{answer}"
+    );
     // What the registry knows stays reachable.
     ok(&mesh.call("strict/client", &["http://web.shop/"]));
 }
@@ -199,28 +285,49 @@ fn a_host_that_is_a_pod_address(mesh: &Mesh) {
 fn service_entry(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://api.example.com/outside"]);
     assert_eq!(ok(&answer)["pod"], "outside", "{answer}");
-    assert_eq!(answer["body"]["headers"]["host"], "api.example.com", "{answer}");
+    assert_eq!(
+        answer["body"]["headers"]["host"], "api.example.com",
+        "{answer}"
+    );
 }
 
 fn tcp_service(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["tcp://web.shop:9000", "-d", "hello"]);
     let line = answer["line"].as_str().unwrap_or_default();
-    assert!(line.starts_with("web-v") && line.ends_with(" 127.0.0.6 hello"), "{answer}");
+    assert!(
+        line.starts_with("web-v") && line.ends_with(" 127.0.0.6 hello"),
+        "{answer}"
+    );
 }
 
 fn headless_service(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["tcp://db.shop:9000", "-d", "hello"]);
     let line = answer["line"].as_str().unwrap_or_default();
-    assert!(line.starts_with("web-v") && line.ends_with(" 127.0.0.6 hello"), "{answer}");
+    assert!(
+        line.starts_with("web-v") && line.ends_with(" 127.0.0.6 hello"),
+        "{answer}"
+    );
 }
 
 fn grpc_unary_and_streaming(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["grpc://web.shop:9090", "-d", "hello"]);
-    assert_eq!((&answer["grpcStatus"], &answer["replies"][0]["text"]), (&json!("0"), &json!("hello")), "{answer}");
+    assert_eq!(
+        (&answer["grpcStatus"], &answer["replies"][0]["text"]),
+        (&json!("0"), &json!("hello")),
+        "{answer}"
+    );
     assert_eq!(answer["replies"][0]["peer"], "127.0.0.6", "{answer}");
-    let answer = mesh.call(CLIENT, &["grpc://web.shop:9090", "-d", "hello", "--stream", "500"]);
+    let answer = mesh.call(
+        CLIENT,
+        &["grpc://web.shop:9090", "-d", "hello", "--stream", "500"],
+    );
     let numbers = answer["replies"].as_array().expect("replies");
-    assert_eq!((&answer["grpcStatus"], numbers.len()), (&json!("0"), 500), "{}", answer["grpcMessage"]);
+    assert_eq!(
+        (&answer["grpcStatus"], numbers.len()),
+        (&json!("0"), 500),
+        "{}",
+        answer["grpcMessage"]
+    );
     assert_eq!(numbers[499]["number"], 500);
 }
 
@@ -232,13 +339,36 @@ fn pods_without_a_sidecar_take_part(mesh: &Mesh) {
 }
 
 fn an_unready_endpoint_gets_nothing(mesh: &Mesh) {
-    let ask = || mesh.call(CLIENT, &["-n", "40", "--close", "--summary", "http://half.shop/"]);
+    let ask = || {
+        mesh.call(
+            CLIENT,
+            &["-n", "40", "--close", "--summary", "http://half.shop/"],
+        )
+    };
     let summary = ask();
-    assert_eq!((share(&summary, "half-ready"), share(&summary, "half-unready")), (40, 0), "{summary}");
-    mesh.output(&["local", "exec", "-n", "shop", "half-unready", "--", "touch", "/tmp/ready"]);
-    eventually("the pod that became ready gets requests", Duration::from_secs(15), || {
-        (share(&ask(), "half-unready") > 0).then_some(())
-    });
+    assert_eq!(
+        (
+            share(&summary, "half-ready"),
+            share(&summary, "half-unready")
+        ),
+        (40, 0),
+        "{summary}"
+    );
+    mesh.output(&[
+        "local",
+        "exec",
+        "-n",
+        "shop",
+        "half-unready",
+        "--",
+        "touch",
+        "/tmp/ready",
+    ]);
+    eventually(
+        "the pod that became ready gets requests",
+        Duration::from_secs(15),
+        || (share(&ask(), "half-unready") > 0).then_some(()),
+    );
 }
 
 fn a_bad_file_keeps_the_last_good_state(mesh: &Mesh) {
@@ -248,21 +378,37 @@ fn a_bad_file_keeps_the_last_good_state(mesh: &Mesh) {
     let problem = eventually("the mistake is reported", Duration::from_secs(10), || {
         let status = mesh.status();
         let problems = status["problems"].as_array()?;
-        problems.iter().filter_map(|p| p.as_str()).find(|p| p.contains("rules.yaml:")).map(str::to_owned)
+        problems
+            .iter()
+            .filter_map(|p| p.as_str())
+            .find(|p| p.contains("rules.yaml:"))
+            .map(str::to_owned)
     });
     let line = good.lines().count() + 2;
-    assert!(problem.contains(&format!("rules.yaml:{line}")) || problem.contains(&format!("rules.yaml:{}", line + 1)), "{problem}");
-    assert_eq!(ok(&mesh.call(CLIENT, &["http://subset.shop/"]))["pod"], "web-v2");
+    assert!(
+        problem.contains(&format!("rules.yaml:{line}"))
+            || problem.contains(&format!("rules.yaml:{}", line + 1)),
+        "{problem}"
+    );
+    assert_eq!(
+        ok(&mesh.call(CLIENT, &["http://subset.shop/"]))["pod"],
+        "web-v2"
+    );
     fs::write(&path, &good).expect("write the rules");
     eventually("the mistake is forgotten", Duration::from_secs(10), || {
-        mesh.status()["problems"].as_array().is_some_and(Vec::is_empty).then_some(())
+        mesh.status()["problems"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+            .then_some(())
     });
 }
 
 fn edits_lose_no_request(mesh: &Mesh) {
     let path = mesh.folder.path().join("rules.yaml");
     let good = fs::read_to_string(&path).expect("the rules");
-    let other = good.replacen("weight: 80", "weight: 50", 1).replacen("weight: 20", "weight: 50", 1);
+    let other =
+        good.replacen("weight: 80", "weight: 50", 1)
+            .replacen("weight: 20", "weight: 50", 1);
     assert_ne!(good, other);
     let (edited, calls) = std::thread::scope(|scope| {
         let editor = scope.spawn(|| {
@@ -272,8 +418,22 @@ fn edits_lose_no_request(mesh: &Mesh) {
                 fs::rename(&next, &path).expect("replace the rules");
                 // Now and then an endpoint comes or goes as well.
                 if i % 50 == 0 {
-                    let change = if i % 100 == 0 { "rm -f /tmp/ready" } else { "touch /tmp/ready" };
-                    mesh.output(&["local", "exec", "-n", "shop", "half-unready", "--", "sh", "-c", change]);
+                    let change = if i % 100 == 0 {
+                        "rm -f /tmp/ready"
+                    } else {
+                        "touch /tmp/ready"
+                    };
+                    mesh.output(&[
+                        "local",
+                        "exec",
+                        "-n",
+                        "shop",
+                        "half-unready",
+                        "--",
+                        "sh",
+                        "-c",
+                        change,
+                    ]);
                 }
                 // Fast enough to overlap with pushes, slow enough that many of them happen.
                 std::thread::sleep(Duration::from_millis(20));
@@ -282,7 +442,10 @@ fn edits_lose_no_request(mesh: &Mesh) {
         let mut calls = 0;
         while !editor.is_finished() {
             for url in ["http://weighted.shop/", "http://half.shop/"] {
-                let summary = mesh.call(CLIENT, &["-n", "200", "--concurrency", "4", "--summary", url]);
+                let summary = mesh.call(
+                    CLIENT,
+                    &["-n", "200", "--concurrency", "4", "--summary", url],
+                );
                 assert_eq!(summary["statuses"], json!({"200": 200}), "{url}: {summary}");
                 calls += 200;
             }
@@ -297,13 +460,23 @@ fn edits_lose_no_request(mesh: &Mesh) {
 fn pid_of(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {
     let status = mesh.status();
     let pods = status["pods"].as_array().expect("pods");
-    let pod = pods.iter().find(|p| p["name"] == pod && p["namespace"] == namespace).expect("the pod");
+    let pod = pods
+        .iter()
+        .find(|p| p["name"] == pod && p["namespace"] == namespace)
+        .expect("the pod");
     let containers = pod["containers"].as_array().expect("containers");
-    containers.iter().find(|c| c["name"] == container).and_then(|c| c["pid"].as_u64()).unwrap_or(0)
+    containers
+        .iter()
+        .find(|c| c["name"] == container)
+        .and_then(|c| c["pid"].as_u64())
+        .unwrap_or(0)
 }
 
 fn kill(pid: u64) {
-    let done = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill");
+    let done = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .expect("kill");
     assert!(done.success(), "process {pid} could not be killed");
 }
 
@@ -323,12 +496,16 @@ fn a_crashed_app_comes_back(mesh: &Mesh) {
 fn traffic_outlives_the_control_plane(mesh: &Mesh) {
     let before = pid_of(mesh, "istio-system", "istiod", "discovery");
     kill(before);
-    let summary = mesh.call(CLIENT, &["-n", "100", "--close", "--summary", "http://subset.shop/"]);
+    let summary = mesh.call(
+        CLIENT,
+        &["-n", "100", "--close", "--summary", "http://subset.shop/"],
+    );
     assert_eq!(summary["statuses"], json!({"200": 100}), "{summary}");
     let ready = || {
         let status = mesh.status();
         let pods = status["pods"].as_array().expect("pods");
-        pods.iter().any(|p| p["name"] == "istiod" && p["ready"] == true)
+        pods.iter()
+            .any(|p| p["name"] == "istiod" && p["ready"] == true)
     };
     eventually("the control plane is back", Duration::from_secs(20), || {
         let now = pid_of(mesh, "istio-system", "istiod", "discovery");
@@ -344,6 +521,9 @@ fn traffic_outlives_the_control_plane(mesh: &Mesh) {
     eventually("an edit takes effect", Duration::from_secs(10), || {
         (mesh.call(CLIENT, &["http://aborted.shop/"])["status"] == 429).then_some(())
     });
-    println!("  edits take effect {:.1} s after the control plane is ready again", back.elapsed().as_secs_f32());
+    println!(
+        "  edits take effect {:.1} s after the control plane is ready again",
+        back.elapsed().as_secs_f32()
+    );
     fs::write(&path, good).expect("write the rules");
 }

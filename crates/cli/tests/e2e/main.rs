@@ -9,18 +9,30 @@ mod mesh;
 use std::{env, panic, process::ExitCode, time::Instant};
 
 fn main() -> ExitCode {
-    let filter: Vec<String> = env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let filter: Vec<String> = env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
     if env::args().any(|a| a == "--list") {
-        cases::CASES.iter().for_each(|(name, _)| println!("{name}: test"));
+        cases::CASES
+            .iter()
+            .for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
     if let Some(reason) = mesh::cannot_run() {
         println!("skipped: {reason}");
-        return if env::var_os("CI").is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        return if env::var_os("CI").is_some() {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        };
     }
     let begun = Instant::now();
     let mesh = mesh::Mesh::start();
-    println!("the mesh is up after {:.1} s", begun.elapsed().as_secs_f32());
+    println!(
+        "the mesh is up after {:.1} s",
+        begun.elapsed().as_secs_f32()
+    );
     let mut failed = Vec::new();
     let mut passed = 0;
     for (name, case) in cases::CASES {
@@ -32,7 +44,10 @@ fn main() -> ExitCode {
         match panic::catch_unwind(panic::AssertUnwindSafe(|| case(&mesh))) {
             Ok(()) => {
                 passed += 1;
-                println!("test {name} ... ok ({:.1} s)", begun.elapsed().as_secs_f32());
+                println!(
+                    "test {name} ... ok ({:.1} s)",
+                    begun.elapsed().as_secs_f32()
+                );
             }
             Err(_) => {
                 println!("test {name} ... FAILED");
@@ -44,6 +59,13 @@ fn main() -> ExitCode {
         mesh.explain();
     }
     drop(mesh);
-    println!("test result: {passed} passed; {} failed {failed:?}", failed.len());
-    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "test result: {passed} passed; {} failed {failed:?}",
+        failed.len()
+    );
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -16,10 +16,14 @@ pub(crate) fn cannot_run() -> Option<String> {
     if id.stdout.trim_ascii() != b"0" {
         return Some("namespaces need root".to_owned());
     }
-    ["ip", "iptables-restore", "nsenter"].iter().find_map(|program| {
-        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(program).exists());
-        (!found).then(|| format!("{program} is not installed"))
-    })
+    ["ip", "iptables-restore", "nsenter"]
+        .iter()
+        .find_map(|program| {
+            let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+                .iter()
+                .any(|d| Path::new(d).join(program).exists());
+            (!found).then(|| format!("{program} is not installed"))
+        })
 }
 
 /// A mesh of the folder `mesh` beside this file, ended when dropped.
@@ -32,25 +36,44 @@ pub(crate) struct Mesh {
 
 impl Mesh {
     pub(crate) fn start() -> Self {
-        let program = env::var_os("OUTRIGGER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_outrigger").into(), PathBuf::from);
+        let program = env::var_os("OUTRIGGER_BIN")
+            .map_or_else(|| env!("CARGO_BIN_EXE_outrigger").into(), PathBuf::from);
         let folder = tempfile::tempdir().expect("a folder for the YAML");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/mesh");
         for file in fs::read_dir(&source).expect("the tests' YAML") {
             let file = file.expect("an entry").path();
-            fs::copy(&file, folder.path().join(file.file_name().expect("a name"))).expect("copy the YAML");
+            fs::copy(&file, folder.path().join(file.file_name().expect("a name")))
+                .expect("copy the YAML");
         }
-        let mesh = Self { program, folder, state: tempfile::tempdir().expect("a state folder") };
-        let up = mesh.run(&["local", "up", "--wait", "0", "-f", &mesh.folder.path().to_string_lossy()]);
+        let mesh = Self {
+            program,
+            folder,
+            state: tempfile::tempdir().expect("a state folder"),
+        };
+        let up = mesh.run(&[
+            "local",
+            "up",
+            "--wait",
+            "0",
+            "-f",
+            &mesh.folder.path().to_string_lossy(),
+        ]);
         if !up.status.success() {
             mesh.explain();
-            panic!("the mesh did not come up: {}", String::from_utf8_lossy(&up.stderr));
+            panic!(
+                "the mesh did not come up: {}",
+                String::from_utf8_lossy(&up.stderr)
+            );
         }
         // All but the pod that is to be unready.
         let deadline = Instant::now() + Duration::from_secs(150);
         loop {
             let status = mesh.status();
             let pods = status["pods"].as_array().expect("pods");
-            let waiting: Vec<_> = pods.iter().filter(|p| p["ready"] != true && p["name"] != "half-unready").collect();
+            let waiting: Vec<_> = pods
+                .iter()
+                .filter(|p| p["ready"] != true && p["name"] != "half-unready")
+                .collect();
             if pods.len() >= 10 && waiting.is_empty() {
                 return mesh;
             }
@@ -74,17 +97,31 @@ impl Mesh {
     /// What a command printed; panics where it fails.
     pub(crate) fn output(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Calls from a pod (`NAMESPACE/POD`) with `outrigger call`, and the result as data.
     pub(crate) fn call(&self, from: &str, args: &[&str]) -> Value {
         let (namespace, pod) = from.split_once('/').expect("namespace/pod");
-        let mut all = vec!["local", "exec", "-n", namespace, pod, "--", "outrigger", "call"];
+        let mut all = vec![
+            "local",
+            "exec",
+            "-n",
+            namespace,
+            pod,
+            "--",
+            "outrigger",
+            "call",
+        ];
         all.extend(args);
         let text = self.output(&all);
-        serde_json::from_str(text.lines().next().unwrap_or("")).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+        serde_json::from_str(text.lines().next().unwrap_or(""))
+            .unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
     }
 
     /// Everything known about the running mesh.
@@ -96,7 +133,10 @@ impl Mesh {
     pub(crate) fn address(&self, namespace: &str, name: &str) -> String {
         let status = self.status();
         let pods = status["pods"].as_array().expect("pods");
-        let pod = pods.iter().find(|p| p["name"] == name && p["namespace"] == namespace).expect("the pod");
+        let pod = pods
+            .iter()
+            .find(|p| p["name"] == name && p["namespace"] == namespace)
+            .expect("the pod");
         pod["address"].as_str().expect("an address").to_owned()
     }
 
@@ -108,11 +148,33 @@ impl Mesh {
     pub(crate) fn explain(&self) {
         let print = |args: &[&str]| {
             let output = self.run(args);
-            eprintln!("$ outrigger {}\n{}", args.join(" "), String::from_utf8_lossy(&output.stdout));
+            eprintln!(
+                "$ outrigger {}\n{}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stdout)
+            );
         };
         print(&["local", "ps"]);
-        print(&["local", "logs", "-n", "istio-system", "istiod", "--tail", "15"]);
-        print(&["local", "logs", "-n", "shop", "client", "-c", "istio-proxy", "--tail", "15"]);
+        print(&[
+            "local",
+            "logs",
+            "-n",
+            "istio-system",
+            "istiod",
+            "--tail",
+            "15",
+        ]);
+        print(&[
+            "local",
+            "logs",
+            "-n",
+            "shop",
+            "client",
+            "-c",
+            "istio-proxy",
+            "--tail",
+            "15",
+        ]);
     }
 }
 

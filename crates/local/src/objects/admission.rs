@@ -22,12 +22,18 @@ pub(crate) fn admit(pod: Value, labels: &Value, settings: &Settings) -> Result<V
 pub(crate) fn settings(mesh: &Value) -> (Settings, Vec<String>) {
     let (config, problems) = match config::mesh::merge(mesh) {
         Ok(read) => {
-            let unknown = read.unknown.iter().map(|f| format!("`data.mesh`: {f}: there is no such field"));
+            let unknown = read
+                .unknown
+                .iter()
+                .map(|f| format!("`data.mesh`: {f}: there is no such field"));
             (read.config, unknown.collect())
         }
         Err(e) => {
             let ours = config::mesh::merge(&super::builtin::mesh_defaults());
-            (ours.map_or_else(|_| config::mesh::defaults(), |r| r.config), vec![format!("`data.mesh`: {e}")])
+            (
+                ours.map_or_else(|_| config::mesh::defaults(), |r| r.config),
+                vec![format!("`data.mesh`: {e}")],
+            )
         }
     };
     (Settings::new(Values::default(), config), problems)
@@ -72,10 +78,23 @@ mod tests {
         assert_eq!(problems, Vec::<String>::new());
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "a"},
             "spec": {"containers": [{"name": "web", "image": "x"}]}});
-        let out = admit(pod.clone(), &json!({"istio-injection": "enabled"}), &settings).unwrap();
-        let names: Vec<_> = out["spec"]["containers"].as_array().unwrap().iter().map(|c| text(c, &["name"])).collect();
+        let out = admit(
+            pod.clone(),
+            &json!({"istio-injection": "enabled"}),
+            &settings,
+        )
+        .unwrap();
+        let names: Vec<_> = out["spec"]["containers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|c| text(c, &["name"]))
+            .collect();
         assert_eq!(names, ["web", "istio-proxy"]);
-        assert!(out.to_string().contains("istiod.istio-system.svc:15010"), "{out}");
+        assert!(
+            out.to_string().contains("istiod.istio-system.svc:15010"),
+            "{out}"
+        );
         assert_eq!(admit(pod.clone(), &json!({}), &settings).unwrap(), pod);
     }
 

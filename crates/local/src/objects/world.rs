@@ -93,7 +93,11 @@ impl Builder {
             builtin::mesh_defaults()
         });
         let (settings, problems) = admission::settings(&mesh);
-        world.problems.extend(problems.into_iter().map(|e| format!("ConfigMap istio-system/istio: {e}")));
+        world.problems.extend(
+            problems
+                .into_iter()
+                .map(|e| format!("ConfigMap istio-system/istio: {e}")),
+        );
         let mesh_map = builtin::mesh_config_map(mesh_map.as_ref(), &mesh);
         world.objects.insert("istio.yaml".into(), mesh_map.clone());
         world.config_maps.insert(istio, mesh_map);

@@ -548,15 +548,15 @@ impl Container {
                     break;
                 }
             }
-            if let Some(hook) = &self.post_start {
-                if let Err(e) = self.ask(hook, HOOK_LIMIT, "post-start").await {
-                    return format!("postStart failed: {e}");
-                }
+            if let Some(hook) = &self.post_start
+                && let Err(e) = self.ask(hook, HOOK_LIMIT, "post-start").await
+            {
+                return format!("postStart failed: {e}");
             }
-            if let Some(probe) = &self.startup {
-                if let Err(e) = self.until_success(probe).await {
-                    return format!("startupProbe failed: {e}");
-                }
+            if let Some(probe) = &self.startup
+                && let Err(e) = self.until_success(probe).await
+            {
+                return format!("startupProbe failed: {e}");
             }
             started.send_replace(true);
             if self.readiness.is_none() {

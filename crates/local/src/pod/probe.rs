@@ -54,7 +54,9 @@ impl Probe {
         }
         let action = action(pod, container, probe).map_err(|e| format!("{field}: {e}"))?;
         if matches!(action, Action::Sleep(_)) {
-            return Err(format!("{field}: sleep is for lifecycle hooks: write httpGet, tcpSocket or exec"));
+            return Err(format!(
+                "{field}: sleep is for lifecycle hooks: write httpGet, tcpSocket or exec"
+            ));
         }
         let number = |name: &str, default: u64| probe[name].as_u64().unwrap_or(default);
         Ok(Some(Self {
