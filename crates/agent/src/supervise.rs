@@ -121,7 +121,10 @@ fn program(settings: &Settings) -> Result<(PathBuf, bool), AgentError> {
         Some(path) if path.exists() => return Ok((path.clone(), false)),
         // Old injectors name Envoy's usual path always; an image that has none means this program.
         Some(path) if path == Path::new("/usr/local/bin/envoy") => {
-            info!("{} does not exist: this program is the proxy", path.display());
+            info!(
+                "{} does not exist: this program is the proxy",
+                path.display()
+            );
         }
         Some(path) => {
             return Err(AgentError::Start {
@@ -134,8 +137,10 @@ fn program(settings: &Settings) -> Result<(PathBuf, bool), AgentError> {
         }
         None => {}
     }
-    let own = env::current_exe()
-        .map_err(|source| AgentError::Start { path: "/proc/self/exe".into(), source })?;
+    let own = env::current_exe().map_err(|source| AgentError::Start {
+        path: "/proc/self/exe".into(),
+        source,
+    })?;
     Ok((own, true))
 }
 

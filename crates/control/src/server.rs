@@ -241,7 +241,10 @@ impl Server {
             }
             all.push(problem);
         }
-        let errors = read.iter().filter(|p| p.severity == Severity::Error).count();
+        let errors = read
+            .iter()
+            .filter(|p| p.severity == Severity::Error)
+            .count();
         self.metrics
             .set("pilot_total_rejected_configs", &[], errors as f64);
         *self.problems.write() = Arc::new(all);

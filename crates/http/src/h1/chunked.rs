@@ -145,7 +145,10 @@ fn line(bytes: &[u8], limit: usize) -> Result<Option<usize>, Refusal> {
         return Err(Refusal::CODEC);
     }
     if text.len() > limit {
-        return Err(Refusal { status: 413, detail: "http1.chunk_overhead" });
+        return Err(Refusal {
+            status: 413,
+            detail: "http1.chunk_overhead",
+        });
     }
     match end.and_then(|end| bytes.get(end + 1)) {
         None => Ok(None),
