@@ -4,7 +4,7 @@
 use config::{Kind, Object, ObjectKey, Problem, Severity, Snapshot};
 
 /// One problem for each object of a kind that translation does not know.
-pub fn problems(snapshot: &Snapshot) -> Vec<Problem> {
+pub(crate) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
     let mut out = Vec::new();
     let s = snapshot;
     // What protects a workload is an error to leave out; what adds to it, a warning.

@@ -126,7 +126,6 @@ fn plain(s: &str) -> bool {
     if s == "-" || s.starts_with("- ") || s.starts_with("---") || s.starts_with("...") {
         return false;
     }
-    let lower = s.to_ascii_lowercase();
     !other_type(s)
 }
 

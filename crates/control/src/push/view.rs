@@ -178,7 +178,7 @@ impl Views {
     /// those that a gRPC server asks for.
     pub fn of(&self, mesh: &Mesh, proxy: &Proxy, inbound_key: u64) -> Arc<View> {
         let key = if proxy.is_router() || grpc::is_grpc(&proxy.node) {
-            proxy.inbound_key(mesh)
+            inbound_key
         } else {
             proxy.view_key(mesh)
         };
