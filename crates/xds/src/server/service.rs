@@ -180,6 +180,8 @@ impl http_body::Body for ResponseBody {
             if let Some(piece) = this.piece() {
                 return Poll::Ready(Some(Ok(Frame::data(piece))));
             }
+            // The list of a large response's segments is not kept for the life of the stream.
+            this.pending = VecDeque::new();
             if this.ended {
                 return Poll::Ready(None);
             }
