@@ -7,7 +7,10 @@
 mod read;
 mod write;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use prost::{Message, Name};
 pub use prost_reflect::MessageDescriptor;
@@ -92,6 +95,7 @@ pub fn value_to_yaml(value: &Value) -> String {
 
 /// The descriptor of a message of this crate.
 pub fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
+    USES.fetch_add(1, Ordering::Relaxed);
     let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     pool.get_or_insert_with(|| {
         DescriptorPool::decode(crate::DESCRIPTORS).expect("the committed descriptor set is valid")
@@ -104,6 +108,23 @@ pub fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
 pub fn forget_descriptors() {
     *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
+
+/// [`forget_descriptors`] where nobody has used them since the last call of this; says whether there was something to
+/// give back. For a program that reads JSON now and then, called at intervals.
+pub fn forget_idle_descriptors() -> bool {
+    let uses = USES.load(Ordering::Relaxed);
+    if USES_SEEN.swap(uses, Ordering::Relaxed) != uses {
+        return false;
+    }
+    POOL.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
+        .is_some()
+}
+
+/// How often a descriptor was looked up, and how often at the last [`forget_idle_descriptors`].
+static USES: AtomicU64 = AtomicU64::new(0);
+static USES_SEEN: AtomicU64 = AtomicU64::new(0);
 
 /// Decoded at first use (about 27 ms): only dumps, bootstraps and users' YAML come here, never a request.
 static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);

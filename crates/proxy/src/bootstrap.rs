@@ -77,6 +77,11 @@ pub fn forget_descriptors() {
     proto::json::forget_descriptors();
 }
 
+/// The same where nobody has needed them since the last call; says whether there was something to give back.
+pub fn forget_idle_descriptors() -> bool {
+    proto::json::forget_idle_descriptors()
+}
+
 /// Reads, merges and plans.
 pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
     let mut texts = Vec::new();
