@@ -85,7 +85,17 @@ pub fn to_yaml<M: Message + Name>(message: &M) -> String {
 
 /// One YAML document as a JSON value; the error carries line and column.
 pub fn yaml_to_value(text: &str) -> Result<Value, JsonError> {
-    serde_saphyr::from_str(text).map_err(|e| JsonError::Syntax(e.to_string()))
+    // A bootstrap of ten thousand clusters has half a million nodes; the parser's own budget ends at a quarter. What is
+    // expensive for its size, aliases and depth, stays within the default.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 100_000_000,
+            max_nodes: 50_000_000,
+            max_total_scalar_bytes: 1 << 30,
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options)
+        .map_err(|e| JsonError::Syntax(e.to_string()))
 }
 
 /// A JSON value as YAML text.

@@ -155,3 +155,10 @@ fn conformance(part: &str) -> Option<PathBuf> {
     println!("skipped: no conformance data");
     None
 }
+
+#[test]
+fn a_large_configuration_is_within_the_limits() {
+    let entries = vec!["{name: a, type: STATIC}"; 100_000].join(", ");
+    let value = super::yaml_to_value(&format!("clusters: [{entries}]")).unwrap();
+    assert_eq!(value["clusters"].as_array().map(Vec::len), Some(100_000));
+}
