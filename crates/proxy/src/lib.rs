@@ -13,6 +13,7 @@ pub mod listener;
 pub mod logging;
 pub mod network;
 pub mod plan;
+pub mod proxy_protocol;
 pub mod router;
 pub mod server;
 mod socket;

@@ -1,44 +1,144 @@
-//! Socket options that no crate we use offers.
+//! Sockets of upstream connections, and socket options that no crate we use offers.
 //!
 //! This module needs unsafe code: it calls `setsockopt` itself.
 #![allow(unsafe_code)]
 
 use std::{
     io,
-    mem::size_of,
+    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
-/// IP_BIND_ADDRESS_NO_PORT (ip(7)): binding to port 0 keeps only the address; the port is chosen at connect, by the whole
-/// four-tuple. Works for IPv6 sockets as well.
-pub(crate) fn bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+use socket2::{Domain, SockRef};
+use tokio::net::TcpSocket;
+
+use crate::{
+    listener::UpstreamSource,
+    plan::{
+        cluster::BindConfig,
+        socket::{SocketOption, SocketState},
+    },
+};
+
+/// A socket for a connection to `address`, bound to its source: the given one, else the configuration's.
+pub(crate) fn upstream(
+    bind: Option<&BindConfig>,
+    source: Option<UpstreamSource>,
+    address: SocketAddr,
+) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_nodelay(true)?;
+    let options = SockRef::from(&socket);
+    if let Some(bind) = bind {
+        set_all(
+            &options,
+            &bind.socket_options,
+            SocketState::Prebind,
+            address,
+        )?;
+    }
+    // A source of the other family cannot be used, which is how Envoy has it as well.
+    let source = source.filter(|source| source.address.is_ipv4() == address.is_ipv4());
+    if let Some(source) = source {
+        if source.mark != 0 {
+            options.set_mark(source.mark)?;
+        }
+        match address {
+            SocketAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => set_ip_transparent_v6(socket.as_fd())?,
+        }
+    }
+    let configured = || bind.and_then(|bind| bind.source_for(address));
+    if let Some(from) = source.map(|source| source.address).or_else(configured) {
+        if bind.is_some_and(|bind| bind.freebind) {
+            match from {
+                SocketAddr::V4(_) => options.set_freebind_v4(true)?,
+                SocketAddr::V6(_) => options.set_freebind_v6(true)?,
+            }
+        }
+        if from.port() == 0 {
+            // The port is chosen at connect, by the whole four-tuple: else 28,000 connections would be the end.
+            bind_address_no_port(socket.as_fd())?;
+        } else {
+            // Two connections to different hosts may come from the same address and port.
+            socket.set_reuseaddr(true)?;
+        }
+        socket.bind(from)?;
+    }
+    if let Some(bind) = bind {
+        set_all(&options, &bind.socket_options, SocketState::Bound, address)?;
+    }
+    Ok(socket)
 }
 
-/// IPV6_TRANSPARENT (ip(7), for IPv6): accepts connections to addresses that are not ours.
-pub(crate) fn set_ip_transparent_v6(socket: &socket2::Socket) -> io::Result<()> {
-    set(
-        socket.as_fd(),
-        libc::IPPROTO_IPV6,
-        libc::IPV6_TRANSPARENT,
-        1,
-    )
+/// Sets those of the configured options whose moment has come.
+pub(crate) fn set_all(
+    socket: &SockRef<'_>,
+    options: &[SocketOption],
+    state: SocketState,
+    address: SocketAddr,
+) -> io::Result<()> {
+    let domain = Domain::for_address(address);
+    for option in options {
+        if option.state == state && option.applies_to(domain) {
+            set(socket.as_fd(), option.level, option.name, &option.bytes()).map_err(|error| {
+                let (level, name) = (option.level, option.name);
+                io::Error::new(
+                    error.kind(),
+                    format!("socket option (level {level}, name {name}): {error}"),
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// IP_BIND_ADDRESS_NO_PORT (ip(7)): binding to port 0 keeps only the address; the port is chosen at connect, by the whole
+/// four-tuple. Works for IPv6 sockets as well.
+fn bind_address_no_port(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+/// IPV6_TRANSPARENT (ip(7), for IPv6): accepts connections to, and makes them from, addresses that are not ours.
+pub(crate) fn set_ip_transparent_v6(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1)
+}
+
+/// TCP_FASTOPEN (tcp(7)): how many connections may carry data in their SYN and not be accepted yet.
+pub(crate) fn set_fast_open(socket: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
+    let queue = queue.min(libc::c_int::MAX as u32) as libc::c_int;
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, queue)
+}
+
+fn set_int(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    set(socket, level, name, &value.to_ne_bytes())
 }
 
 fn set(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
-    value: libc::c_int,
+    value: &[u8],
 ) -> io::Result<()> {
-    // SAFETY: the descriptor is open for the length of the borrow, and the pointer and the size describe `value`.
+    let length = libc::socklen_t::try_from(value.len())
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: the descriptor is open for the length of the borrow, and the pointer and the length describe `value`.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             level,
             name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            value.as_ptr().cast(),
+            length,
         )
     };
     if result == 0 {

@@ -1,31 +1,34 @@
 //! Opening a connection to a host.
 
 use std::{
+    hash::{BuildHasher, Hash, Hasher},
     io,
-    net::SocketAddr,
-    os::fd::AsFd,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use bytes::BytesMut;
+use foldhash::fast::FixedState;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
+    io::AsyncWriteExt,
     net::TcpSocket,
     time::{Instant, timeout},
 };
 
 use super::{
+    LbContext,
     error::UpstreamError,
     host::Host,
+    pool::Acquire,
     shared::{HostShared, Permit},
     stats::ClusterStats,
 };
 use crate::{
     io::{Stream, connect_unix},
-    plan::{
-        Address, Cluster,
-        cluster::{BindConfig, UpstreamTransport},
-    },
+    listener::{ConnectionInfo, UpstreamSource},
+    plan::{Address, Cluster, cluster::UpstreamTransport, proxy_protocol::ProxyProtocolTransport},
+    proxy_protocol::{Header, Tlv},
     socket,
 };
 
@@ -64,13 +67,12 @@ impl Drop for Account {
 }
 
 /// Connects to a host within the cluster's connect timeout. Its further addresses are tried when the first fails.
-pub(crate) async fn connect(
-    plan: &Cluster,
-    host: &Host,
-    stats: &Rc<ClusterStats>,
-    permit: Permit,
-) -> Result<Upstream, UpstreamError> {
-    if let UpstreamTransport::Tls(_) = host.transport {
+pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstream, UpstreamError> {
+    let Acquire {
+        plan, host, stats, ..
+    } = with;
+    let (transport, proxy) = host.transport.after_header();
+    if let UpstreamTransport::Tls(_) = transport {
         stats
             .scope()
             .counter("client_ssl_socket_factory.upstream_context_secrets_not_ready")
@@ -90,14 +92,20 @@ pub(crate) async fn connect(
         _permit: permit,
     };
     let result = timeout(plan.connect_timeout, async {
-        let mut result = one(plan, &host.address).await;
+        let mut result = one(plan, with.source, &host.address).await;
         for address in &host.additional_addresses {
             if result.is_ok() {
                 break;
             }
-            result = one(plan, address).await;
+            result = one(plan, with.source, address).await;
         }
-        result
+        let mut stream = result?;
+        if let Some(proxy) = proxy {
+            let mut header = BytesMut::new();
+            proxy_header(proxy, with.downstream).write_to(&mut header);
+            stream.write_all(&header).await?;
+        }
+        Ok(stream)
     })
     .await;
     match result {
@@ -121,10 +129,50 @@ pub(crate) async fn connect(
     }
 }
 
-async fn one(plan: &Cluster, address: &Address) -> io::Result<Stream> {
+/// The PROXY header of a connection: what is known of the one it is made for. A connection of our own has no addresses.
+fn proxy_header(proxy: &ProxyProtocolTransport, downstream: Option<&ConnectionInfo>) -> Header {
+    let kept = downstream.and_then(|info| info.proxy.as_ref());
+    let passed = kept.iter().flat_map(|kept| &kept.tlvs);
+    let added = |tlv: &Tlv| proxy.added.iter().any(|added| added.kind == tlv.kind);
+    Header {
+        version: proxy.version,
+        addresses: downstream.and_then(|info| Some((info.remote?, info.local?))),
+        tlvs: passed
+            .filter(|tlv| proxy.pass_through.takes(tlv.kind) && !added(tlv))
+            .chain(&proxy.added)
+            .cloned()
+            .collect(),
+    }
+}
+
+/// What makes a connection to a host unfit for other requests to it: the source address, or the header it began with.
+/// 0 for an ordinary one.
+pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
+    let (_, proxy) = host.transport.after_header();
+    if proxy.is_none() && context.source.is_none() {
+        return 0;
+    }
+    let mut hasher = FixedState::default().build_hasher();
+    context.source.hash(&mut hasher);
+    if let Some(proxy) = proxy {
+        let header = proxy_header(proxy, context.downstream);
+        (header.addresses, header.tlvs).hash(&mut hasher);
+    }
+    hasher.finish().max(1)
+}
+
+async fn one(
+    plan: &Cluster,
+    source: Option<UpstreamSource>,
+    address: &Address,
+) -> io::Result<Stream> {
     match address {
         Address::Socket(address) => {
-            tcp(plan.bind.as_ref(), plan.tcp_keepalive.as_ref(), *address).await
+            let socket = socket::upstream(plan.bind.as_ref(), source, *address)?;
+            if let Some(options) = &plan.tcp_keepalive {
+                keep_alive(&socket, options)?;
+            }
+            socket.connect(*address).await.map(Stream::from)
         }
         Address::Pipe { path, .. } => connect_unix(path).await,
         Address::Name { host, .. } => Err(io::Error::new(
@@ -134,45 +182,18 @@ async fn one(plan: &Cluster, address: &Address) -> io::Result<Stream> {
     }
 }
 
-async fn tcp(
-    bind: Option<&BindConfig>,
-    keepalive: Option<&crate::plan::cluster::TcpKeepalive>,
-    address: SocketAddr,
-) -> io::Result<Stream> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    socket.set_nodelay(true)?;
-    if let Some((bind, source)) = bind.and_then(|bind| Some((bind, bind.source_for(address)?))) {
-        let options = SockRef::from(&socket);
-        if bind.freebind {
-            match source {
-                SocketAddr::V4(_) => options.set_freebind_v4(true)?,
-                SocketAddr::V6(_) => options.set_freebind_v6(true)?,
-            }
-        }
-        if source.port() == 0 {
-            // The port is chosen at connect, by the whole four-tuple: else 28,000 connections would be the end.
-            socket::bind_address_no_port(socket.as_fd())?;
-        }
-        socket.bind(source)?;
+fn keep_alive(socket: &TcpSocket, options: &crate::plan::cluster::TcpKeepalive) -> io::Result<()> {
+    let mut wanted = TcpKeepalive::new();
+    if let Some(time) = options.time {
+        wanted = wanted.with_time(time);
     }
-    if let Some(options) = keepalive {
-        let mut wanted = TcpKeepalive::new();
-        if let Some(time) = options.time {
-            wanted = wanted.with_time(time);
-        }
-        if let Some(interval) = options.interval {
-            wanted = wanted.with_interval(interval);
-        }
-        if let Some(probes) = options.probes {
-            wanted = wanted.with_retries(probes);
-        }
-        SockRef::from(&socket).set_tcp_keepalive(&wanted)?;
+    if let Some(interval) = options.interval {
+        wanted = wanted.with_interval(interval);
     }
-    socket.connect(address).await.map(Stream::from)
+    if let Some(probes) = options.probes {
+        wanted = wanted.with_retries(probes);
+    }
+    SockRef::from(socket).set_tcp_keepalive(&wanted)
 }
 
 /// The system's words for an error, without Rust's ` (os error N)`: Envoy's texts have them like that.

@@ -174,7 +174,7 @@ impl HostPool {
         with: Acquire<'_>,
         permit: Permit,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
-        let upstream = connect(with.plan, with.host, with.stats, permit).await?;
+        let upstream = connect(with, permit).await?;
         let local = upstream
             .stream
             .as_tcp()

@@ -44,6 +44,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     io::Stream,
+    listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Address, Cluster as Plan,
         cluster::{Discovery, Thresholds, UpstreamProtocol},
@@ -77,6 +78,10 @@ pub struct LbContext<'a> {
     pub priority: Priority,
     /// The downstream connection, for clusters that keep a pool for each.
     pub downstream_connection: u64,
+    /// What is known about it: what a PROXY header tells.
+    pub downstream: Option<&'a ConnectionInfo>,
+    /// Address that the upstream connection has to come from, before any that the cluster names.
+    pub source: Option<UpstreamSource>,
 }
 
 /// What the main thread hands to workers for one cluster.
@@ -489,7 +494,7 @@ impl Cluster {
             self.stats.upstream_cx_overflow().inc();
             return Err(UpstreamError::Overflow("max_connections"));
         };
-        match connect(&self.plan, host, &self.stats, permit).await {
+        match connect(self.acquire(host, context), permit).await {
             Ok(upstream) => Ok((upstream.stream, UpstreamAccount::new(upstream.account))),
             Err(error) => {
                 self.failed(host, &error);
@@ -585,10 +590,11 @@ impl Cluster {
             } else {
                 0
             },
+            connect::variant(host, context),
         )
     }
 
-    fn acquire<'a>(&'a self, host: &'a Arc<Host>, context: &LbContext<'_>) -> Acquire<'a> {
+    fn acquire<'a>(&'a self, host: &'a Arc<Host>, context: &LbContext<'a>) -> Acquire<'a> {
         let (thresholds, breaker) = self.breaker(context.priority);
         Acquire {
             plan: &self.plan,
@@ -596,6 +602,8 @@ impl Cluster {
             breaker,
             thresholds,
             host,
+            downstream: context.downstream,
+            source: context.source,
         }
     }
 

@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     io::Stream,
+    listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
 };
 
@@ -39,8 +40,8 @@ pub(crate) struct Pools {
     hosts: RefCell<HashMap<PoolKey, Rc<HostPool>, foldhash::fast::RandomState>>,
 }
 
-/// Host and, where the cluster asks for it, downstream connection.
-pub(crate) type PoolKey = (u64, u64);
+/// Host; downstream connection, where the cluster asks for it; and what makes connections to a host differ otherwise.
+pub(crate) type PoolKey = (u64, u64, u64);
 
 /// The connections to one host.
 #[derive(Debug, Default)]
@@ -83,6 +84,8 @@ pub(crate) struct Acquire<'a> {
     pub(crate) breaker: &'a BreakerShared,
     pub(crate) thresholds: &'a Thresholds,
     pub(crate) host: &'a Arc<Host>,
+    pub(crate) downstream: Option<&'a ConnectionInfo>,
+    pub(crate) source: Option<UpstreamSource>,
 }
 
 impl Pools {
@@ -92,7 +95,7 @@ impl Pools {
 
     /// Closes the pools of hosts that are gone.
     pub(crate) fn retain(&self, mut keep: impl FnMut(u64) -> bool) {
-        self.hosts.borrow_mut().retain(|(host, _), pool| {
+        self.hosts.borrow_mut().retain(|(host, ..), pool| {
             let keep = keep(*host);
             if !keep {
                 pool.close();
@@ -216,7 +219,7 @@ impl HostPool {
                 }
             };
             let open = Open::new(self);
-            let upstream = connect(with.plan, with.host, with.stats, permit).await?;
+            let upstream = connect(with, permit).await?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();
             return Ok(self.lease(

@@ -112,6 +112,8 @@ const ANY: LbContext<'static> = LbContext {
     avoid_attempts: 0,
     priority: Priority::Default,
     downstream_connection: 0,
+    downstream: None,
+    source: None,
 };
 
 #[test]

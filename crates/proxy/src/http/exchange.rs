@@ -141,7 +141,10 @@ impl<'c> Exchange<'c> {
             progress: Progress::new(),
             random,
             filter_state: Vec::new(),
-            dynamic_metadata: BTreeMap::new(),
+            dynamic_metadata: connection
+                .proxy
+                .as_ref()
+                .map_or_else(BTreeMap::new, |proxy| proxy.metadata.clone()),
             filters: FilterData::default(),
             local_reply: Cow::Borrowed(""),
             traced: false,

@@ -251,6 +251,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             },
             priority: self.target.priority,
             downstream_connection: self.exchange.connection.id,
+            downstream: Some(self.exchange.connection),
+            source: self.exchange.connection.source,
         };
         let cluster = self.target.cluster.clone();
         let host = cluster

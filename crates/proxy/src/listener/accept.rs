@@ -145,6 +145,8 @@ fn begin(
         listener: listener.plan.clone(),
         chain: None,
         response_flag: None,
+        source: None,
+        proxy: None,
         termination_details: None,
     };
     let worker = worker.clone();

@@ -1,14 +1,18 @@
 //! An accepted connection and what is known about it.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
+use serde_json::Value;
+
 use crate::{
     io::Stream,
     plan::{FilterChain, Listener, chain_match},
+    proxy_protocol::Tlv,
     worker::drain::Drain,
 };
 
@@ -52,8 +56,30 @@ pub struct ConnectionInfo {
     pub chain: Option<Arc<FilterChain>>,
     /// What ended the connection early, for `%RESPONSE_FLAGS%` of listener logs (`NR` …).
     pub response_flag: Option<&'static str>,
+    /// Where connections that are made for it come from (`original_src`).
+    pub source: Option<UpstreamSource>,
+    /// What a PROXY header said that goes further.
+    pub proxy: Option<Arc<ProxyData>>,
     /// Why it ended, for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: Option<Arc<str>>,
+}
+
+/// What is kept of a PROXY header besides the addresses.
+#[derive(Debug, Default, PartialEq)]
+pub struct ProxyData {
+    /// TLVs for upstream PROXY headers.
+    pub tlvs: Vec<Tlv>,
+    /// Dynamic metadata by namespace.
+    pub metadata: BTreeMap<String, Value>,
+}
+
+/// The address that a connection towards an upstream comes from, whoever it belongs to (IP_TRANSPARENT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamSource {
+    /// Port 0 lets the system choose one.
+    pub address: SocketAddr,
+    /// SO_MARK; 0 sets none.
+    pub mark: u32,
 }
 
 impl ConnectionInfo {

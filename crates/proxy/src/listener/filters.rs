@@ -13,7 +13,10 @@ use crate::{
     plan::listener::{ListenerFilter, ListenerFilterKind},
 };
 
-use super::{connection::ConnectionInfo, http_inspector};
+use super::{
+    connection::{ConnectionInfo, UpstreamSource},
+    http_inspector, proxy_protocol,
+};
 
 stats::group! {
     /// What the inspectors count, for the whole process.
@@ -74,6 +77,18 @@ pub(crate) async fn run(
                 inspect_tls(stream, info, peeked, stats).await?
             }
             ListenerFilterKind::HttpInspector => inspect_http(stream, info, peeked, stats).await?,
+            ListenerFilterKind::OriginalSrc { bind_port, mark } => {
+                info.source = info.remote.map(|client| UpstreamSource {
+                    address: match bind_port {
+                        true => client,
+                        false => SocketAddr::new(client.ip(), 0),
+                    },
+                    mark: *mark,
+                });
+            }
+            ListenerFilterKind::ProxyProtocol(plan) => {
+                proxy_protocol::read(plan, stream, info, peeked, stats).await?;
+            }
         }
     }
     if info.transport_protocol.is_empty() {
@@ -105,9 +120,15 @@ pub(crate) fn restore_original_dst(stream: &Stream, info: &mut ConnectionInfo) {
         SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_none() => socket.original_dst_v6(),
         _ => socket.original_dst_v4(),
     };
-    if let Some(original) = original.ok().and_then(|address| address.as_socket()) {
-        info.local_restored = true;
-        info.local = Some(original);
+    match original.ok().and_then(|address| address.as_socket()) {
+        Some(original) => {
+            info.local_restored = true;
+            info.local = Some(original);
+        }
+        // Steered here by TPROXY: no translation, so the kernel knows none, and the local address is what the client
+        // meant.
+        None if info.listener.transparent => info.local_restored = true,
+        None => {}
     }
 }
 
@@ -187,7 +208,7 @@ async fn inspect_http(
     }
 }
 
-async fn more(stream: &mut Stream, peeked: &mut BytesMut) -> Result<(), FilterEnd> {
+pub(super) async fn more(stream: &mut Stream, peeked: &mut BytesMut) -> Result<(), FilterEnd> {
     peeked.reserve(READ_SIZE);
     match stream.read_buf(peeked).await {
         Ok(0) | Err(_) => Err(FilterEnd::RemoteClose),

@@ -11,6 +11,7 @@ mod chain;
 mod connection;
 mod filters;
 mod http_inspector;
+mod proxy_protocol;
 mod stats;
 
 use std::{
@@ -25,7 +26,7 @@ use std::{
 use tokio::task::AbortHandle;
 
 pub(crate) use accept::{ListenSocket, handed_over};
-pub use connection::{Connection, ConnectionInfo};
+pub use connection::{Connection, ConnectionInfo, ProxyData, UpstreamSource};
 
 use crate::{
     access_log::Logger,

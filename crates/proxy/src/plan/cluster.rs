@@ -12,6 +12,8 @@ use super::{
     http_filter::MetadataExchange,
     matcher::Percent,
     metadata::{Metadata, TRANSPORT_SOCKET_MATCH},
+    proxy_protocol::ProxyProtocolTransport,
+    socket::SocketOption,
     tls::UpstreamTls,
 };
 
@@ -363,6 +365,18 @@ pub enum UpstreamTransport {
     RawBuffer,
     /// TLS.
     Tls(Arc<UpstreamTls>),
+    /// A PROXY header, then one of the others.
+    ProxyProtocol(Arc<ProxyProtocolTransport>),
+}
+
+impl UpstreamTransport {
+    /// What the bytes are wrapped in once a PROXY header is out, and that header.
+    pub fn after_header(&self) -> (&Self, Option<&ProxyProtocolTransport>) {
+        match self {
+            Self::ProxyProtocol(proxy) => (&proxy.inner, Some(proxy)),
+            other => (other, None),
+        }
+    }
 }
 
 /// A transport for endpoints with certain metadata.
@@ -379,19 +393,19 @@ pub struct TransportMatch {
 /// Address that connections start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindConfig {
-    /// Tried for endpoints of its family.
-    pub source: SocketAddr,
-    /// Further ones, for the other family.
-    pub additional: Vec<SocketAddr>,
+    /// The first of the endpoint's family is taken; empty: the system chooses.
+    pub sources: Vec<SocketAddr>,
     /// IP_FREEBIND.
     pub freebind: bool,
+    /// Set on each socket before it connects.
+    pub socket_options: Arc<[SocketOption]>,
 }
 
 impl BindConfig {
     /// The source for an endpoint: of its family where there is one, else none.
     pub fn source_for(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
-        std::iter::once(&self.source)
-            .chain(&self.additional)
+        self.sources
+            .iter()
             .find(|s| s.is_ipv4() == endpoint.is_ipv4())
             .copied()
     }

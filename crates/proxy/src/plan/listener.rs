@@ -6,7 +6,8 @@ use ipnet::IpNet;
 
 use super::{
     access_log::AccessLog, address::Address, chain_match::ChainTable, metadata::Metadata,
-    network::NetworkFilter, tls::DownstreamTls,
+    network::NetworkFilter, proxy_protocol::ProxyProtocolFilter, socket::SocketOption,
+    tls::DownstreamTls,
 };
 
 /// One listener (`envoy.config.listener.v3.Listener`). Its name is its identity.
@@ -32,6 +33,10 @@ pub struct Listener {
     pub reuse_port: bool,
     /// Length of the kernel's accept queue; the system's maximum when absent.
     pub tcp_backlog: Option<u32>,
+    /// TCP_FASTOPEN: length of its queue; off when absent.
+    pub tcp_fast_open: Option<u32>,
+    /// Set on the listening sockets.
+    pub socket_options: Arc<[SocketOption]>,
     /// How many connections to accept per readiness event; no limit when absent.
     pub max_connections_per_event: Option<u32>,
     /// `connection_balance_config.exact_balance`: accepted sockets go to the least loaded worker.
@@ -97,6 +102,15 @@ pub enum ListenerFilterKind {
     },
     /// Finds out `http/1.0`, `http/1.1` or `h2c` on plaintext connections.
     HttpInspector,
+    /// Makes connections towards upstreams come from the client's address.
+    OriginalSrc {
+        /// With the client's port as well, in place of one that the system chooses.
+        bind_port: bool,
+        /// SO_MARK of those connections; 0 sets none.
+        mark: u32,
+    },
+    /// Reads a PROXY header: whom the connection was made for.
+    ProxyProtocol(Arc<ProxyProtocolFilter>),
 }
 
 /// `ListenerFilterChainMatchPredicate`: says from the destination port whether a listener filter is switched off.

@@ -27,11 +27,13 @@ pub mod listener;
 pub mod matcher;
 pub mod metadata;
 pub mod network;
+pub mod proxy_protocol;
 pub(crate) mod read;
 pub mod regex;
 pub mod retry;
 pub mod route;
 pub mod route_match;
+pub mod socket;
 pub mod tls;
 
 pub use access_log::AccessLog;

@@ -3,16 +3,20 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    os::{
+        fd::AsFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
     path::Path,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::ChangeError;
 use crate::{
     listener::ListenSocket,
-    plan::{Address, Listener},
+    plan::{Address, Listener, socket::SocketState},
+    socket::{set_all, set_fast_open},
 };
 
 /// The sockets of one listener.
@@ -99,6 +103,8 @@ pub(super) fn same_sockets(old: &Listener, new: &Listener) -> bool {
         && old.transparent == new.transparent
         && old.freebind == new.freebind
         && old.tcp_backlog == new.tcp_backlog
+        && old.tcp_fast_open == new.tcp_fast_open
+        && old.socket_options == new.socket_options
 }
 
 fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Result<BoundSocket> {
@@ -126,14 +132,24 @@ fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Res
         if plan.transparent {
             match address {
                 SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-                SocketAddr::V6(_) => crate::socket::set_ip_transparent_v6(&socket)?,
+                SocketAddr::V6(_) => crate::socket::set_ip_transparent_v6(socket.as_fd())?,
             }
         }
+        let configured = |state| {
+            let socket = SockRef::from(&socket);
+            set_all(&socket, &plan.socket_options, state, address)
+        };
+        configured(SocketState::Prebind)?;
         socket.bind(&address.into())?;
+        configured(SocketState::Bound)?;
+        if let Some(queue) = plan.tcp_fast_open {
+            set_fast_open(socket.as_fd(), queue)?;
+        }
         socket.listen(
             plan.tcp_backlog
                 .map_or(DEFAULT_BACKLOG, |n| n.min(i32::MAX as u32) as i32),
         )?;
+        configured(SocketState::Listening)?;
         let socket: TcpListener = socket.into();
         // With port 0 the first socket chooses for all.
         address = socket.local_addr()?;

@@ -13,22 +13,21 @@ use proto::envoy::{
 use super::{
     common::{
         above_zero, address, ads_source, duration, enumeration, extension, json, metadata, percent,
-        socket_address, typed_config,
+        typed_config,
     },
     endpoint::load_assignment,
     listener::metadata_exchange,
     outlier::outlier_detection,
     route::option,
+    socket::{bind_config, proxy_protocol_transport},
     tls::upstream_tls,
     upstream_http::{Legacy, protocol_options},
 };
 use crate::plan::{
-    address::Address,
     bootstrap::ConfigSource,
     cluster::{
-        BindConfig, CircuitBreakers, Cluster, CommonLb, Discovery, DnsLookupFamily, DnsOptions,
-        LbPolicy, RetryBudget, SlowStart, TcpKeepalive, Thresholds, TransportMatch,
-        UpstreamTransport,
+        CircuitBreakers, Cluster, CommonLb, Discovery, DnsLookupFamily, DnsOptions, LbPolicy,
+        RetryBudget, SlowStart, TcpKeepalive, Thresholds, TransportMatch, UpstreamTransport,
     },
     endpoint::ClusterLoadAssignment,
     error::{At, Step, unsupported},
@@ -219,7 +218,7 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         outlier_detection: outlier?,
         transport_socket: transport?.unwrap_or(UpstreamTransport::RawBuffer),
         transport_socket_matches: matches,
-        bind: bind?.flatten(),
+        bind: bind?,
         tcp_keepalive: keepalive?.flatten(),
         metadata_exchange: exchange,
         per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
@@ -612,7 +611,7 @@ fn circuit_breakers(at: At<'_>, m: &pb::CircuitBreakers) -> Step<CircuitBreakers
     Ok(planned)
 }
 
-fn upstream_transport(at: At<'_>, m: &core::TransportSocket) -> Step<UpstreamTransport> {
+pub(super) fn upstream_transport(at: At<'_>, m: &core::TransportSocket) -> Step<UpstreamTransport> {
     let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &m.config_type else {
         // By name alone raw_buffer was legal once.
         return match m.name.as_str() {
@@ -632,45 +631,12 @@ fn upstream_transport(at: At<'_>, m: &core::TransportSocket) -> Step<UpstreamTra
             let tls = upstream_tls(at, &found.decode(&at)?)?;
             Ok(UpstreamTransport::Tls(Arc::new(tls)))
         }
+        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport" => {
+            let proxy = proxy_protocol_transport(at, &found.decode(&at)?)?;
+            Ok(UpstreamTransport::ProxyProtocol(Arc::new(proxy)))
+        }
         _ => Err(found.unknown(&at, "transport socket")),
     }
-}
-
-fn bind_config(at: At<'_>, m: &core::BindConfig) -> Step<Option<BindConfig>> {
-    let core::BindConfig {
-        source_address,
-        freebind,
-        socket_options,
-        extra_source_addresses,
-        additional_source_addresses,
-        local_address_selector,
-    } = m;
-    unsupported!(at, socket_options, local_address_selector);
-    let socket = |at: At<'_>, m: &core::SocketAddress| match socket_address(at, m, false)? {
-        Address::Socket(address) => Ok(address),
-        _ => Err(at.error("must be an IP address")),
-    };
-    let source = at.optional("source_address", source_address, socket)?;
-    let mut additional = at.each(
-        "additional_source_addresses",
-        additional_source_addresses,
-        socket,
-    );
-    additional.extend(
-        at.each("extra_source_addresses", extra_source_addresses, |at, m| {
-            let core::ExtraSourceAddress {
-                address,
-                socket_options,
-            } = m;
-            unsupported!(at, socket_options);
-            at.required("address", address, socket)
-        }),
-    );
-    Ok(source.map(|source| BindConfig {
-        source,
-        additional,
-        freebind: freebind.unwrap_or(false),
-    }))
 }
 
 fn keepalive(_: At<'_>, m: &core::TcpKeepalive) -> TcpKeepalive {

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use proto::envoy::{
     config::{core::v3 as core, listener::v3 as pb},
     extensions::filters::{
-        listener::tls_inspector::v3::TlsInspector, network::tcp_proxy::v3 as tcp,
+        listener::{original_src::v3::OriginalSrc, tls_inspector::v3::TlsInspector},
+        network::tcp_proxy::v3 as tcp,
     },
 };
 
@@ -18,6 +19,7 @@ use super::{
     http::connection_manager,
     http_filter::istio_stats,
     route::option,
+    socket::{proxy_protocol_filter, socket_options},
     tls::downstream_tls,
 };
 use crate::plan::{
@@ -54,7 +56,7 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         continue_on_listener_filters_timeout,
         transparent,
         freebind,
-        socket_options,
+        socket_options: options,
         tcp_fast_open_queue_length,
         traffic_direction,
         udp_listener_config,
@@ -77,8 +79,6 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         at,
         fcds_config,
         filter_chain_matcher,
-        socket_options,
-        tcp_fast_open_queue_length,
         udp_listener_config,
         api_listener,
         enable_mptcp,
@@ -169,6 +169,8 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         freebind: freebind.unwrap_or(false),
         reuse_port: enable_reuse_port.unwrap_or(true),
         tcp_backlog: *tcp_backlog_size,
+        tcp_fast_open: *tcp_fast_open_queue_length,
+        socket_options: socket_options(&at, "socket_options", options),
         max_connections_per_event: *max_connections_to_accept_per_socket_event,
         exact_balance: exact_balance.unwrap_or(false),
         listener_filters: filters,
@@ -228,6 +230,14 @@ fn listener_filter(at: At<'_>, m: &pb::ListenerFilter) -> Step<ListenerFilter> {
             ListenerFilterKind::TlsInspector {
                 initial_read_buffer_size: *initial_read_buffer_size,
             }
+        }
+        "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+            let OriginalSrc { bind_port, mark } = found.decode(&config_at)?;
+            ListenerFilterKind::OriginalSrc { bind_port, mark }
+        }
+        "envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol" => {
+            let filter = proxy_protocol_filter(config_at, &found.decode(&config_at)?)?;
+            ListenerFilterKind::ProxyProtocol(Arc::new(filter))
         }
         _ => return Err(found.unknown(&config_at, "listener filter")),
     };

@@ -20,6 +20,7 @@ mod listener;
 mod outlier;
 mod retry;
 mod route;
+mod socket;
 mod tls;
 mod upstream_http;
 
