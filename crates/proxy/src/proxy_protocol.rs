@@ -394,7 +394,7 @@ mod tests {
             ("PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\n", "CR LF"),
             ("PROXY TCP4 192.0.2.1 198.51.100.2 56324\r\n", "few"),
             ("PROXY TCP4 192.0.2.1 198.51.100.2 1 2 3\r\n", "many"),
-            ("PROXY TCP4 192.0.2.1  198.51.100.2 1 2\r\n", "family"),
+            ("PROXY TCP4 192.0.2.1  198.51.100.2 1 2\r\n", "number"),
             ("PROXY TCP4 ::1 ::2 1 2\r\n", "family"),
             ("PROXY TCP6 192.0.2.1 192.0.2.2 1 2\r\n", "family"),
             ("PROXY UDP4 192.0.2.1 192.0.2.2 1 2\r\n", "none of"),
