@@ -95,11 +95,12 @@ async fn exchange(dial: Dial, mut request: Request<Bytes>) -> Result<Response<By
     // The connection is driven here and dropped with the exchange: no task outlives the request.
     let mut connection = std::pin::pin!(connection);
     let mut exchange = std::pin::pin!(exchange);
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut exchange => return answer,
-            end = &mut connection => if let Err(e) = end { return Err(failed(&e)) } else { return exchange.await },
-        }
+    tokio::select! {
+        biased;
+        answer = &mut exchange => answer,
+        end = &mut connection => match end {
+            Err(e) => Err(failed(&e)),
+            Ok(()) => exchange.await,
+        },
     }
 }

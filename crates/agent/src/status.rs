@@ -237,37 +237,40 @@ async fn metrics(State(status): State<Arc<Status>>, headers: HeaderMap) -> AxumR
 }
 
 /// Only processes of this pod may end the proxy.
-fn local(peer: SocketAddr) -> Result<(), AxumResponse> {
-    let loopback = match peer.ip() {
+fn is_local(peer: SocketAddr) -> bool {
+    match peer.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => {
             ip.is_loopback() || ip.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
         }
-    };
-    if loopback {
-        Ok(())
-    } else {
-        Err(text(StatusCode::FORBIDDEN, "only from this pod itself\n"))
     }
+}
+
+fn not_local() -> AxumResponse {
+    text(StatusCode::FORBIDDEN, "only from this pod itself\n")
 }
 
 async fn quit(
     State(status): State<Arc<Status>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-) -> Result<AxumResponse, AxumResponse> {
-    local(peer)?;
+) -> AxumResponse {
+    if !is_local(peer) {
+        return not_local();
+    }
     // A full queue means that the agent is ending already.
     let _ = status.orders.try_send(Order::Quit);
-    Ok(text(StatusCode::OK, "OK\n"))
+    text(StatusCode::OK, "OK\n")
 }
 
 async fn drain(
     State(status): State<Arc<Status>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-) -> Result<AxumResponse, AxumResponse> {
-    local(peer)?;
+) -> AxumResponse {
+    if !is_local(peer) {
+        return not_local();
+    }
     let _ = status.orders.try_send(Order::Drain);
-    Ok(text(StatusCode::OK, "OK\n"))
+    text(StatusCode::OK, "OK\n")
 }
 
 async fn probe(State(status): State<Arc<Status>>, request: AxumRequest) -> AxumResponse {

@@ -251,7 +251,7 @@ mod tests {
     fn states_follow_what_was_sent_and_accepted() {
         let one = proxy(json!({"sent": "1", "acked": "1"}));
         assert_eq!(
-            table(&[one.clone()], true),
+            table(std::slice::from_ref(&one), true),
             "NAME         CLUSTER        CDS        LDS        EDS       RDS          ECDS         ISTIOD     VERSION\n\
              web.shop     Kubernetes     SYNCED     SYNCED     STALE     NOT SENT     NOT SENT     istiod     1.30.0\n"
         );

@@ -229,7 +229,9 @@ impl fmt::Display for Kind {
 }
 
 /// The objects of one kind, by namespace and name; sorted.
-pub struct Table<T>(Arc<BTreeMap<String, BTreeMap<String, Arc<Object<T>>>>>);
+pub struct Table<T>(Arc<BTreeMap<String, ByName<T>>>);
+
+type ByName<T> = BTreeMap<String, Arc<Object<T>>>;
 
 impl<T> Table<T> {
     /// The object of that name.

@@ -94,8 +94,7 @@ pub fn yaml_to_value(text: &str) -> Result<Value, JsonError> {
             max_total_scalar_bytes: 1 << 30,
         },
     };
-    serde_saphyr::from_str_with_options(text, options)
-        .map_err(|e| JsonError::Syntax(e.to_string()))
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| JsonError::Syntax(e.to_string()))
 }
 
 /// A JSON value as YAML text.

@@ -445,5 +445,8 @@ fn client_tls(report: &mut Report, field: &str, tls: Option<&ClientTlsSettings>)
 }
 
 fn is_prime(n: u64) -> bool {
-    n > 1 && (2..).take_while(|f| f * f <= n).all(|f| n % f != 0)
+    n > 1
+        && (2..)
+            .take_while(|f| f * f <= n)
+            .all(|f| !n.is_multiple_of(f))
 }

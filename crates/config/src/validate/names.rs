@@ -67,7 +67,8 @@ pub(super) fn namespace_slash_host(text: &str, gateway: bool) -> Result<(), Stri
     } else {
         namespace.trim_start_matches('~')
     };
-    if !matches!(bare, "*" | ".") && !(bare.is_empty() && !gateway) {
+    let any = matches!(bare, "*" | ".") || bare.is_empty() && !gateway;
+    if !any {
         label(bare).map_err(|e| format!("{text:?}: {e}; or give \".\" or \"*\" as namespace"))?;
     }
     qualified_host(host, gateway)

@@ -107,10 +107,10 @@ pub(super) fn authorization(report: &mut Report, spec: &AuthorizationPolicy) {
         &spec.target_refs,
     );
     let action = spec.action();
-    let provider = match &spec.action_detail {
-        Some(ActionDetail::Provider(p)) => Some(p.name.as_str()),
-        None => None,
-    };
+    let provider = spec
+        .action_detail
+        .as_ref()
+        .map(|ActionDetail::Provider(p)| p.name.as_str());
     if action == Action::Custom && provider.unwrap_or_default().is_empty() {
         report.error("spec.provider.name", "is needed for action CUSTOM");
     }

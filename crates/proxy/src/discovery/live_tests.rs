@@ -29,8 +29,11 @@ use crate::{
 /// Serves fixed sets, and notes the answers.
 struct Script {
     sets: BTreeMap<&'static str, Arc<ResourceSet>>,
-    answers: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    answers: Answers,
 }
+
+/// Type, and what was wrong.
+type Answers = Arc<Mutex<Vec<(String, Option<String>)>>>;
 
 impl Handler for Script {
     async fn open(
@@ -44,7 +47,7 @@ impl Handler for Script {
         tokio::spawn(async move {
             let mut stream = Stream::new(mode);
             while let Some(Ok(request)) = requests.next().await {
-                let mut note = |type_url: &str, error: Option<String>| {
+                let note = |type_url: &str, error: Option<String>| {
                     answers
                         .lock()
                         .expect("not poisoned")

@@ -321,6 +321,9 @@ fn operator(text: &str) -> Result<(Operator, &str), String> {
     Ok((Operator { kind, max_length }, after))
 }
 
+/// Key of a filter state, whether it is printed plainly, and one field of it.
+type State = (Arc<str>, bool, Option<Arc<str>>);
+
 fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
     use AddressPart::{Port, Whole, WithoutPort};
     use OperatorKind as K;
@@ -341,7 +344,7 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         let mut keys = text.split(':').map(Arc::from);
         (keys.next().unwrap_or_default(), keys.collect())
     };
-    let state = || -> Result<(Arc<str>, bool, Option<Arc<str>>), String> {
+    let state = || -> Result<State, String> {
         let mut words = needed()?.split(':');
         let key = words.next().unwrap_or_default().into();
         match (words.next(), words.next()) {

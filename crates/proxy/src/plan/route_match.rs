@@ -216,12 +216,15 @@ impl WeightedClusters {
 /// Virtual hosts by domain: exact, then the longest `*suffix`, then the longest `prefix*`, then `*`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DomainTable {
-    exact: HashMap<Box<[u8]>, u32, RandomState>,
+    exact: ByDomain,
     /// By length of the fixed part, longest first.
-    suffixes: Vec<(usize, HashMap<Box<[u8]>, u32, RandomState>)>,
-    prefixes: Vec<(usize, HashMap<Box<[u8]>, u32, RandomState>)>,
+    suffixes: Vec<(usize, ByDomain)>,
+    prefixes: Vec<(usize, ByDomain)>,
     any: Option<u32>,
 }
+
+/// Indices of virtual hosts.
+type ByDomain = HashMap<Box<[u8]>, u32, RandomState>;
 
 impl DomainTable {
     /// Adds a domain; false when it is there already.

@@ -202,7 +202,8 @@ fn both_ends_agree_after_every_change() {
         client.watch(CDS, Want::All);
         client.watch(RDS, want(&["80", "90"]));
         client.connected();
-        let steps: [(&[(&str, &str)], &[(&str, &str)]); 4] = [
+        type Set = &'static [(&'static str, &'static str)];
+        let steps: [(Set, Set); 4] = [
             (&[("a", "1"), ("b", "1")], &[("80", "1")]),
             (
                 &[("a", "1"), ("b", "2"), ("c", "1")],
