@@ -44,6 +44,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
         }
     }
 
+    /// A stream without HTTP: everything written and read is a tunnel's.
+    pub fn tunnel(io: S) -> Self {
+        let mut connection = Self::new(io, Limits::default());
+        connection.read.start_body(Framing::Tunnel);
+        connection.write.start(Framing::Tunnel);
+        connection.keep_alive = false;
+        connection
+    }
+
     /// Writes the head of a request into the buffer; the body follows by
     /// [`ClientConnection::split`], whose writer's `flush` sends it.
     pub fn send_head(&mut self, head: &RequestHead, framing: Framing) {

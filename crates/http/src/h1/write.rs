@@ -64,7 +64,7 @@ impl WriteState {
         &mut self.buffer
     }
 
-    fn start(&mut self, framing: Framing) {
+    pub(super) fn start(&mut self, framing: Framing) {
         self.framing = framing;
         self.ended = false;
         self.written = 0;

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::{ConnectionManager, Context, serve as exchange};
+use super::{ConnectionManager, Context, LocalReply, failure, serve as exchange, timers::Expired};
 use crate::{
     io::Stream,
     listener::{Connection, ConnectionInfo},
@@ -149,20 +149,11 @@ async fn http1_connection(
         if !readable {
             return;
         }
-        let head = match plan.request_headers_timeout {
-            None => connection.read_head().await,
-            Some(limit) => match timeout(limit, connection.read_head()).await {
-                Ok(head) => head,
-                Err(_) => {
-                    stats.downstream_rq_header_timeout().inc();
-                    Err(HEADER_TIMEOUT.into())
-                }
-            },
-        };
+        let head = read_head(connection, live).await;
         stats.downstream_rq_http1_total().inc();
         match head {
-            Ok(None) => return,
-            Ok(Some(head)) => {
+            Ok(Ok(None)) => return,
+            Ok(Ok(Some(head))) => {
                 requests += 1;
                 let (reader, writer) = connection.split();
                 let (mut reader, mut writer) = (BodyReader::H1(reader), BodyWriter::H1(writer));
@@ -185,11 +176,15 @@ async fn http1_connection(
                 }
                 exchange::request(&cx, head, &mut reader, &mut writer).await;
             }
-            Err(Error::Refused(refusal)) => {
+            Ok(Err(Error::Refused(refusal))) => {
                 let (_, writer) = connection.split();
                 exchange::refused(&cx, refusal, &mut BodyWriter::H1(writer)).await;
             }
-            Err(error) => {
+            Err(reply) => {
+                let (_, writer) = connection.split();
+                exchange::unread(&cx, reply, &mut BodyWriter::H1(writer)).await;
+            }
+            Ok(Err(error)) => {
                 tracing::debug!(connection = info.id, %error, "a request ended in its head");
                 stats.downstream_cx_destroy_remote().inc();
                 return;
@@ -210,10 +205,34 @@ async fn http1_connection(
     }
 }
 
-const HEADER_TIMEOUT: outrigger_http::Refusal = outrigger_http::Refusal {
-    status: 408,
-    detail: "request_header_timeout",
-};
+/// Reads a head within the limits of time that hold for it; the error is the answer to one that
+/// came too slowly.
+async fn read_head(
+    connection: &mut h1::ServerConnection<Stream>,
+    live: &ConnectionManager,
+) -> Result<Result<Option<RequestHead>, Error>, LocalReply> {
+    let mut head = pin!(connection.read_head());
+    // Most heads come in one piece and need no timer.
+    if let Poll::Ready(head) = poll_fn(|cx| Poll::Ready(head.as_mut().poll(cx))).await {
+        return Ok(head);
+    }
+    let (plan, stats) = (&live.plan, &live.stats);
+    // Envoy's timers begin with the first byte, so the ones for a whole request end a head too.
+    let first = [
+        (plan.request_headers_timeout, Expired::Headers),
+        (plan.request_timeout, Expired::Receive),
+        (plan.stream_idle_timeout, Expired::Idle),
+    ]
+    .into_iter()
+    .filter_map(|(limit, expired)| Some((limit?, expired)))
+    .min_by_key(|(limit, _)| *limit);
+    let Some((limit, expired)) = first else {
+        return Ok(head.await);
+    };
+    timeout(limit, head)
+        .await
+        .map_err(|_| failure::late_head(expired, stats))
+}
 
 /// Bytes of a request nobody wants that are read before its connection closes.
 const LINGER: usize = 1024 * 1024;

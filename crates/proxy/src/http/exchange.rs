@@ -188,6 +188,17 @@ impl<'c> Exchange<'c> {
         self.route = found;
     }
 
+    /// Whether this is a CONNECT whose payload goes to the upstream as raw bytes.
+    pub(super) fn terminates_connect(&self) -> bool {
+        self.request.method == Method::Connect
+            && self.route.action().is_some_and(|action| {
+                action
+                    .upgrades
+                    .iter()
+                    .any(|upgrade| upgrade.connect_terminate && upgrade.enabled)
+            })
+    }
+
     /// How long it has lasted, in milliseconds, as `%DURATION%` tells it.
     pub fn duration(&self) -> Duration {
         self.progress

@@ -159,8 +159,7 @@ pub(super) fn reply(
                     (504, "upstream request timeout")
                 }
                 Expired::Stream | Expired::Idle if complete => (504, "stream timeout"),
-                Expired::Stream | Expired::Idle => (408, "stream timeout"),
-                Expired::Receive => (408, "request timeout"),
+                expired => (408, late(expired)),
             };
             let mut reply = LocalReply::new(status, body, std::mem::take(&mut exchange.details));
             if status == 504 {
@@ -180,6 +179,21 @@ pub(super) fn reply(
                 _ => None,
             }
         }
+    }
+}
+
+/// The answer to a head that did not come in time.
+pub(super) fn late_head(expired: Expired, stats: &ConnectionManagerStats) -> LocalReply {
+    let (flag, details) = count_expired(expired, stats);
+    LocalReply::new(408, late(expired), details).flag(flag)
+}
+
+/// Envoy's text for a request that did not come in time.
+fn late(expired: Expired) -> &'static str {
+    match expired {
+        Expired::Headers => "request header timeout",
+        Expired::Receive => "request timeout",
+        _ => "stream timeout",
     }
 }
 
@@ -212,7 +226,13 @@ pub(super) fn tell_expired(
     exchange: &mut Exchange<'_>,
     stats: &ConnectionManagerStats,
 ) {
-    let (flag, details) = match expired {
+    let (flag, details) = count_expired(expired, stats);
+    exchange.flags.add(flag);
+    exchange.details = details.into();
+}
+
+fn count_expired(expired: Expired, stats: &ConnectionManagerStats) -> (Flags, &'static str) {
+    match expired {
         Expired::Request => (Flags::UPSTREAM_REQUEST_TIMEOUT, "response_timeout"),
         Expired::PerTry => (Flags::UPSTREAM_REQUEST_TIMEOUT, "upstream_per_try_timeout"),
         Expired::PerTryIdle => (
@@ -227,11 +247,13 @@ pub(super) fn tell_expired(
             stats.downstream_rq_timeout().inc();
             (Flags::default(), "request_overall_timeout")
         }
+        Expired::Headers => {
+            stats.downstream_rq_header_timeout().inc();
+            (Flags::default(), "request_header_timeout")
+        }
         Expired::Idle => {
             stats.downstream_rq_idle_timeout().inc();
             (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
         }
-    };
-    exchange.flags.add(flag);
-    exchange.details = details.into();
+    }
 }

@@ -261,7 +261,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         self.exchange.upstream.host = Some(host.clone());
         let version = self.exchange.request.version;
         let mut upstream = {
-            let mut acquired = pin!(Upstream::acquire(&cluster, &host, &context, version));
+            let terminate = self.exchange.terminates_connect();
+            let mut acquired = pin!(async {
+                match terminate {
+                    true => Upstream::connect(&cluster, &host, &context).await,
+                    false => Upstream::acquire(&cluster, &host, &context, version).await,
+                }
+            });
             let (reader, writer, deadlines) =
                 (&mut *self.reader, &mut *self.writer, &self.deadlines);
             poll_fn(|cx| {
@@ -279,7 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         }?;
         tried.push(host.clone());
         self.exchange.upstream.local = upstream.local;
-        self.exchange.upstream.protocol = Some(upstream.version());
+        self.exchange.upstream.protocol = upstream.version();
         self.attempt_headers(&host);
         let sent = Instant::now();
         self.exchange
@@ -440,7 +446,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
 
     fn broken(&self, error: Error, upstream: &Upstream) -> AttemptError {
         let stale = upstream.reused
-            && upstream.version() == outrigger_http::Version::Http11
+            && upstream.version() == Some(outrigger_http::Version::Http11)
             && !upstream.has_response_bytes()
             && matches!(error, Error::Closed | Error::Io(_));
         AttemptError::Broken { error, stale }

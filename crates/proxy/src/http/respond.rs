@@ -115,7 +115,8 @@ pub(super) fn finish_head(
         head.framing = Framing::None;
     }
     // Whether the upstream keeps its connection is no business of the client's.
-    head.keep_alive = true;
+    // Behind a CONNECT that failed may stand what was meant for its tunnel: not a request.
+    head.keep_alive = exchange.request.method != Method::Connect || head.framing == Framing::Tunnel;
     if cx.drain.should_close(&cx.worker.random) {
         cx.live.stats.downstream_cx_drain_close().inc();
         head.keep_alive = false;

@@ -33,14 +33,22 @@ pub(super) async fn refused<S: AsyncRead + AsyncWrite + Unpin>(
     refusal: outrigger_http::Refusal,
     writer: &mut BodyWriter<'_, S>,
 ) {
+    cx.live.stats.downstream_cx_protocol_error().inc();
+    unread(cx, prepare::refused(refusal), writer).await;
+}
+
+/// Answers and logs what never became a request; the connection ends with it.
+pub(super) async fn unread<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    reply: LocalReply,
+    writer: &mut BodyWriter<'_, S>,
+) {
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
     stats.downstream_rq_active().inc();
-    stats.downstream_cx_protocol_error().inc();
     let head = RequestHead::new(outrigger_http::Version::Http11, Method::Get, "", "");
     let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
     writer.close_after();
-    let reply = prepare::refused(refusal);
     respond::reply(cx, &mut exchange, &mut BodyReader::Empty, writer, reply).await;
     finish(cx, &mut exchange);
 }
@@ -146,8 +154,7 @@ fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> boo
         action.upgrades.iter().find(is)
     });
     match own {
-        // A CONNECT that ends here would need raw bytes towards the upstream.
-        Some(upgrade) => upgrade.enabled && !upgrade.connect_terminate,
+        Some(upgrade) => upgrade.enabled,
         // Without a route there is a better answer than 403.
         None if action.is_none() => true,
         None => plan

@@ -19,6 +19,8 @@ pub(super) enum Expired {
     Idle,
     /// The request did not arrive in time.
     Receive,
+    /// Nor did its head.
+    Headers,
 }
 
 /// Deadlines; `None` is none.

@@ -11,7 +11,12 @@ use outrigger_http::{
     Error, Frame, Framing, Headers, Limits, RequestHead, ResponseHead, Version, h1, h2,
 };
 
-use crate::cluster::{Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamError};
+use crate::{
+    cluster::{
+        Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
+    },
+    io::Stream,
+};
 
 /// A request on its way to a host. Dropped before its end, the connection (HTTP/1) or the stream
 /// (HTTP/2) is given up.
@@ -30,6 +35,15 @@ pub(super) struct Upstream {
 enum Call {
     H1(h1::ClientConnection<Http1>),
     H2(Box<H2Call>),
+    /// A CONNECT that ends here: the payload alone goes to the host.
+    Tcp(Box<TcpCall>),
+}
+
+#[derive(Debug)]
+struct TcpCall {
+    connection: h1::ClientConnection<Stream>,
+    /// Counts the connection as open.
+    _account: UpstreamAccount,
 }
 
 #[derive(Debug)]
@@ -82,11 +96,32 @@ impl Upstream {
         })
     }
 
-    /// The protocol spoken.
-    pub(super) fn version(&self) -> Version {
+    /// A connection of its own to the host, for the payload of a CONNECT that ends here.
+    pub(super) async fn connect(
+        cluster: &Cluster,
+        host: &Arc<Host>,
+        context: &LbContext<'_>,
+    ) -> Result<Upstream, UpstreamError> {
+        let (stream, account) = cluster.tcp(host, context).await?;
+        let guard = cluster.request(host, context)?;
+        let local = stream.as_tcp().and_then(|stream| stream.local_addr().ok());
+        Ok(Upstream {
+            call: Call::Tcp(Box::new(TcpCall {
+                connection: h1::ClientConnection::tunnel(stream),
+                _account: account,
+            })),
+            _guard: guard,
+            local,
+            reused: false,
+        })
+    }
+
+    /// The version of HTTP spoken; `None` where it is none.
+    pub(super) fn version(&self) -> Option<Version> {
         match self.call {
-            Call::H1(_) => Version::Http11,
-            Call::H2(_) => Version::Http2,
+            Call::H1(_) => Some(Version::Http11),
+            Call::H2(_) => Some(Version::Http2),
+            Call::Tcp(_) => None,
         }
     }
 
@@ -98,6 +133,7 @@ impl Upstream {
                 let mut handle = h2::ClientHandle::from(call.place.sender().clone());
                 call.stream = Some(handle.send(head, framing)?.split());
             }
+            Call::Tcp(_) => {}
         }
         Ok(())
     }
@@ -124,6 +160,12 @@ impl Upstream {
                 }
                 Poll::Ready(Ok(head))
             }
+            // Being connected is the answer.
+            Call::Tcp(_) => {
+                let mut head = ResponseHead::new(200);
+                head.framing = Framing::Tunnel;
+                Poll::Ready(Ok(head))
+            }
         }
     }
 
@@ -138,6 +180,7 @@ impl Upstream {
                 Some(body) => body.poll_frame(cx),
                 None => Poll::Ready(None),
             },
+            Call::Tcp(call) => call.connection.reader().poll_frame(cx),
         }
     }
 
@@ -146,6 +189,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.writer().poll_ready(cx),
             Call::H2(call) => call.writer()?.poll_ready(cx),
+            Call::Tcp(call) => call.connection.writer().poll_ready(cx),
         }
     }
 
@@ -154,6 +198,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.writer().send_data(data),
             Call::H2(call) => call.writer()?.send_data(data),
+            Call::Tcp(call) => call.connection.writer().send_data(data),
         }
     }
 
@@ -162,6 +207,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.writer().send_end(trailers),
             Call::H2(call) => call.writer()?.send_end(trailers),
+            Call::Tcp(call) => call.connection.writer().send_end(trailers),
         }
     }
 
@@ -170,6 +216,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.writer().poll_flush(cx),
             Call::H2(call) => call.writer()?.poll_flush(cx),
+            Call::Tcp(call) => call.connection.writer().poll_flush(cx),
         }
     }
 
@@ -178,6 +225,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.writer().poll_shutdown(cx),
             Call::H2(call) => call.writer()?.poll_end(cx),
+            Call::Tcp(call) => call.connection.writer().poll_shutdown(cx),
         }
     }
 
@@ -186,6 +234,7 @@ impl Upstream {
         match &self.call {
             Call::H1(connection) => connection.has_response_bytes(),
             Call::H2(call) => call.body.is_some(),
+            Call::Tcp(_) => true,
         }
     }
 

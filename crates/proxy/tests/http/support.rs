@@ -1,0 +1,234 @@
+//! A proxy with one HTTP listener, a client and a scripted origin.
+
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+
+use outrigger_proxy as proxy;
+use prost::{Message, Name};
+use proto::envoy::config;
+use proxy::{
+    plan::{Bootstrap, Cluster, Listener},
+    server::{Change, Server},
+    worker::{Options, drain::DrainStrategy},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::{LocalSet, spawn_local},
+};
+
+fn message<M: Message + Name + Default>(yaml: &str) -> M {
+    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
+}
+
+/// A proxy with one listener, whose routes, filters and options a test says, and clusters by port.
+pub(crate) struct Mesh {
+    pub(crate) server: Rc<Server>,
+    log: tempfile::TempDir,
+}
+
+impl Mesh {
+    pub(crate) async fn new(
+        routes: &str,
+        options: &str,
+        filters: &str,
+        clusters: &[(&str, u16)],
+    ) -> Mesh {
+        let log = tempfile::tempdir().unwrap();
+        let path = log.path().join("access.log");
+        let yaml = format!(
+            "name: l
+address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+filter_chains:
+- filters:
+  - name: hcm
+    typed_config:
+      \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: test
+      {options}
+      access_log:
+      - name: file
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+          path: {path}
+          log_format: {{text_format_source: {{inline_string: \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\\n\"}}}}
+      route_config:
+        name: r
+        virtual_hosts:
+        - name: v
+          domains: ['*']
+          include_request_attempt_count: true
+          routes:
+{routes}
+      http_filters:
+{filters}
+      - name: router
+        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+",
+            path = path.display()
+        );
+        let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default()).unwrap();
+        let settings = Options {
+            concurrency: 1,
+            drain_time: Duration::from_millis(200),
+            drain_strategy: DrainStrategy::Immediate,
+            file_flush_interval: Duration::from_millis(1),
+            ..Options::default()
+        };
+        let server = Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
+        let mut changes = Vec::new();
+        for (name, port) in clusters {
+            let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
+                "name: {name}\ntype: STATIC\nconnect_timeout: 2s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
+                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+            )));
+            changes.push(Change::UpsertCluster(Arc::new(plan.unwrap())));
+        }
+        let plan = Listener::try_from(&message::<config::listener::v3::Listener>(&yaml));
+        changes.push(Change::UpsertListener(Arc::new(
+            plan.unwrap_or_else(|e| panic!("{e}\n{yaml}")),
+        )));
+        for result in server.apply(changes) {
+            result.unwrap();
+        }
+        server.settled().await;
+        Mesh { server, log }
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.server.listener_address("l").unwrap())
+            .await
+            .unwrap()
+    }
+
+    /// Sends one request on a connection of its own and gives all that comes back.
+    pub(crate) async fn ask(&self, request: &str) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = within(stream.read_to_end(&mut answer)).await;
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// `GET` of a path with `connection: close`.
+    pub(crate) async fn get(&self, path: &str) -> String {
+        self.ask(&format!(
+            "GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+        ))
+        .await
+    }
+
+    /// The log, once it has so many lines.
+    pub(crate) async fn log(&self, lines: usize) -> String {
+        within(async {
+            loop {
+                let text = std::fs::read_to_string(self.log.path().join("access.log"));
+                let text = text.unwrap_or_default();
+                if text.lines().count() >= lines {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("it happens within 20 s")
+}
+
+/// What an origin does with its next request.
+#[derive(Clone, Copy)]
+pub(crate) enum Act {
+    /// Answers.
+    Say(&'static str),
+    /// Closes without a word.
+    Close,
+    /// Says nothing.
+    Hang,
+    /// Answers, then closes at once.
+    SayAndClose(&'static str),
+}
+
+/// An origin that acts by a script, one act a request; it keeps what it was sent.
+pub(crate) struct Origin {
+    pub(crate) port: u16,
+    seen: Rc<RefCell<Vec<String>>>,
+}
+
+impl Origin {
+    pub(crate) async fn new(script: &[Act]) -> Origin {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let script: Rc<RefCell<VecDeque<Act>>> =
+            Rc::new(RefCell::new(script.iter().copied().collect()));
+        let kept = seen.clone();
+        spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let (seen, script) = (kept.clone(), script.clone());
+                spawn_local(async move {
+                    while let Some(request) = request(&mut stream).await {
+                        seen.borrow_mut().push(request);
+                        let act = script.borrow_mut().pop_front();
+                        match act {
+                            Some(Act::Say(answer)) => {
+                                stream.write_all(answer.as_bytes()).await.unwrap();
+                            }
+                            Some(Act::SayAndClose(answer)) => {
+                                stream.write_all(answer.as_bytes()).await.unwrap();
+                                return;
+                            }
+                            Some(Act::Hang) => std::future::pending::<()>().await,
+                            Some(Act::Close) | None => return,
+                        }
+                    }
+                });
+            }
+        });
+        Origin { port, seen }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<String> {
+        self.seen.borrow().clone()
+    }
+}
+
+/// One request: its head, and as much of a body as its length says.
+async fn request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if let Some(end) = text.find("\r\n\r\n") {
+            let length = text[..end]
+                .lines()
+                .find_map(|line| {
+                    line.to_lowercase()
+                        .strip_prefix("content-length: ")?
+                        .parse()
+                        .ok()
+                })
+                .unwrap_or(0);
+            let chunked = text.to_lowercase().contains("transfer-encoding: chunked");
+            if bytes.len() >= end + 4 + length && (!chunked || text.ends_with("0\r\n\r\n")) {
+                return Some(text);
+            }
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+pub(crate) const OK: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+pub(crate) const TO_A: &str = "          - {match: {prefix: /}, route: {cluster: a}}";
+
+pub(crate) fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, test);
+}
