@@ -91,6 +91,15 @@ impl Stream {
         }
     }
 
+    /// The TCP stream that carries exactly the bytes that are read and written here: nothing wraps it, and no byte was
+    /// put back.
+    pub fn plain_tcp(&self) -> Option<&TcpStream> {
+        match &self.inner {
+            Inner::Tcp(stream) if self.ahead.is_empty() => Some(stream),
+            _ => None,
+        }
+    }
+
     /// The descriptor, for socket options.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.inner {

@@ -12,6 +12,7 @@ pub mod io;
 pub mod listener;
 pub mod logging;
 pub mod network;
+pub mod overload;
 pub mod plan;
 pub mod proxy_protocol;
 pub mod router;

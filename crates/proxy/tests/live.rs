@@ -159,6 +159,9 @@ macro_rules! live {
     };
 }
 
+#[path = "live/tcp.rs"]
+mod tcp;
+
 live! {
     async fn bytes_pass_both_ways_and_are_counted() {
         let port = origin("a").await;

@@ -302,7 +302,7 @@ fn value(
             connection.chain.as_ref().map_or("", |chain| &chain.name),
             out,
         ),
-        Op::AccessLogType => not_empty("DownstreamEnd", out),
+        Op::AccessLogType => not_empty(exchange.log_type, out),
         Op::LocalReplyBody => not_empty(&exchange.local_reply, out),
         Op::Environment(name) => not_empty(&std::env::var(&**name).unwrap_or_default(), out),
         Op::Hostname => {

@@ -9,12 +9,13 @@ use crate::{
 /// `/drain_listeners?graceful&skip_exit&inboundonly`.
 pub(super) fn drain_listeners(admin: &Admin, params: &Params) -> Answer {
     let graceful = params.has("graceful");
-    if params.has("skip_exit") && !graceful {
+    let skip_exit = params.has("skip_exit");
+    if skip_exit && !graceful {
         return Answer::text("skip_exit requires graceful\n").status(400);
     }
     admin
         .server
-        .drain_listeners(params.has("inboundonly"), graceful);
+        .drain_listeners(params.has("inboundonly"), graceful, skip_exit);
     Answer::text("OK\n")
 }
 

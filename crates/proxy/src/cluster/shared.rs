@@ -14,6 +14,8 @@ use std::{
     time::Instant,
 };
 
+use crate::{network::SharedLimits, overload::Overload};
+
 /// The facts of the whole process.
 #[derive(Debug, Default)]
 pub struct ProcessShared {
@@ -25,6 +27,10 @@ pub struct ProcessShared {
     pub workers: Vec<AtomicU64>,
     /// Source of connection ids.
     pub next_connection: AtomicU64,
+    /// What is given up under overload.
+    pub overload: Overload,
+    /// What network filters count over all workers.
+    pub limits: SharedLimits,
     /// Whether readiness should fail (`/healthcheck/fail`).
     pub health_failed: AtomicBool,
 }

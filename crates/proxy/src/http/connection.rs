@@ -18,7 +18,7 @@ use super::{ConnectionManager, Context, LocalReply, failure, serve as exchange, 
 use crate::{
     io::Stream,
     listener::{Connection, ConnectionInfo},
-    plan::http::CodecType,
+    plan::{http::CodecType, overload::ShedPoint},
     worker::{Worker, drain::Drain},
 };
 
@@ -35,6 +35,14 @@ pub(super) async fn serve(
         info,
         drain,
     } = connection;
+    if worker
+        .shared
+        .overload
+        .sheds(ShedPoint::HcmOnDataCreatingCodec, worker)
+    {
+        live.stats.downstream_cx_overload_close().inc();
+        return;
+    }
     let known = info
         .application_protocols
         .iter()
@@ -149,7 +157,11 @@ async fn http1_connection(
         if !readable {
             return;
         }
-        let head = read_head(connection, live).await;
+        let shed = ShedPoint::Http1AbortDispatch;
+        let head = match worker.shared.overload.sheds(shed, worker) {
+            true => Err(exchange::overloaded(stats)),
+            false => read_head(connection, live).await,
+        };
         stats.downstream_rq_http1_total().inc();
         match head {
             Ok(Ok(None)) => return,
@@ -326,6 +338,15 @@ async fn streams(
                 requests += 1;
                 idle.touch();
                 stats.downstream_rq_http2_total().inc();
+                let overload = &worker.shared.overload;
+                if overload.sheds(ShedPoint::Http2GoAwayAndClose, worker) {
+                    stats.downstream_cx_overload_close().inc();
+                    return;
+                }
+                if !drained && overload.sheds(ShedPoint::Http2GoAway, worker) {
+                    drained = true;
+                    connection.drain();
+                }
                 let task = stream(
                     live.clone(),
                     worker.clone(),

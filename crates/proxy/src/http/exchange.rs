@@ -62,6 +62,8 @@ pub struct Exchange<'c> {
     pub traced: bool,
     /// A connection as a whole, so that everything about requests is absent.
     pub tcp: bool,
+    /// What `%ACCESS_LOG_TYPE%` says.
+    pub log_type: &'static str,
 }
 
 /// The virtual host and route of a request; they keep their configuration alive.
@@ -149,6 +151,7 @@ impl<'c> Exchange<'c> {
             local_reply: Cow::Borrowed(""),
             traced: false,
             tcp: false,
+            log_type: "DownstreamEnd",
         }
     }
 

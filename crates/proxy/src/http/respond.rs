@@ -1,6 +1,6 @@
 //! What a connection manager does to every response, and replies of our own.
 
-use std::{cell::RefCell, time::SystemTime};
+use std::{cell::RefCell, sync::atomic::Ordering::Relaxed, time::SystemTime};
 
 use bytes::Bytes;
 use outrigger_http::{
@@ -9,7 +9,10 @@ use outrigger_http::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Context, Exchange, LocalReply};
-use crate::{plan::http::ServerHeader, router};
+use crate::{
+    plan::{http::ServerHeader, overload::Action},
+    router,
+};
 
 /// Sends a reply of our own.
 pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
@@ -117,11 +120,30 @@ pub(super) fn finish_head(
     // Whether the upstream keeps its connection is no business of the client's.
     // Behind a CONNECT that failed may stand what was meant for its tunnel: not a request.
     head.keep_alive = exchange.request.method != Method::Connect || head.framing == Framing::Tunnel;
-    if cx.drain.should_close(&cx.worker.random) {
+    if should_drain(cx) {
         cx.live.stats.downstream_cx_drain_close().inc();
         head.keep_alive = false;
         cx.draining.set(true);
+    } else if exchange.request.version != Version::Http2
+        && cx
+            .worker
+            .shared
+            .overload
+            .applies(Action::DisableHttpKeepalive, &cx.worker.random)
+    {
+        let stats = &cx.live.stats;
+        stats.downstream_cx_overload_disable_keepalive().inc();
+        head.keep_alive = false;
+        cx.draining.set(true);
     }
+}
+
+/// Whether the connection should end with this response: its listener drains, or the process has failed its health check
+/// and clients had better go elsewhere.
+fn should_drain(cx: &Context<'_>) -> bool {
+    let shared = &cx.worker.shared;
+    cx.drain.should_close(&cx.worker.random)
+        || shared.health_failed.load(Relaxed) && !cx.connection.listener.drain_modify_only
 }
 
 /// Ends a response that cannot be completed: the client must see that it is not.

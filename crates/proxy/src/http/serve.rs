@@ -3,10 +3,17 @@
 use outrigger_http::{BodyReader, BodyWriter, Headers, Method, RequestHead};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Context, Exchange, Flags, LocalReply, forward, prepare, respond};
+use super::{
+    Context, Exchange, Flags, LocalReply, forward, prepare, respond, stats::ConnectionManagerStats,
+};
 use crate::{
     filter::Step,
-    plan::{HttpConnectionManager, http::RouteSource, route::RouteUpgrade},
+    plan::{
+        HttpConnectionManager,
+        http::RouteSource,
+        overload::{Action, ShedPoint},
+        route::RouteUpgrade,
+    },
     router,
 };
 
@@ -61,6 +68,12 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     writer: &mut BodyWriter<'_, S>,
 ) -> Result<(), LocalReply> {
     let plan = &cx.live.plan;
+    let overload = &cx.worker.shared.overload;
+    if overload.applies(Action::StopAcceptingRequests, &cx.worker.random)
+        || overload.sheds(ShedPoint::HttpDecodeHeaders, cx.worker)
+    {
+        return Err(overloaded(&cx.live.stats));
+    }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
     let routes = match &plan.routes {
         RouteSource::Inline(routes) => Some(routes.clone()),
@@ -112,6 +125,12 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     cx.live.stats.rq_total().inc();
     forward::forward(cx, exchange, reader, writer, target).await;
     Ok(())
+}
+
+/// The answer to a request that is refused because of load.
+pub(super) fn overloaded(stats: &ConnectionManagerStats) -> LocalReply {
+    stats.downstream_rq_overload_close().inc();
+    LocalReply::new(503, "envoy overloaded", "overload").flag(Flags::OVERLOAD_MANAGER)
 }
 
 /// Waits for a filter; `false` when the client went away.

@@ -1,16 +1,20 @@
 //! Accepting connections and bringing them to their chain.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::pin,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::BytesMut;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener},
+    sync::watch,
     task::{AbortHandle, spawn_local},
     time::timeout,
 };
@@ -21,7 +25,14 @@ use super::{
     filters::{self, FilterEnd},
 };
 use crate::{
-    access_log::Logger, io::Stream, network::log_connection, plan::listener::ListenerFilterKind,
+    access_log::Logger,
+    cluster::shared::Permit,
+    io::Stream,
+    network::log_connection,
+    plan::{
+        listener::ListenerFilterKind,
+        overload::{Action, ShedPoint},
+    },
     worker::Worker,
 };
 
@@ -52,9 +63,10 @@ pub(super) fn spawn(socket: ListenSocket, slot: Weak<Slot>, worker: Rc<Worker>) 
     .abort_handle()
 }
 
-async fn accept_tcp(listener: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
+async fn accept_tcp(socket: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
+    let mut pace = Pace::new(&worker);
     loop {
-        let accepted = listener.accept().await;
+        let accepted = pace.next(|cx| socket.poll_accept(cx)).await;
         let Some(slot) = slot.upgrade() else {
             return Ok(());
         };
@@ -67,28 +79,87 @@ async fn accept_tcp(listener: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>)
                     Some(stream)
                 };
                 if let Some(stream) = stream {
-                    accepted_tcp(stream, peer, listener, &worker);
+                    accepted_tcp(stream, peer, listener.clone(), &worker);
                 }
             }
             Err(error) => pause_after(&error, &listener).await?,
         }
+        pace.rest(listener).await;
     }
 }
 
-async fn accept_unix(
-    listener: UnixListener,
-    slot: Weak<Slot>,
-    worker: Rc<Worker>,
-) -> io::Result<()> {
+async fn accept_unix(socket: UnixListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
+    let mut pace = Pace::new(&worker);
     loop {
-        let accepted = listener.accept().await;
+        let accepted = pace.next(|cx| socket.poll_accept(cx)).await;
         let Some(slot) = slot.upgrade() else {
             return Ok(());
         };
         let listener = slot.current();
         match accepted {
-            Ok((stream, _)) => begin(stream.into(), None, None, listener, &worker),
+            Ok((stream, _)) => begin(stream.into(), None, None, listener.clone(), &worker),
             Err(error) => pause_after(&error, &listener).await?,
+        }
+        pace.rest(listener).await;
+    }
+}
+
+/// How fast a listener accepts: not at all under overload that says so, and so many connections at once.
+struct Pace {
+    /// Only where the configuration has such an action.
+    accepting: Option<watch::Receiver<bool>>,
+    /// Accepted since nothing was waiting.
+    at_once: u32,
+}
+
+impl Pace {
+    fn new(worker: &Worker) -> Self {
+        let may_stop = worker.bootstrap.overload.as_ref().is_some_and(|plan| {
+            let stops = |(action, _): &(Action, _)| *action == Action::StopAcceptingConnections;
+            plan.actions.iter().any(stops)
+        });
+        Self {
+            accepting: may_stop.then(|| worker.shared.overload.accepting()),
+            at_once: 0,
+        }
+    }
+
+    /// The next connection.
+    async fn next<T>(
+        &mut self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> io::Result<T> {
+        let at_once = &mut self.at_once;
+        let accept = poll_fn(|cx| {
+            let accepted = poll(cx);
+            match accepted.is_pending() {
+                true => *at_once = 0,
+                false => *at_once += 1,
+            }
+            accepted
+        });
+        let Some(accepting) = &mut self.accepting else {
+            return accept.await;
+        };
+        let mut accept = pin!(accept);
+        loop {
+            // The sender lives as long as the process.
+            let _ = accepting.wait_for(|accepting| *accepting).await;
+            tokio::select! {
+                biased;
+                _ = accepting.wait_for(|accepting| !*accepting) => {}
+                accepted = &mut accept => return accepted,
+            }
+        }
+    }
+
+    /// Lets the connections have a turn once the listener has accepted as many at once as it should.
+    async fn rest(&mut self, listener: Rc<LiveListener>) {
+        let limit = listener.plan.max_connections_per_event;
+        drop(listener);
+        if limit.is_some_and(|limit| self.at_once >= limit) {
+            self.at_once = 0;
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -128,7 +199,6 @@ fn begin(
     worker: &Rc<Worker>,
 ) {
     let Some(open) = Open::new(&listener, worker) else {
-        listener.stats.downstream_global_cx_overflow().inc();
         return;
     };
     let info = ConnectionInfo {
@@ -211,7 +281,7 @@ async fn serve(
     };
     let outcome = chain.serve(connection, &stats, worker).await;
     if let Some(info) = logged {
-        log_connection(&logs, &info, outcome.as_ref(), worker);
+        log_connection(&logs, &info, outcome.as_ref(), LISTENER_LOG, worker);
     }
 }
 
@@ -275,7 +345,7 @@ async fn inspect(
 
 /// A connection that ended before its chain is logged by the listener alone.
 fn ended_early(logs: &[Logger], info: &ConnectionInfo, worker: &Worker) {
-    log_connection(logs, info, None, worker);
+    log_connection(logs, info, None, LISTENER_LOG, worker);
 }
 
 /// Counts a connection while it lives.
@@ -285,24 +355,47 @@ struct Open {
     worker: Rc<Worker>,
     since: Instant,
     counted: bool,
+    _own: Option<Permit>,
 }
 
 impl Open {
-    /// `None` where the process has as many connections as it may.
+    /// `None` where the listener or the process has as many connections as it may, or is overloaded; counts why.
     fn new(listener: &Rc<LiveListener>, worker: &Rc<Worker>) -> Option<Self> {
-        let tally = &worker.shared.downstream_connections;
-        let counted = !listener.plan.ignore_global_connection_limit;
-        if counted && !tally.acquire(worker.shared.max_downstream_connections) {
+        let (plan, stats, shared) = (&listener.plan, &listener.stats, &worker.shared);
+        if !plan.bypass_overload_manager
+            && (shared
+                .overload
+                .applies(Action::RejectIncomingConnections, &worker.random)
+                || shared.overload.sheds(ShedPoint::TcpListenerAccept, worker))
+        {
+            stats.downstream_cx_overload_reject().inc();
             return None;
         }
-        worker.shared.workers[worker.index].fetch_add(1, Relaxed);
-        listener.stats.downstream_cx_total().inc();
-        listener.stats.downstream_cx_active().inc();
+        let own = match &listener.limit {
+            None => None,
+            Some((limit, open)) => match Permit::acquire(open, *limit) {
+                None => {
+                    stats.downstream_cx_overflow().inc();
+                    return None;
+                }
+                permit => permit,
+            },
+        };
+        let counted = !plan.ignore_global_connection_limit;
+        let tally = &shared.downstream_connections;
+        if counted && !tally.acquire(shared.max_downstream_connections) {
+            stats.downstream_global_cx_overflow().inc();
+            return None;
+        }
+        shared.workers[worker.index].fetch_add(1, Relaxed);
+        stats.downstream_cx_total().inc();
+        stats.downstream_cx_active().inc();
         Some(Self {
             listener: listener.clone(),
             worker: worker.clone(),
             since: Instant::now(),
             counted,
+            _own: own,
         })
     }
 
@@ -365,6 +458,9 @@ async fn pause_after(error: &io::Error, listener: &LiveListener) -> io::Result<(
         _ => Ok(()),
     }
 }
+
+/// What `%ACCESS_LOG_TYPE%` says in a listener's log.
+const LISTENER_LOG: &str = "NotSet";
 
 /// A v4 client of a v6 socket is a v4 client.
 fn unmapped(address: SocketAddr) -> SocketAddr {

@@ -30,6 +30,7 @@ pub use connection::{Connection, ConnectionInfo, ProxyData, UpstreamSource};
 
 use crate::{
     access_log::Logger,
+    cluster::shared::Tally,
     plan::{Address, Listener, listener::TrafficDirection},
     worker::{Worker, drain::DrainStrategy},
 };
@@ -77,6 +78,8 @@ pub(crate) struct LiveListener {
     pub(crate) stats: Rc<ListenerStats>,
     /// Logs of its connections as a whole.
     pub(crate) logs: Rc<[Logger]>,
+    /// How many connections it may have, and has, over all workers.
+    pub(crate) limit: Option<(u32, Arc<Tally>)>,
     /// By the address of the chain's plan: the plan's matching gives us its own `Arc`.
     chains: HashMap<usize, Rc<LiveChain>, foldhash::fast::RandomState>,
 }
@@ -105,11 +108,20 @@ impl LiveListener {
             chains.insert(Arc::as_ptr(chain) as usize, live);
         }
         let logs = Logger::all(&plan.access_logs, worker).into();
+        let key = format!(
+            "envoy.resource_limits.listener.{}.connection_limit",
+            plan.name
+        );
+        let limit = worker.bootstrap.runtime_number(&key).map(|limit| {
+            let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+            (limit, worker.shared.limits.of_listener(&plan.name))
+        });
         Self {
             plan,
             stats,
             chains,
             logs,
+            limit,
         }
     }
 

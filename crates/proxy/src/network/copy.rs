@@ -1,7 +1,8 @@
 //! Bytes from one stream to another, with half-close.
 //!
 //! A connection that waits holds no buffer: bytes are read into the stack and written on at once. Only what the other
-//! side does not take is kept, and nothing more is read until it is gone, so a slow reader slows the writer.
+//! side does not take is kept, and nothing more is read until it is gone, so a slow reader slows the writer. Where bytes
+//! stream between two plain TCP connections they go through a pipe of the kernel instead ([`super::splice`]).
 
 use std::{
     cell::Cell,
@@ -17,6 +18,7 @@ use tokio::{
     time::Instant,
 };
 
+use super::splice::{self, Lease};
 use crate::io::Stream;
 
 /// What passes between two streams, as it goes.
@@ -28,6 +30,9 @@ pub(crate) struct Progress {
     pub(crate) back: Cell<u64>,
     /// When bytes last passed.
     pub(crate) last: Cell<Instant>,
+    /// How often the first stream was not read any more because the second took no more, and was read again.
+    pub(crate) paused: Cell<u64>,
+    pub(crate) resumed: Cell<u64>,
 }
 
 impl Default for Progress {
@@ -36,6 +41,8 @@ impl Default for Progress {
             forth: Cell::new(0),
             back: Cell::new(0),
             last: Cell::new(Instant::now()),
+            paused: Cell::new(0),
+            resumed: Cell::new(0),
         }
     }
 }
@@ -58,22 +65,39 @@ impl CopyError {
     }
 }
 
-/// Copies both ways until both sides have ended. The end of one direction is passed on as a half-close.
+/// Copies both ways until both sides have ended. The end of one direction is passed on as a half-close. `may_splice`
+/// lets bytes that stream go through the kernel alone.
 ///
 /// Can be dropped at any time; bytes that were read and not written are lost then.
 pub(crate) async fn both_ways(
     first: &mut Stream,
     second: &mut Stream,
     progress: &Progress,
+    may_splice: bool,
 ) -> Result<(), CopyError> {
-    let (mut forth, mut back) = (Direction::default(), Direction::default());
+    let mode = if may_splice {
+        Mode::Watch { large: 0 }
+    } else {
+        Mode::Copy
+    };
+    let (mut forth, mut back) = (Direction::new(mode), Direction::new(mode));
     poll_fn(|context| {
+        let had = (progress.forth.get(), progress.back.get());
+        let was_paused = forth.is_paused();
         let one = forth
-            .poll(context, first, second, &progress.forth, &progress.last)
+            .poll(context, first, second, &progress.forth)
             .map_err(|error| error.on(CopyError::First, CopyError::Second))?;
         let other = back
-            .poll(context, second, first, &progress.back, &progress.last)
+            .poll(context, second, first, &progress.back)
             .map_err(|error| error.on(CopyError::Second, CopyError::First))?;
+        if had != (progress.forth.get(), progress.back.get()) {
+            progress.last.set(Instant::now());
+        }
+        match (was_paused, forth.is_paused()) {
+            (false, true) => progress.paused.set(progress.paused.get() + 1),
+            (true, false) => progress.resumed.set(progress.resumed.get() + 1),
+            _ => {}
+        }
         if one.is_ready() && other.is_ready() {
             Poll::Ready(Ok(()))
         } else {
@@ -84,21 +108,33 @@ pub(crate) async fn both_ways(
 }
 
 /// What is under way in one direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Direction {
     /// Read and not taken yet, from `start` on.
     left: Vec<u8>,
     start: usize,
     stage: Stage,
+    mode: Mode,
+    /// While something is in it, and while more may come at once.
+    pipe: Option<Lease>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Stage {
-    #[default]
     Open,
     /// The reader has ended, the writer has not been told.
     Ended,
     Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    /// Through this process, always.
+    Copy,
+    /// Through this process until it streams: so many large reads in a row.
+    Watch { large: u8 },
+    /// Through a pipe until it stops streaming: so many small reads in a row.
+    Splice { small: u8 },
 }
 
 enum Side {
@@ -116,68 +152,208 @@ impl Side {
 }
 
 impl Direction {
+    fn new(mode: Mode) -> Self {
+        Self {
+            left: Vec::new(),
+            start: 0,
+            stage: Stage::Open,
+            mode,
+            pipe: None,
+        }
+    }
+
+    /// Whether bytes wait that the writer does not take.
+    fn is_paused(&self) -> bool {
+        !self.left.is_empty() || self.pipe.as_ref().is_some_and(|pipe| pipe.filled() > 0)
+    }
+
     fn poll(
         &mut self,
         context: &mut Context<'_>,
         from: &mut Stream,
         to: &mut Stream,
         count: &Cell<u64>,
-        last: &Cell<Instant>,
     ) -> Poll<Result<(), Side>> {
-        let (mut from, mut to) = (Pin::new(from), Pin::new(to));
         loop {
-            if self.start < self.left.len() {
-                let rest = &self.left[self.start..];
-                let written = ready!(to.as_mut().poll_write(context, rest)).map_err(Side::Write)?;
-                self.start += took(written, count, last)?;
-                continue;
-            }
-            if !self.left.is_empty() {
-                (self.left, self.start) = (Vec::new(), 0);
-            }
+            ready!(self.poll_left(context, to, count))?;
             match self.stage {
                 Stage::Done => return Poll::Ready(Ok(())),
                 Stage::Ended => {
                     // The peer may be gone already, which is the other direction's business.
-                    let _ = ready!(to.as_mut().poll_shutdown(context));
+                    let _ = ready!(Pin::new(&mut *to).poll_shutdown(context));
                     self.stage = Stage::Done;
                     continue;
                 }
                 Stage::Open => {}
             }
-            let mut stack = [MaybeUninit::uninit(); READ_SIZE];
-            let mut buffer = ReadBuf::uninit(&mut stack);
-            ready!(from.as_mut().poll_read(context, &mut buffer)).map_err(Side::Read)?;
-            let mut rest = buffer.filled();
-            if rest.is_empty() {
-                self.stage = Stage::Ended;
-                continue;
-            }
-            last.set(Instant::now());
-            while !rest.is_empty() {
-                match to.as_mut().poll_write(context, rest).map_err(Side::Write)? {
-                    Poll::Ready(written) => rest = &rest[took(written, count, last)?..],
-                    Poll::Pending => {
-                        self.left = rest.to_vec();
-                        return Poll::Pending;
+            if matches!(self.mode, Mode::Splice { .. }) {
+                match (from.plain_tcp(), to.plain_tcp()) {
+                    (Some(from), Some(to)) => {
+                        ready!(self.poll_splice(context, from, to, count))?;
+                        continue;
                     }
+                    _ => self.mode = Mode::Copy,
+                }
+            }
+            ready!(self.poll_copy(context, from, to, count))?;
+        }
+    }
+
+    /// Writes what is left of the last read.
+    fn poll_left(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut Stream,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), Side>> {
+        while self.start < self.left.len() {
+            let rest = &self.left[self.start..];
+            let written = Pin::new(&mut *to).poll_write(context, rest);
+            self.start += took(ready!(written).map_err(Side::Write)?, count)?;
+        }
+        if !self.left.is_empty() {
+            (self.left, self.start) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// One read, and the writes that it leads to.
+    fn poll_copy(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut Stream,
+        to: &mut Stream,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), Side>> {
+        let mut stack = [MaybeUninit::uninit(); READ_SIZE];
+        let mut buffer = ReadBuf::uninit(&mut stack);
+        ready!(Pin::new(from).poll_read(context, &mut buffer)).map_err(Side::Read)?;
+        let mut rest = buffer.filled();
+        if rest.is_empty() {
+            self.stage = Stage::Ended;
+            return Poll::Ready(Ok(()));
+        }
+        if let Mode::Watch { large } = self.mode {
+            self.mode = match large {
+                _ if rest.len() < STREAMS => Mode::Watch { large: 0 },
+                LARGE_READS.. => Mode::Splice { small: 0 },
+                large => Mode::Watch { large: large + 1 },
+            };
+        }
+        while !rest.is_empty() {
+            match Pin::new(&mut *to)
+                .poll_write(context, rest)
+                .map_err(Side::Write)?
+            {
+                Poll::Ready(written) => rest = &rest[took(written, count)?..],
+                Poll::Pending => {
+                    self.left = rest.to_vec();
+                    return Poll::Pending;
                 }
             }
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves bytes until one side has none or takes none, or until the direction has ended.
+    fn poll_splice(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &tokio::net::TcpStream,
+        to: &tokio::net::TcpStream,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), Side>> {
+        loop {
+            let Some(pipe) = &mut self.pipe else {
+                match Lease::take() {
+                    Ok(pipe) => self.pipe = Some(pipe),
+                    // Out of descriptors: the other way needs none.
+                    Err(error) => {
+                        tracing::debug!(%error, "no pipe for splice");
+                        self.mode = Mode::Copy;
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                continue;
+            };
+            if pipe.filled() > 0 {
+                let written = ready!(pipe.poll_drain(context, to)).map_err(Side::Write)?;
+                took(written, count)?;
+                continue;
+            }
+            match pipe.poll_fill(context, from) {
+                Poll::Pending => {
+                    // A connection that waits holds no pipe.
+                    self.pipe = None;
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => {
+                    self.pipe = None;
+                    self.stage = Stage::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(read)) => {
+                    let Mode::Splice { small } = &mut self.mode else {
+                        continue;
+                    };
+                    *small = if read < STREAMS {
+                        small.saturating_add(1)
+                    } else {
+                        0
+                    };
+                    if *small > SMALL_READS {
+                        // For small pieces two copies are cheaper than two more calls.
+                        let filled = ready!(self.finish_splice(context, to, count));
+                        return Poll::Ready(filled);
+                    }
+                }
+                Poll::Ready(Err(error)) if splice::is_unsupported(&error) => {
+                    self.pipe = None;
+                    self.mode = Mode::Copy;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Side::Read(error))),
+            }
+        }
+    }
+
+    /// Empties the pipe and goes back to copying. Where the writer takes no more, the pipe is emptied by the next poll.
+    fn finish_splice(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &tokio::net::TcpStream,
+        count: &Cell<u64>,
+    ) -> Poll<Result<(), Side>> {
+        while let Some(pipe) = &mut self.pipe
+            && pipe.filled() > 0
+        {
+            took(
+                ready!(pipe.poll_drain(context, to)).map_err(Side::Write)?,
+                count,
+            )?;
+        }
+        self.pipe = None;
+        self.mode = Mode::Watch { large: 0 };
+        Poll::Ready(Ok(()))
     }
 }
 
-fn took(written: usize, count: &Cell<u64>, last: &Cell<Instant>) -> Result<usize, Side> {
+fn took(written: usize, count: &Cell<u64>) -> Result<usize, Side> {
     if written == 0 {
         return Err(Side::Write(io::ErrorKind::WriteZero.into()));
     }
     count.set(count.get() + written as u64);
-    last.set(Instant::now());
     Ok(written)
 }
 
 /// On the stack, so its size costs nothing while a connection waits.
 const READ_SIZE: usize = 64 * 1024;
+
+/// A read of so many bytes belongs to a stream, not to a dialogue.
+const STREAMS: usize = 16 * 1024;
+/// So many reads like that, and one more, begin to splice; so many smaller ones, and one more, end it.
+const LARGE_READS: u8 = 2;
+const SMALL_READS: u8 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -223,9 +399,80 @@ mod tests {
                 .expect("it is read");
             server.shutdown().await.expect("it is open");
         };
-        let (copied, ..) = tokio::join!(both_ways(&mut near, &mut far, &progress), ask, answer);
+        let (copied, ..) =
+            tokio::join!(both_ways(&mut near, &mut far, &progress, true), ask, answer);
         copied.expect("both sides ended well");
         assert_eq!((progress.forth.get(), progress.back.get()), (8, 1_000_000));
+    }
+
+    /// Both ways at once, so much that the directions go over to splicing, with a reader that pauses.
+    #[tokio::test]
+    async fn streams_pass_whole_with_and_without_splice() {
+        for may_splice in [true, false] {
+            let (client, mut near) = pair().await;
+            let (server, mut far) = pair().await;
+            let progress = Progress::default();
+            let data: Vec<u8> = (0..8_000_000u32)
+                .map(|n| (n.wrapping_mul(31) >> 3) as u8)
+                .collect();
+            let both = async |stream: TcpStream, pause: bool| {
+                let (mut read, mut write) = stream.into_split();
+                let send = async {
+                    write.write_all(&data).await.expect("it is open");
+                    write.shutdown().await.expect("it is open");
+                };
+                let receive = async {
+                    let mut got = Vec::new();
+                    let mut piece = vec![0; 100_000];
+                    loop {
+                        let read = read.read(&mut piece).await.expect("it ends well");
+                        if read == 0 {
+                            return got;
+                        }
+                        got.extend_from_slice(&piece[..read]);
+                        if pause {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                };
+                let ((), got) = tokio::join!(send, receive);
+                assert!(got == data, "the bytes are the same");
+            };
+            let copy = both_ways(&mut near, &mut far, &progress, may_splice);
+            let (copied, ..) = tokio::join!(copy, both(client, true), both(server, false));
+            copied.expect("both sides ended well");
+            let length = data.len() as u64;
+            assert_eq!(
+                (progress.forth.get(), progress.back.get()),
+                (length, length)
+            );
+        }
+    }
+
+    /// Bytes that stand in the pipe when the dialogue begins again are not lost.
+    #[tokio::test]
+    async fn a_stream_becomes_a_dialogue_again() {
+        let (mut client, mut near) = pair().await;
+        let (mut server, mut far) = pair().await;
+        let progress = Progress::default();
+        let talk = async {
+            let bulk = vec![1; 1_000_000];
+            let mut got = vec![0; bulk.len()];
+            let (sent, read) = tokio::join!(client.write_all(&bulk), server.read_exact(&mut got));
+            sent.and(read.map(|_| ())).expect("it is open");
+            for round in 0..50u8 {
+                client.write_all(&[round; 100]).await.expect("it is open");
+                let mut got = [0; 100];
+                server.read_exact(&mut got).await.expect("it comes");
+                assert_eq!(got, [round; 100]);
+                server.write_all(&[round]).await.expect("it is open");
+                assert_eq!(client.read_u8().await.expect("it comes"), round);
+            }
+            drop((client, server));
+        };
+        let (copied, ()) = tokio::join!(both_ways(&mut near, &mut far, &progress, true), talk);
+        copied.expect("both sides ended well");
+        assert_eq!((progress.forth.get(), progress.back.get()), (1_005_000, 50));
     }
 
     #[tokio::test]
@@ -235,7 +482,7 @@ mod tests {
         client.set_zero_linger().expect("it is a socket");
         drop(client);
         let progress = Progress::default();
-        let error = both_ways(&mut near, &mut far, &progress)
+        let error = both_ways(&mut near, &mut far, &progress, true)
             .await
             .expect_err("it was reset");
         assert!(matches!(error, CopyError::First(_)), "{error:?}");

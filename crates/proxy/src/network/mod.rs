@@ -1,13 +1,19 @@
 //! Network filters: what is done with the bytes of a connection that has found its chain.
 //!
-//! A chain ends in one terminal filter: the HTTP connection manager (`http/`) or [`tcp_proxy`]. Before it come filters
-//! that watch or extend the connection: Istio's metadata exchange, which does nothing without its ALPN, and Istio's
-//! TCP metrics.
+//! A chain ends in one terminal filter: the HTTP connection manager (`http/`), [`tcp_proxy`], or one of the two that
+//! answer by themselves. Before it come filters that let a connection in or not ([`gate`]), and filters that watch or
+//! extend it: Istio's metadata exchange, which does nothing without its ALPN, and Istio's TCP metrics.
 
 mod copy;
+mod gate;
+mod splice;
 mod tcp_proxy;
+mod tunnel;
 
 use std::rc::Rc;
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     access_log::Logger,
@@ -17,12 +23,15 @@ use crate::{
     plan::{NetworkFilter, network::NetworkFilterConfig},
     worker::Worker,
 };
+use gate::Gate;
+pub use gate::SharedLimits;
 pub use tcp_proxy::TcpOutcome;
 use tcp_proxy::TcpProxy;
 
 /// The network filters of a chain as one worker runs them.
 #[derive(Debug)]
 pub(crate) struct NetworkChain {
+    gates: Vec<Gate>,
     terminal: Terminal,
 }
 
@@ -30,6 +39,10 @@ pub(crate) struct NetworkChain {
 enum Terminal {
     Http(Rc<http::ConnectionManager>),
     Tcp(Box<TcpProxy>),
+    /// Gives back what it gets.
+    Echo,
+    /// Says the same to everybody.
+    DirectResponse(Bytes),
     /// No terminal filter: Envoy closes such a connection at once.
     Close,
 }
@@ -37,6 +50,8 @@ enum Terminal {
 impl NetworkChain {
     pub(crate) fn new(filters: &[NetworkFilter], worker: &Rc<Worker>) -> Self {
         let mut istio_stats = None;
+        let mut sni_cluster = false;
+        let mut gates = Vec::new();
         let mut terminal = Terminal::Close;
         for filter in filters {
             match &filter.config {
@@ -44,17 +59,28 @@ impl NetworkChain {
                     terminal = Terminal::Http(Rc::new(http::ConnectionManager::new(plan, worker)));
                 }
                 NetworkFilterConfig::TcpProxy(plan) => {
-                    terminal =
-                        Terminal::Tcp(Box::new(TcpProxy::new(plan, istio_stats.take(), worker)));
+                    let proxy = TcpProxy::new(plan, istio_stats.take(), sni_cluster, worker);
+                    terminal = Terminal::Tcp(Box::new(proxy));
                 }
                 NetworkFilterConfig::IstioStats(plan) => {
                     istio_stats = Some(IstioTcpStats::new(plan.clone(), worker));
+                }
+                NetworkFilterConfig::ConnectionLimit(plan) => {
+                    gates.push(Gate::connection_limit(plan, worker));
+                }
+                NetworkFilterConfig::LocalRateLimit(plan) => {
+                    gates.push(Gate::local_rate_limit(plan, worker));
+                }
+                NetworkFilterConfig::SniCluster => sni_cluster = true,
+                NetworkFilterConfig::Echo => terminal = Terminal::Echo,
+                NetworkFilterConfig::DirectResponse(bytes) => {
+                    terminal = Terminal::DirectResponse(bytes.clone());
                 }
                 // The exchange happens only where ALPN chose `istio-peer-exchange`, which takes TLS.
                 NetworkFilterConfig::MetadataExchange(_) => {}
             }
         }
-        Self { terminal }
+        Self { gates, terminal }
     }
 
     /// Serves a connection to its end; for TCP with what the listener's log says about it.
@@ -63,29 +89,85 @@ impl NetworkChain {
         connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
+        let mut entered = Vec::new();
+        for gate in &self.gates {
+            match gate.enter() {
+                Ok(guard) => entered.push(guard),
+                Err(refusal) => {
+                    refusal.wait().await;
+                    return None;
+                }
+            }
+        }
         match &self.terminal {
             Terminal::Http(manager) => {
                 manager.serve(connection, worker).await;
                 None
             }
             Terminal::Tcp(proxy) => Some(proxy.serve(connection, worker).await),
+            Terminal::Echo => {
+                echo(connection).await;
+                None
+            }
+            Terminal::DirectResponse(bytes) => {
+                direct_response(connection, bytes).await;
+                None
+            }
             Terminal::Close => None,
         }
     }
 }
 
-/// Writes access log lines for a connection as a whole (TCP, or one that ended before its chain).
+async fn echo(mut connection: Connection) {
+    let drain = connection.drain.clone();
+    let work = async {
+        let mut buffer = [0; 4096];
+        loop {
+            match connection.stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => {
+                    if connection.stream.write_all(&buffer[..read]).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = drain.closed() => {}
+    }
+}
+
+async fn direct_response(mut connection: Connection, bytes: &Bytes) {
+    let drain = connection.drain.clone();
+    let work = async {
+        // A client that is gone misses the answer, which is its own affair.
+        if connection.stream.write_all(bytes).await.is_ok() {
+            let _ = connection.stream.shutdown().await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = drain.closed() => {}
+    }
+}
+
+/// Writes access log lines for a connection as a whole (TCP, or one that ended before its chain). `log_type` is what
+/// `%ACCESS_LOG_TYPE%` says.
 pub(crate) fn log_connection(
     logs: &[Logger],
     info: &ConnectionInfo,
     tcp: Option<&TcpOutcome>,
+    log_type: &'static str,
     worker: &Worker,
 ) {
     if logs.is_empty() {
         return;
     }
     let random = worker.random.bits();
-    let exchange = exchange(info, tcp, random);
+    let mut exchange = exchange(info, tcp, random);
+    exchange.log_type = log_type;
     logs.iter().for_each(|log| log.log(&exchange, random));
 }
 
@@ -97,6 +179,7 @@ fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64)
         exchange.upstream.cluster = tcp.cluster.clone();
         exchange.upstream.host = tcp.host.clone();
         exchange.upstream.local = tcp.upstream_local;
+        exchange.upstream.attempts = tcp.attempts;
         exchange.upstream.failure = tcp.upstream_failure.clone().unwrap_or_default();
         exchange.progress.received = tcp.bytes_received;
         exchange.progress.sent = tcp.bytes_sent;

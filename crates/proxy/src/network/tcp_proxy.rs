@@ -2,11 +2,13 @@
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, sleep_until};
+use base::backoff::Backoff;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
     copy::{CopyError, Progress, both_ways},
-    exchange, log_connection,
+    exchange, log_connection, tunnel,
 };
 use crate::{
     access_log::Logger,
@@ -44,10 +46,13 @@ pub(crate) struct TcpProxy {
     stats: TcpStats,
     istio: Option<IstioTcpStats>,
     logs: Vec<Logger>,
+    /// The SNI names the cluster.
+    sni_cluster: bool,
+    may_splice: bool,
 }
 
 /// How a proxied connection went, for logs and metrics.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct TcpOutcome {
     /// The cluster that was chosen, whether it exists or not.
     pub cluster_name: Option<Arc<str>>,
@@ -55,6 +60,8 @@ pub struct TcpOutcome {
     pub cluster: Option<Arc<plan::Cluster>>,
     /// The host that was chosen.
     pub host: Option<Arc<Host>>,
+    /// Connections tried.
+    pub attempts: u32,
     /// Our address of the upstream connection.
     pub upstream_local: Option<std::net::SocketAddr>,
     /// From the client.
@@ -81,6 +88,7 @@ impl TcpProxy {
     pub(super) fn new(
         plan: &Arc<plan::TcpProxy>,
         istio: Option<IstioTcpStats>,
+        sni_cluster: bool,
         worker: &Rc<Worker>,
     ) -> Self {
         let stats = TcpStats::new(worker.stats.scope(&format!("tcp.{}.", plan.stat_prefix)));
@@ -89,6 +97,8 @@ impl TcpProxy {
             stats,
             istio,
             logs: Logger::all(&plan.access_logs, worker),
+            sni_cluster,
+            may_splice: worker.bootstrap.runtime.get(SPLICE) != Some(&Value::Bool(false)),
         }
     }
 
@@ -100,7 +110,7 @@ impl TcpProxy {
     ) -> TcpOutcome {
         self.stats.downstream_cx_total().inc();
         let mut outcome = TcpOutcome::default();
-        let limit = self.plan.max_downstream_connection_duration;
+        let limit = self.longest(worker);
         let drain = connection.drain.clone();
         let progress = Progress::default();
         let reported = Reported::default();
@@ -112,12 +122,14 @@ impl TcpProxy {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                () = work => {}
-                () = drain.closed() => {}
-                () = over => {
-                    self.stats.max_downstream_connection_duration().inc();
-                }
+            let too_old = tokio::select! {
+                () = work => false,
+                () = drain.closed() => false,
+                () = over => true,
+            };
+            if too_old {
+                self.stats.max_downstream_connection_duration().inc();
+                outcome.response_flags.push("DT");
             }
         }
         outcome.bytes_received = progress.forth.get();
@@ -129,9 +141,21 @@ impl TcpProxy {
         self.stats
             .downstream_cx_tx_bytes_total()
             .add(outcome.bytes_sent);
+        self.stats
+            .downstream_flow_control_paused_reading_total()
+            .add(progress.paused.get());
+        self.stats
+            .downstream_flow_control_resumed_reading_total()
+            .add(progress.resumed.get());
         let Connection { stream, info, .. } = connection;
         drop(stream);
-        log_connection(&self.logs, &info, Some(&outcome), worker);
+        log_connection(
+            &self.logs,
+            &info,
+            Some(&outcome),
+            "TcpConnectionEnd",
+            worker,
+        );
         self.report(&info, &outcome, &progress, &reported, true, worker);
         outcome
     }
@@ -165,9 +189,13 @@ impl TcpProxy {
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
-        let name = self.plan.cluster.pick(worker.random.bits());
+        let sni = connection.info.requested_server_name.as_ref();
+        let name = match sni.filter(|_| self.sni_cluster) {
+            Some(sni) => sni.clone(),
+            None => self.plan.cluster.pick(worker.random.bits()).clone(),
+        };
         outcome.cluster_name = Some(name.clone());
-        let Some(cluster) = worker.clusters.find(name) else {
+        let Some(cluster) = worker.clusters.find(&name) else {
             self.stats.downstream_cx_no_route().inc();
             outcome.response_flags.push("NC");
             return;
@@ -187,20 +215,38 @@ impl TcpProxy {
             .as_tcp()
             .and_then(|stream| stream.local_addr().ok());
         if self.plan.flush_access_log_on_connected {
-            log_connection(&self.logs, &connection.info, Some(outcome), worker);
+            let kind = "TcpUpstreamConnected";
+            log_connection(&self.logs, &connection.info, Some(outcome), kind, worker);
         }
         let Connection { stream, info, .. } = &mut *connection;
-        let reports = async {
-            let Some(istio) = &self.istio else {
-                return std::future::pending().await;
-            };
+        let metrics = async {
+            let Some(istio) = &self.istio else { return };
             loop {
                 self.report(info, outcome, progress, reported, false, worker);
                 sleep(istio.interval()).await;
             }
         };
+        let lines = async {
+            let interval = self.plan.access_log_flush_interval;
+            let Some(interval) = interval.filter(|_| !self.logs.is_empty()) else {
+                return;
+            };
+            loop {
+                sleep(interval).await;
+                let so_far = TcpOutcome {
+                    bytes_received: progress.forth.get(),
+                    bytes_sent: progress.back.get(),
+                    ..outcome.clone()
+                };
+                log_connection(&self.logs, info, Some(&so_far), "TcpPeriodic", worker);
+            }
+        };
+        let reports = async {
+            tokio::join!(metrics, lines);
+            std::future::pending::<()>().await
+        };
         let ended: Option<Result<(), CopyError>> = tokio::select! {
-            ended = both_ways(stream, &mut upstream, progress) => Some(ended),
+            ended = both_ways(stream, &mut upstream, progress, self.may_splice) => Some(ended),
             () = idle(progress, self.plan.idle_timeout) => None,
             () = reports => None,
         };
@@ -224,6 +270,34 @@ impl TcpProxy {
         }
     }
 
+    /// Asks the upstream for a tunnel, where the configuration wants one.
+    async fn tunnel(
+        &self,
+        stream: &mut Stream,
+        cluster: &Cluster,
+        info: &ConnectionInfo,
+        outcome: &TcpOutcome,
+    ) -> Result<(), UpstreamError> {
+        let Some(plan) = &self.plan.tunneling else {
+            return Ok(());
+        };
+        let exchange = exchange(info, Some(outcome), 0);
+        let asked = tunnel::establish(plan, stream, &exchange);
+        match timeout(cluster.plan.connect_timeout, asked).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(UpstreamError::Connect(error.to_string())),
+            Err(_) => Err(UpstreamError::ConnectTimeout),
+        }
+    }
+
+    /// How long a connection may last; drawn anew for each, so that they do not end together.
+    fn longest(&self, worker: &Worker) -> Option<Duration> {
+        let limit = self.plan.max_downstream_connection_duration?;
+        let most = limit.mul_f64(self.plan.max_duration_jitter.ratio());
+        let jitter = worker.random.below(most.as_millis() as u64 + 1);
+        Some(limit + Duration::from_millis(jitter))
+    }
+
     async fn connect(
         &self,
         cluster: &Cluster,
@@ -238,26 +312,48 @@ impl TcpProxy {
             hash,
             original_dst: info.original_dst(),
             downstream_connection: info.id,
+            downstream: Some(info),
+            source: info.source,
             ..LbContext::default()
         };
-        let mut result = Err(UpstreamError::NoHealthyHost);
-        for _ in 0..self.plan.max_connect_attempts.max(1) {
+        let mut backoff = self.plan.backoff.map(|(base, cap)| Backoff::new(base, cap));
+        loop {
             let host = cluster.choose(&context)?;
             outcome.host = Some(host.clone());
-            result = cluster.tcp(&host, &context).await;
-            if result.is_ok() {
-                return result;
+            outcome.attempts += 1;
+            let error = match cluster.tcp(&host, &context).await {
+                Ok((stream, account)) if self.plan.tunneling.is_none() => {
+                    return Ok((stream, account));
+                }
+                Ok((mut stream, account)) => {
+                    // Apart, since it is large, rare, and would be part of every connection.
+                    let tunnel = Box::pin(self.tunnel(&mut stream, cluster, info, outcome));
+                    match tunnel.await {
+                        Ok(()) => return Ok((stream, account)),
+                        Err(error) => error,
+                    }
+                }
+                // A limit of our own: another host would not help.
+                Err(error @ UpstreamError::Overflow(_)) => return Err(error),
+                Err(error) => error,
+            };
+            if outcome.attempts >= self.plan.max_connect_attempts {
+                cluster
+                    .stats()
+                    .upstream_cx_connect_attempts_exceeded()
+                    .inc();
+                outcome.response_flags.push("URX");
+                return Err(error);
+            }
+            if let Some(backoff) = &mut backoff {
+                sleep(backoff.next_wait()).await;
             }
         }
-        if self.plan.max_connect_attempts > 1 {
-            cluster
-                .stats()
-                .upstream_cx_connect_attempts_exceeded()
-                .inc();
-        }
-        result
     }
 }
+
+/// The runtime key that keeps bytes from going through the kernel alone: `false` in a static layer.
+const SPLICE: &str = "outrigger.tcp_proxy.splice";
 
 /// Completes when nothing has passed for the timeout.
 async fn idle(progress: &Progress, limit: Option<Duration>) {

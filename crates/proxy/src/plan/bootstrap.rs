@@ -12,6 +12,7 @@ use super::{
     endpoint::Locality,
     listener::Listener,
     matcher::{Finite, StringMatcher},
+    overload::OverloadManager,
     regex::Regex,
     tls::Secret,
 };
@@ -43,12 +44,27 @@ pub struct Bootstrap {
     pub runtime: std::collections::BTreeMap<String, Value>,
     /// Downstream connections at once; `None` is no limit.
     pub max_downstream_connections: Option<u64>,
+    /// What is measured, and what is given up when it is too much.
+    pub overload: Option<Arc<OverloadManager>>,
     /// `application_log_config.log_format`.
     pub log_format: Option<LogFormatConfig>,
     /// Prefix of the headers we add, `x-envoy` by default.
     pub header_prefix: Arc<str>,
     /// The message as it was read (after merging), in its wire form: for `/config_dump` and for the xDS node.
     pub encoded: Bytes,
+}
+
+impl Bootstrap {
+    /// A whole number of the static runtime layers; none where the key is absent or holds something else.
+    pub fn runtime_number(&self, key: &str) -> Option<u64> {
+        match self.runtime.get(key)? {
+            Value::Number(number) => number
+                .as_u64()
+                .or_else(|| number.as_f64().filter(|n| *n >= 0.0).map(|n| n as u64)),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
 }
 
 /// `envoy.config.core.v3.Node`.

@@ -63,6 +63,8 @@ pub struct Listener {
     pub access_logs: Vec<AccessLog>,
     /// Its connections do not count towards the process's limit.
     pub ignore_global_connection_limit: bool,
+    /// Overload does not refuse its connections.
+    pub bypass_overload_manager: bool,
     /// Free structures.
     pub metadata: Metadata,
 }

@@ -27,6 +27,7 @@ pub mod listener;
 pub mod matcher;
 pub mod metadata;
 pub mod network;
+pub mod overload;
 pub mod proxy_protocol;
 pub(crate) mod read;
 pub mod regex;

@@ -2,10 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use super::{
     access_log::AccessLog,
+    format::Template,
+    header::HeaderAdd,
     http::HttpConnectionManager,
     http_filter::{IstioStats, MetadataExchange},
+    matcher::Percent,
 };
 
 /// One network filter of a chain.
@@ -28,12 +33,28 @@ pub enum NetworkFilterConfig {
     MetadataExchange(MetadataExchange),
     /// Istio's TCP metrics.
     IstioStats(Arc<IstioStats>),
+    /// Limits how many connections are open.
+    ConnectionLimit(Arc<ConnectionLimit>),
+    /// Limits how many connections begin in a time.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// The tcp_proxy goes to the cluster that is named like the SNI.
+    SniCluster,
+    /// Gives back what it gets; terminal.
+    Echo,
+    /// Says these bytes and closes; terminal.
+    DirectResponse(Bytes),
 }
 
 impl NetworkFilterConfig {
     /// Whether a chain ends here.
     pub fn is_terminal(&self) -> bool {
-        matches!(self, Self::HttpConnectionManager(_) | Self::TcpProxy(_))
+        matches!(
+            self,
+            Self::HttpConnectionManager(_)
+                | Self::TcpProxy(_)
+                | Self::Echo
+                | Self::DirectResponse(_)
+        )
     }
 }
 
@@ -48,8 +69,14 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// Closes a connection of this age; `None` never.
     pub max_downstream_connection_duration: Option<Duration>,
+    /// Up to this share is added to that age at random.
+    pub max_duration_jitter: Percent,
     /// How often to try to connect (each time a fresh pick). Default 1.
     pub max_connect_attempts: u32,
+    /// Waits between these attempts: bound of the first, and of all.
+    pub backoff: Option<(Duration, Duration)>,
+    /// The cluster is an HTTP proxy that is asked for a tunnel.
+    pub tunneling: Option<Tunneling>,
     /// Hashes the source address for RING_HASH and MAGLEV.
     pub hash_source_ip: bool,
     /// One line per connection.
@@ -58,6 +85,52 @@ pub struct TcpProxy {
     pub access_log_flush_interval: Option<Duration>,
     /// Also writes the access log when the upstream connection stands.
     pub flush_access_log_on_connected: bool,
+}
+
+/// `TcpProxy.TunnelingConfig`, with CONNECT over HTTP/1.1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunneling {
+    /// Host and port that the proxy is asked for.
+    pub hostname: Template,
+    /// Headers of that request.
+    pub headers: Vec<HeaderAdd>,
+}
+
+/// `envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// `connection_limit.<stat_prefix>.` of its stats.
+    pub stat_prefix: Arc<str>,
+    /// Open connections at once, at least 1, over all workers.
+    pub max_connections: u32,
+    /// How long a refused connection is kept before it is closed.
+    pub delay: Option<Duration>,
+    /// `runtime_enabled`.
+    pub enabled: bool,
+}
+
+/// `envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalRateLimit {
+    /// `local_rate_limit.<stat_prefix>.` of its stats.
+    pub stat_prefix: Arc<str>,
+    /// New connections take a token each.
+    pub bucket: TokenBucketPlan,
+    /// `runtime_enabled`.
+    pub enabled: bool,
+    /// Filters with the same key and the same bucket share it.
+    pub share_key: Option<Arc<str>>,
+}
+
+/// `envoy.type.v3.TokenBucket`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TokenBucketPlan {
+    /// What it holds, and begins with; at least 1.
+    pub max_tokens: u32,
+    /// Added at each filling; at least 1.
+    pub tokens_per_fill: u32,
+    /// Between two fillings; at least 50 ms.
+    pub fill_interval: Duration,
 }
 
 /// Where a TCP proxy sends its connections.

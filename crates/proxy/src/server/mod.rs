@@ -8,7 +8,7 @@ mod dns_task;
 mod sockets;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     io,
     net::SocketAddr,
@@ -120,6 +120,8 @@ pub struct Server {
     workers: RefCell<Vec<WorkerHandle>>,
     state: watch::Sender<State>,
     stop: watch::Sender<bool>,
+    /// A graceful drain has begun.
+    draining: Cell<bool>,
 }
 
 impl Server {
@@ -133,7 +135,10 @@ impl Server {
         let options = Arc::new(options);
         let shared = Arc::new(ProcessShared {
             max_downstream_connections: sockets::connection_limit(
-                bootstrap.max_downstream_connections,
+                bootstrap.max_downstream_connections.or_else(|| {
+                    // What the monitor took the place of.
+                    bootstrap.runtime_number("overload.global_downstream_max_connections")
+                }),
             ),
             workers: (0..count).map(|_| Default::default()).collect(),
             ..ProcessShared::default()
@@ -169,9 +174,14 @@ impl Server {
             workers: RefCell::new(workers),
             state: watch::Sender::new(State::PreInitializing),
             stop: watch::Sender::new(false),
+            draining: Cell::new(false),
         });
         server.set_state(State::PreInitializing);
         server.stats.gauge("server.concurrency").set(count as i64);
+        if let Some(plan) = &server.bootstrap.overload {
+            let watch = crate::overload::watch(plan.clone(), Rc::downgrade(&server));
+            spawn_local(watch);
+        }
         let weak = Rc::downgrade(&server);
         spawn_local(async move {
             while let Some(report) = reported.recv().await {
@@ -500,9 +510,12 @@ impl Server {
         self.shared.health_failed.store(fail, Relaxed);
     }
 
-    /// Drains listeners (`/drain_listeners`): gracefully means that sockets go on accepting until the drain time is over;
-    /// else they close at once.
-    pub fn drain_listeners(self: &Rc<Self>, inbound_only: bool, graceful: bool) {
+    /// Drains listeners (`/drain_listeners`): gracefully means that sockets go on accepting until the drain time is over,
+    /// and with `stay` after it as well; else they close at once. A graceful drain that has begun is not begun again.
+    pub fn drain_listeners(self: &Rc<Self>, inbound_only: bool, graceful: bool, stay: bool) {
+        if graceful && self.draining.replace(true) {
+            return;
+        }
         let (over, strategy) = (self.options.drain_time, self.options.drain_strategy);
         self.tell_workers(|| Command::Drain {
             inbound_only,
@@ -511,6 +524,9 @@ impl Server {
         });
         if !graceful {
             self.stop_accepting(inbound_only);
+            return;
+        }
+        if stay {
             return;
         }
         let weak = Rc::downgrade(self);

@@ -3,21 +3,19 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prost::Message;
-use proto::envoy::{
-    config::{
-        bootstrap::v3 as pb, cluster::v3 as cluster_pb, core::v3 as core,
-        listener::v3 as listener_pb, metrics::v3 as metrics, overload::v3 as overload,
-    },
-    extensions::resource_monitors::downstream_connections::v3::DownstreamConnectionsConfig,
+use proto::envoy::config::{
+    bootstrap::v3 as pb, cluster::v3 as cluster_pb, core::v3 as core, listener::v3 as listener_pb,
+    metrics::v3 as metrics,
 };
 use serde_json::Value;
 
 use super::{
     access_log::access_log,
     cluster::cluster,
-    common::{above_zero, address, ads_source, api_config_source, extension, json, string_matcher},
+    common::{above_zero, address, ads_source, api_config_source, json, string_matcher},
     endpoint::locality_of,
     listener::listener,
+    overload,
     route::option,
     tls::secret,
 };
@@ -97,6 +95,14 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
             _ => Err(found.unknown(&at.field("typed_config"), "bootstrap extension")),
         }
     });
+    let overload = at
+        .optional(
+            "overload_manager",
+            overload_manager,
+            overload::overload_manager,
+        )
+        .unwrap_or(None)
+        .unwrap_or_default();
     let mut plan = Bootstrap {
         node: node.as_ref().map(node_of).unwrap_or_default(),
         static_clusters: Vec::new(),
@@ -114,10 +120,8 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
             .unwrap_or(None)
             .unwrap_or(Duration::from_secs(5)),
         runtime: runtime(&at, layered_runtime),
-        max_downstream_connections: at
-            .optional("overload_manager", overload_manager, overload_limit)
-            .unwrap_or(None)
-            .flatten(),
+        max_downstream_connections: overload.max_downstream_connections,
+        overload: overload.manager.map(Arc::new),
         log_format: application_log_config.as_ref().and_then(log_format),
         header_prefix: option(header_prefix).unwrap_or_else(|| "x-envoy".into()),
         encoded: m.encode_to_vec().into(),
@@ -377,38 +381,6 @@ fn flatten(values: &mut BTreeMap<String, Value>, prefix: String, value: &Value) 
             values.insert(prefix, value.clone());
         }
     }
-}
-
-fn overload_limit(at: At<'_>, m: &overload::OverloadManager) -> Step<Option<u64>> {
-    use overload::resource_monitor::ConfigType;
-    let overload::OverloadManager {
-        refresh_interval: _,
-        resource_monitors,
-        actions,
-        loadshed_points,
-        buffer_factory_config: _,
-    } = m;
-    unsupported!(at, actions, loadshed_points);
-    let limits = at.each("resource_monitors", resource_monitors, |at, m| {
-        let Some(ConfigType::TypedConfig(any)) = &m.config_type else {
-            return Err(at.field("typed_config").error("is required"));
-        };
-        let at = at.field("typed_config");
-        let found = extension(&at, any)?;
-        match found.name.as_str() {
-            "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig" => {
-                let m: DownstreamConnectionsConfig = found.decode(&at)?;
-                let at = at.field("max_active_downstream_connections");
-                match u64::try_from(m.max_active_downstream_connections) {
-                    Ok(limit) if limit > 0 => Ok(Some(limit)),
-                    _ => Err(at.error("must be greater than 0")),
-                }
-            }
-            // Without actions a monitor of memory only makes stats.
-            _ => Ok(None),
-        }
-    });
-    Ok(limits.into_iter().flatten().next())
 }
 
 fn log_format(m: &pb::bootstrap::ApplicationLogConfig) -> Option<LogFormatConfig> {

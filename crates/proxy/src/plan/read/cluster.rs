@@ -16,7 +16,7 @@ use super::{
         typed_config,
     },
     endpoint::load_assignment,
-    listener::metadata_exchange,
+    network::metadata_exchange,
     outlier::outlier_detection,
     route::option,
     socket::{bind_config, proxy_protocol_transport},

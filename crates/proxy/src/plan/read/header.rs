@@ -40,7 +40,7 @@ pub(super) fn operations(
     }
 }
 
-fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<HeaderAdd> {
+pub(super) fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<HeaderAdd> {
     use core::header_value_option::HeaderAppendAction as A;
     let core::HeaderValueOption {
         header,

@@ -1,23 +1,20 @@
-//! Listeners, filter chains, listener filters and network filters.
+//! Listeners, filter chains and listener filters.
 
 use std::{sync::Arc, time::Duration};
 
 use proto::envoy::{
     config::{core::v3 as core, listener::v3 as pb},
-    extensions::filters::{
-        listener::{original_src::v3::OriginalSrc, tls_inspector::v3::TlsInspector},
-        network::tcp_proxy::v3 as tcp,
+    extensions::filters::listener::{
+        original_src::v3::OriginalSrc, tls_inspector::v3::TlsInspector,
     },
 };
 
 use super::{
     access_log::access_log,
     common::{
-        address, cidr, duration, enumeration, extension, metadata, or_disabled, positive,
-        typed_config,
+        address, cidr, enumeration, extension, metadata, or_disabled, positive, typed_config,
     },
-    http::connection_manager,
-    http_filter::istio_stats,
+    network::filters_of,
     route::option,
     socket::{proxy_protocol_filter, socket_options},
     tls::downstream_tls,
@@ -25,12 +22,10 @@ use super::{
 use crate::plan::{
     chain_match::ChainTable,
     error::{At, Step, unsupported},
-    http_filter::MetadataExchange,
     listener::{
         ChainPredicate, DownstreamTransport, FilterChain, FilterChainMatch, Listener,
         ListenerFilter, ListenerFilterKind, SourceType, TrafficDirection,
     },
-    network::{NetworkFilter, NetworkFilterConfig, TcpClusters, TcpProxy},
 };
 
 const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
@@ -71,8 +66,7 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         bind_to_port,
         enable_mptcp,
         ignore_global_conn_limit,
-        // There is no overload manager whose actions could be bypassed.
-        bypass_overload_manager: _,
+        bypass_overload_manager,
         listener_specifier,
     } = m;
     unsupported!(
@@ -184,6 +178,7 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         drain_modify_only: *drain_type == pb::listener::DrainType::ModifyOnly as i32,
         access_logs: at.each("access_log", logs, access_log),
         ignore_global_connection_limit: *ignore_global_conn_limit,
+        bypass_overload_manager: *bypass_overload_manager,
         metadata: metadata(free),
     })
 }
@@ -375,192 +370,5 @@ fn chain_match(at: At<'_>, m: &pb::FilterChainMatch) -> Step<FilterChainMatch> {
         },
         source_prefix_ranges: at.each("source_prefix_ranges", source_prefix_ranges, cidr),
         source_ports: at.each("source_ports", source_ports, port),
-    })
-}
-
-/// The network filters of a chain.
-fn filters_of(at: &At<'_>, filters: &[pb::Filter]) -> Vec<NetworkFilter> {
-    let list = at.each("filters", filters, network_filter);
-    // A chain without filters is legal: it closes its connections.
-    if list.len() == filters.len() && !list.is_empty() {
-        let at = at.field("filters");
-        for (index, filter) in list.iter().enumerate() {
-            let last = index + 1 == list.len();
-            if last && !filter.config.is_terminal() {
-                at.index(index)
-                    .error("is the last filter and must be http_connection_manager or tcp_proxy");
-            }
-            if !last && filter.config.is_terminal() {
-                at.index(index)
-                    .error("ends the chain and must be its last filter");
-            }
-        }
-    }
-    list
-}
-
-fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
-    use pb::filter::ConfigType;
-    let name = at.text("name", &m.name)?;
-    let any = match &m.config_type {
-        Some(ConfigType::TypedConfig(any)) => any,
-        Some(ConfigType::ConfigDiscovery(_)) => {
-            return Err(at
-                .field("config_discovery")
-                .not_implemented("is not implemented; write typed_config"));
-        }
-        None => {
-            return Err(at
-                .field("typed_config")
-                .error("is required: the configuration of this filter with its @type"));
-        }
-    };
-    let at = at.field("typed_config");
-    let found = extension(&at, any)?;
-    let config = match found.name.as_str() {
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
-            let manager = connection_manager(at, &found.decode(&at)?)?;
-            NetworkFilterConfig::HttpConnectionManager(Arc::new(manager))
-        }
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
-            NetworkFilterConfig::TcpProxy(Arc::new(tcp_proxy(at, &found.decode(&at)?)?))
-        }
-        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
-            NetworkFilterConfig::MetadataExchange(metadata_exchange(at, &found.decode(&at)?)?)
-        }
-        "stats.PluginConfig" => {
-            NetworkFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
-        }
-        _ => return Err(found.unknown(&at, "network filter")),
-    };
-    Ok(NetworkFilter { name, config })
-}
-
-/// `MetadataExchange`, as network filter and as filter of a cluster.
-pub(super) fn metadata_exchange(
-    at: At<'_>,
-    m: &proto::envoy::tcp::metadataexchange::config::MetadataExchange,
-) -> Step<MetadataExchange> {
-    let proto::envoy::tcp::metadataexchange::config::MetadataExchange {
-        protocol,
-        // Asks a stream that sidecars do not have.
-        enable_discovery: _,
-        additional_labels,
-    } = m;
-    unsupported!(at, additional_labels);
-    Ok(MetadataExchange {
-        protocol: at.text("protocol", protocol)?,
-    })
-}
-
-fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
-    use proto::envoy::r#type::v3::hash_policy::PolicySpecifier as P;
-    use tcp::tcp_proxy::ClusterSpecifier as C;
-    let tcp::TcpProxy {
-        stat_prefix,
-        on_demand,
-        metadata_match,
-        idle_timeout,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        access_log: logs,
-        max_connect_attempts,
-        backoff_options,
-        hash_policy,
-        tunneling_config,
-        max_downstream_connection_duration,
-        max_downstream_connection_duration_jitter_percentage,
-        access_log_flush_interval,
-        flush_access_log_on_connected,
-        access_log_options,
-        proxy_protocol_tlvs,
-        upstream_connect_mode,
-        // Only other connect modes read it.
-        max_early_data_bytes: _,
-        cluster_specifier,
-    } = m;
-    unsupported!(
-        at,
-        on_demand,
-        metadata_match,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        backoff_options,
-        tunneling_config,
-        max_downstream_connection_duration_jitter_percentage,
-        proxy_protocol_tlvs,
-        upstream_connect_mode,
-    );
-    let cluster = match cluster_specifier {
-        Some(C::Cluster(name)) => at.text("cluster", name).map(TcpClusters::Cluster),
-        Some(C::WeightedClusters(m)) => {
-            let at = at.field("weighted_clusters");
-            let clusters = at.each("clusters", &m.clusters, |at, m| {
-                let tcp::tcp_proxy::weighted_cluster::ClusterWeight {
-                    name,
-                    weight,
-                    metadata_match,
-                } = m;
-                unsupported!(at, metadata_match);
-                if *weight == 0 {
-                    at.field("weight").error("must be at least 1");
-                }
-                Ok((at.text("name", name)?, *weight))
-            });
-            let total = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
-            match total {
-                0 => Err(at.field("clusters").error("needs at least one cluster")),
-                _ => Ok(TcpClusters::Weighted { clusters, total }),
-            }
-        }
-        None => Err(at.error("needs one of cluster, weighted_clusters")),
-    };
-    let mut flush_interval = at.optional(
-        "access_log_flush_interval",
-        access_log_flush_interval,
-        duration,
-    )?;
-    let mut flush_on_connected = *flush_access_log_on_connected;
-    if let Some(options) = access_log_options {
-        let at = at.field("access_log_options");
-        flush_interval = at.optional(
-            "access_log_flush_interval",
-            &options.access_log_flush_interval,
-            duration,
-        )?;
-        flush_on_connected |= options.flush_access_log_on_connected;
-    }
-    let hashes = at.each("hash_policy", hash_policy, |at, m| {
-        match &m.policy_specifier {
-            Some(P::SourceIp(_)) => Ok(true),
-            Some(P::FilterState(_)) => Err(at
-                .field("filter_state")
-                .not_implemented("is not implemented; remove it")),
-            None => Err(at.error("needs source_ip")),
-        }
-    });
-    let stat_prefix = at.text("stat_prefix", stat_prefix);
-    Ok(TcpProxy {
-        stat_prefix: stat_prefix?,
-        cluster: cluster?,
-        idle_timeout: or_disabled(
-            &at,
-            "idle_timeout",
-            idle_timeout,
-            Some(Duration::from_secs(3600)),
-        )?,
-        max_downstream_connection_duration: positive(
-            &at,
-            "max_downstream_connection_duration",
-            max_downstream_connection_duration,
-        )?,
-        max_connect_attempts: match max_connect_attempts {
-            Some(0) => return Err(at.field("max_connect_attempts").error("must be at least 1")),
-            given => given.unwrap_or(1),
-        },
-        hash_source_ip: hashes.contains(&true),
-        access_logs: at.each("access_log", logs, access_log),
-        access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
-        flush_access_log_on_connected: flush_on_connected,
     })
 }

@@ -1,0 +1,360 @@
+//! Network filters.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use proto::envoy::{
+    config::{core::v3 as core, listener::v3 as pb},
+    extensions::filters::network::{
+        connection_limit::v3::ConnectionLimit as ConnectionLimitPb,
+        direct_response::v3 as direct_response,
+        local_ratelimit::v3::LocalRateLimit as LocalRateLimitPb, tcp_proxy::v3 as tcp,
+    },
+    r#type::v3::TokenBucket,
+};
+
+use super::{
+    access_log::access_log,
+    common::{above_zero, data_source, duration, extension, or_disabled, percent, positive},
+    header::header_add,
+    http::connection_manager,
+    http_filter::istio_stats,
+    route::option,
+};
+use crate::plan::{
+    error::{At, Step, unsupported},
+    format::Template,
+    http_filter::MetadataExchange,
+    matcher::Percent,
+    network::{
+        ConnectionLimit, LocalRateLimit, NetworkFilter, NetworkFilterConfig, TcpClusters, TcpProxy,
+        TokenBucketPlan, Tunneling,
+    },
+    tls::DataSource,
+};
+
+/// The network filters of a chain.
+pub(super) fn filters_of(at: &At<'_>, filters: &[pb::Filter]) -> Vec<NetworkFilter> {
+    let list = at.each("filters", filters, network_filter);
+    // A chain without filters is legal: it closes its connections.
+    if list.len() == filters.len() && !list.is_empty() {
+        let at = at.field("filters");
+        for (index, filter) in list.iter().enumerate() {
+            let last = index + 1 == list.len();
+            if last && !filter.config.is_terminal() {
+                at.index(index)
+                    .error("is the last filter and must be http_connection_manager, tcp_proxy, echo or direct_response");
+            }
+            if !last && filter.config.is_terminal() {
+                at.index(index)
+                    .error("ends the chain and must be its last filter");
+            }
+        }
+    }
+    list
+}
+
+fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
+    use pb::filter::ConfigType;
+    let name = at.text("name", &m.name)?;
+    let any = match &m.config_type {
+        Some(ConfigType::TypedConfig(any)) => any,
+        Some(ConfigType::ConfigDiscovery(_)) => {
+            return Err(at
+                .field("config_discovery")
+                .not_implemented("is not implemented; write typed_config"));
+        }
+        None => {
+            return Err(at
+                .field("typed_config")
+                .error("is required: the configuration of this filter with its @type"));
+        }
+    };
+    let at = at.field("typed_config");
+    let found = extension(&at, any)?;
+    let config = match found.name.as_str() {
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
+            let manager = connection_manager(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::HttpConnectionManager(Arc::new(manager))
+        }
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
+            NetworkFilterConfig::TcpProxy(Arc::new(tcp_proxy(at, &found.decode(&at)?)?))
+        }
+        "envoy.tcp.metadataexchange.config.MetadataExchange" => {
+            NetworkFilterConfig::MetadataExchange(metadata_exchange(at, &found.decode(&at)?)?)
+        }
+        "stats.PluginConfig" => {
+            NetworkFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
+            let plan = connection_limit(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::ConnectionLimit(Arc::new(plan))
+        }
+        "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
+            let plan = local_rate_limit(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::LocalRateLimit(Arc::new(plan))
+        }
+        "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => {
+            NetworkFilterConfig::SniCluster
+        }
+        "envoy.extensions.filters.network.echo.v3.Echo" => NetworkFilterConfig::Echo,
+        "envoy.extensions.filters.network.direct_response.v3.Config" => {
+            let m: direct_response::Config = found.decode(&at)?;
+            let bytes = match at.optional("response", &m.response, data_source)? {
+                None => Bytes::new(),
+                Some(DataSource::Inline(bytes)) => bytes,
+                Some(_) => {
+                    return Err(at
+                        .field("response")
+                        .not_implemented("only inline_string and inline_bytes are implemented"));
+                }
+            };
+            NetworkFilterConfig::DirectResponse(bytes)
+        }
+        _ => return Err(found.unknown(&at, "network filter")),
+    };
+    Ok(NetworkFilter { name, config })
+}
+
+/// `MetadataExchange`, as network filter and as filter of a cluster.
+pub(super) fn metadata_exchange(
+    at: At<'_>,
+    m: &proto::envoy::tcp::metadataexchange::config::MetadataExchange,
+) -> Step<MetadataExchange> {
+    let proto::envoy::tcp::metadataexchange::config::MetadataExchange {
+        protocol,
+        // Asks a stream that sidecars do not have.
+        enable_discovery: _,
+        additional_labels,
+    } = m;
+    unsupported!(at, additional_labels);
+    Ok(MetadataExchange {
+        protocol: at.text("protocol", protocol)?,
+    })
+}
+
+fn connection_limit(at: At<'_>, m: &ConnectionLimitPb) -> Step<ConnectionLimit> {
+    let ConnectionLimitPb {
+        stat_prefix,
+        max_connections,
+        delay,
+        runtime_enabled,
+    } = m;
+    let limit = at.required(
+        "max_connections",
+        max_connections,
+        |at, limit| match *limit {
+            0 => Err(at.error("must be at least 1")),
+            limit => Ok(u32::try_from(limit).unwrap_or(u32::MAX)),
+        },
+    );
+    Ok(ConnectionLimit {
+        stat_prefix: at.text("stat_prefix", stat_prefix)?,
+        max_connections: limit?,
+        delay: positive(&at, "delay", delay)?,
+        enabled: feature_enabled(runtime_enabled),
+    })
+}
+
+fn local_rate_limit(at: At<'_>, m: &LocalRateLimitPb) -> Step<LocalRateLimit> {
+    let LocalRateLimitPb {
+        stat_prefix,
+        token_bucket,
+        runtime_enabled,
+        share_key,
+    } = m;
+    let bucket = at.required("token_bucket", token_bucket, |at, m| {
+        let TokenBucket {
+            max_tokens,
+            tokens_per_fill,
+            fill_interval,
+        } = m;
+        let interval = at.required("fill_interval", fill_interval, |at, m| {
+            match duration(at, m)? {
+                short if short < Duration::from_millis(50) => {
+                    Err(at.error("must be at least 50ms"))
+                }
+                interval => Ok(interval),
+            }
+        });
+        if *max_tokens == 0 {
+            at.field("max_tokens").error("must be at least 1");
+        }
+        if *tokens_per_fill == Some(0) {
+            at.field("tokens_per_fill").error("must be at least 1");
+        }
+        Ok(TokenBucketPlan {
+            max_tokens: *max_tokens,
+            tokens_per_fill: tokens_per_fill.unwrap_or(1),
+            fill_interval: interval?,
+        })
+    });
+    Ok(LocalRateLimit {
+        stat_prefix: at.text("stat_prefix", stat_prefix)?,
+        bucket: bucket?,
+        enabled: feature_enabled(runtime_enabled),
+        share_key: option(share_key),
+    })
+}
+
+/// `RuntimeFeatureFlag`; the key is accepted without effect.
+fn feature_enabled(m: &Option<core::RuntimeFeatureFlag>) -> bool {
+    m.as_ref().and_then(|m| m.default_value).unwrap_or(true)
+}
+
+fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling> {
+    let tcp::tcp_proxy::TunnelingConfig {
+        hostname,
+        use_post,
+        headers_to_add,
+        propagate_response_headers,
+        post_path,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+    } = m;
+    unsupported!(
+        at,
+        use_post,
+        propagate_response_headers,
+        post_path,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+    );
+    let text = at.text("hostname", hostname)?;
+    Ok(Tunneling {
+        hostname: Template::parse(&text).map_err(|why| at.field("hostname").error(why))?,
+        headers: at.each("headers_to_add", headers_to_add, header_add),
+    })
+}
+
+fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
+    use proto::envoy::r#type::v3::hash_policy::PolicySpecifier as P;
+    use tcp::tcp_proxy::ClusterSpecifier as C;
+    let tcp::TcpProxy {
+        stat_prefix,
+        on_demand,
+        metadata_match,
+        idle_timeout,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        access_log: logs,
+        max_connect_attempts,
+        backoff_options,
+        hash_policy,
+        tunneling_config,
+        max_downstream_connection_duration,
+        max_downstream_connection_duration_jitter_percentage,
+        access_log_flush_interval,
+        flush_access_log_on_connected,
+        access_log_options,
+        proxy_protocol_tlvs,
+        upstream_connect_mode,
+        // Only other connect modes read it.
+        max_early_data_bytes: _,
+        cluster_specifier,
+    } = m;
+    unsupported!(
+        at,
+        on_demand,
+        metadata_match,
+        downstream_idle_timeout,
+        upstream_idle_timeout,
+        proxy_protocol_tlvs,
+        upstream_connect_mode,
+    );
+    let cluster = match cluster_specifier {
+        Some(C::Cluster(name)) => at.text("cluster", name).map(TcpClusters::Cluster),
+        Some(C::WeightedClusters(m)) => {
+            let at = at.field("weighted_clusters");
+            let clusters = at.each("clusters", &m.clusters, |at, m| {
+                let tcp::tcp_proxy::weighted_cluster::ClusterWeight {
+                    name,
+                    weight,
+                    metadata_match,
+                } = m;
+                unsupported!(at, metadata_match);
+                if *weight == 0 {
+                    at.field("weight").error("must be at least 1");
+                }
+                Ok((at.text("name", name)?, *weight))
+            });
+            let total = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+            match total {
+                0 => Err(at.field("clusters").error("needs at least one cluster")),
+                _ => Ok(TcpClusters::Weighted { clusters, total }),
+            }
+        }
+        None => Err(at.error("needs one of cluster, weighted_clusters")),
+    };
+    let mut flush_interval = at.optional(
+        "access_log_flush_interval",
+        access_log_flush_interval,
+        duration,
+    )?;
+    let mut flush_on_connected = *flush_access_log_on_connected;
+    if let Some(options) = access_log_options {
+        let at = at.field("access_log_options");
+        flush_interval = at.optional(
+            "access_log_flush_interval",
+            &options.access_log_flush_interval,
+            duration,
+        )?;
+        flush_on_connected |= options.flush_access_log_on_connected;
+    }
+    let hashes = at.each("hash_policy", hash_policy, |at, m| {
+        match &m.policy_specifier {
+            Some(P::SourceIp(_)) => Ok(true),
+            Some(P::FilterState(_)) => Err(at
+                .field("filter_state")
+                .not_implemented("is not implemented; remove it")),
+            None => Err(at.error("needs source_ip")),
+        }
+    });
+    let stat_prefix = at.text("stat_prefix", stat_prefix);
+    Ok(TcpProxy {
+        stat_prefix: stat_prefix?,
+        cluster: cluster?,
+        idle_timeout: or_disabled(
+            &at,
+            "idle_timeout",
+            idle_timeout,
+            Some(Duration::from_secs(3600)),
+        )?,
+        max_downstream_connection_duration: positive(
+            &at,
+            "max_downstream_connection_duration",
+            max_downstream_connection_duration,
+        )?,
+        max_connect_attempts: match max_connect_attempts {
+            Some(0) => return Err(at.field("max_connect_attempts").error("must be at least 1")),
+            given => given.unwrap_or(1),
+        },
+        backoff: at.optional("backoff_options", backoff_options, |at, m| {
+            let base = above_zero(&at, "base_interval", &m.base_interval)?
+                .ok_or_else(|| at.field("base_interval").error("is required"))?;
+            let cap = above_zero(&at, "max_interval", &m.max_interval)?.unwrap_or(base * 10);
+            if cap < base {
+                return Err(at
+                    .field("max_interval")
+                    .error("must not be shorter than base_interval"));
+            }
+            Ok((base, cap))
+        })?,
+        max_duration_jitter: at
+            .optional(
+                "max_downstream_connection_duration_jitter_percentage",
+                max_downstream_connection_duration_jitter_percentage,
+                percent,
+            )?
+            .unwrap_or(Percent::whole(0)),
+        tunneling: at.optional("tunneling_config", tunneling_config, tunneling)?,
+        hash_source_ip: hashes.contains(&true),
+        access_logs: at.each("access_log", logs, access_log),
+        access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
+        flush_access_log_on_connected: flush_on_connected,
+    })
+}

@@ -1,0 +1,296 @@
+//! TCP filters: what passes, who is let in, and what PROXY headers say at both ends.
+
+use super::*;
+
+fn type_url(name: &str) -> String {
+    format!("\"@type\": type.googleapis.com/envoy.extensions.{name}")
+}
+
+/// A chain of network filters with their configurations.
+fn chain(filters: &[(&str, &str)]) -> String {
+    let filter = |(name, config): &(&str, &str)| {
+        format!(
+            "{{name: {name}, typed_config: {{{}{config}}}}}",
+            type_url(&format!("filters.network.{name}"))
+        )
+    };
+    let filters: Vec<_> = filters.iter().map(filter).collect();
+    format!("- filters: [{}]", filters.join(", "))
+}
+
+fn tcp_proxy(cluster: &str, more: &str) -> (&'static str, String) {
+    let config = format!(", stat_prefix: {cluster}, cluster: {cluster}{more}");
+    ("tcp_proxy.v3.TcpProxy", config)
+}
+
+/// The listener filter that reads PROXY headers.
+fn proxy_filter(more: &str) -> String {
+    format!(
+        "listener_filters: [{{name: p, typed_config: {{{}{more}}}}}]",
+        type_url("filters.listener.proxy_protocol.v3.ProxyProtocol")
+    )
+}
+
+/// A transport socket that writes PROXY headers.
+fn proxy_transport(config: &str) -> String {
+    format!(
+        "transport_socket: {{name: p, typed_config: {{{}, config: {{{config}}}, transport_socket: {{name: raw, typed_config: {{{}}}}}}}}}",
+        type_url("transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"),
+        type_url("transport_sockets.raw_buffer.v3.RawBuffer"),
+    )
+}
+
+/// A server that tells the first `length` bytes of its next client.
+async fn first_bytes(length: usize) -> (u16, tokio::task::JoinHandle<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let task = tokio::task::spawn_local(async move {
+        let (mut stream, _) = listener.accept().await.expect("one comes");
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).await.expect("so many come");
+        bytes
+    });
+    (port, task)
+}
+
+live! {
+    async fn a_proxy_header_goes_in_and_out() {
+        let text = b"PROXY TCP4 192.0.2.7 198.51.100.2 40000 443\r\nhello";
+        let (port, told) = first_bytes(text.len()).await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        apply(&server, vec![
+            static_cluster("a", &[port], &proxy_transport("version: V1")),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), &proxy_filter("")),
+        ]).await;
+        let mut stream = connect(&server, "l").await;
+        // Byte by byte, since a header may come in pieces.
+        for byte in text {
+            stream.write_all(&[*byte]).await.expect("it is open");
+            stream.flush().await.expect("it is open");
+        }
+        let told = within(told).await.expect("it ends well");
+        assert_eq!(String::from_utf8_lossy(&told), String::from_utf8_lossy(text));
+        stat(&server, "proxy_proto.versions.v1.found", 1).await;
+    }
+
+    async fn tlvs_pass_as_far_as_both_ends_let_them() {
+        let head = |tlvs: &[u8]| {
+            let body = [&[192, 0, 2, 7, 198, 51, 100, 2, 0x9c, 0x40, 1, 0xbb], tlvs].concat();
+            let length = (body.len() as u16).to_be_bytes();
+            [b"\r\n\r\n\0\r\nQUIT\n\x21\x11", &length[..], &body].concat()
+        };
+        let sent = head(b"\xe0\0\x03one\xe1\0\x03two\xe2\0\x05three");
+        let expected = head(b"\xe1\0\x03two\xe3\0\x04four");
+        let (port, told) = first_bytes(expected.len()).await;
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let server = server(1);
+        let file = format!(
+            ", access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%DYNAMIC_METADATA(ns:key)% %DOWNSTREAM_REMOTE_ADDRESS% %ACCESS_LOG_TYPE%\\n\"}}}}}}}}]",
+            type_url("access_loggers.file.v3.FileAccessLog"), log
+        );
+        let (name, config) = tcp_proxy("a", &file);
+        let transport = proxy_transport(
+            "version: V2, pass_through_tlvs: {match_type: INCLUDE, tlv_type: [0xe1, 0xe2]}, added_tlvs: [{type: 0xe3, value: Zm91cg==}]",
+        );
+        let filter = proxy_filter(
+            ", pass_through_tlvs: {match_type: INCLUDE, tlv_type: [0xe0, 0xe1]}, stat_prefix: p, \
+             rules: [{tlv_type: 0xe2, on_tlv_present: {metadata_namespace: ns, key: key}}]",
+        );
+        apply(&server, vec![
+            static_cluster("a", &[port], &transport),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), &filter),
+        ]).await;
+        let mut stream = connect(&server, "l").await;
+        stream.write_all(&sent).await.expect("it is open");
+        assert_eq!(within(told).await.expect("it ends well"), expected);
+        stat(&server, "proxy_proto.p.versions.v2.found", 1).await;
+        drop(stream);
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        server.shut_down();
+        let line = std::fs::read_to_string(&log).expect("it was written");
+        assert_eq!(line, "three 192.0.2.7:40000 TcpConnectionEnd\n");
+    }
+
+    async fn who_lies_or_says_nothing_is_refused() {
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        let chain = chain(&[(name, &config)]);
+        let more = |more: &str| proxy_filter(more);
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            tcp_listener("strict", 0, &chain, &more(", disallowed_versions: [V2]")),
+            tcp_listener("lenient", 0, &chain, &more(", allow_requests_without_proxy_protocol: true, stat_prefix: lenient")),
+        ]).await;
+        for refused in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"PROXY TCP4 nobody\r\n", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+            let mut stream = connect(&server, "strict").await;
+            stream.write_all(refused).await.expect("it is open");
+            assert_eq!(rest(&mut stream).await.unwrap_or_default(), b"");
+        }
+        for (name, count) in [("not_found_disallowed", 1), ("versions.v1.error", 1), ("versions.v2.disallowed", 1)] {
+            stat(&server, &format!("proxy_proto.{name}"), count).await;
+        }
+        let mut stream = connect(&server, "lenient").await;
+        stream.write_all(b"hello").await.expect("it is open");
+        assert_eq!(read(&mut stream, 6).await, "ahello");
+        stat(&server, "proxy_proto.lenient.not_found_allowed", 1).await;
+    }
+
+    async fn a_connection_limit_holds_over_all_workers() {
+        let port = origin("a").await;
+        let server = server(2);
+        let (name, config) = tcp_proxy("a", "");
+        let limit = ("connection_limit.v3.ConnectionLimit", ", stat_prefix: c, max_connections: 2");
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            tcp_listener("l", 0, &chain(&[limit, (name, &config)]), ""),
+        ]).await;
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(&server, "l").await;
+            assert_eq!(read(&mut stream, 1).await, "a");
+            open.push(stream);
+        }
+        for _ in 0..6 {
+            assert_eq!(rest(&mut connect(&server, "l").await).await.unwrap_or_default(), b"");
+        }
+        stat(&server, "connection_limit.c.limited_connections", 6).await;
+        stat(&server, "connection_limit.c.active_connections", 2).await;
+        open.pop();
+        stat(&server, "connection_limit.c.active_connections", 1).await;
+        assert_eq!(read(&mut connect(&server, "l").await, 1).await, "a");
+    }
+
+    async fn a_rate_limit_lets_no_more_in_than_it_has_tokens() {
+        let server = server(2);
+        let limit = (
+            "local_ratelimit.v3.LocalRateLimit",
+            ", stat_prefix: r, token_bucket: {max_tokens: 3, fill_interval: 3600s}",
+        );
+        let answer = ("direct_response.v3.Config", ", response: {inline_string: hello}");
+        apply(&server, vec![tcp_listener("l", 0, &chain(&[limit, answer]), "")]).await;
+        let mut answered = 0;
+        for _ in 0..8 {
+            answered += usize::from(rest(&mut connect(&server, "l").await).await.unwrap_or_default() == b"hello");
+        }
+        assert_eq!(answered, 3);
+        stat(&server, "local_rate_limit.r.rate_limited", 5).await;
+    }
+
+    async fn an_echo_gives_back() {
+        let server = server(1);
+        apply(&server, vec![tcp_listener("l", 0, &chain(&[("echo.v3.Echo", "")]), "")]).await;
+        let mut stream = connect(&server, "l").await;
+        stream.write_all(b"hello").await.expect("it is open");
+        assert_eq!(read(&mut stream, 5).await, "hello");
+    }
+
+    async fn a_connection_lasts_no_longer_than_it_may() {
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, old) = tcp_proxy("a", ", max_downstream_connection_duration: 0.1s, max_downstream_connection_duration_jitter_percentage: {value: 50}");
+        let (_, idle) = tcp_proxy("a", ", idle_timeout: 0.1s");
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            tcp_listener("old", 0, &chain(&[(name, &old)]), ""),
+            tcp_listener("idle", 0, &chain(&[(name, &idle)]), ""),
+        ]).await;
+        for (listener, count) in [("old", "max_downstream_connection_duration"), ("idle", "idle_timeout")] {
+            assert_eq!(rest(&mut connect(&server, listener).await).await.unwrap_or_default(), b"a");
+            stat(&server, &format!("tcp.a.{count}"), 1).await;
+        }
+    }
+
+    async fn another_host_is_tried_when_one_refuses() {
+        let unused = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let dead = unused.local_addr().expect("it is bound").port();
+        drop(unused);
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", ", max_connect_attempts: 2, backoff_options: {base_interval: 0.001s}");
+        apply(&server, vec![
+            static_cluster("a", &[dead, port], "lb_policy: ROUND_ROBIN"),
+            static_cluster("dead", &[dead], ""),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), ""),
+        ]).await;
+        for _ in 0..4 {
+            assert_eq!(read(&mut connect(&server, "l").await, 1).await, "a");
+        }
+        stat(&server, "cluster.a.upstream_cx_connect_attempts_exceeded", 0).await;
+    }
+
+    async fn a_tunnel_is_asked_for() {
+        let request = b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\n\r\n";
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        tokio::task::spawn_local(async move {
+            for answer in ["HTTP/1.1 200 OK\r\n\r\nserver first", "HTTP/1.1 407 No\r\n\r\n"] {
+                let (mut stream, _) = listener.accept().await.expect("one comes");
+                let mut got = vec![0; request.len()];
+                stream.read_exact(&mut got).await.expect("so many come");
+                assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(request));
+                stream.write_all(answer.as_bytes()).await.expect("it is open");
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            }
+        });
+        let server = server(1);
+        let (name, config) = tcp_proxy(
+            "a",
+            ", tunneling_config: {hostname: \"db.example:5432\", headers_to_add: [{header: {key: x-from, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}]}",
+        );
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), ""),
+        ]).await;
+        assert_eq!(read(&mut connect(&server, "l").await, 12).await, "server first");
+        assert_eq!(rest(&mut connect(&server, "l").await).await.unwrap_or_default(), b"");
+        stat(&server, "cluster.a.upstream_cx_connect_attempts_exceeded", 1).await;
+    }
+
+    async fn lines_are_written_on_connect_at_intervals_and_at_the_end() {
+        let port = origin("a").await;
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", &format!(
+            ", access_log_options: {{flush_access_log_on_connected: true, access_log_flush_interval: 0.02s}}, access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%ACCESS_LOG_TYPE% %BYTES_SENT%\\n\"}}}}}}}}]",
+            type_url("access_loggers.file.v3.FileAccessLog"), log
+        ));
+        apply(&server, vec![static_cluster("a", &[port], ""), tcp_listener("l", 0, &chain(&[(name, &config)]), "")]).await;
+        let mut stream = connect(&server, "l").await;
+        assert_eq!(read(&mut stream, 1).await, "a");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stream.write_all(b"hello").await.expect("it is open");
+        assert_eq!(read(&mut stream, 5).await, "hello");
+        drop(stream);
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        server.shut_down();
+        let lines = std::fs::read_to_string(&log).expect("it was written");
+        let lines: Vec<_> = lines.lines().collect();
+        assert_eq!(lines.first(), Some(&"TcpUpstreamConnected 0"));
+        assert!(lines.contains(&"TcpPeriodic 1"), "{lines:?}");
+        assert_eq!(lines.last(), Some(&"TcpConnectionEnd 6"));
+    }
+
+    async fn a_socket_option_that_the_system_refuses_is_named() {
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        let chain = chain(&[(name, &config)]);
+        let options = |level: i32| format!("socket_options: [{{level: {level}, name: 9999, int_value: 1, state: STATE_PREBIND}}]");
+        let refused = server.apply(vec![tcp_listener("l", 0, &chain, &options(6))]).remove(0);
+        let error = refused.expect_err("there is no such option").to_string();
+        assert!(error.contains("level 6, name 9999"), "{error}");
+        apply(&server, vec![
+            static_cluster("a", &[port], &format!("upstream_bind_config: {{{}}}", options(6))),
+            tcp_listener("l", 0, &chain, "socket_options: [{level: 6, name: 1, int_value: 1, state: STATE_LISTENING}]"),
+        ]).await;
+        assert_eq!(rest(&mut connect(&server, "l").await).await.unwrap_or_default(), b"");
+        stat(&server, "cluster.a.upstream_cx_connect_fail", 1).await;
+    }
+}
