@@ -15,6 +15,7 @@ pub mod names;
 mod names_table;
 pub mod push;
 pub mod route;
+pub mod security;
 pub mod server;
 pub mod translate;
 mod unserved;

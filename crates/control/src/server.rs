@@ -32,6 +32,7 @@ use crate::{
     metrics::Metrics,
     model::{Mesh, Settings},
     push::{Change, Debounce, Interner, Push, Scope, Timing, Views},
+    security,
     translate::Translate,
     unserved,
 };
@@ -234,7 +235,8 @@ impl Server {
     /// Keeps what is wrong now; what is new of it goes to the log.
     fn note_problems(&self, snapshot: &Snapshot, read: &[Problem]) {
         let mut all = read.to_vec();
-        for problem in unserved::problems(snapshot) {
+        let found = unserved::problems(snapshot);
+        for problem in found.into_iter().chain(security::problems(snapshot)) {
             let known = self.problems.read().contains(&problem);
             if !known {
                 warn!("{problem}");

@@ -13,14 +13,21 @@ use istiod::{
 
 /// Scenarios in which every resource of every node must be equal.
 const EQUAL: &[&str] = &[
+    "access-log-and-mesh-options",
+    "authorization",
     "base",
+    "destination-rule-policies",
+    "envoy-filters",
     "gateway-http-and-https",
     "header-route-and-weights",
     "http-route-everything",
+    "locality-failover",
+    "peer-authentication",
     "registry-only",
     "service-entries",
     "sidecar-scope",
     "tcp-and-sni-routes",
+    "telemetry",
     "tproxy-and-node-options",
 ];
 

@@ -283,6 +283,8 @@ fn auto_passthrough_chains(context: &Context<'_>, server: &MergedServer) -> Vec<
                     class: Class::Gateway,
                     protocol: port.protocol,
                     exchange: false,
+                    // The caller is judged where its TLS ends.
+                    judged: false,
                     rule,
                 };
                 let filters = target.single(&context.env, &cluster, &stat_prefix, subset, false);

@@ -18,7 +18,7 @@ use super::{
     settings::{self, Class, ProxyHeaders},
     tls::CertificateFiles,
 };
-use crate::compat::Compat;
+use crate::{compat::Compat, security::Enforcement};
 
 /// How connections come to the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,6 +118,8 @@ pub struct Env<'a> {
     pub istio_filters: bool,
     /// `(inbound, outbound, gateway)`.
     pub reports: [Reports; 3],
+    /// What the policies of the workload ask for, in inbound chains and at gateways.
+    pub enforcement: Enforcement,
     pub headers: [ProxyHeaders; 3],
     pub connection_settings: Option<ConnectionSettings>,
     /// The mesh's networks (MeshNetworks), in order of address.
@@ -129,6 +131,11 @@ impl Env<'_> {
     /// What `class` reports.
     pub fn reports(&self, class: Class) -> &Reports {
         &self.reports[index(class)]
+    }
+
+    /// What policies ask for in chains of `class`: nobody judges what a workload sends.
+    pub fn enforcement(&self, class: Class) -> Option<&Enforcement> {
+        (class != Class::Outbound).then_some(&self.enforcement)
     }
 
     /// The headers of `class`.

@@ -144,6 +144,9 @@ impl Http {
                 headers.metadata_in_mesh_only,
             ));
         }
+        if let Some(enforcement) = env.enforcement(self.class) {
+            out.extend(enforcement.http.iter().cloned());
+        }
         if self.grpc_web {
             out.push(filters::grpc_web());
         }

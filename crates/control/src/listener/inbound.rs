@@ -185,7 +185,7 @@ impl Served {
 /// The virtual listener (where connections are redirected to it), then those that are really bound.
 pub fn build(context: &Context<'_>) -> Vec<Built> {
     let mut virtual_chains = Vec::new();
-    let mut virtual_from = Vec::new();
+    let mut virtual_from = context.env.enforcement.from.clone();
     let mut bound = Vec::new();
     let contexts = tls::inbound_mutual(context.env.mesh, &context.env.certificates);
     for served in served_ports(context) {
@@ -463,6 +463,7 @@ fn tcp_filters(context: &Context<'_>, served: &Served) -> Vec<Filter> {
         class: Class::Inbound,
         protocol: served.protocol,
         exchange: true,
+        judged: true,
         rule: None,
     }
     .single(env, &served.cluster, &stat_prefix, "", false)

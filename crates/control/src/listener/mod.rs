@@ -357,6 +357,7 @@ fn env_of<'a>(mesh: &'a Mesh, proxy: &'a Proxy) -> Env<'a> {
         },
         istio_filters: node.has_istio_filters(),
         reports: telemetry::reports(mesh, proxy, proxy_config),
+        enforcement: mesh.policies().of_proxy(mesh, proxy),
         headers: env::headers(proxy_config),
         connection_settings: env::connection_settings(proxy_config, config, is_gateway),
         internal_networks: internal_networks(mesh),

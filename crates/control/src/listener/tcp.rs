@@ -62,6 +62,8 @@ pub struct Target<'a> {
     pub protocol: Protocol,
     /// Whether peers exchange metadata first (mutual TLS terminated at a gateway).
     pub exchange: bool,
+    /// Whether the policies of the proxy's workload judge what comes here.
+    pub judged: bool,
     /// The rule of the destination's service.
     pub rule: Option<&'a DestinationRule>,
 }
@@ -126,6 +128,11 @@ impl Target<'_> {
         let mut out = Vec::new();
         if self.exchange && env.istio_filters {
             out.push(filters::tcp_metadata_exchange());
+        }
+        if self.judged
+            && let Some(enforcement) = env.enforcement(self.class)
+        {
+            out.extend(enforcement.tcp.iter().cloned());
         }
         if env.istio_filters {
             out.extend(env.reports(self.class).tcp_stats.iter().cloned());
@@ -324,6 +331,7 @@ impl Outbound<'_> {
             class: Class::Outbound,
             protocol: self.port.protocol,
             exchange: false,
+            judged: false,
             rule: context.rule(&self.service.hostname),
         }
         .single(&context.env, &cluster, &stat_prefix, "", true)
@@ -378,6 +386,7 @@ impl Context<'_> {
             class,
             protocol: port.protocol,
             exchange,
+            judged: true,
             rule: service.and_then(|s| self.rule(&s.hostname)),
         };
         let cluster = |d: &proto::istio::networking::v1alpha3::Destination| {

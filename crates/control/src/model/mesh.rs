@@ -29,7 +29,7 @@ use super::{
     virtual_service::VirtualServices,
     workload::{Place, Workloads},
 };
-use crate::{compat::Compat, envoy_filter::EnvoyFilters};
+use crate::{compat::Compat, envoy_filter::EnvoyFilters, security::Policies};
 
 /// What the control plane itself is, beside the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,7 @@ pub struct Mesh {
     virtual_services: Arc<VirtualServices>,
     destination_rules: Arc<DestinationRules>,
     peer_authentications: Arc<PeerAuthentications>,
+    policies: Arc<Policies>,
     gateways: Arc<Vec<Arc<Object<Gateway>>>>,
     envoy_filters: Arc<EnvoyFilters>,
     sidecars: Arc<Sidecars>,
@@ -156,6 +157,14 @@ impl Mesh {
                 root,
             )),
         };
+        let policies = match same!(authorization_policies, request_authentications) {
+            Some(p) => p.policies.clone(),
+            None => Arc::new(Policies::new(
+                taken(&new.authorization_policies, &discovered),
+                taken(&new.request_authentications, &discovered),
+                root,
+            )),
+        };
         let gateways = match same!(gateways) {
             Some(p) => p.gateways.clone(),
             None => {
@@ -201,6 +210,7 @@ impl Mesh {
             virtual_services,
             destination_rules,
             peer_authentications,
+            policies,
             gateways,
             envoy_filters,
             sidecars,
@@ -258,6 +268,11 @@ impl Mesh {
     /// All DestinationRules.
     pub fn destination_rules(&self) -> &DestinationRules {
         &self.destination_rules
+    }
+
+    /// All AuthorizationPolicies and RequestAuthentications.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// All PeerAuthentications.

@@ -177,7 +177,10 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
         Kind::Gateway => router && matches!(type_url, CDS | LDS | RDS),
         Kind::Sidecar => !router && matches!(type_url, CDS | LDS | RDS | NDS),
         Kind::PeerAuthentication => matches!(type_url, CDS | EDS | LDS),
-        Kind::AuthorizationPolicy | Kind::RequestAuthentication => matches!(type_url, CDS | LDS),
+        // Inbound chains, and those of gateways.
+        Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
+            (own || router) && type_url == LDS
+        }
         Kind::Telemetry | Kind::WasmPlugin | Kind::TrafficExtension => {
             matches!(type_url, LDS | ECDS)
         }
