@@ -60,6 +60,12 @@ const COMMANDS: &[Command] = &[
         run: local::samples::echo,
     },
     Command {
+        name: "intercept",
+        aliases: &[],
+        about: "explain, verify and guard the interception of this network namespace",
+        run: intercept::tool::main,
+    },
+    Command {
         name: "istio-iptables",
         aliases: &[],
         about: "write the interception rules of this network namespace",

@@ -11,6 +11,7 @@ use crate::{
     Error,
     backend::Backend,
     config::Config,
+    conntrack,
     model::{Family, Rule, Table},
     restore, routes,
     state::{self, Tables},
@@ -33,7 +34,15 @@ struct Side {
 pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error> {
     let sides = sides(config, rules, log)?;
     if config.cleanup_only {
-        write(&sides, &[], log)?;
+        release(config, log, || {
+            for side in &sides {
+                side.release()?;
+            }
+            Ok(())
+        });
+        // What is there is read anew: the ways in may be gone by now.
+        write(&self::sides(config, rules, log)?, &[], log)?;
+        forget(config, log);
         return routes::remove(config);
     }
     let mut replaced = Vec::new();
@@ -64,6 +73,51 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         )));
     }
     routes::add(config)
+}
+
+/// Before rules go: `detach` makes that nothing new is captured, and what is under way may end, while the chains that
+/// are left still make the kernel translate for it. Nothing of it is needed where no connection is under way, and a
+/// clean-up goes on without it where it cannot be done.
+pub(crate) fn release(config: &Config, log: Log<'_>, detach: impl FnOnce() -> Result<(), Error>) {
+    if !conntrack::translated(config).is_ok_and(|list| list.iter().any(|e| e.alive)) {
+        return;
+    }
+    match detach().and_then(|()| conntrack::drain(config)) {
+        Ok(0) => {}
+        Ok(left) => log(format!(
+            "warning: {left} captured connections are still open and are cut"
+        )),
+        Err(e) => log(format!(
+            "warning: captured connections cannot be waited for: {e}"
+        )),
+    }
+}
+
+/// After rules are gone: entries of connection tracking must not lead later connections to the proxy.
+pub(crate) fn forget(config: &Config, log: Log<'_>) {
+    if let Err(e) = conntrack::forget(config) {
+        log(format!(
+            "warning: entries of connection tracking are left: {e}"
+        ));
+    }
+}
+
+impl Side {
+    /// Takes away the ways from the built-in chains into ours.
+    fn release(&self) -> Result<(), Error> {
+        let mut text = String::new();
+        for table in Table::ALL {
+            let mut jumps = self.there.removals(table, &self.should);
+            jumps.retain(|line| line.starts_with("-D "));
+            if let Some(part) = restore::table_text(&[], self.family, table, &jumps) {
+                text.push_str(&part);
+            }
+        }
+        match text.is_empty() {
+            true => Ok(()),
+            false => self.backend.restore(&text, false),
+        }
+    }
 }
 
 /// How this network namespace differs from `rules`, a sentence each.

@@ -69,6 +69,16 @@ impl Backend {
         )))
     }
 
+    /// What one set of programs (`nft` or `legacy`) shows, without asking whether it can write as well.
+    pub fn saved(family: Family, suffix: &'static str) -> Result<String, Error> {
+        Backend::new(family, suffix).save()
+    }
+
+    /// The programs of one set, ready to write.
+    pub fn named(family: Family, suffix: &'static str) -> Result<Backend, Error> {
+        Backend::usable(&Config::default(), family, suffix)
+    }
+
     fn new(family: Family, suffix: &'static str) -> Backend {
         Backend {
             family,

@@ -68,7 +68,7 @@ fn run(args: &[String]) -> Result<(), Error> {
     Ok(())
 }
 
-fn enter(path: &str) -> Result<(), Error> {
+pub(crate) fn enter(path: &str) -> Result<(), Error> {
     let file = File::open(path).map_err(|why| Error::File {
         path: path.into(),
         why,

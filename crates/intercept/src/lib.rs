@@ -4,7 +4,8 @@
 //! [`model::Rule`]s. Back ends turn that list into text: [`restore`] for `iptables-restore`, [`state`] for the form that
 //! `iptables-save` prints (used to compare what is there with what should be, in order), [`nft`] for nft. [`apply`] writes the rules,
 //! table by table atomically, and takes everything back when one table fails; [`selftest`] proves that the capture
-//! works. [`command`] is the command line.
+//! works, [`guard`] notices when it no longer may, and [`explain`] tells where a packet ends. [`command`] is the command
+//! line of istio-iptables, [`tool`] that of `outrigger intercept`.
 //!
 //! This room has no runtime and no threads of its own: it runs in an init container, in the pod agent and, per pod,
 //! in `outrigger local`.
@@ -13,7 +14,10 @@ pub mod apply;
 pub mod backend;
 pub mod command;
 pub mod config;
+mod conntrack;
+pub mod explain;
 pub mod flags;
+pub mod guard;
 pub mod model;
 pub mod nft;
 pub mod options;
@@ -23,6 +27,7 @@ pub mod routes;
 pub mod selftest;
 pub mod state;
 pub mod surroundings;
+pub mod tool;
 
 pub use config::Config;
 

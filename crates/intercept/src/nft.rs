@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     Error,
-    apply::Log,
+    apply::{self, Log},
     config::Config,
     model::{Match, Position, Rule, Sense, Table, Target, ours},
     routes,
@@ -33,8 +33,12 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     if config.dry_run {
         return Ok(());
     }
+    if config.cleanup_only {
+        apply::release(config, log, detach);
+    }
     run(&["-f", "-"], &text)?;
     if config.cleanup_only {
+        apply::forget(config, log);
         return routes::remove(config);
     }
     routes::add(config)?;
@@ -43,6 +47,23 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         run(&["-s", "list", "ruleset"], "")?
     ));
     Ok(())
+}
+
+/// Empties the built-in chains of our tables.
+fn detach() -> Result<(), Error> {
+    let mut text = String::new();
+    let mut table = String::new();
+    for line in listing()?.unwrap_or_default().lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {").into();
+        } else if let Some(chain) = line.strip_prefix("chain ") {
+            let chain = chain.trim_end_matches(" {");
+            if matches!(chain, "prerouting" | "output") {
+                text.push_str(&format!("flush chain {table} {chain}\n"));
+            }
+        }
+    }
+    run(&["-f", "-"], &text).map(drop)
 }
 
 /// The input of `nft -f`.
@@ -241,6 +262,33 @@ fn target(rule: &Rule) -> String {
         }
         Target::Zone(zone) => format!("counter ct zone set {zone}"),
     }
+}
+
+/// Our tables as nft lists them, without counters; none where there is none of them, or no nft.
+pub fn listing() -> Result<Option<String>, Error> {
+    // One that is missing is an error of the listing, so what there is is asked for first.
+    let Ok(tables) = run(&["list", "tables"], "") else {
+        return Ok(None);
+    };
+    let mut out = String::new();
+    for (_, name) in TABLES {
+        if tables.lines().any(|l| l == format!("table inet {name}")) {
+            out.push_str(&run(&["-s", "list", "table", "inet", name], "")?);
+        }
+    }
+    Ok((!out.is_empty()).then_some(out))
+}
+
+/// Replaces our tables by `listing`, in one transaction.
+pub fn restore(listing: &str) -> Result<(), Error> {
+    let mut text = String::new();
+    for (_, name) in TABLES {
+        text.push_str(&format!(
+            "add table inet {name}\ndelete table inet {name}\n"
+        ));
+    }
+    text.push_str(listing);
+    run(&["-f", "-"], &text).map(drop)
 }
 
 fn run(args: &[&str], input: &str) -> Result<String, Error> {

@@ -1,0 +1,212 @@
+use super::*;
+use crate::{Config, program};
+
+/// The pod of the picture: reviews at 172.17.0.20, its rules as Istio 1.5 wrote them.
+fn picture() -> Ruleset {
+    let config = Config {
+        proxy_uid: "1337".into(),
+        proxy_gid: "1337".into(),
+        inbound_ports_include: "*".into(),
+        inbound_ports_exclude: "15090,15020".into(),
+        outbound_ip_ranges_include: "*".into(),
+        rules_version: "1.5".into(),
+        ..Config::default()
+    };
+    Ruleset::ours(&program::rules(&config).unwrap(), Family::V4)
+}
+
+fn packet(from: &str, to: &str) -> Packet {
+    let to: std::net::SocketAddr = to.parse().unwrap();
+    Packet {
+        protocol: "tcp".into(),
+        from: from.parse().unwrap(),
+        from_port: None,
+        to: to.ip(),
+        to_port: to.port(),
+        input: None,
+        output: None,
+        uid: None,
+        gid: None,
+        mark: 0,
+        connection_mark: 0,
+        state: State::New,
+        own: vec!["172.17.0.20".parse().unwrap()],
+    }
+}
+
+fn incoming(from: &str, to: &str) -> Packet {
+    Packet {
+        input: Some("eth0".into()),
+        ..packet(from, to)
+    }
+}
+
+fn outgoing(id: u32, by: &str, from: &str, to: &str) -> Packet {
+    Packet {
+        output: Some(by.into()),
+        uid: Some(id),
+        gid: Some(id),
+        ..packet(from, to)
+    }
+}
+
+/// Steps 1 to 16 of the picture, each a chain, a handler or the end of a way.
+#[test]
+fn the_sixteen_steps_of_a_request_through_a_pod() {
+    let rules = picture();
+    let pod = "172.17.0.20";
+    let way = |packet: Packet| {
+        let trace = walk(&rules, &packet);
+        (trace.chains.join(" "), trace.end.to_string())
+    };
+    // 1 to 4: productpage calls; PREROUTING, ISTIO_INBOUND, ISTIO_IN_REDIRECT, the inbound handler.
+    assert_eq!(
+        way(incoming("172.17.0.15", "172.17.0.20:9080")),
+        (
+            "PREROUTING ISTIO_INBOUND ISTIO_IN_REDIRECT INPUT".into(),
+            "local socket 172.17.0.20:15006 (the proxy, inbound); original destination 172.17.0.20:9080".into()
+        )
+    );
+    // 5 to 8: the handler calls the app from 127.0.0.6; OUTPUT, ISTIO_OUTPUT (rule 1), POSTROUTING, the app.
+    assert_eq!(
+        way(outgoing(1337, "lo", "127.0.0.6", "172.17.0.20:9080")),
+        (
+            "OUTPUT ISTIO_OUTPUT POSTROUTING PREROUTING INPUT".into(),
+            "local socket 172.17.0.20:9080".into()
+        )
+    );
+    // 9 to 12: the app calls ratings; OUTPUT, ISTIO_OUTPUT (rule 9), ISTIO_REDIRECT, the outbound handler.
+    assert_eq!(
+        way(outgoing(1000, "eth0", pod, "10.96.7.7:9080")),
+        (
+            "OUTPUT ISTIO_OUTPUT ISTIO_REDIRECT POSTROUTING PREROUTING INPUT".into(),
+            "local socket 127.0.0.1:15001 (the proxy, outbound); original destination 10.96.7.7:9080".into()
+        )
+    );
+    // 13 to 15: the handler calls the chosen pod; OUTPUT, ISTIO_OUTPUT (rule 4), POSTROUTING and out.
+    assert_eq!(
+        way(outgoing(1337, "eth0", pod, "172.17.0.30:9080")),
+        (
+            "OUTPUT ISTIO_OUTPUT POSTROUTING".into(),
+            "leaves by eth0 for 172.17.0.30:9080, untouched by the proxy".into()
+        )
+    );
+    // 16: only where the chosen pod is this one; ISTIO_OUTPUT (rule 2) leads to ISTIO_IN_REDIRECT.
+    assert_eq!(
+        way(outgoing(1337, "lo", pod, "172.17.0.20:9080")),
+        (
+            "OUTPUT ISTIO_OUTPUT ISTIO_IN_REDIRECT POSTROUTING PREROUTING INPUT".into(),
+            "local socket 127.0.0.1:15006 (the proxy, inbound); original destination 172.17.0.20:9080".into()
+        )
+    );
+}
+
+#[test]
+fn the_story_names_each_rule_and_why_it_does_not_match() {
+    let trace = walk(
+        &picture(),
+        &outgoing(1000, "eth0", "172.17.0.20", "10.96.7.7:9080"),
+    );
+    let expected = "\
+packet: tcp 172.17.0.20 -> 10.96.7.7:9080, out by eth0, of user 1000 and group 1000
+OUTPUT
+  table nat, chain OUTPUT
+     1  -p tcp -j ISTIO_OUTPUT
+          matches
+    table nat, chain ISTIO_OUTPUT
+       1  -s 127.0.0.6/32 -o lo -j RETURN
+            no: source 172.17.0.20 is not 127.0.0.6/32
+       2  ! -d 127.0.0.1/32 -o lo -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT
+            no: out-interface eth0 is not lo
+       3  -o lo -m owner ! --uid-owner 1337 -j RETURN
+            no: out-interface eth0 is not lo
+       4  -m owner --uid-owner 1337 -j RETURN
+            no: user 1000 is not 1337
+       5  ! -d 127.0.0.1/32 -o lo -m owner --gid-owner 1337 -j ISTIO_IN_REDIRECT
+            no: out-interface eth0 is not lo
+       6  -o lo -m owner ! --gid-owner 1337 -j RETURN
+            no: out-interface eth0 is not lo
+       7  -m owner --gid-owner 1337 -j RETURN
+            no: group 1000 is not 1337
+       8  -d 127.0.0.1/32 -j RETURN
+            no: destination 10.96.7.7 is not 127.0.0.1/32
+       9  -j ISTIO_REDIRECT
+            matches
+      table nat, chain ISTIO_REDIRECT
+         1  -p tcp -j REDIRECT --to-ports 15001
+              matches
+            led to 127.0.0.1:15001
+POSTROUTING
+  no rules
+comes back by lo
+PREROUTING
+  no rules
+INPUT
+  no rules
+ends: local socket 127.0.0.1:15001 (the proxy, outbound); original destination 10.96.7.7:9080
+";
+    assert_eq!(trace.text, expected);
+}
+
+#[test]
+fn transparent_capture_keeps_the_destination_and_marks_self_calls() {
+    let config = Config {
+        proxy_uid: "1337".into(),
+        proxy_gid: "1337".into(),
+        inbound_interception_mode: "TPROXY".into(),
+        inbound_ports_include: "*".into(),
+        outbound_ip_ranges_include: "*".into(),
+        ..Config::default()
+    };
+    let rules = Ruleset::ours(&program::rules(&config).unwrap(), Family::V4);
+    let end = |p: Packet| walk(&rules, &p).end.to_string();
+    let captured =
+        "transparent socket of port 15006 (the proxy, inbound); destination stays 172.17.0.20:80";
+    assert_eq!(end(incoming("172.17.0.9", "172.17.0.20:80")), captured);
+    // The proxy of this mode is root in group 1337.
+    let mut own = outgoing(0, "lo", "172.17.0.20", "172.17.0.20:80");
+    own.gid = Some(1337);
+    assert_eq!(end(own), captured);
+    // On behalf of a client, with the mark: straight to the app.
+    let mut marked = outgoing(0, "lo", "172.17.0.9", "172.17.0.20:80");
+    (marked.gid, marked.mark) = (Some(1337), 1337);
+    assert_eq!(end(marked), "local socket 172.17.0.20:80");
+    // A later packet of the client's connection.
+    let mut later = incoming("172.17.0.9", "172.17.0.20:80");
+    later.state = State::Established;
+    assert!(walk(&rules, &later).chains.contains(&"ISTIO_DIVERT".into()));
+}
+
+#[test]
+fn rules_of_others_are_judged_or_said_to_be_unknown() {
+    let save = "*filter\n:INPUT DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n:F - [0:0]\n\
+                -A INPUT -i eth+ -p tcp -m multiport --dports 80,8000:8100 -m comment --comment \"the \\\"web\\\" port\" -j F\n\
+                -A INPUT -m statistic --mode random --probability 0.5 -j ACCEPT\n\
+                -A F ! -s 10.0.0.0/8 -j REJECT --reject-with tcp-reset\n-A F -j ACCEPT\nCOMMIT\n";
+    let rules = Ruleset::parse(save).unwrap();
+    let trace = walk(&rules, &incoming("10.1.1.1", "172.17.0.20:8050"));
+    assert_eq!(trace.end.to_string(), "local socket 172.17.0.20:8050");
+    let trace = walk(&rules, &incoming("11.1.1.1", "172.17.0.20:8050"));
+    assert_eq!(
+        trace.end.to_string(),
+        "dropped by REJECT in table filter, chain F"
+    );
+    let trace = walk(&rules, &incoming("10.1.1.1", "172.17.0.20:81"));
+    assert_eq!(
+        trace.end.to_string(),
+        "dropped by the policy of table filter, chain INPUT"
+    );
+    assert!(trace.text.contains("cannot be judged: --mode random"));
+    assert_eq!(trace.unknown, 1);
+    let e = Ruleset::parse("*nat\nrubbish\n").unwrap_err().to_string();
+    assert!(e.contains("line 2"), "{e}");
+    assert!(Ruleset::parse("*nope\n").is_err() && Ruleset::parse("-A X -j Y\n").is_err());
+}
+
+#[test]
+fn a_loop_of_chains_ends() {
+    let save = "*nat\n:OUTPUT ACCEPT [0:0]\n:A - [0:0]\n-A OUTPUT -j A\n-A A -j A\nCOMMIT\n";
+    let rules = Ruleset::parse(save).unwrap();
+    let trace = walk(&rules, &outgoing(1, "eth0", "172.17.0.20", "1.1.1.1:1"));
+    assert!(trace.text.contains("too deep"));
+}
