@@ -1,0 +1,100 @@
+//! Traffic through the rules: every kind of call in every mode, with real packets.
+//!
+//! One table, one assertion a cell; a mode is a column. Two namespaces, a pod and the world outside it, joined by a
+//! card. Needs root and the programs of each mode; what is missing fails where `CI` is set and is said aloud elsewhere.
+//! This binary is also the command under test (`istio-iptables`, `intercept`).
+
+mod churn;
+mod guard;
+mod matrix;
+mod net;
+
+use std::{
+    env, panic,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+fn main() -> ExitCode {
+    let mut args: Vec<_> = env::args_os().collect();
+    let name = args.get(1).map(|a| a.to_string_lossy().into_owned());
+    match name.as_deref() {
+        Some("istio-iptables") => {
+            args.remove(0);
+            return outrigger_intercept::command::main(args);
+        }
+        Some("intercept") => {
+            args.remove(0);
+            return outrigger_intercept::tool::main(args);
+        }
+        _ => {}
+    }
+    let filter: Vec<String> = env::args()
+        .skip(1)
+        .filter(|a| !a.starts_with('-'))
+        .collect();
+    let mut tests: Vec<(String, Box<dyn Fn()>)> = Vec::new();
+    for mode in matrix::MODES {
+        tests.push((
+            format!("matrix_{}", mode.name),
+            Box::new(|| matrix::run(mode)),
+        ));
+    }
+    for mode in matrix::MODES {
+        tests.push((
+            format!("connects_{}", mode.name),
+            Box::new(|| churn::run(mode)),
+        ));
+    }
+    for (name, test) in guard::TESTS {
+        tests.push(((*name).into(), Box::new(test)));
+    }
+    if env::args().any(|a| a == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if let Err(why) = can_run() {
+        println!("skipped: {why}");
+        return match env::var_os("CI") {
+            Some(_) => ExitCode::FAILURE,
+            None => ExitCode::SUCCESS,
+        };
+    }
+    let mut failed = Vec::new();
+    for (name, test) in &tests {
+        if !filter.is_empty() && !filter.iter().any(|f| name.contains(f.as_str())) {
+            continue;
+        }
+        let begun = Instant::now();
+        let outcome = panic::catch_unwind(panic::AssertUnwindSafe(test));
+        let seconds = begun.elapsed().as_secs_f32();
+        let word = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {word} ({seconds:.1} s)");
+        if outcome.is_err() {
+            failed.push(name.clone());
+        }
+    }
+    println!("{} failed {failed:?}", failed.len());
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn can_run() -> Result<(), String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("interception tests need root".into());
+    }
+    for program in ["ip", "iptables-nft", "iptables-legacy", "nft"] {
+        let found = Command::new("sh")
+            .args(["-c", &format!("command -v {program}")])
+            .stdout(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success());
+        if !found {
+            return Err(format!("interception tests need {program}"));
+        }
+    }
+    Ok(())
+}
