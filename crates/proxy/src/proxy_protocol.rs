@@ -264,7 +264,7 @@ fn crc32c(whole: &[u8], at: usize) -> [u8; 4] {
 }
 
 impl Header {
-    /// Appends the header as it goes over the wire. Without addresses it is `UNKNOWN` or `LOCAL`; TLVs that do not fit a
+    /// Appends the header as it goes over the wire. Without addresses it is `UNKNOWN`, `LOCAL` or of no family; TLVs that do not fit a
     /// header's 65,535 bytes any more are left out.
     pub fn write_to(&self, out: &mut BytesMut) {
         match self.version {
@@ -292,7 +292,9 @@ impl Header {
         out.extend_from_slice(SIGNATURE_V2);
         let addresses = self.addresses.map(same_family);
         let (command, family) = match addresses {
-            None => (0x20, 0x00),
+            None if self.tlvs.is_empty() => (0x20, 0x00),
+            // What a LOCAL header says besides is nothing.
+            None => (0x21, 0x00),
             Some((source, _)) if source.is_ipv4() => (0x21, 0x11),
             Some(_) => (0x21, 0x21),
         };
@@ -505,7 +507,7 @@ mod tests {
             None,
         ] {
             for version in [Version::V1, Version::V2] {
-                let with_tlvs = version == Version::V2 && addresses.is_some();
+                let with_tlvs = version == Version::V2;
                 let tlvs = if with_tlvs { tlvs.clone() } else { Vec::new() };
                 let written = Header {
                     version,

@@ -159,6 +159,8 @@ macro_rules! live {
     };
 }
 
+#[path = "live/overload.rs"]
+mod overload;
 #[path = "live/tcp.rs"]
 mod tcp;
 

@@ -16,6 +16,10 @@ type Case = (&'static str, fn(&Mesh));
 pub(crate) const CASES: &[Case] = &[
     ("every_pod_has_its_place", every_pod_has_its_place),
     ("the_app_sees_its_sidecar", the_app_sees_its_sidecar),
+    (
+        "behind_tproxy_the_app_sees_the_client",
+        behind_tproxy_the_app_sees_the_client,
+    ),
     ("capture_is_counted", capture_is_counted),
     ("one_request_id_in_both_logs", one_request_id_in_both_logs),
     ("a_pod_calls_its_own_service", a_pod_calls_its_own_service),
@@ -100,6 +104,25 @@ fn the_app_sees_its_sidecar(mesh: &Mesh) {
     let answer = mesh.call(CLIENT, &["http://web.shop/x"]);
     assert_eq!(ok(&answer)["peer"], "127.0.0.6", "{answer}");
     assert_eq!(answer["headers"]["server"], "envoy", "{answer}");
+}
+
+fn behind_tproxy_the_app_sees_the_client(mesh: &Mesh) {
+    let pod = mesh.address("shop", "steered");
+    let urls = ["http://steered.shop/x".to_owned(), format!("http://{pod}:8080/x")];
+    // With a sidecar, which calls on from its own pod's address, and without one.
+    for (namespace, name) in [("shop", "client"), ("outside", "outside")] {
+        let client = mesh.address(namespace, name);
+        for url in &urls {
+            let answer = mesh.call(&format!("{namespace}/{name}"), &[url]);
+            assert_eq!(ok(&answer)["peer"], *client, "{url}: {answer}");
+        }
+    }
+    let answer = mesh.call("shop/steered", &["http://steered.shop/x"]);
+    assert_eq!(answer["headers"]["server"], "envoy", "{answer}");
+    ok(&answer);
+    // And it calls others as any pod does.
+    let answer = mesh.call("shop/steered", &["http://web.shop/x"]);
+    assert_eq!(ok(&answer)["peer"], "127.0.0.6", "{answer}");
 }
 
 fn capture_is_counted(mesh: &Mesh) {

@@ -9,6 +9,7 @@ mod cors;
 mod fault;
 mod grpc_stats;
 mod istio_stats;
+mod original_src;
 mod peer_metadata;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
@@ -172,6 +173,9 @@ impl Filters {
                 HttpFilterConfig::Alpn(_) => continue,
                 HttpFilterConfig::PeerMetadata(config) => {
                     Box::new(peer_metadata::PeerMetadataFilter::new(*config, worker))
+                }
+                HttpFilterConfig::OriginalSrc { mark } => {
+                    Box::new(original_src::OriginalSrcFilter { mark: *mark })
                 }
                 HttpFilterConfig::IstioStats(config) => {
                     Box::new(istio_stats::IstioStatsFilter::new(config.clone(), worker))

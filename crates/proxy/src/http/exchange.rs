@@ -15,7 +15,7 @@ use super::Flags;
 use crate::{
     cluster::Host,
     filter::FilterData,
-    listener::ConnectionInfo,
+    listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Cluster, Route, RouteConfiguration, VirtualHost,
         route::{Action, RouteAction},
@@ -62,6 +62,8 @@ pub struct Exchange<'c> {
     pub traced: bool,
     /// A connection as a whole, so that everything about requests is absent.
     pub tcp: bool,
+    /// Address that upstream connections come from.
+    pub source: Option<UpstreamSource>,
     /// What `%ACCESS_LOG_TYPE%` says.
     pub log_type: &'static str,
 }
@@ -151,6 +153,7 @@ impl<'c> Exchange<'c> {
             local_reply: Cow::Borrowed(""),
             traced: false,
             tcp: false,
+            source: connection.source,
             log_type: "DownstreamEnd",
         }
     }

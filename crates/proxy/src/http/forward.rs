@@ -252,7 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             priority: self.target.priority,
             downstream_connection: self.exchange.connection.id,
             downstream: Some(self.exchange.connection),
-            source: self.exchange.connection.source,
+            source: self.exchange.source,
         };
         let cluster = self.target.cluster.clone();
         let host = cluster

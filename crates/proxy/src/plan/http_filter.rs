@@ -32,6 +32,11 @@ pub enum HttpFilterConfig {
     PeerMetadata(PeerMetadata),
     /// `istio.stats`.
     IstioStats(Arc<IstioStats>),
+    /// `envoy.filters.http.original_src`.
+    OriginalSrc {
+        /// SO_MARK of upstream connections; 0 sets none.
+        mark: u32,
+    },
 }
 
 /// `envoy.extensions.filters.http.router.v3.Router`.

@@ -10,7 +10,7 @@ use proto::{
             common::fault::v3 as fault_common,
             http::{
                 cors::v3::CorsPolicy as CorsMessage, fault::v3 as fault_pb,
-                grpc_stats::v3 as grpc_stats_pb, router::v3::Router,
+                grpc_stats::v3 as grpc_stats_pb, original_src::v3::OriginalSrc, router::v3::Router,
             },
             network::http_connection_manager::v3 as hcm,
         },
@@ -97,6 +97,10 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         }
         "stats.PluginConfig" => {
             HttpFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.filters.http.original_src.v3.OriginalSrc" => {
+            let OriginalSrc { mark } = found.decode(&at)?;
+            HttpFilterConfig::OriginalSrc { mark }
         }
         // Answers are sent as they are: see docs/accepted-without-effect.md.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Ok(None),
