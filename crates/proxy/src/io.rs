@@ -6,17 +6,21 @@
 use std::{
     fmt,
     io::{self, IoSlice},
+    net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use bytes::{Buf, Bytes};
+use tls::session::Session;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsStream;
 
 /// A connected byte stream.
 pub struct Stream {
@@ -25,11 +29,18 @@ pub struct Stream {
     ahead: Bytes,
 }
 
-/// What carries the bytes. A TLS variant joins these with the data-plane issue.
+/// What carries the bytes.
 enum Inner {
     Tcp(TcpStream),
     Unix(UnixStream),
     Memory(DuplexStream),
+    /// In a box, so that those without pay nothing for it.
+    Tls(Box<Tls>),
+}
+
+struct Tls {
+    stream: TlsStream<Stream>,
+    session: Arc<Session>,
 }
 
 macro_rules! each {
@@ -38,6 +49,10 @@ macro_rules! each {
             Inner::Tcp($stream) => $body,
             Inner::Unix($stream) => $body,
             Inner::Memory($stream) => $body,
+            Inner::Tls(tls) => {
+                let $stream = &mut tls.stream;
+                $body
+            }
         }
     };
 }
@@ -59,8 +74,9 @@ impl Stream {
 
     /// Whether a stream at rest can be used again: the peer has neither closed it nor sent anything unasked.
     ///
-    /// Costs a system call only where the event loop has seen something happen on the stream.
-    pub fn is_quiet(&self) -> bool {
+    /// Costs a system call only where the event loop has seen something happen on the stream. What TLS itself sends
+    /// to a stream at rest (session tickets, new keys) is taken in and is not something unasked.
+    pub fn is_quiet(&mut self) -> bool {
         if !self.ahead.is_empty() {
             return false;
         }
@@ -69,6 +85,7 @@ impl Stream {
             Inner::Tcp(stream) => stream.try_read(&mut byte),
             Inner::Unix(stream) => stream.try_read(&mut byte),
             Inner::Memory(_) => return true,
+            Inner::Tls(_) => self.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -80,10 +97,39 @@ impl Stream {
             Inner::Tcp(stream) => stream.readable().await,
             Inner::Unix(stream) => stream.readable().await,
             Inner::Memory(_) => std::future::pending().await,
+            Inner::Tls(tls) => return Box::pin(tls.stream.get_ref().0.readable()).await,
         };
     }
 
-    /// The TCP stream below, where there is one and no byte was put back.
+    /// A stream within TLS whose handshake is over.
+    pub(crate) fn with_tls(stream: TlsStream<Stream>, session: Session) -> Self {
+        Self {
+            inner: Inner::Tls(Box::new(Tls {
+                stream,
+                session: Arc::new(session),
+            })),
+            ahead: Bytes::new(),
+        }
+    }
+
+    /// What TLS agreed on; `None` in clear.
+    pub fn session(&self) -> Option<&Arc<Session>> {
+        match &self.inner {
+            Inner::Tls(tls) => Some(&tls.session),
+            _ => None,
+        }
+    }
+
+    /// Our address of the connection.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &self.inner {
+            Inner::Tcp(stream) => stream.local_addr().ok(),
+            Inner::Tls(tls) => tls.stream.get_ref().0.local_address(),
+            Inner::Unix(_) | Inner::Memory(_) => None,
+        }
+    }
+
+    /// The TCP stream itself, where the bytes are not wrapped in TLS.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.inner {
             Inner::Tcp(stream) => Some(stream),
@@ -106,14 +152,19 @@ impl Stream {
             Inner::Tcp(stream) => Some(stream.as_fd()),
             Inner::Unix(stream) => Some(stream.as_fd()),
             Inner::Memory(_) => None,
+            Inner::Tls(tls) => tls.stream.get_ref().0.descriptor(),
         }
     }
 
     /// Makes the close of this stream a reset: the peer learns that the bytes it got are not all.
     pub fn reset_on_close(&self) {
-        if let Inner::Tcp(stream) = &self.inner {
-            // If the option is refused the peer sees an ordinary close.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        match &self.inner {
+            Inner::Tcp(stream) => {
+                // If the option is refused the peer sees an ordinary close.
+                let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+            }
+            Inner::Tls(tls) => tls.stream.get_ref().0.reset_on_close(),
+            Inner::Unix(_) | Inner::Memory(_) => {}
         }
     }
 
@@ -161,7 +212,12 @@ impl From<DuplexStream> for Stream {
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Stream");
-        each!(&self.inner, stream => out.field("inner", stream));
+        match &self.inner {
+            Inner::Tcp(stream) => out.field("inner", stream),
+            Inner::Unix(stream) => out.field("inner", stream),
+            Inner::Memory(stream) => out.field("inner", stream),
+            Inner::Tls(tls) => out.field("inner", &tls.session),
+        };
         out.field("ahead", &self.ahead.len()).finish()
     }
 }
@@ -177,6 +233,9 @@ impl AsyncRead for Stream {
             buffer.put_slice(&self.ahead[..length]);
             self.ahead.advance(length);
             return Poll::Ready(Ok(()));
+        }
+        if let Inner::Tls(tls) = &mut self.inner {
+            return tls.poll_read(context, buffer);
         }
         each!(&mut self.inner, stream => Pin::new(stream).poll_read(context, buffer))
     }
@@ -208,7 +267,33 @@ impl AsyncWrite for Stream {
     }
 
     fn is_write_vectored(&self) -> bool {
-        each!(&self.inner, stream => stream.is_write_vectored())
+        match &self.inner {
+            Inner::Tcp(stream) => stream.is_write_vectored(),
+            Inner::Unix(stream) => stream.is_write_vectored(),
+            Inner::Memory(stream) => stream.is_write_vectored(),
+            Inner::Tls(tls) => tls.stream.is_write_vectored(),
+        }
+    }
+}
+
+impl Tls {
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.stream.get_ref().1.wants_write() {
+            // What a writer handed over and the kernel did not take goes out while its task waits for bytes: nobody
+            // has to flush a stream that they only read from. Errors come back with the next write.
+            let _ = Pin::new(&mut self.stream).poll_flush(context);
+        }
+        match Pin::new(&mut self.stream).poll_read(context, buffer) {
+            // An end without close_notify is an end, as for Envoy: many clients never say goodbye.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Poll::Ready(Ok(()))
+            }
+            read => read,
+        }
     }
 }
 
@@ -244,7 +329,7 @@ mod tests {
         let address = listener.local_addr().expect("it is bound");
         let near = TcpStream::connect(address).await.expect("it listens");
         let (far, _) = listener.accept().await.expect("one has connected");
-        let stream = Stream::from(near);
+        let mut stream = Stream::from(near);
         assert!(stream.is_quiet());
         drop(far);
         stream.readable().await;

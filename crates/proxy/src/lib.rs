@@ -18,4 +18,5 @@ pub mod proxy_protocol;
 pub mod router;
 pub mod server;
 mod socket;
+mod transport;
 pub mod worker;

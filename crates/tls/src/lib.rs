@@ -1,3 +1,19 @@
-//! See docs/ARCHITECTURE.md.
+//! TLS for every room: identities, trust, the judgement of a peer's certificate, configurations of both sides.
+//!
+//! This room knows rustls and X.509 and nothing of Envoy's messages. [`identity`] and [`trust`] turn PEM into what
+//! handshakes need; [`verify`] judges a peer as Envoy does (a chain to a trusted certificate, then names, then
+//! pins); [`server`] and [`client`] build configurations; [`session`] tells what a handshake came to, good or bad.
 
+pub mod certificate;
+pub mod client;
 pub mod client_hello;
+mod error;
+pub mod identity;
+pub mod parameters;
+mod pem;
+pub mod server;
+pub mod session;
+pub mod trust;
+pub mod verify;
+
+pub use error::TlsError;

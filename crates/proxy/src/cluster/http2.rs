@@ -175,10 +175,7 @@ impl HostPool {
         permit: Permit,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
         let upstream = connect(with, permit).await?;
-        let local = upstream
-            .stream
-            .as_tcp()
-            .and_then(|stream| stream.local_addr().ok());
+        let local = upstream.stream.local_address();
         let options = &with.plan.http2;
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)

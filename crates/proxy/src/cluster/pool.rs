@@ -119,7 +119,7 @@ impl Pools {
     pub(crate) fn sweep(&self, plan: &Plan, stats: &ClusterStats) {
         let mut hosts = self.hosts.borrow_mut();
         for pool in hosts.values() {
-            pool.idle.borrow_mut().retain(|idle| {
+            pool.idle.borrow_mut().retain_mut(|idle| {
                 if plan
                     .http
                     .idle_timeout
@@ -180,7 +180,7 @@ impl HostPool {
     /// A connection at rest that is still good.
     fn take_idle(&self, stats: &ClusterStats) -> Option<Idle> {
         loop {
-            let idle = self.idle.borrow_mut().pop()?;
+            let mut idle = self.idle.borrow_mut().pop()?;
             if idle.upstream.stream.is_quiet() {
                 return Some(idle);
             }
@@ -326,7 +326,7 @@ impl Http1 {
 
     /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
     pub fn local_address(&self) -> Option<std::net::SocketAddr> {
-        self.upstream.as_ref()?.stream.as_tcp()?.local_addr().ok()
+        self.upstream.as_ref()?.stream.local_address()
     }
 
     /// The stream itself, for what does not go back to the pool (upgrades, CONNECT). The account stays open as long as
@@ -342,7 +342,7 @@ impl Http1 {
     /// Gives the connection back after a complete exchange. It is closed instead where it has served its number of
     /// requests or its time, or where its host is gone.
     pub fn release(mut self) {
-        let (Some(pool), Some(upstream)) = (self.pool.upgrade(), self.upstream.take()) else {
+        let (Some(pool), Some(mut upstream)) = (self.pool.upgrade(), self.upstream.take()) else {
             return;
         };
         let spent = self

@@ -211,9 +211,7 @@ impl TcpProxy {
                 return;
             }
         };
-        outcome.upstream_local = upstream
-            .as_tcp()
-            .and_then(|stream| stream.local_addr().ok());
+        outcome.upstream_local = upstream.local_address();
         if self.plan.flush_access_log_on_connected {
             let kind = "TcpUpstreamConnected";
             log_connection(&self.logs, &connection.info, Some(outcome), kind, worker);

@@ -81,7 +81,7 @@ pub struct Node {
 }
 
 /// Where a resource is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConfigSource {
     /// The place.
     pub kind: ConfigSourceKind,
@@ -90,7 +90,7 @@ pub struct ConfigSource {
 }
 
 /// The place of a config source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConfigSourceKind {
     /// The aggregated stream of the bootstrap.
     Ads,

@@ -111,7 +111,7 @@ pub enum CertificateSource {
 }
 
 /// A secret to ask SDS for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SdsSecret {
     /// Its name.
     pub name: Arc<str>,
@@ -120,7 +120,7 @@ pub struct SdsSecret {
 }
 
 /// Bytes given in place or in a file. The plan reads no files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DataSource {
     /// In place.
     Inline(Bytes),
@@ -141,16 +141,18 @@ pub struct Validation {
     pub match_sans: Vec<SanMatcher>,
     /// Revocation lists.
     pub crl: Option<DataSource>,
-    /// Base64 SHA-256 of the public key; empty: any.
-    pub spki_pins: Vec<Arc<str>>,
-    /// Hex SHA-256 of the certificate; empty: any.
-    pub certificate_hashes: Vec<Arc<str>>,
+    /// SHA-256 of the public key; empty: any.
+    pub spki_pins: Vec<[u8; 32]>,
+    /// SHA-256 of the certificate; empty: any.
+    pub certificate_hashes: Vec<[u8; 32]>,
     /// Expired certificates pass.
     pub allow_expired: bool,
     /// Certificates that no authority vouches for pass.
     pub accept_untrusted: bool,
     /// Revocation of the leaf only.
     pub only_verify_leaf_crl: bool,
+    /// Authorities by SPIFFE trust domain (`envoy.tls.cert_validator.spiffe`); they replace `trusted_ca`.
+    pub trust_domains: Vec<(Arc<str>, DataSource)>,
 }
 
 /// Condition on one subject alternative name.

@@ -2,16 +2,18 @@
 
 use std::sync::Arc;
 
-use proto::envoy::extensions::transport_sockets::tls::v3::{
-    self as pb, common_tls_context as nested,
+use base64::{Engine, prelude::BASE64_STANDARD};
+use proto::envoy::{
+    config::core::v3 as core,
+    extensions::transport_sockets::tls::v3::{self as pb, common_tls_context as nested},
 };
 
-use super::common::{config_source, data_source, enumeration, string_matcher};
+use super::common::{config_source, data_source, enumeration, string_matcher, typed_config};
 use crate::plan::{
     error::{At, Step, unsupported},
     tls::{
-        CertificateSource, CipherSuite, CommonTls, Curve, DownstreamTls, SanKind, SanMatcher,
-        SdsSecret, Secret, SecretKind, TlsVersion, UpstreamTls, Validation,
+        CertificateSource, CipherSuite, CommonTls, Curve, DataSource, DownstreamTls, SanKind,
+        SanMatcher, SdsSecret, Secret, SecretKind, TlsVersion, UpstreamTls, Validation,
     },
 };
 
@@ -235,7 +237,7 @@ fn curve(name: &str) -> Option<Curve> {
     })
 }
 
-type Pair = (crate::plan::tls::DataSource, crate::plan::tls::DataSource);
+type Pair = (DataSource, DataSource);
 
 fn certificate(at: At<'_>, m: &pb::TlsCertificate) -> Step<Pair> {
     let pb::TlsCertificate {
@@ -262,7 +264,12 @@ fn validation_type(
     use nested::ValidationContextType as V;
     Ok(Some(match m {
         None => return Ok(None),
-        Some(V::ValidationContext(m)) => validation(at.field("validation_context"), m)?,
+        Some(V::ValidationContext(m)) => {
+            let at = at.field("validation_context");
+            let planned = validation(at, m)?;
+            complete(&at, &planned);
+            planned
+        }
         Some(V::ValidationContextSdsSecretConfig(m)) => Validation {
             sds: Some(sds(at.field("validation_context_sds_secret_config"), m)?),
             ..Validation::default()
@@ -332,8 +339,26 @@ fn validation(at: At<'_>, m: &pb::CertificateValidationContext) -> Step<Validati
         ca_certificate_provider_instance,
         system_root_certs,
         require_signed_certificate_timestamp,
-        custom_validator_config,
         max_verify_depth,
+    );
+    let trust_domains = at.optional("custom_validator_config", custom_validator_config, spiffe)?;
+    let spki_pins = at.each(
+        "verify_certificate_spki",
+        verify_certificate_spki,
+        |at, pin| {
+            let bytes = BASE64_STANDARD.decode(pin).ok();
+            bytes
+                .and_then(|bytes| bytes.try_into().ok())
+                .ok_or_else(|| at.error("must be the base64 of a SHA-256 (44 characters)"))
+        },
+    );
+    let certificate_hashes = at.each(
+        "verify_certificate_hash",
+        verify_certificate_hash,
+        |at, hash| {
+            hex(&hash.replace(':', ""))
+                .ok_or_else(|| at.error("must be a SHA-256 in hex, with or without colons"))
+        },
     );
     let mut match_sans = at.each(
         "match_typed_subject_alt_names",
@@ -371,14 +396,8 @@ fn validation(at: At<'_>, m: &pb::CertificateValidationContext) -> Step<Validati
         sds: None,
         match_sans,
         crl: at.optional("crl", crl, data_source)?,
-        spki_pins: verify_certificate_spki
-            .iter()
-            .map(|s| s.as_str().into())
-            .collect(),
-        certificate_hashes: verify_certificate_hash
-            .iter()
-            .map(|s| s.replace(':', "").to_ascii_lowercase().into())
-            .collect(),
+        spki_pins,
+        certificate_hashes,
         allow_expired: *allow_expired_certificate,
         accept_untrusted: enumeration::<TrustChainVerification>(
             &at,
@@ -386,7 +405,61 @@ fn validation(at: At<'_>, m: &pb::CertificateValidationContext) -> Step<Validati
             *trust_chain_verification,
         )? == TrustChainVerification::AcceptUntrusted,
         only_verify_leaf_crl: *only_verify_leaf_cert_crl,
+        trust_domains: trust_domains.unwrap_or_default(),
     })
+}
+
+/// What a validation that is not merged with another one must have.
+fn complete(at: &At<'_>, planned: &Validation) {
+    let trusts = planned.trusted_ca.is_some() || !planned.trust_domains.is_empty();
+    if !planned.match_sans.is_empty() && !trusts {
+        at.error("has conditions on names without trusted_ca: anybody could claim such a name");
+    }
+    if planned.crl.is_some() && !trusts {
+        at.error("has a crl without trusted_ca");
+    }
+}
+
+/// `SPIFFECertValidatorConfig`, the one custom validator: authorities by trust domain.
+fn spiffe(at: At<'_>, m: &core::TypedExtensionConfig) -> Step<Vec<(Arc<str>, DataSource)>> {
+    let found = typed_config(&at, &m.typed_config, "certificate validator")?;
+    let at = at.field("typed_config");
+    if found.name != "envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig" {
+        return Err(found.unknown(&at, "certificate validator"));
+    }
+    let pb::SpiffeCertValidatorConfig {
+        trust_domains,
+        trust_bundles,
+    } = &found.decode(&at)?;
+    unsupported!(at, trust_bundles);
+    let planned: Vec<(Arc<str>, DataSource)> = at.each("trust_domains", trust_domains, |at, m| {
+        let name = at.text("name", &m.name)?;
+        let bundle = at.required("trust_bundle", &m.trust_bundle, data_source)?;
+        Ok((name, bundle))
+    });
+    if planned.is_empty() {
+        at.field("trust_domains")
+            .error("needs at least one trust domain");
+    }
+    let mut names: Vec<_> = planned.iter().map(|(name, _)| name).collect();
+    names.sort();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) {
+        at.field("trust_domains")
+            .error("names a trust domain twice");
+    }
+    Ok(planned)
+}
+
+/// 64 hex digits.
+fn hex(text: &str) -> Option<[u8; 32]> {
+    let mut out = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in out.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(out)
 }
 
 fn sds(at: At<'_>, m: &pb::SdsSecretConfig) -> Step<SdsSecret> {

@@ -1,0 +1,185 @@
+//! The client side: handshakes with hosts.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use rustls::ClientConfig;
+use tls::{
+    certificate::Certificate,
+    client::{ClientOptions, client, server_name, with_alpn},
+    session::Session,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    HandshakeError, Material, Secrets,
+    context::{Parts, alpn, parameters},
+    stats::SslStats,
+};
+use crate::{io::Stream, plan::tls::UpstreamTls};
+
+/// What a connection asks for beyond its cluster's context.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Offer<'a> {
+    /// Protocols to offer instead of the context's.
+    pub(crate) alpn: Option<&'a [Arc<str>]>,
+    /// Name of the host, for `auto_host_sni`.
+    pub(crate) hostname: &'a str,
+}
+
+/// The TLS contexts of a cluster in one worker: mostly one, more with `transport_socket_matches`.
+#[derive(Debug)]
+pub(crate) struct Upstreams {
+    secrets: Arc<Secrets>,
+    scope: stats::Scope,
+    stats: SslStats,
+    contexts: RefCell<Vec<Rc<Context>>>,
+}
+
+#[derive(Debug)]
+struct Context {
+    plan: Arc<UpstreamTls>,
+    generation: Cell<u64>,
+    materials: Vec<Arc<Material>>,
+    config: Arc<ClientConfig>,
+    /// The same with other protocols.
+    variants: RefCell<Vec<(Vec<Vec<u8>>, Arc<ClientConfig>)>>,
+    local: Option<Arc<Certificate>>,
+    trusts: bool,
+}
+
+impl Upstreams {
+    /// `scope` is the cluster's.
+    pub(crate) fn new(secrets: Arc<Secrets>, scope: &stats::Scope) -> Self {
+        Self {
+            secrets,
+            scope: scope.clone(),
+            stats: SslStats::below(scope),
+            contexts: RefCell::default(),
+        }
+    }
+
+    /// Makes the handshake. What it comes to is counted here. The caller limits the time.
+    pub(crate) async fn connect(
+        &self,
+        plan: &Arc<UpstreamTls>,
+        offer: Offer<'_>,
+        stream: Stream,
+    ) -> Result<Stream, HandshakeError> {
+        let result = self.handshake(plan, offer, stream).await;
+        match &result {
+            Ok(stream) => {
+                if let Some(session) = stream.session() {
+                    self.stats.established(session);
+                }
+            }
+            Err(error) => self.stats.failed(error),
+        }
+        result
+    }
+
+    /// Whether a handshake could be made now; counts it where not.
+    pub(crate) fn ready(&self, plan: &Arc<UpstreamTls>) -> Result<(), HandshakeError> {
+        self.current(plan).map(|_| ()).inspect_err(|_| {
+            let name = "client_ssl_socket_factory.upstream_context_secrets_not_ready";
+            self.scope.counter(name).inc();
+        })
+    }
+
+    async fn handshake(
+        &self,
+        plan: &Arc<UpstreamTls>,
+        offer: Offer<'_>,
+        stream: Stream,
+    ) -> Result<Stream, HandshakeError> {
+        let context = self.current(plan)?;
+        let sni = match plan.auto_host_sni && !offer.hostname.is_empty() {
+            true => offer.hostname,
+            false => &*plan.sni,
+        };
+        let name = server_name(sni).map_err(|error| HandshakeError::Context(error.to_string()))?;
+        let config = match offer.alpn {
+            Some(names) => context.variant(alpn(names)),
+            None => context.config.clone(),
+        };
+        let stream = TlsConnector::from(config).connect(name, stream).await?;
+        let sni = (!sni.is_empty()).then(|| sni.to_ascii_lowercase().into());
+        let local = context.local.clone();
+        let session = Session::of(stream.get_ref().1, sni, local, context.trusts);
+        Ok(Stream::with_tls(stream.into(), session))
+    }
+
+    fn current(&self, plan: &Arc<UpstreamTls>) -> Result<Rc<Context>, HandshakeError> {
+        let generation = self.secrets.generation();
+        let mut contexts = self.contexts.borrow_mut();
+        let at = contexts
+            .iter()
+            .position(|context| Arc::ptr_eq(&context.plan, plan));
+        let held = at.map(|at| contexts[at].clone());
+        if let Some(context) = held.as_ref().filter(|c| c.generation.get() == generation) {
+            return Ok(context.clone());
+        }
+        let parts = match Parts::gather(&plan.common, &self.secrets) {
+            Ok(parts) => parts,
+            Err(error) => return held.ok_or(error),
+        };
+        if let Some(context) = held.filter(|context| parts.same(&context.materials)) {
+            context.generation.set(generation);
+            return Ok(context);
+        }
+        let context = Rc::new(Context::new(plan, parts, generation)?);
+        match at {
+            Some(at) => contexts[at] = context.clone(),
+            None => contexts.push(context.clone()),
+        }
+        Ok(context)
+    }
+}
+
+impl Context {
+    fn new(plan: &Arc<UpstreamTls>, parts: Parts, generation: u64) -> Result<Self, HandshakeError> {
+        let options = ClientOptions {
+            parameters: parameters(&plan.common),
+            alpn: alpn(&plan.common.alpn),
+            session_names: match (plan.max_session_keys, plan.auto_host_sni) {
+                (0, _) => 0,
+                (_, false) => 1,
+                // A name for each host.
+                (_, true) => 64,
+            },
+        };
+        let mut validation = parts.validation;
+        if plan.auto_sni_san_validation {
+            validation.get_or_insert_default().server_name = true;
+        }
+        let trusts = validation.as_ref().is_some_and(|validation| {
+            !validation.accept_untrusted
+                && (validation.trust.is_some() || !validation.trust_domains.is_empty())
+        });
+        let identity = parts.identities.first();
+        let config = client(&options, identity, validation.map(Arc::new).as_ref())
+            .map_err(|error| HandshakeError::Context(error.to_string()))?;
+        Ok(Self {
+            plan: plan.clone(),
+            generation: generation.into(),
+            local: identity.map(|identity| identity.leaf().clone()),
+            materials: parts.materials,
+            config,
+            variants: RefCell::default(),
+            trusts,
+        })
+    }
+
+    fn variant(&self, alpn: Vec<Vec<u8>>) -> Arc<ClientConfig> {
+        let mut variants = self.variants.borrow_mut();
+        if let Some((_, config)) = variants.iter().find(|(names, _)| *names == alpn) {
+            return config.clone();
+        }
+        let config = with_alpn(&self.config, alpn.clone());
+        variants.push((alpn, config.clone()));
+        config
+    }
+}
