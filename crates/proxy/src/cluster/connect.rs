@@ -30,6 +30,7 @@ use crate::{
     plan::{Address, Cluster, cluster::UpstreamTransport, proxy_protocol::ProxyProtocolTransport},
     proxy_protocol::{Header, Tlv},
     socket,
+    transport::{HandshakeError, Offer},
 };
 
 /// An established connection with everything that has to be counted when it ends.
@@ -72,13 +73,11 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
         plan, host, stats, ..
     } = with;
     let (transport, proxy) = host.transport.after_header();
-    if let UpstreamTransport::Tls(_) = transport {
-        stats
-            .scope()
-            .counter("client_ssl_socket_factory.upstream_context_secrets_not_ready")
-            .inc();
+    if let UpstreamTransport::Tls(tls) = transport
+        && let Err(error) = with.tls.ready(tls)
+    {
         stats.upstream_cx_connect_fail().inc();
-        return Err(UpstreamError::NoCertificate);
+        return Err(error.into());
     }
     let since = Instant::now();
     stats.upstream_cx_total().inc();
@@ -105,7 +104,18 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
             proxy_header(proxy, with.downstream).write_to(&mut header);
             stream.write_all(&header).await?;
         }
-        Ok(stream)
+        match transport {
+            UpstreamTransport::Tls(tls) => {
+                let offer = Offer {
+                    alpn: with.alpn,
+                    hostname: &host.hostname,
+                };
+                // In a box: the many connections in clear should not carry room for it.
+                let shake = Box::pin(with.tls.connect(tls, offer, stream));
+                shake.await.map_err(Failed::Handshake)
+            }
+            _ => Ok(stream),
+        }
     })
     .await;
     match result {
@@ -119,12 +129,34 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
             stats.upstream_cx_connect_fail().inc();
             host.shared.cx_connect_fail.fetch_add(1, Relaxed);
             match failed {
-                Ok(Err(error)) => Err(UpstreamError::Connect(reason(&error))),
+                Ok(Err(Failed::Connect(error))) => Err(UpstreamError::Connect(reason(&error))),
+                Ok(Err(Failed::Handshake(error))) => Err(error.into()),
                 _ => {
                     stats.upstream_cx_connect_timeout().inc();
                     Err(UpstreamError::ConnectTimeout)
                 }
             }
+        }
+    }
+}
+
+/// Which part failed.
+enum Failed {
+    Connect(io::Error),
+    Handshake(HandshakeError),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Connect(error)
+    }
+}
+
+impl From<HandshakeError> for UpstreamError {
+    fn from(error: HandshakeError) -> Self {
+        match error {
+            HandshakeError::NotReady(secret) => Self::NoCertificate(secret),
+            error => Self::Tls(error.to_string()),
         }
     }
 }
@@ -145,15 +177,21 @@ fn proxy_header(proxy: &ProxyProtocolTransport, downstream: Option<&ConnectionIn
     }
 }
 
-/// What makes a connection to a host unfit for other requests to it: the source address, or the header it began with.
+/// What makes a connection to a host unfit for other requests to it: the source address, the header it began with, or
+/// the protocols that were offered.
 /// 0 for an ordinary one.
 pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
-    let (_, proxy) = host.transport.after_header();
-    if proxy.is_none() && context.source.is_none() {
+    let (transport, proxy) = host.transport.after_header();
+    let alpn = match transport {
+        UpstreamTransport::Tls(_) => context.alpn,
+        _ => None,
+    };
+    if proxy.is_none() && context.source.is_none() && alpn.is_none() {
         return 0;
     }
     let mut hasher = FixedState::default().build_hasher();
     context.source.hash(&mut hasher);
+    alpn.hash(&mut hasher);
     if let Some(proxy) = proxy {
         let header = proxy_header(proxy, context.downstream);
         (header.addresses, header.tlvs).hash(&mut hasher);

@@ -16,8 +16,11 @@ pub enum UpstreamError {
     #[error("connect timeout")]
     ConnectTimeout,
     /// The host wants TLS, for which there is no certificate yet (UF).
-    #[error("TLS error: Secret is not supplied by SDS")]
-    NoCertificate,
+    #[error("TLS_error: Secret is not supplied by SDS: `{0}`")]
+    NoCertificate(String),
+    /// The host and we did not agree on TLS (UF).
+    #[error("{0}")]
+    Tls(String),
     /// An HTTP/2 connection broke before it could take the request (UF).
     #[error("protocol: {0}")]
     Protocol(String),
@@ -29,9 +32,11 @@ impl UpstreamError {
         match self {
             Self::NoHealthyHost => "UH",
             Self::Overflow(_) => "UO",
-            Self::Connect(_) | Self::ConnectTimeout | Self::NoCertificate | Self::Protocol(_) => {
-                "UF"
-            }
+            Self::Connect(_)
+            | Self::ConnectTimeout
+            | Self::NoCertificate(_)
+            | Self::Tls(_)
+            | Self::Protocol(_) => "UF",
         }
     }
 
@@ -40,7 +45,7 @@ impl UpstreamError {
         match self {
             Self::NoHealthyHost | Self::Overflow(_) | Self::ConnectTimeout => String::new(),
             Self::Connect(reason) => format!("delayed connect error: {reason}"),
-            Self::NoCertificate | Self::Protocol(_) => self.to_string(),
+            Self::NoCertificate(_) | Self::Tls(_) | Self::Protocol(_) => self.to_string(),
         }
     }
 
@@ -48,7 +53,7 @@ impl UpstreamError {
     pub fn is_host_failure(&self) -> bool {
         matches!(
             self,
-            Self::Connect(_) | Self::ConnectTimeout | Self::Protocol(_)
+            Self::Connect(_) | Self::ConnectTimeout | Self::Tls(_) | Self::Protocol(_)
         )
     }
 }

@@ -50,6 +50,7 @@ use crate::{
         cluster::{Discovery, Thresholds, UpstreamProtocol},
         endpoint::HealthStatus,
     },
+    transport::{Secrets, Upstreams},
     worker::Random,
 };
 
@@ -82,6 +83,8 @@ pub struct LbContext<'a> {
     pub downstream: Option<&'a ConnectionInfo>,
     /// Address that the upstream connection has to come from, before any that the cluster names.
     pub source: Option<UpstreamSource>,
+    /// Protocols to offer in TLS instead of the cluster's (`istio.alpn`).
+    pub alpn: Option<&'a [Arc<str>]>,
 }
 
 /// What the main thread hands to workers for one cluster.
@@ -155,6 +158,7 @@ pub struct Clusters {
     stats: ::stats::Stats,
     random: Rc<Random>,
     reports: mpsc::UnboundedSender<Report>,
+    secrets: Arc<Secrets>,
 }
 
 #[derive(Debug)]
@@ -169,12 +173,14 @@ impl Clusters {
         stats: ::stats::Stats,
         random: Rc<Random>,
         reports: mpsc::UnboundedSender<Report>,
+        secrets: Arc<Secrets>,
     ) -> Self {
         Self {
             slots: RefCell::default(),
             stats,
             random,
             reports,
+            secrets,
         }
     }
 
@@ -268,6 +274,7 @@ pub struct Cluster {
     codes: RefCell<Vec<(u16, ::stats::Counter)>>,
     balancer: Balancer,
     pools: Pools,
+    tls: Upstreams,
     random: Rc<Random>,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -279,6 +286,7 @@ impl Cluster {
             .scope(&format!("cluster.{}.", entry.plan.stat_name()));
         Self {
             plan: entry.plan.clone(),
+            tls: Upstreams::new(clusters.secrets.clone(), &scope),
             hosts: RefCell::new(entry.hosts.clone()),
             shared: entry.shared.clone(),
             on_demand: entry.on_demand.clone(),
@@ -604,6 +612,8 @@ impl Cluster {
             host,
             downstream: context.downstream,
             source: context.source,
+            tls: &self.tls,
+            alpn: context.alpn,
         }
     }
 

@@ -32,6 +32,7 @@ use crate::{
     io::Stream,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
+    transport::Upstreams,
 };
 
 /// The pools of a cluster by host, and by downstream connection where the cluster wants pools of their own.
@@ -86,6 +87,8 @@ pub(crate) struct Acquire<'a> {
     pub(crate) host: &'a Arc<Host>,
     pub(crate) downstream: Option<&'a ConnectionInfo>,
     pub(crate) source: Option<UpstreamSource>,
+    pub(crate) tls: &'a Upstreams,
+    pub(crate) alpn: Option<&'a [Arc<str>]>,
 }
 
 impl Pools {

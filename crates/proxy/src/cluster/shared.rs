@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{network::SharedLimits, overload::Overload};
+use crate::{network::SharedLimits, overload::Overload, transport::Secrets};
 
 /// The facts of the whole process.
 #[derive(Debug, Default)]
@@ -31,6 +31,8 @@ pub struct ProcessShared {
     pub overload: Overload,
     /// What network filters count over all workers.
     pub limits: SharedLimits,
+    /// Certificates, keys and authorities: read by the main thread, used by handshakes.
+    pub secrets: Arc<Secrets>,
     /// Whether readiness should fail (`/healthcheck/fail`).
     pub health_failed: AtomicBool,
 }

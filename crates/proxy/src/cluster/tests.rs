@@ -55,7 +55,12 @@ impl Bench {
     fn new(plan: Arc<Plan>) -> Self {
         let store = ::stats::Store::default();
         let (sender, reports) = mpsc::unbounded_channel();
-        let clusters = Clusters::new(store.stats(), Rc::new(Random::seeded(1)), sender);
+        let clusters = Clusters::new(
+            store.stats(),
+            Rc::new(Random::seeded(1)),
+            sender,
+            Arc::default(),
+        );
         let mut bench = Self {
             registry: Registry::default(),
             clusters,
@@ -114,6 +119,7 @@ const ANY: LbContext<'static> = LbContext {
     downstream_connection: 0,
     downstream: None,
     source: None,
+    alpn: None,
 };
 
 #[test]

@@ -71,6 +71,8 @@ impl Fixture {
                     Change::RemoveListener(n) => ("-listener", n.clone()),
                     Change::UpsertRoutes(r) => ("routes", r.name.clone()),
                     Change::RemoveRoutes(n) => ("-routes", n.clone()),
+                    Change::Secret(n, _) => ("secret", n.name.clone()),
+                    Change::RemoveSecret(n) => ("-secret", n.name.clone()),
                 };
                 log.push(format!("{word} {name}"));
                 if taken.contains(&&*name) {

@@ -17,13 +17,15 @@ pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
 use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use outrigger_http::{Headers, ResponseHead};
+use outrigger_http::{Headers, ResponseHead, Version};
 
 use crate::{
     http::{Exchange, LocalReply},
     plan::{
-        HttpConnectionManager,
-        http_filter::{HttpFilterConfig, RouteFilterConfig, RouterFilter},
+        Cluster, HttpConnectionManager,
+        http_filter::{
+            AlpnFilter, AlpnProtocol, HttpFilterConfig, RouteFilterConfig, RouterFilter,
+        },
     },
     worker::Worker,
 };
@@ -136,6 +138,8 @@ pub(crate) struct Filters {
     interests: Interests,
     /// The last filter's configuration.
     pub(crate) router: RouterFilter,
+    /// `istio.alpn`.
+    alpn: Option<Arc<AlpnFilter>>,
 }
 
 #[derive(Debug)]
@@ -151,6 +155,7 @@ impl Filters {
     pub(crate) fn new(plan: &HttpConnectionManager, worker: &Worker) -> Filters {
         let mut filters = Vec::new();
         let mut router = RouterFilter::default();
+        let mut alpn = None;
         for filter in &plan.http_filters {
             let live: Box<dyn Filter> = match &filter.config {
                 HttpFilterConfig::Router(config) => {
@@ -168,9 +173,11 @@ impl Filters {
                 HttpFilterConfig::GrpcStats(config) => {
                     Box::new(grpc_stats::GrpcStatsFilter::new(config.clone()))
                 }
-                // The list of protocols is offered within TLS; a plaintext upstream, the only kind
-                // that gets as far as a connection, has no place for it.
-                HttpFilterConfig::Alpn(_) => continue,
+                // Only the upstream connection has a place for it.
+                HttpFilterConfig::Alpn(config) => {
+                    alpn = Some(config.clone());
+                    continue;
+                }
                 HttpFilterConfig::PeerMetadata(config) => {
                     Box::new(peer_metadata::PeerMetadataFilter::new(*config, worker))
                 }
@@ -195,7 +202,26 @@ impl Filters {
             filters,
             interests,
             router,
+            alpn,
         }
+    }
+
+    /// What `istio.alpn` offers to a cluster; `None` leaves that to the cluster.
+    pub(crate) fn alpn(&self, cluster: &Cluster, version: Version) -> Option<&[Arc<str>]> {
+        let overrides = &self.alpn.as_ref()?.overrides;
+        let switch = cluster.metadata.lookup("istio", &["alpn_override"]);
+        if switch.and_then(|switch| switch.as_str()) == Some("false") {
+            return None;
+        }
+        let protocol = match version {
+            Version::Http10 => AlpnProtocol::Http10,
+            Version::Http11 => AlpnProtocol::Http11,
+            Version::Http2 => AlpnProtocol::Http2,
+        };
+        let row = overrides
+            .iter()
+            .find(|row| row.upstream_protocol == protocol)?;
+        Some(&row.alpn)
     }
 
     /// How many there are, the router not counted.

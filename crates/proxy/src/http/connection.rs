@@ -43,10 +43,14 @@ pub(super) async fn serve(
         live.stats.downstream_cx_overload_close().inc();
         return;
     }
-    let known = info
-        .application_protocols
-        .iter()
-        .any(|name| matches!(&**name, "h2" | "h2c"));
+    // What TLS agreed on counts; in clear what the inspector found.
+    let known = match &info.tls {
+        Some(session) => session.alpn.as_deref() == Some("h2"),
+        None => info
+            .application_protocols
+            .iter()
+            .any(|name| matches!(&**name, "h2" | "h2c")),
+    };
     let http2 = match plan.codec {
         CodecType::Http1 => Some(false),
         CodecType::Http2 => Some(true),

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use outrigger_http::{BodyReader, BodyWriter, Error, ResponseHead};
+use outrigger_http::{BodyReader, BodyWriter, Error, ResponseHead, Version};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant as TokioInstant, Sleep},
@@ -241,6 +241,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             .retries
             .policy()
             .is_some_and(|policy| policy.avoid_previous_hosts);
+        let cluster = self.target.cluster.clone();
+        let version = self.exchange.request.version;
+        let alpn = {
+            let spoken = match cluster.speaks_http2(version == Version::Http2) {
+                true => Version::Http2,
+                false => version.min(Version::Http11),
+            };
+            self.cx.live.filters.alpn(&cluster.plan, spoken)
+        };
         let context = LbContext {
             hash: self.target.hash,
             original_dst: self.exchange.connection.original_dst(),
@@ -253,13 +262,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             downstream_connection: self.exchange.connection.id,
             downstream: Some(self.exchange.connection),
             source: self.exchange.source,
+            alpn,
         };
-        let cluster = self.target.cluster.clone();
         let host = cluster
             .choose(&context)
             .map_err(AttemptError::NoConnection)?;
         self.exchange.upstream.host = Some(host.clone());
-        let version = self.exchange.request.version;
         let mut upstream = {
             let terminate = self.exchange.terminates_connect();
             let mut acquired = pin!(async {

@@ -33,6 +33,7 @@ use crate::{
         listener::ListenerFilterKind,
         overload::{Action, ShedPoint},
     },
+    transport::HandshakeError,
     worker::Worker,
 };
 
@@ -215,6 +216,8 @@ fn begin(
         listener: listener.plan.clone(),
         chain: None,
         response_flag: None,
+        tls: None,
+        transport_failure: None,
         source: None,
         proxy: None,
         termination_details: None,
@@ -273,13 +276,36 @@ async fn serve(
     let (stats, logs) = (listener.stats.clone(), listener.logs.clone());
     // The listener may change while the connection lives; only its chain, its counts and its logs are kept.
     drop(listener);
+    if let Some(tls) = chain.tls(&stats, worker) {
+        let limit = chain.plan.transport_socket_connect_timeout;
+        // In a box: connections in clear should not carry room for it.
+        let shake = Box::pin(tls.accept(stream, limit));
+        let shaken = tokio::select! {
+            shaken = shake => shaken,
+            () = drain.closed() => return ended_early(&logs, &info, worker),
+        };
+        match shaken {
+            Ok(encrypted) => {
+                info.tls = encrypted.session().cloned();
+                stream = encrypted;
+            }
+            Err(error) => {
+                if error == HandshakeError::Timeout {
+                    stats.downstream_cx_transport_socket_connect_timeout().inc();
+                }
+                tls.tell(&error, info.remote);
+                info.transport_failure = Some(error.to_string().into());
+                return ended_early(&logs, &info, worker);
+            }
+        }
+    }
     let logged = (!logs.is_empty()).then(|| info.clone());
     let connection = Connection {
         stream,
         info,
         drain,
     };
-    let outcome = chain.serve(connection, &stats, worker).await;
+    let outcome = chain.serve(connection, worker).await;
     if let Some(info) = logged {
         log_connection(&logs, &info, outcome.as_ref(), LISTENER_LOG, worker);
     }

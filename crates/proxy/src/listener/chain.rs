@@ -5,6 +5,7 @@ use std::{cell::OnceCell, rc::Rc, sync::Arc, time::Duration};
 use crate::{
     network::{NetworkChain, TcpOutcome},
     plan::{FilterChain, listener::DownstreamTransport},
+    transport::Downstream,
     worker::{
         Worker,
         drain::{DrainStrategy, Drainer},
@@ -18,6 +19,7 @@ use super::{connection::Connection, stats::ListenerStats};
 pub(crate) struct LiveChain {
     pub(crate) plan: Arc<FilterChain>,
     pub(crate) drainer: Drainer,
+    tls: OnceCell<Option<Downstream>>,
     network: OnceCell<NetworkChain>,
 }
 
@@ -26,24 +28,30 @@ impl LiveChain {
         Self {
             plan,
             drainer: Drainer::default(),
+            tls: OnceCell::new(),
             network: OnceCell::new(),
         }
+    }
+
+    /// What terminates TLS, where the chain does.
+    pub(crate) fn tls(&self, stats: &ListenerStats, worker: &Worker) -> Option<&Downstream> {
+        let tls = self.tls.get_or_init(|| match &self.plan.transport_socket {
+            DownstreamTransport::Tls(plan) => Some(Downstream::new(
+                plan.clone(),
+                worker.shared.secrets.clone(),
+                stats.scope(),
+            )),
+            DownstreamTransport::RawBuffer => None,
+        });
+        tls.as_ref()
     }
 
     /// Serves a connection to its end.
     pub(crate) async fn serve(
         &self,
         connection: Connection,
-        stats: &ListenerStats,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
-        if let DownstreamTransport::Tls(_) = self.plan.transport_socket {
-            stats
-                .scope()
-                .counter("server_ssl_socket_factory.downstream_context_secrets_not_ready")
-                .inc();
-            return None;
-        }
         let network = self
             .network
             .get_or_init(|| NetworkChain::new(&self.plan.filters, worker));

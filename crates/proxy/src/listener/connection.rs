@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tls::session::Session;
 
 use crate::{
     io::Stream,
@@ -56,6 +57,10 @@ pub struct ConnectionInfo {
     pub chain: Option<Arc<FilterChain>>,
     /// What ended the connection early, for `%RESPONSE_FLAGS%` of listener logs (`NR` …).
     pub response_flag: Option<&'static str>,
+    /// What TLS agreed on, where the chain terminates it.
+    pub tls: Option<Arc<Session>>,
+    /// Why its handshake failed, for `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub transport_failure: Option<Arc<str>>,
     /// Where connections that are made for it come from (`original_src`).
     pub source: Option<UpstreamSource>,
     /// What a PROXY header said that goes further.

@@ -27,7 +27,9 @@ use crate::{
     plan::{
         Address, Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
         cluster::Discovery,
+        tls::{SdsSecret, Secret},
     },
+    transport::{self, Keeper, Owner, Source},
     worker::{Command, Options, Seed, WorkerChange, WorkerHandle, drain::DrainStrategy, spawn},
 };
 use dns_task::DnsTask;
@@ -50,6 +52,10 @@ pub enum Change {
     UpsertRoutes(Arc<RouteConfiguration>),
     /// No listener needs them any more.
     RemoveRoutes(Arc<str>),
+    /// A secret that SDS brought.
+    Secret(SdsSecret, Arc<Secret>),
+    /// The secret is gone, or nobody asks for it any more.
+    RemoveSecret(SdsSecret),
 }
 
 /// Why a change could not be applied. The others of its batch are.
@@ -63,6 +69,14 @@ pub enum ChangeError {
         /// Its address.
         address: String,
         /// What the system says.
+        reason: String,
+    },
+    /// A certificate, a key or authorities cannot be used.
+    #[error("{subject}: {reason}")]
+    Secret {
+        /// What needs it, or its name.
+        subject: String,
+        /// What is wrong.
         reason: String,
     },
     /// A cluster's resolver cannot be set up.
@@ -117,6 +131,7 @@ pub struct Server {
     listeners: RefCell<BTreeMap<Arc<str>, ListenerStatus>>,
     routes: RefCell<BTreeMap<Arc<str>, Arc<RouteConfiguration>>>,
     dns: RefCell<BTreeMap<Arc<str>, DnsTask>>,
+    keeper: RefCell<Keeper>,
     workers: RefCell<Vec<WorkerHandle>>,
     state: watch::Sender<State>,
     stop: watch::Sender<bool>,
@@ -159,6 +174,16 @@ impl Server {
             };
             workers.push(spawn(seed, receiver)?);
         }
+        let mut keeper = Keeper::new(shared.secrets.clone());
+        for secret in &bootstrap.static_secrets {
+            let name = SdsSecret {
+                name: secret.name.clone(),
+                source: None,
+            };
+            let delivered = keeper.deliver(name, Arc::new(secret.clone()));
+            delivered
+                .map_err(|reason| io::Error::other(format!("secret {}: {reason}", secret.name)))?;
+        }
         let stats = store.stats();
         let server = Rc::new(Self {
             bootstrap,
@@ -171,6 +196,7 @@ impl Server {
             listeners: RefCell::default(),
             routes: RefCell::default(),
             dns: RefCell::default(),
+            keeper: RefCell::new(keeper),
             workers: RefCell::new(workers),
             state: watch::Sender::new(State::PreInitializing),
             stop: watch::Sender::new(false),
@@ -182,6 +208,15 @@ impl Server {
             let watch = crate::overload::watch(plan.clone(), Rc::downgrade(&server));
             spawn_local(watch);
         }
+        let weak = Rc::downgrade(&server);
+        spawn_local(async move {
+            let mut ticks = tokio::time::interval(FILES_INTERVAL);
+            loop {
+                ticks.tick().await;
+                let Some(server) = weak.upgrade() else { return };
+                server.look_at_files();
+            }
+        });
         let weak = Rc::downgrade(&server);
         spawn_local(async move {
             while let Some(report) = reported.recv().await {
@@ -222,6 +257,9 @@ impl Server {
         match change {
             Change::UpsertCluster(plan) => {
                 let names = DnsTask::wanted(&plan)?;
+                let owner = Owner::Cluster(plan.name.clone());
+                let needs = transport::of_cluster(&plan);
+                self.require(owner, needs, || format!("cluster {}", plan.name))?;
                 let known = self.clusters.borrow().find(&plan.name).is_some();
                 let count = if known {
                     "cluster_modified"
@@ -241,6 +279,8 @@ impl Server {
             }
             Change::RemoveCluster(name) => {
                 self.dns.borrow_mut().remove(&name);
+                let owner = Owner::Cluster(name.clone());
+                self.keeper.borrow_mut().release(&owner);
                 let entry = self.clusters.borrow().find(&name).cloned();
                 if let Some(change) = self.clusters.borrow_mut().remove(&name) {
                     self.stats.counter("cluster_manager.cluster_removed").inc();
@@ -258,8 +298,15 @@ impl Server {
                     .into_iter()
                     .for_each(tell);
             }
-            Change::UpsertListener(plan) => return self.upsert_listener(plan, batches),
+            Change::UpsertListener(plan) => {
+                let owner = Owner::Listener(plan.name.clone());
+                let needs = transport::of_listener(&plan);
+                self.require(owner, needs, || format!("listener {}", plan.name))?;
+                return self.upsert_listener(plan, batches);
+            }
             Change::RemoveListener(name) => {
+                let owner = Owner::Listener(name.clone());
+                self.keeper.borrow_mut().release(&owner);
                 if self.listeners.borrow_mut().remove(&name).is_some() {
                     self.stats
                         .counter("listener_manager.listener_removed")
@@ -277,8 +324,51 @@ impl Server {
                 self.routes.borrow_mut().remove(&name);
                 tell(WorkerChange::RemoveRoutes(name));
             }
+            Change::Secret(name, secret) => {
+                let subject = format!("secret {}", name.name);
+                let delivered = self.keeper.borrow_mut().deliver(name, secret);
+                return delivered.map_err(|reason| ChangeError::Secret { subject, reason });
+            }
+            Change::RemoveSecret(name) => self.keeper.borrow_mut().withdraw(&name),
         }
         Ok(())
+    }
+
+    /// Reads what the contexts of a cluster or listener need. Whoever has no TLS costs nothing.
+    fn require(
+        &self,
+        owner: Owner,
+        needs: Vec<Source>,
+        subject: impl FnOnce() -> String,
+    ) -> Result<(), ChangeError> {
+        let required = self.keeper.borrow_mut().require(owner, needs);
+        required.map_err(|reason| ChangeError::Secret {
+            subject: subject(),
+            reason,
+        })
+    }
+
+    /// Reads files of certificates again that have changed.
+    fn look_at_files(&self) {
+        if !self.keeper.borrow().watches() {
+            return;
+        }
+        for (files, result) in self.keeper.borrow_mut().look() {
+            match result {
+                Ok(()) => {
+                    self.stats
+                        .counter("server.certificate_files.update_success")
+                        .inc();
+                    tracing::info!("{files}: read again");
+                }
+                Err(reason) => {
+                    self.stats
+                        .counter("server.certificate_files.update_failure")
+                        .inc();
+                    tracing::warn!("{files}: {reason}; what was read before stays in use");
+                }
+            }
+        }
     }
 
     fn upsert_listener(
@@ -609,6 +699,10 @@ impl Drop for Server {
         self.shut_down();
     }
 }
+
+/// How often files of certificates are looked at. A look is one system call a file; following links, it sees a
+/// directory that was swapped as a whole, as Kubernetes does it.
+const FILES_INTERVAL: Duration = Duration::from_secs(1);
 
 const INBOUND: crate::plan::listener::TrafficDirection =
     crate::plan::listener::TrafficDirection::Inbound;

@@ -1,6 +1,12 @@
 //! The server side: handshakes with clients.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rustls::server::Acceptor;
 use tls::{
@@ -25,11 +31,13 @@ pub(crate) struct Downstream {
     scope: stats::Scope,
     stats: SslStats,
     built: RefCell<Option<Rc<Built>>>,
+    /// When the log last said something.
+    told: Cell<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Built {
-    generation: std::cell::Cell<u64>,
+    generation: Cell<u64>,
     materials: Vec<Arc<Material>>,
     server: Server,
     /// Who is accepted is trusted.
@@ -49,6 +57,7 @@ impl Downstream {
             scope: scope.clone(),
             stats: SslStats::below(scope),
             built: RefCell::default(),
+            told: Cell::default(),
         }
     }
 
@@ -75,6 +84,27 @@ impl Downstream {
             Err(error) => self.stats.failed(error),
         }
         result
+    }
+
+    /// Tells why a handshake failed: in the stats always, in the log once a second.
+    pub(crate) fn tell(&self, error: &HandshakeError, peer: Option<SocketAddr>) {
+        let listener = self.scope.prefix().trim_end_matches('.');
+        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        self.scope
+            .stats()
+            .text(&format!("{listener}.ssl.last_failure"))
+            .set(&format!("{peer}: {error}"));
+        let now = Instant::now();
+        if self
+            .told
+            .get()
+            .is_none_or(|told| now - told >= Duration::from_secs(1))
+        {
+            self.told.set(Some(now));
+            tracing::warn!(listener, peer, "no TLS session: {error}");
+        } else {
+            tracing::debug!(listener, peer, "no TLS session: {error}");
+        }
     }
 
     async fn handshake(&self, stream: Stream) -> Result<Stream, HandshakeError> {

@@ -198,9 +198,9 @@ pub(crate) fn of_cluster(plan: &Cluster) -> Vec<Source> {
         .iter()
         .map(|m| &m.transport_socket)
         .chain([&plan.transport_socket]);
-    all.flat_map(|transport| match transport {
+    all.flat_map(|transport| match transport.after_header().0 {
         UpstreamTransport::Tls(tls) => sources(&tls.common),
-        UpstreamTransport::RawBuffer => Vec::new(),
+        _ => Vec::new(),
     })
     .collect()
 }

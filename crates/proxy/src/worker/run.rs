@@ -144,7 +144,12 @@ impl Worker {
         let random = Rc::new(Random::default());
         Self {
             index: seed.index,
-            clusters: Clusters::new(stats.clone(), random.clone(), seed.reports),
+            clusters: Clusters::new(
+                stats.clone(),
+                random.clone(),
+                seed.reports,
+                seed.shared.secrets.clone(),
+            ),
             bootstrap: seed.bootstrap,
             options: seed.options,
             stats,
