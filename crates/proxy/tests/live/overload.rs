@@ -159,6 +159,20 @@ live! {
         }
     }
 
+    async fn a_graceful_drain_closes_the_sockets_unless_told_to_stay() {
+        for (stay, accepts) in [(true, true), (false, false)] {
+            let server = with("{}");
+            apply(&server, vec![http("")]).await;
+            let address = server.listener_address("l").expect("it has a socket");
+            server.drain_listeners(false, true, stay);
+            server.settled().await;
+            assert!(ask(&server, CLOSE).await.starts_with("HTTP/1.1 200 "), "it serves while it drains");
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            server.settled().await;
+            assert_eq!(TcpStream::connect(address).await.is_ok(), accepts, "stay: {stay}");
+        }
+    }
+
     async fn a_listener_has_no_more_connections_than_it_may() {
         let server = with("layered_runtime: {layers: [{name: s, static_layer: {envoy.resource_limits.listener.l.connection_limit: 3}}]}");
         apply(&server, vec![http("max_connections_to_accept_per_socket_event: 1")]).await;

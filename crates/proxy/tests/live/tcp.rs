@@ -55,7 +55,41 @@ async fn first_bytes(length: usize) -> (u16, tokio::task::JoinHandle<Vec<u8>>) {
     (port, task)
 }
 
+/// A ClientHello that names a server.
+fn client_hello(server_name: &str) -> Vec<u8> {
+    let sized = |bytes: &[u8]| [&(bytes.len() as u16).to_be_bytes(), bytes].concat();
+    let name = sized(&[&[0], &sized(server_name.as_bytes())[..]].concat());
+    let extensions = sized(&[&[0, 0], &sized(&name)[..]].concat());
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.extend([0, 0, 2, 0x13, 0x01, 1, 0]);
+    body.extend(extensions);
+    let message = [&[1, 0], &sized(&body)[..]].concat();
+    [&[22, 3, 1], &sized(&message)[..]].concat()
+}
+
 live! {
+    async fn the_server_name_names_the_cluster() {
+        let hello = client_hello("outbound_.80_._.b.ns");
+        let (port, told) = first_bytes(hello.len()).await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        let inspector = format!("listener_filters: [{{name: t, typed_config: {{{}}}}}]", type_url("filters.listener.tls_inspector.v3.TlsInspector"));
+        apply(&server, vec![
+            static_cluster("a", &[], ""),
+            static_cluster("outbound_.80_._.b.ns", &[port], ""),
+            tcp_listener("l", 0, &chain(&[("sni_cluster.v3.SniCluster", ""), (name, &config)]), &inspector),
+        ]).await;
+        let mut stream = connect(&server, "l").await;
+        stream.write_all(&hello).await.expect("it is open");
+        assert_eq!(within(told).await.expect("it ends well"), hello);
+        // Of a name without a cluster there is nothing to connect to.
+        let mut stream = connect(&server, "l").await;
+        stream.write_all(&client_hello("nobody")).await.expect("it is open");
+        assert_eq!(rest(&mut stream).await.unwrap_or_default(), b"");
+        stat(&server, "tcp.a.downstream_cx_no_route", 1).await;
+    }
+
     async fn a_proxy_header_goes_in_and_out() {
         let text = b"PROXY TCP4 192.0.2.7 198.51.100.2 40000 443\r\nhello";
         let (port, told) = first_bytes(text.len()).await;
