@@ -186,9 +186,11 @@ fn accepted_tcp(
     listener: Rc<LiveListener>,
     worker: &Rc<Worker>,
 ) {
-    // Without these the connection still works, if less well.
-    let _ = stream.set_nodelay(true);
-    let local = stream.local_addr().ok().map(unmapped);
+    // TCP_NODELAY comes from the listening socket.
+    let local = match listener.plan.only_destination() {
+        Some(address) => Some(address),
+        None => stream.local_addr().ok().map(unmapped),
+    };
     begin(stream.into(), Some(unmapped(peer)), local, listener, worker);
 }
 

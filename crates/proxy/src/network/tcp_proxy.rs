@@ -211,7 +211,10 @@ impl TcpProxy {
                 return;
             }
         };
-        outcome.upstream_local = upstream.local_address();
+        // Asked of the kernel only for whoever writes it down.
+        if !self.logs.is_empty() || !connection.info.listener.access_logs.is_empty() {
+            outcome.upstream_local = upstream.local_address();
+        }
         if self.plan.flush_access_log_on_connected {
             let kind = "TcpUpstreamConnected";
             log_connection(&self.logs, &connection.info, Some(outcome), kind, worker);

@@ -1,6 +1,6 @@
 //! Listeners: where connections come in, what looks at their first bytes, and which chain takes them.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{net::SocketAddr, ops::Range, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -67,6 +67,16 @@ pub struct Listener {
     pub bypass_overload_manager: bool,
     /// Free structures.
     pub metadata: Metadata,
+}
+
+impl Listener {
+    /// The one address that its connections can have at this end, if it is known before they come: then the kernel need
+    /// not be asked for each.
+    pub(crate) fn only_destination(&self) -> Option<SocketAddr> {
+        let address = self.address.socket()?;
+        let fixed = !address.ip().is_unspecified() && address.port() != 0;
+        (fixed && self.additional_addresses.is_empty() && !self.transparent).then_some(address)
+    }
 }
 
 /// `envoy.config.core.v3.TrafficDirection`.

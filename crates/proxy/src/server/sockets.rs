@@ -119,6 +119,8 @@ fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Res
         socket.set_reuse_address(true)?;
         socket.set_reuse_port(plan.reuse_port)?;
         socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it.
+        socket.set_tcp_nodelay(true)?;
         if address.is_ipv6() {
             // Envoy's `ipv4_compat` is off by default: [::] does not take v4.
             socket.set_only_v6(true)?;
