@@ -8,6 +8,7 @@ mod completion;
 mod pod;
 mod proxy_config;
 mod proxy_status;
+mod router_check;
 
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
@@ -100,6 +101,12 @@ const COMMANDS: &[Command] = &[
         aliases: &["ps"],
         about: "show how far each proxy is with its configuration",
         run: proxy_status::main,
+    },
+    Command {
+        name: "router-check",
+        aliases: &["router_check_tool"],
+        about: "check a route configuration with tests in Envoy's router_check format",
+        run: router_check::main,
     },
 ];
 

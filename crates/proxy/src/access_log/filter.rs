@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Whether the filter lets the request through.
-pub(super) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: u64) -> bool {
+pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: u64) -> bool {
     match filter {
         AccessLogFilter::StatusCode(comparison) => comparison.holds(exchange.status().into()),
         AccessLogFilter::Duration(comparison) => {

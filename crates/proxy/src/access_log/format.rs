@@ -9,7 +9,7 @@ use std::{
 use outrigger_http::Headers;
 use serde_json::Value;
 
-use super::time;
+use super::{Lines, time};
 use crate::{
     http::Exchange,
     plan::{
@@ -35,6 +35,7 @@ pub(super) fn text(
     template: &Template,
     exchange: &Exchange<'_>,
     omit_empty: bool,
+    lines: Lines,
     out: &mut Vec<u8>,
 ) {
     for part in &template.parts {
@@ -48,7 +49,9 @@ pub(super) fn text(
                     }
                     continue;
                 }
-                // One line a request, whatever a client writes into its headers.
+                if lines == Lines::Any {
+                    continue;
+                }
                 for byte in &mut out[at..] {
                     if matches!(byte, b'\n' | b'\r') {
                         *byte = b' ';

@@ -2,7 +2,10 @@
 
 use std::io::Write;
 
-use super::format::{self, Presence};
+use super::{
+    Lines,
+    format::{self, Presence},
+};
 use crate::{
     http::Exchange,
     plan::{
@@ -60,7 +63,8 @@ fn template(template: &Template, exchange: &Exchange<'_>, omit_empty: bool, out:
         };
     }
     let mut text = Vec::new();
-    format::text(template, exchange, omit_empty, &mut text);
+    // Line ends are escaped below.
+    format::text(template, exchange, omit_empty, Lines::Any, &mut text);
     string(&text, out);
 }
 

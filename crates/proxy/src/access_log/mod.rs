@@ -49,20 +49,36 @@ impl Logger {
         {
             return;
         }
-        self.sink.write(|line| match &self.plan.format {
-            LogFormat::Text {
-                template,
-                omit_empty_values,
-            } => {
-                format::text(template, exchange, *omit_empty_values, line);
-            }
-            LogFormat::Json {
-                root,
-                omit_empty_values,
-            } => {
-                json::write(root, exchange, *omit_empty_values, line);
-                line.push(b'\n');
-            }
-        });
+        self.sink
+            .write(|line| write(&self.plan.format, exchange, Lines::One, line));
     }
 }
+
+/// Whether values may hold line ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// A log has one line a request, whatever a client writes into its headers.
+    One,
+    /// A body may have several.
+    Any,
+}
+
+/// Fills a format.
+pub(crate) fn write(format: &LogFormat, exchange: &Exchange<'_>, lines: Lines, out: &mut Vec<u8>) {
+    match format {
+        LogFormat::Text {
+            template,
+            omit_empty_values,
+        } => format::text(template, exchange, *omit_empty_values, lines, out),
+        LogFormat::Json {
+            root,
+            omit_empty_values,
+        } => {
+            json::write(root, exchange, *omit_empty_values, out);
+            out.push(b'\n');
+        }
+    }
+}
+
+/// Whether a filter lets a request through.
+pub(crate) use filter::passes;

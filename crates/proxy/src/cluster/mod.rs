@@ -21,7 +21,7 @@ mod stats;
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     rc::Rc,
     sync::{Arc, Mutex, Weak as ArcWeak, atomic::Ordering::Relaxed},
@@ -39,6 +39,7 @@ pub use stats::ClusterStats;
 use connect::connect;
 use lb::Balancer;
 use pool::{Acquire, Pools};
+use serde_json::Value;
 use shared::{BreakerShared, ClusterShared, HostShared, Permit};
 use tokio::sync::mpsc;
 
@@ -85,6 +86,19 @@ pub struct LbContext<'a> {
     pub source: Option<UpstreamSource>,
     /// Protocols to offer in TLS instead of the cluster's (`istio.alpn`).
     pub alpn: Option<&'a [Arc<str>]>,
+    /// What the `envoy.lb` metadata of the host must hold (`metadata_match` of the route), for subsets.
+    pub metadata_match: Option<&'a BTreeMap<String, Value>>,
+    /// The host that a session names, before all others.
+    pub override_host: Option<OverrideHost<'a>>,
+}
+
+/// A host that a session names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverrideHost<'a> {
+    /// `address:port`.
+    pub address: &'a str,
+    /// No other host will do.
+    pub strict: bool,
 }
 
 /// What the main thread hands to workers for one cluster.

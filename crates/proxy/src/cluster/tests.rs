@@ -111,6 +111,8 @@ fn number(host: &Host) -> u8 {
 }
 
 const ANY: LbContext<'static> = LbContext {
+    metadata_match: None,
+    override_host: None,
     hash: None,
     original_dst: None,
     avoid: &[],

@@ -23,8 +23,7 @@ use xds::{
 use crate::{
     plan::{
         Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
-        bootstrap::ConfigSource, cluster::Discovery, http::RouteSource,
-        network::NetworkFilterConfig,
+        bootstrap::ConfigSource, cluster::Discovery, network::NetworkFilterConfig,
     },
     server::{Change, ChangeError},
 };
@@ -719,12 +718,9 @@ fn rds(listener: &Listener) -> impl Iterator<Item = (&str, &ConfigSource)> {
         .chain(&listener.default_filter_chain);
     chains
         .flat_map(|c| &c.filters)
-        .filter_map(|f| match &f.config {
-            NetworkFilterConfig::HttpConnectionManager(manager) => match &manager.routes {
-                RouteSource::Rds { name, source } => Some((&**name, source)),
-                RouteSource::Inline(_) => None,
-            },
-            _ => None,
+        .flat_map(|f| match &f.config {
+            NetworkFilterConfig::HttpConnectionManager(manager) => manager.routes.rds(),
+            _ => Vec::new(),
         })
 }
 

@@ -54,6 +54,10 @@ pub struct Exchange<'c> {
     pub filter_state: Vec<(Arc<str>, Value)>,
     /// `%DYNAMIC_METADATA%` by namespace.
     pub dynamic_metadata: BTreeMap<String, Value>,
+    /// The host that a session names (`address:port`), and whether no other will do.
+    pub override_host: Option<(Box<str>, bool)>,
+    /// Redirects of the upstream that were followed: how many, and to which routes.
+    pub(crate) redirects: Vec<(u32, u32)>,
     /// What single filters keep from one phase to the next.
     pub(crate) filters: FilterData,
     /// Body of a reply of our own, for `%LOCAL_REPLY_BODY%`.
@@ -149,6 +153,8 @@ impl<'c> Exchange<'c> {
                 .proxy
                 .as_ref()
                 .map_or_else(BTreeMap::new, |proxy| proxy.metadata.clone()),
+            override_host: None,
+            redirects: Vec::new(),
             filters: FilterData::default(),
             local_reply: Cow::Borrowed(""),
             traced: false,
@@ -179,19 +185,10 @@ impl<'c> Exchange<'c> {
 
     /// Looks the route up.
     pub fn find_route(&mut self, routes: Option<Arc<RouteConfiguration>>) {
-        let mut found = RouteRef::default();
-        if let Some(routes) = routes {
-            match routes.find(self, self.random) {
-                RouteOutcome::Found(at) => {
-                    found.virtual_host = Some(at.virtual_host_index);
-                    found.route = Some(at.route_index);
-                }
-                RouteOutcome::TlsRedirect(_) => found.tls_redirect = true,
-                RouteOutcome::NoRoute(_) | RouteOutcome::NoVirtualHost => {}
-            }
-            found.routes = Some(routes);
-        }
-        self.route = found;
+        self.route = match routes {
+            Some(routes) => RouteRef::find(routes, self, self.random),
+            None => RouteRef::default(),
+        };
     }
 
     /// Whether this is a CONNECT whose payload goes to the upstream as raw bytes.
@@ -231,9 +228,33 @@ impl<'c> Exchange<'c> {
 }
 
 impl RouteRef {
+    /// The route of a request.
+    pub(crate) fn find(
+        routes: Arc<RouteConfiguration>,
+        request: &impl RequestView,
+        random: u64,
+    ) -> Self {
+        let mut found = Self::default();
+        match routes.find(request, random) {
+            RouteOutcome::Found(at) => {
+                found.virtual_host = Some(at.virtual_host_index);
+                found.route = Some(at.route_index);
+            }
+            RouteOutcome::TlsRedirect(_) => found.tls_redirect = true,
+            RouteOutcome::NoRoute(_) | RouteOutcome::NoVirtualHost => {}
+        }
+        found.routes = Some(routes);
+        found
+    }
+
     /// The configuration.
     pub fn configuration(&self) -> Option<&RouteConfiguration> {
         self.routes.as_deref()
+    }
+
+    /// The numbers of virtual host and route.
+    pub(crate) fn numbers(&self) -> Option<(u32, u32)> {
+        Some((self.virtual_host?, self.route?))
     }
 
     /// Virtual host and route.
@@ -297,5 +318,21 @@ impl RequestView for Exchange<'_> {
 
     fn dynamic_metadata(&self, namespace: &str) -> Option<&Value> {
         self.dynamic_metadata.get(namespace)
+    }
+
+    fn filter_state(&self, key: &str) -> Option<&Value> {
+        self.state(key)
+    }
+
+    fn destination(&self) -> Option<SocketAddr> {
+        self.connection.local
+    }
+
+    fn source(&self) -> Option<SocketAddr> {
+        self.connection.remote
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        self.connection.requested_server_name.as_deref()
     }
 }

@@ -27,7 +27,7 @@ use super::{
     upstream::Upstream,
 };
 use crate::{
-    cluster::{Host, LbContext, Outcome, UpstreamError},
+    cluster::{Host, LbContext, Outcome, OverrideHost, UpstreamError},
     router::{
         self, Target,
         retry::{Answer, Retries, effective_status},
@@ -68,14 +68,16 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     stale: u32,
 }
 
-/// Forwards the request and its response.
+/// Forwards the request and its response. Where the response is a redirect that is followed here, the exchange holds the
+/// new request, and what was kept of its body comes back for it.
 pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
     target: Target,
-) {
+    body: Option<Kept>,
+) -> Option<Kept> {
     let retries = Retries::new(exchange);
     let timeouts = Timeouts::new(
         &cx.live.plan,
@@ -95,10 +97,16 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
             .per_connection_buffer_limit
             .into(),
     );
-    let keep =
-        retries.is_possible() || !mirrors.is_empty() || exchange.request.method.is_idempotent();
+    let follows = exchange
+        .route
+        .action()
+        .is_some_and(|action| action.internal_redirect.is_some());
+    let keep = follows
+        || retries.is_possible()
+        || !mirrors.is_empty()
+        || exchange.request.method.is_idempotent();
     let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, cx.live.plan.request_timeout);
-    let kept = Kept::new(keep && !exchange.request.upgrade, limit);
+    let kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
     let mut forward = Forward {
         cx,
         exchange,
@@ -114,10 +122,11 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     };
     forward.prepare_request();
     let mut timer = pin!(None::<Sleep>);
-    forward.run(timer.as_mut()).await;
+    let redirected = forward.run(timer.as_mut()).await;
     if !mirrors.is_empty() {
         mirror::send(mirrors, &forward.kept, forward.exchange, cx.worker);
     }
+    redirected.then_some(forward.kept)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
@@ -150,7 +159,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         }
     }
 
-    async fn run(&mut self, mut timer: Pin<&mut Option<Sleep>>) {
+    /// Makes attempts until there is a response; true where it is a redirect to be followed.
+    async fn run(&mut self, mut timer: Pin<&mut Option<Sleep>>) -> bool {
         let mut tried = Tried::new();
         let mut permit = None;
         loop {
@@ -201,7 +211,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                     }
                     match self.pause(pause, timer.as_mut()).await {
                         Ok(()) => continue,
-                        Err(error) => return self.fail(error).await,
+                        Err(error) => {
+                            self.fail(error).await;
+                            return false;
+                        }
                     }
                 }
                 Answer::Exhausted => {
@@ -212,15 +225,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 }
                 Answer::No => {}
             }
-            return match result {
+            match result {
                 Ok((upstream, head)) => {
                     if self.retries.made > 0 && answer == Answer::No {
                         stats.upstream_rq_retry_success().inc();
                     }
+                    if self.follow(&head) {
+                        match head.framing.is_none() {
+                            true => upstream.release(),
+                            false => upstream.cancel(),
+                        }
+                        return true;
+                    }
                     self.respond(upstream, head, timer).await;
                 }
                 Err(error) => self.fail(error).await,
-            };
+            }
+            return false;
         }
     }
 
@@ -250,6 +271,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             };
             self.cx.live.filters.alpn(&cluster.plan, spoken)
         };
+        let metadata_match = self.target.metadata_match.clone();
+        let override_host = self.exchange.override_host.clone();
         let context = LbContext {
             hash: self.target.hash,
             original_dst: self.exchange.connection.original_dst(),
@@ -263,6 +286,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             downstream: Some(self.exchange.connection),
             source: self.exchange.source,
             alpn,
+            metadata_match: metadata_match.as_deref(),
+            override_host: override_host
+                .as_ref()
+                .map(|(address, strict)| OverrideHost {
+                    address,
+                    strict: *strict,
+                }),
         };
         let host = cluster
             .choose(&context)

@@ -9,6 +9,7 @@ use super::{Exchange, pump::Kept, upstream::Upstream};
 use crate::{
     cluster::LbContext,
     plan::route::{ClusterSpecifier, Mirror},
+    router,
     worker::Worker,
 };
 
@@ -69,6 +70,7 @@ pub(super) fn send(
         if let Some(host) = host {
             head.set_authority(&host);
         }
+        router::headers::mutate_copy(&mirror.header_mutations, exchange, &mut head.headers);
         let (pieces, trailers) = (kept.pieces.clone(), kept.trailers.clone());
         let original_dst = exchange.connection.original_dst();
         let version = head.version;

@@ -13,6 +13,7 @@ mod forward;
 mod mirror;
 mod prepare;
 mod pump;
+mod redirect;
 mod reply;
 mod respond;
 mod serve;

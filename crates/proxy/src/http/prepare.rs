@@ -77,7 +77,8 @@ fn check(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> Result<()
     Ok(())
 }
 
-fn path(
+/// Brings the path into its normal form.
+pub(super) fn path(
     plan: &HttpConnectionManager,
     worker: &Worker,
     stats: &ConnectionManagerStats,

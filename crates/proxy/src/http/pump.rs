@@ -68,6 +68,12 @@ impl Kept {
         self.pieces.clear();
     }
 
+    /// The request goes on without its body.
+    pub(super) fn drop_body(&mut self) {
+        self.pieces.clear();
+        self.trailers = None;
+    }
+
     fn add(&mut self, data: &Bytes) {
         self.size += data.len() as u64;
         if self.keep && self.size > self.limit {

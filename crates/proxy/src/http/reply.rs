@@ -1,11 +1,16 @@
 //! Replies of our own: Envoy's texts, statuses and details, and their gRPC form.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use outrigger_http::{Framing, Headers, Method, ResponseHead};
 
 use super::{Exchange, Flags};
+use crate::{
+    access_log::Lines,
+    plan::{access_log::LogFormat, local_reply::LocalReplyConfig, route::BodyFormat},
+    router::headers,
+};
 
 /// A response that the proxy makes itself.
 #[derive(Debug, Clone)]
@@ -22,6 +27,8 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Further headers.
     pub headers: Headers,
+    /// Makes the body that is sent of the text, which it knows as `%LOCAL_REPLY_BODY%`.
+    pub format: Option<Arc<BodyFormat>>,
 }
 
 impl LocalReply {
@@ -34,6 +41,7 @@ impl LocalReply {
             flags: Flags::default(),
             grpc_status: None,
             headers: Headers::new(),
+            format: None,
         }
     }
 
@@ -55,17 +63,71 @@ impl LocalReply {
         self
     }
 
+    /// Changes the reply as the connection manager's configuration says.
+    fn rewrite(&mut self, exchange: &mut Exchange<'_>, config: &LocalReplyConfig) {
+        if config.mappers.is_empty() && config.body_format.is_none() {
+            return;
+        }
+        // Filters and formats know the reply as the response.
+        exchange.response = Some(ResponseHead::new(self.status));
+        let mapper = config
+            .mappers
+            .iter()
+            .find(|mapper| crate::access_log::passes(&mapper.filter, exchange, exchange.random));
+        if let Some(mapper) = mapper {
+            for add in &mapper.headers_to_add {
+                let value = headers::value(add, exchange, Some(&self.headers));
+                headers::add_one(add, value, &mut self.headers);
+            }
+            if let Some(status) = mapper.status {
+                self.status = status;
+                exchange.response = Some(ResponseHead::new(status));
+            }
+            if let Some(body) = &mapper.body {
+                self.body = body.clone();
+                exchange.local_reply = Cow::Owned(String::from_utf8_lossy(body).into_owned());
+            }
+        }
+        let format = mapper.and_then(|mapper| mapper.body_format.as_ref());
+        if let Some(format) = format.or(config.body_format.as_ref()) {
+            self.fill(format, exchange);
+        }
+        exchange.response = None;
+    }
+
+    /// Makes the body by a format.
+    fn fill(&mut self, format: &BodyFormat, exchange: &mut Exchange<'_>) {
+        let mut body = Vec::new();
+        crate::access_log::write(&format.format, exchange, Lines::Any, &mut body);
+        exchange.local_reply = Cow::Owned(String::from_utf8_lossy(&body).into_owned());
+        self.body = body.into();
+        let kind = match (&format.content_type, &format.format) {
+            (Some(kind), _) => kind,
+            (None, LogFormat::Json { .. }) => "application/json",
+            (None, LogFormat::Text { .. }) => "text/plain",
+        };
+        self.headers.set("content-type", kind);
+    }
+
     /// The head and body to send for this request. A gRPC client gets 200 with the status in the
     /// head (a "trailers-only" response), as it could not read anything else.
-    pub fn render(self, exchange: &mut Exchange<'_>) -> (ResponseHead, Bytes) {
+    pub fn render(
+        mut self,
+        exchange: &mut Exchange<'_>,
+        config: &LocalReplyConfig,
+    ) -> (ResponseHead, Bytes) {
         exchange.flags.add(self.flags);
-        exchange.details = self.details;
-        let mut head = ResponseHead::new(self.status);
-        head.headers = self.headers;
-        let grpc = exchange.request.is_grpc();
+        exchange.details = std::mem::take(&mut self.details);
         if !self.body.is_empty() {
             exchange.local_reply = Cow::Owned(String::from_utf8_lossy(&self.body).into_owned());
         }
+        if let Some(format) = self.format.take() {
+            self.fill(&format, exchange);
+        }
+        self.rewrite(exchange, config);
+        let mut head = ResponseHead::new(self.status);
+        head.headers = self.headers;
+        let grpc = exchange.request.is_grpc();
         if grpc {
             head.status = 200;
             let status = self

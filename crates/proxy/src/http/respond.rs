@@ -22,7 +22,7 @@ pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
     writer: &mut BodyWriter<'_, S>,
     reply: LocalReply,
 ) {
-    let (mut head, body) = reply.render(exchange);
+    let (mut head, body) = reply.render(exchange, &cx.live.plan.local_reply);
     let envoy = !cx.live.filters.router.suppress_envoy_headers;
     if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
         head.headers.set("x-envoy-overloaded", "true");

@@ -1,5 +1,7 @@
 //! One request, from its head to its log line.
 
+use std::sync::Arc;
+
 use outrigger_http::{BodyReader, BodyWriter, Headers, Method, RequestHead};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -9,12 +11,14 @@ use super::{
 use crate::{
     filter::Step,
     plan::{
-        HttpConnectionManager,
+        HttpConnectionManager, RouteConfiguration,
         http::RouteSource,
         overload::{Action, ShedPoint},
         route::RouteUpgrade,
+        scoped_route::Scope,
     },
     router,
+    worker::Worker,
 };
 
 /// Serves one request.
@@ -75,20 +79,8 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         return Err(overloaded(&cx.live.stats));
     }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
-    let routes = match &plan.routes {
-        RouteSource::Inline(routes) => Some(routes.clone()),
-        RouteSource::Rds { name, .. } => cx.worker.routes.find(name),
-    };
-    exchange.find_route(routes);
-    if !exchange.internal
-        && let Some(routes) = exchange.route.configuration()
-        && !routes.internal_only_headers.is_empty()
-    {
-        let names = routes.internal_only_headers.clone();
-        names.iter().for_each(|name| {
-            exchange.request.headers.remove(name);
-        });
-    }
+    exchange.find_route(routes(plan, cx.worker, exchange));
+    clean_internal_only(exchange);
     if exchange.request.expects_continue && !plan.proxy_100_continue {
         // A client that is gone is noticed by whoever reads next.
         let _ = writer.send_informational(100, &Headers::new());
@@ -98,6 +90,28 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         cx.live.stats.downstream_rq_ws_on_non_ws_route().inc();
         return Err(LocalReply::new(403, "", "upgrade_failed"));
     }
+    let mut kept = None;
+    loop {
+        let Some(target) = filtered(cx, exchange, reader, writer).await? else {
+            return Ok(());
+        };
+        kept = forward::forward(cx, exchange, reader, writer, target, kept).await;
+        if kept.is_none() {
+            return Ok(());
+        }
+        // A redirect of the upstream is followed: the request goes through all of it again.
+        exchange.upstream.host = None;
+        exchange.filters = Default::default();
+    }
+}
+
+/// Runs the filters and finds the cluster; `None` when the client went away meanwhile.
+async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, S>,
+    writer: &mut BodyWriter<'_, S>,
+) -> Result<Option<router::Target>, LocalReply> {
     for index in 0..cx.live.filters.len() {
         let mut step = cx.live.filters.request(index, exchange, false, cx.worker);
         loop {
@@ -108,7 +122,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
                     if !wait(pause, reader, writer).await {
                         super::failure::Gone::Closed.tell(exchange);
                         respond::abort(writer);
-                        return Ok(());
+                        return Ok(None);
                     }
                     step = cx.live.filters.request(index, exchange, true, cx.worker);
                 }
@@ -123,8 +137,36 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     cx.live.stats.rq_total().inc();
-    forward::forward(cx, exchange, reader, writer, target).await;
-    Ok(())
+    Ok(Some(target))
+}
+
+/// Takes off what only internal clients may say to these routes.
+fn clean_internal_only(exchange: &mut Exchange<'_>) {
+    if !exchange.internal
+        && let Some(routes) = exchange.route.configuration()
+        && !routes.internal_only_headers.is_empty()
+    {
+        let names = routes.internal_only_headers.clone();
+        names.iter().for_each(|name| {
+            exchange.request.headers.remove(name);
+        });
+    }
+}
+
+/// The route configuration of a request.
+pub(super) fn routes(
+    plan: &HttpConnectionManager,
+    worker: &Worker,
+    exchange: &Exchange<'_>,
+) -> Option<Arc<RouteConfiguration>> {
+    match &plan.routes {
+        RouteSource::Inline(routes) => Some(routes.clone()),
+        RouteSource::Rds { name, .. } => worker.routes.find(name),
+        RouteSource::Scoped { routes, .. } => match routes.find(exchange)? {
+            Scope::Inline(routes) => Some(routes.clone()),
+            Scope::Named(name) => worker.routes.find(name),
+        },
+    }
 }
 
 /// The answer to a request that is refused because of load.

@@ -88,6 +88,30 @@ pub struct UpstreamSource {
 }
 
 impl ConnectionInfo {
+    /// A connection of which only the client's address is known, for requests that are no traffic.
+    pub(crate) fn imagined(listener: Arc<Listener>, remote: SocketAddr) -> Self {
+        Self {
+            id: 0,
+            accepted: Instant::now(),
+            accepted_at: SystemTime::now(),
+            direct_remote: Some(remote),
+            remote: Some(remote),
+            local: None,
+            local_restored: false,
+            requested_server_name: None,
+            transport_protocol: "raw_buffer",
+            application_protocols: Vec::new(),
+            listener,
+            chain: None,
+            response_flag: None,
+            tls: None,
+            transport_failure: None,
+            source: None,
+            proxy: None,
+            termination_details: None,
+        }
+    }
+
     /// Where an ORIGINAL_DST cluster connects to: the restored destination.
     pub fn original_dst(&self) -> Option<SocketAddr> {
         if self.local_restored {

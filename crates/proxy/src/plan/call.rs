@@ -21,6 +21,7 @@ use super::{
     network::{NetworkFilterConfig, TcpClusters},
     route::{Action, ClusterSpecifier, WeightedTarget},
     route_match::{RequestView, RouteOutcome},
+    scoped_route::Scope,
     tls::CertificateSource,
 };
 
@@ -180,15 +181,19 @@ impl Configuration {
                 if encrypted || call.protocol == Protocol::Tcp {
                     return end.error("protocol error");
                 }
-                match &manager.routes {
-                    RouteSource::Inline(routes) => request(routes, call, end),
-                    RouteSource::Rds { name, .. } => {
-                        end.route_config = Some(name.to_string());
-                        match self.routes.get(&**name) {
-                            Some(routes) => request(routes, call, end),
-                            None => end.error("no route configuration of this name"),
-                        }
-                    }
+                let name = match &manager.routes {
+                    RouteSource::Inline(routes) => return request(routes, call, end),
+                    RouteSource::Rds { name, .. } => name,
+                    RouteSource::Scoped { routes, .. } => match routes.find(&Head(call)) {
+                        Some(Scope::Inline(routes)) => return request(routes, call, end),
+                        Some(Scope::Named(name)) => name,
+                        None => return end.error("no scope matched"),
+                    },
+                };
+                end.route_config = Some(name.to_string());
+                match self.routes.get(&**name) {
+                    Some(routes) => request(routes, call, end),
+                    None => end.error("no route configuration of this name"),
                 }
             }
             Some(NetworkFilterConfig::TcpProxy(proxy)) => {

@@ -46,3 +46,14 @@ pub enum AppendAction {
     /// In place of all there are, and only then.
     OverwriteIfExists,
 }
+
+/// `envoy.config.common.mutation_rules.v3.HeaderMutation`: unlike [`HeaderMutations`] in one order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderMutation {
+    /// Takes a header off (lower case).
+    Remove(Arc<str>),
+    /// Adds, appends or sets one.
+    Append(HeaderAdd),
+    /// Takes off the headers whose names match.
+    RemoveOnMatch(super::matcher::StringMatcher),
+}

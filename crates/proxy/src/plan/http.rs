@@ -5,8 +5,12 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use ipnet::IpNet;
 
 use super::{
-    access_log::AccessLog, bootstrap::ConfigSource, http_filter::HttpFilter,
+    access_log::AccessLog,
+    bootstrap::ConfigSource,
+    http_filter::HttpFilter,
+    local_reply::LocalReplyConfig,
     route::RouteConfiguration,
+    scoped_route::{Scope, ScopedRoutes},
 };
 
 /// `envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`.
@@ -20,6 +24,8 @@ pub struct HttpConnectionManager {
     pub codec: CodecType,
     /// Where routes come from.
     pub routes: RouteSource,
+    /// What replies of our own look like.
+    pub local_reply: LocalReplyConfig,
     /// Filters in order; the last is the router.
     pub http_filters: Vec<HttpFilter>,
     /// Options of both protocols.
@@ -124,6 +130,30 @@ pub enum RouteSource {
         /// Where it is asked for.
         source: ConfigSource,
     },
+    /// Found by a key that is made of the request's headers.
+    Scoped {
+        /// The scopes.
+        routes: ScopedRoutes,
+        /// Where those that come by name are asked for.
+        source: Option<ConfigSource>,
+    },
+}
+
+impl RouteSource {
+    /// The names of routes that are asked for over RDS, each with its source.
+    pub fn rds(&self) -> Vec<(&str, &ConfigSource)> {
+        match self {
+            Self::Inline(_) => Vec::new(),
+            Self::Rds { name, source } => vec![(&**name, source)],
+            Self::Scoped { routes, source } => {
+                let named = routes.scopes.values().filter_map(|scope| match scope {
+                    Scope::Named(name) => Some((&**name, source.as_ref()?)),
+                    Scope::Inline(_) => None,
+                });
+                named.collect()
+            }
+        }
+    }
 }
 
 /// Options that both protocols share (`HttpProtocolOptions`).

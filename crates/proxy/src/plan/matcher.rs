@@ -1,7 +1,13 @@
 //! Conditions on texts, headers, query parameters and metadata, and shares of requests.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    ops::Range,
+    sync::Arc,
+};
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{regex::Regex, route_match::RequestView};
@@ -173,6 +179,43 @@ impl MetadataMatcher {
     }
 }
 
+/// `envoy.type.matcher.v3.FilterStateMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterStateMatcher {
+    /// Name of the object.
+    pub key: Arc<str>,
+    /// Condition on it.
+    pub condition: FilterStateCondition,
+}
+
+/// Condition on a filter state object; a missing one meets none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilterStateCondition {
+    /// On its text form.
+    Text(StringMatcher),
+    /// It is an address in one of these ranges.
+    Address(Vec<IpNet>),
+}
+
+impl FilterStateMatcher {
+    /// Whether the object (or none) meets the condition.
+    pub fn matches(&self, value: Option<&Value>) -> bool {
+        let Some(value) = value else { return false };
+        let text: Cow<'_, str> = match value.as_str() {
+            Some(text) => text.into(),
+            None => value.to_string().into(),
+        };
+        match &self.condition {
+            FilterStateCondition::Text(matcher) => matcher.matches(text.as_bytes()),
+            FilterStateCondition::Address(ranges) => {
+                let ip = text.parse::<IpAddr>();
+                let ip = ip.or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
+                ip.is_ok_and(|ip| ranges.iter().any(|net| net.contains(&ip)))
+            }
+        }
+    }
+}
+
 /// `envoy.type.matcher.v3.ValueMatcher`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ValueMatcher {
@@ -257,6 +300,15 @@ impl Fraction {
     pub fn hits(self, random: u64) -> bool {
         random % u64::from(self.denominator) < u64::from(self.numerator)
     }
+}
+
+/// `RuntimeFractionalPercent`: a share of requests under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeFraction {
+    /// Only the route check asks for it: runtime has static layers here, and the default counts.
+    pub key: Arc<str>,
+    /// The share.
+    pub default: Fraction,
 }
 
 /// `Percent` in parts per million.

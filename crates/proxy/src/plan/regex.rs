@@ -45,6 +45,11 @@ impl Regex {
         self.full.is_match(text)
     }
 
+    /// The groups of a match with the whole text.
+    pub fn captures<'t>(&self, text: &'t [u8]) -> Option<regex::bytes::Captures<'t>> {
+        self.full.captures(text)
+    }
+
     /// The expression without anchors.
     pub fn search(&self) -> &Engine {
         self.search.get_or_init(|| {

@@ -5,14 +5,20 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
+    access_log::LogFormat,
     format::Template,
-    header::HeaderMutations,
+    header::{HeaderMutation, HeaderMutations},
     http_filter::PerFilterConfig,
-    matcher::{Fraction, HeaderMatcher, MetadataMatcher, QueryMatcher},
+    matcher::{
+        FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryMatcher, RuntimeFraction,
+    },
+    matcher_tree::Matcher,
     metadata::Metadata,
+    rate_limit::RateLimit,
     regex::Regex,
     retry::RetryPolicy,
     route_match::DomainTable,
+    uri_template::{UriTemplate, UriTemplateRewrite},
 };
 
 /// `envoy.config.route.v3.RouteConfiguration`. See [`RouteConfiguration::find`].
@@ -62,8 +68,14 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// Domains as configured.
     pub domains: Vec<Arc<str>>,
-    /// First match wins.
+    /// First match wins; those of [`VirtualHost::matcher`] where there is one.
     pub routes: Vec<Route>,
+    /// A tree that leads to some of the routes, as their range of numbers.
+    pub matcher: Option<Matcher<(u32, u32)>>,
+    /// Names for classes of requests, in stats and logs; first match wins.
+    pub virtual_clusters: Vec<VirtualCluster>,
+    /// Rate limits of every route that has none, or that includes them.
+    pub rate_limits: Vec<RateLimit>,
     /// Whether plaintext requests are redirected to https.
     pub require_tls: RequireTls,
     /// Header operations.
@@ -84,6 +96,15 @@ pub struct VirtualHost {
     pub per_filter: PerFilterConfig,
     /// Free structures.
     pub metadata: Metadata,
+}
+
+/// `envoy.config.route.v3.VirtualCluster`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualCluster {
+    /// Stats are named `vhost.<vhost>.vcluster.<name>.`
+    pub name: Arc<str>,
+    /// All of them must hold.
+    pub headers: Vec<HeaderMatcher>,
 }
 
 /// `VirtualHost.TlsRequirementType`.
@@ -144,11 +165,13 @@ pub struct RouteMatch {
     /// Only gRPC requests (`application/grpc` content type).
     pub grpc: bool,
     /// Only this share of requests.
-    pub runtime_fraction: Option<Fraction>,
+    pub runtime_fraction: Option<RuntimeFraction>,
     /// Conditions on the client's certificate.
     pub tls: Option<TlsMatch>,
     /// Conditions on what filters before the router wrote.
     pub dynamic_metadata: Vec<MetadataMatcher>,
+    /// Conditions on what filters before the router know.
+    pub filter_state: Vec<FilterStateMatcher>,
 }
 
 /// Condition on a path.
@@ -162,6 +185,8 @@ pub enum PathMatch {
     PathSeparatedPrefix(Arc<str>),
     /// Matches as a whole.
     Regex(Regex),
+    /// Matches a template.
+    Template(UriTemplate),
     /// CONNECT requests.
     Connect,
 }
@@ -201,6 +226,8 @@ pub struct RouteAction {
     pub regex_rewrite: Option<RegexRewrite>,
     /// The whole path is replaced by this template.
     pub path_rewrite: Option<Template>,
+    /// The path (without query) is made anew of the variables of the template that it matched.
+    pub template_rewrite: Option<UriTemplateRewrite>,
     /// What becomes of the host.
     pub host_rewrite: HostRewrite,
     /// Appends the old host to x-forwarded-host when it is rewritten.
@@ -225,6 +252,36 @@ pub struct RouteAction {
     pub max_stream_duration: Option<MaxStreamDuration>,
     /// Overrides of the connection manager's upgrades.
     pub upgrades: Vec<RouteUpgrade>,
+    /// Only endpoints whose `envoy.lb` metadata has these values.
+    pub metadata_match: MetadataMatch,
+    /// Rate limits of the route.
+    pub rate_limits: Vec<RateLimit>,
+    /// The virtual host's rate limits count, too.
+    pub include_vh_rate_limits: bool,
+    /// Redirects of the upstream that are followed here.
+    pub internal_redirect: Option<Arc<InternalRedirectPolicy>>,
+}
+
+/// `metadata_match`: values that the chosen endpoint's `envoy.lb` metadata must have; none is no condition.
+pub type MetadataMatch = Option<Arc<std::collections::BTreeMap<String, serde_json::Value>>>;
+
+/// `InternalRedirectPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InternalRedirectPolicy {
+    /// How many redirects of one request are followed. Default 1.
+    pub max_internal_redirects: u32,
+    /// Which statuses are followed. Default 302.
+    pub codes: Vec<u16>,
+    /// The target route must not have been used for this request.
+    pub previous_routes: bool,
+    /// The target route must have one of these names.
+    pub allowed_routes: Option<Vec<Arc<str>>>,
+    /// https may lead to http only when the request came by it (`safe_cross_scheme`).
+    pub safe_cross_scheme: bool,
+    /// The scheme may change.
+    pub allow_cross_scheme: bool,
+    /// Response headers that the new request gets (lower case).
+    pub response_headers_to_copy: Vec<Arc<str>>,
 }
 
 /// Limits of a stream's life on a route.
@@ -258,6 +315,8 @@ pub struct WeightedClusters {
     pub total: u64,
     /// Request header whose number replaces the random one.
     pub header_name: Option<Arc<str>>,
+    /// The hash of the route's policy replaces the random number, where there is one.
+    pub use_hash_policy: bool,
 }
 
 /// One of several clusters.
@@ -273,6 +332,8 @@ pub struct ClusterWeight {
     pub host_rewrite: Option<Arc<str>>,
     /// Configuration by filter name.
     pub per_filter: PerFilterConfig,
+    /// With the route's own, which it overrides key by key.
+    pub metadata_match: MetadataMatch,
 }
 
 /// The target of a weighted entry.
@@ -298,6 +359,8 @@ pub enum HostRewrite {
     Header(Arc<str>),
     /// Becomes what the expression makes of the path.
     PathRegex(RegexRewrite),
+    /// Becomes the text after substitution.
+    Format(Template),
 }
 
 /// `RegexMatchAndSubstitute`.
@@ -360,6 +423,8 @@ pub struct Mirror {
     pub disable_host_suffix: bool,
     /// Host of the copy.
     pub host_rewrite: Option<Arc<str>>,
+    /// Header operations on the copy.
+    pub header_mutations: Vec<HeaderMutation>,
 }
 
 /// Which circuit breakers count.
@@ -406,6 +471,8 @@ pub enum HashSource {
     SourceIp,
     /// A query parameter.
     QueryParameter(Arc<str>),
+    /// A filter state object.
+    FilterState(Arc<str>),
 }
 
 /// An upgrade on a route.
@@ -469,6 +536,17 @@ pub struct DirectResponse {
     pub status: u16,
     /// Body.
     pub body: Bytes,
+    /// Makes the body of the text, which it knows as `%LOCAL_REPLY_BODY%`.
+    pub body_format: Option<Arc<BodyFormat>>,
+}
+
+/// `SubstitutionFormatString` of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BodyFormat {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Content type; by default text/plain, for JSON application/json.
+    pub content_type: Option<Arc<str>>,
 }
 
 impl RouteConfiguration {

@@ -1,13 +1,16 @@
 //! Which virtual host and which route take a request.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, fmt, net::SocketAddr};
 
 use foldhash::fast::RandomState;
 use serde_json::Value;
 
-use super::route::{
-    ClusterWeight, PathMatch, RequireTls, Route, RouteConfiguration, RouteMatch, VirtualHost,
-    WeightedClusters,
+use super::{
+    matcher::{FilterStateMatcher, MetadataMatcher, QueryMatcher, RuntimeFraction},
+    route::{
+        ClusterWeight, PathMatch, RequireTls, Route, RouteConfiguration, RouteMatch, TlsMatch,
+        VirtualCluster, VirtualHost, WeightedClusters,
+    },
 };
 
 /// What matching reads of a request. Whoever holds a request head implements it.
@@ -35,6 +38,31 @@ pub trait RequestView {
     /// Whether the client presented a certificate, and whether it was validated; `None` without TLS.
     fn client_certificate(&self) -> Option<(bool, bool)> {
         None
+    }
+
+    /// A filter state object.
+    fn filter_state(&self, _key: &str) -> Option<&Value> {
+        None
+    }
+
+    /// Our address, as the client meant it.
+    fn destination(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// The client's address.
+    fn source(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// The server name of the ClientHello.
+    fn server_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Whether a request with this random number is in a share.
+    fn is_in(&self, fraction: &RuntimeFraction, random: u64) -> bool {
+        fraction.default.hits(random)
     }
 }
 
@@ -79,7 +107,15 @@ impl RouteConfiguration {
             return RouteOutcome::TlsRedirect(virtual_host);
         }
         let path = self.path_of(request);
-        for (index, route) in virtual_host.routes.iter().enumerate() {
+        let routes = match &virtual_host.matcher {
+            None => 0..virtual_host.routes.len(),
+            Some(matcher) => match matcher.find(request) {
+                Some(&(from, to)) => from as usize..to as usize,
+                None => return RouteOutcome::NoRoute(virtual_host),
+            },
+        };
+        for index in routes {
+            let route = &virtual_host.routes[index];
             if route.matches.fits(path, request, random) {
                 return RouteOutcome::Found(Found {
                     virtual_host_index,
@@ -111,7 +147,7 @@ impl RouteConfiguration {
     }
 
     /// The part of the path that routes are matched with: without query and fragment.
-    fn path_of<'r>(&self, request: &'r (impl RequestView + ?Sized)) -> &'r [u8] {
+    pub(crate) fn path_of<'r>(&self, request: &'r (impl RequestView + ?Sized)) -> &'r [u8] {
         let path = request.path();
         let mut end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
         if self.ignore_path_parameters {
@@ -139,30 +175,81 @@ fn tls_redirect(requirement: RequireTls, request: &(impl RequestView + ?Sized)) 
     }
 }
 
+/// The first condition of a route that a request does not meet; numbers are those of the message's lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are those of the fields.
+pub enum Misfit {
+    RuntimeFraction,
+    Path,
+    Grpc,
+    Header(usize),
+    QueryParameter(usize),
+    TlsContext,
+    DynamicMetadata(usize),
+    FilterState(usize),
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RuntimeFraction => f.write_str("runtime_fraction"),
+            Self::Path => f.write_str("path"),
+            Self::Grpc => f.write_str("grpc"),
+            Self::Header(index) => write!(f, "headers[{index}]"),
+            Self::QueryParameter(index) => write!(f, "query_parameters[{index}]"),
+            Self::TlsContext => f.write_str("tls_context"),
+            Self::DynamicMetadata(index) => write!(f, "dynamic_metadata[{index}]"),
+            Self::FilterState(index) => write!(f, "filter_state[{index}]"),
+        }
+    }
+}
+
 impl RouteMatch {
     /// Whether a request with this path (without query) fits.
     pub fn fits(&self, path: &[u8], request: &(impl RequestView + ?Sized), random: u64) -> bool {
-        self.runtime_fraction.is_none_or(|f| f.hits(random))
-            && self.path_fits(path, request)
-            && (!self.grpc || is_grpc(request))
-            && self.headers.iter().all(|h| h.matches(request))
-            && self
-                .query_parameters
-                .iter()
-                .all(|q| q.matches(request.path()))
-            && self
-                .tls
-                .is_none_or(|tls| match request.client_certificate() {
-                    Some((presented, validated)) => {
-                        tls.presented.is_none_or(|want| want == presented)
-                            && tls.validated.is_none_or(|want| want == validated)
-                    }
-                    None => tls.presented != Some(true) && tls.validated != Some(true),
-                })
-            && self.dynamic_metadata.iter().all(|m| {
-                let root = request.dynamic_metadata(&m.filter);
-                m.matches(root.and_then(|r| m.path.iter().try_fold(r, |v, k| v.get(&**k))))
-            })
+        self.misfit(path, request, random).is_none()
+    }
+
+    /// The condition that a request with this path (without query) does not meet.
+    pub fn misfit(
+        &self,
+        path: &[u8],
+        request: &(impl RequestView + ?Sized),
+        random: u64,
+    ) -> Option<Misfit> {
+        if let Some(fraction) = &self.runtime_fraction
+            && !request.is_in(fraction, random)
+        {
+            return Some(Misfit::RuntimeFraction);
+        }
+        if !self.path_fits(path, request) {
+            return Some(Misfit::Path);
+        }
+        if self.grpc && !is_grpc(request) {
+            return Some(Misfit::Grpc);
+        }
+        if let Some(index) = self.headers.iter().position(|h| !h.matches(request)) {
+            return Some(Misfit::Header(index));
+        }
+        let query = |q: &QueryMatcher| !q.matches(request.path());
+        if let Some(index) = self.query_parameters.iter().position(query) {
+            return Some(Misfit::QueryParameter(index));
+        }
+        if self.tls.is_some_and(|tls| !tls.fits(request)) {
+            return Some(Misfit::TlsContext);
+        }
+        let metadata = |m: &MetadataMatcher| {
+            let root = request.dynamic_metadata(&m.filter);
+            !m.matches(root.and_then(|r| m.path.iter().try_fold(r, |v, k| v.get(&**k))))
+        };
+        if let Some(index) = self.dynamic_metadata.iter().position(metadata) {
+            return Some(Misfit::DynamicMetadata(index));
+        }
+        let state = |m: &FilterStateMatcher| !m.matches(request.filter_state(&m.key));
+        self.filter_state
+            .iter()
+            .position(state)
+            .map(Misfit::FilterState)
     }
 
     fn path_fits(&self, path: &[u8], request: &(impl RequestView + ?Sized)) -> bool {
@@ -184,7 +271,20 @@ impl RouteMatch {
                     && path.get(prefix.len()).is_none_or(|next| *next == b'/')
             }
             PathMatch::Regex(regex) => regex.is_match(path),
+            PathMatch::Template(template) => template.is_match(path),
             PathMatch::Connect => false,
+        }
+    }
+}
+
+impl TlsMatch {
+    fn fits(self, request: &(impl RequestView + ?Sized)) -> bool {
+        match request.client_certificate() {
+            Some((presented, validated)) => {
+                self.presented.is_none_or(|want| want == presented)
+                    && self.validated.is_none_or(|want| want == validated)
+            }
+            None => self.presented != Some(true) && self.validated != Some(true),
         }
     }
 }
@@ -196,6 +296,18 @@ fn is_grpc(request: &(impl RequestView + ?Sized)) -> bool {
             .strip_prefix(b"application/grpc")
             .is_some_and(|rest| matches!(rest, [] | [b'+', ..]))
     })
+}
+
+impl VirtualHost {
+    /// The virtual cluster of a request: the first that fits, else `other`; `None` where none is configured.
+    pub fn virtual_cluster(&self, request: &(impl RequestView + ?Sized)) -> Option<&str> {
+        if self.virtual_clusters.is_empty() {
+            return None;
+        }
+        let fits = |c: &&VirtualCluster| c.headers.iter().all(|h| h.matches(request));
+        let found = self.virtual_clusters.iter().find(fits);
+        Some(found.map_or("other", |cluster| &*cluster.name))
+    }
 }
 
 impl WeightedClusters {

@@ -6,7 +6,7 @@ use crate::{
     access_log::format,
     http::Exchange,
     plan::{
-        header::{AppendAction, HeaderMutations},
+        header::{AppendAction, HeaderAdd, HeaderMutation, HeaderMutations},
         route::{Action, ClusterSpecifier, ClusterWeight, HeaderOperations},
     },
 };
@@ -73,6 +73,87 @@ pub(crate) fn weighted(route: &crate::http::RouteRef) -> Option<&ClusterWeight> 
     }
 }
 
+/// Applies single mutations, in their order, to the request.
+pub(crate) fn mutate_request(mutations: &[HeaderMutation], exchange: &mut Exchange<'_>) {
+    for mutation in mutations {
+        let value = match mutation {
+            HeaderMutation::Append(add) => value(add, exchange, None),
+            _ => Vec::new(),
+        };
+        mutate_one(mutation, value, &mut exchange.request.headers);
+    }
+}
+
+/// Applies single mutations to a copy of the request.
+pub(crate) fn mutate_copy(
+    mutations: &[HeaderMutation],
+    exchange: &Exchange<'_>,
+    headers: &mut Headers,
+) {
+    for mutation in mutations {
+        let value = match mutation {
+            HeaderMutation::Append(add) => value(add, exchange, None),
+            _ => Vec::new(),
+        };
+        mutate_one(mutation, value, headers);
+    }
+}
+
+/// Applies single mutations to the fields of a response or of trailers.
+pub(crate) fn mutate_response(
+    mutations: &[HeaderMutation],
+    exchange: &Exchange<'_>,
+    headers: &mut Headers,
+) {
+    for mutation in mutations {
+        let value = match mutation {
+            HeaderMutation::Append(add) => value(add, exchange, Some(headers)),
+            _ => Vec::new(),
+        };
+        mutate_one(mutation, value, headers);
+    }
+}
+
+fn mutate_one(mutation: &HeaderMutation, value: Vec<u8>, headers: &mut Headers) {
+    match mutation {
+        HeaderMutation::Remove(name) => {
+            headers.remove(name);
+        }
+        HeaderMutation::Append(add) => add_one(add, value, headers),
+        HeaderMutation::RemoveOnMatch(matcher) => headers.retain(|name, _| {
+            name == "host" || !matcher.matches(name.to_ascii_lowercase().as_bytes())
+        }),
+    }
+}
+
+/// Adds one header, whose value was worked out.
+pub(crate) fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers) {
+    if value.is_empty() && !add.keep_empty_value {
+        return;
+    }
+    match add.action {
+        AppendAction::AppendIfExistsOrAdd => headers.append(&add.name, value),
+        AppendAction::AddIfAbsent => headers.set_if_absent(&add.name, value),
+        AppendAction::OverwriteIfExistsOrAdd => headers.set(&add.name, value),
+        AppendAction::OverwriteIfExists => {
+            if headers.contains(&add.name) {
+                headers.set(&add.name, value);
+            }
+        }
+    }
+}
+
+/// The value of one header to add.
+pub(crate) fn value(
+    add: &HeaderAdd,
+    exchange: &Exchange<'_>,
+    response: Option<&Headers>,
+) -> Vec<u8> {
+    let mut value = Vec::new();
+    format::header_value(&add.value, exchange, response, &mut value);
+    value
+}
+
 fn values(
     mutations: &HeaderMutations,
     exchange: &Exchange<'_>,
@@ -81,29 +162,13 @@ fn values(
     mutations
         .add
         .iter()
-        .map(|add| {
-            let mut value = Vec::new();
-            format::header_value(&add.value, exchange, response, &mut value);
-            value
-        })
+        .map(|add| value(add, exchange, response))
         .collect()
 }
 
 fn apply(mutations: &HeaderMutations, values: Vec<Vec<u8>>, headers: &mut Headers) {
     for (add, value) in mutations.add.iter().zip(values) {
-        if value.is_empty() && !add.keep_empty_value {
-            continue;
-        }
-        match add.action {
-            AppendAction::AppendIfExistsOrAdd => headers.append(&add.name, value),
-            AppendAction::AddIfAbsent => headers.set_if_absent(&add.name, value),
-            AppendAction::OverwriteIfExistsOrAdd => headers.set(&add.name, value),
-            AppendAction::OverwriteIfExists => {
-                if headers.contains(&add.name) {
-                    headers.set(&add.name, value);
-                }
-            }
-        }
+        add_one(add, value, headers);
     }
     for name in &mutations.remove {
         headers.remove(name);

@@ -1,6 +1,7 @@
 //! What becomes of a request that has a route: where it goes, in which form, how long it may take
 //! and how often it may be tried. Pure decisions; `http/forward.rs` carries them out.
 
+pub mod check;
 pub(crate) mod hash;
 pub(crate) mod headers;
 pub(crate) mod redirect;
@@ -10,11 +11,14 @@ pub(crate) mod timeout;
 
 use std::{rc::Rc, sync::Arc};
 
+use outrigger_http::RequestHead;
+
 use crate::{
     cluster::{Cluster, Priority},
     http::{Exchange, Flags, LocalReply},
     plan::route::{
-        Action, ClusterSpecifier, HostRewrite, Priority as RoutePriority, WeightedTarget,
+        Action, ClusterSpecifier, HostRewrite, MetadataMatch, Priority as RoutePriority,
+        RouteAction, WeightedTarget,
     },
     worker::Worker,
 };
@@ -28,16 +32,14 @@ pub(crate) struct Target {
     pub(crate) auto_host: bool,
     /// From the hash policy.
     pub(crate) hash: Option<u64>,
+    /// From the route and the weighted cluster.
+    pub(crate) metadata_match: MetadataMatch,
 }
 
 /// Finds the cluster, or the reply that the route gives instead.
 pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Target, LocalReply> {
     if exchange.route.tls_redirect {
-        let to = format!(
-            "https://{}{}",
-            exchange.request.authority(),
-            exchange.request.path()
-        );
+        let to = https_redirect(&exchange.request);
         return Err(LocalReply::new(301, "", "https_redirect").header("location", to));
     }
     let Some((_, route)) = exchange.route.get() else {
@@ -51,43 +53,17 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
                 .header("location", location));
         }
         Action::DirectResponse(direct) => {
-            return Err(
-                LocalReply::new(direct.status, "", "direct_response").body(direct.body.clone())
-            );
+            let mut reply =
+                LocalReply::new(direct.status, "", "direct_response").body(direct.body.clone());
+            reply.format = direct.body_format.clone();
+            return Err(reply);
         }
         Action::NonForwarding => {
             return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));
         }
     };
-    let by_header = |name: &str| {
-        exchange
-            .request
-            .get_str(name)
-            .map(Arc::<str>::from)
-            .unwrap_or_else(|| "".into())
-    };
-    let mut weighted = None;
-    let name = match &action.cluster {
-        ClusterSpecifier::Cluster(name) => name.clone(),
-        ClusterSpecifier::Header(header) => by_header(header),
-        ClusterSpecifier::Weighted(clusters) => {
-            let random = clusters
-                .header_name
-                .as_ref()
-                .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
-                // Not the number that decided about the route: the two draws are independent.
-                .unwrap_or_else(|| worker.random.bits());
-            let picked = clusters.pick(random);
-            weighted = clusters
-                .clusters
-                .iter()
-                .position(|entry| std::ptr::eq(entry, picked));
-            match &picked.name {
-                WeightedTarget::Cluster(name) => name.clone(),
-                WeightedTarget::Header(header) => by_header(header),
-            }
-        }
-    };
+    // Not the number that decided about the route: the two draws are independent.
+    let (name, weighted) = cluster_name(action, exchange, || worker.random.bits());
     let missing = action.cluster_not_found_status;
     let auto_host = action.host_rewrite == HostRewrite::Auto;
     let priority = match action.priority {
@@ -98,6 +74,7 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
     let hash = hash::of(&action.hash_policy, exchange).or_else(|| {
         hash::new_cookie(&action.hash_policy, exchange, exchange.random).map(|(_, hash)| hash)
     });
+    let metadata_match = metadata_match(action, weighted);
     exchange.route.weighted = weighted;
     exchange.upstream.cluster_name = Some(name.clone());
     let Some(cluster) = worker.clusters.find(&name) else {
@@ -109,5 +86,72 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         priority,
         auto_host,
         hash,
+        metadata_match,
     })
+}
+
+/// Where a virtual host that wants TLS sends a request without.
+fn https_redirect(request: &RequestHead) -> String {
+    format!("https://{}{}", request.authority(), request.path())
+}
+
+/// The cluster that a route names for this request, and the number of the weighted entry that was drawn.
+fn cluster_name(
+    action: &RouteAction,
+    exchange: &Exchange<'_>,
+    random: impl FnOnce() -> u64,
+) -> (Arc<str>, Option<usize>) {
+    let by_header = |name: &str| {
+        exchange
+            .request
+            .get_str(name)
+            .map(Arc::<str>::from)
+            .unwrap_or_else(|| "".into())
+    };
+    match &action.cluster {
+        ClusterSpecifier::Cluster(name) => (name.clone(), None),
+        ClusterSpecifier::Header(header) => (by_header(header), None),
+        ClusterSpecifier::Weighted(clusters) => {
+            let by_hash = match clusters.use_hash_policy {
+                true => hash::of(&action.hash_policy, exchange),
+                false => None,
+            };
+            let random = clusters
+                .header_name
+                .as_ref()
+                .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
+                .or(by_hash)
+                .unwrap_or_else(random);
+            let picked = clusters.pick(random);
+            let weighted = clusters
+                .clusters
+                .iter()
+                .position(|entry| std::ptr::eq(entry, picked));
+            let name = match &picked.name {
+                WeightedTarget::Cluster(name) => name.clone(),
+                WeightedTarget::Header(header) => by_header(header),
+            };
+            (name, weighted)
+        }
+    }
+}
+
+/// The route's conditions on metadata, with those of the weighted entry over them.
+fn metadata_match(action: &RouteAction, weighted: Option<usize>) -> MetadataMatch {
+    let entry = match (&action.cluster, weighted) {
+        (ClusterSpecifier::Weighted(clusters), Some(index)) => clusters.clusters.get(index),
+        _ => None,
+    };
+    match (
+        &action.metadata_match,
+        entry.and_then(|e| e.metadata_match.as_ref()),
+    ) {
+        (None, None) => None,
+        (Some(one), None) | (None, Some(one)) => Some(one.clone()),
+        (Some(route), Some(entry)) => {
+            let mut all = (**route).clone();
+            all.extend(entry.iter().map(|(k, v)| (k.clone(), v.clone())));
+            Some(Arc::new(all))
+        }
+    }
 }

@@ -26,6 +26,15 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
         (None, HostRewrite::PathRegex(rewrite)) => {
             String::from_utf8(rewrite.rewrite(exchange.request.path_only().as_bytes())).ok()
         }
+        (None, HostRewrite::Format(template)) => {
+            let mut host = Vec::new();
+            format::header_value(template, exchange, None, &mut host);
+            // What clients send may be part of it: only what a host is made of goes on.
+            let legal = |byte: &u8| byte.is_ascii_graphic() && !b"/?#@\\".contains(byte);
+            String::from_utf8(host)
+                .ok()
+                .filter(|host| host.bytes().all(|byte| legal(&byte)))
+        }
     };
     if let Some(host) = host.filter(|host| !host.is_empty()) {
         set_host(exchange, &host, action.append_x_forwarded_host);
@@ -45,6 +54,8 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
         String::from_utf8(new)
             .ok()
             .filter(|new| new.starts_with('/'))
+    } else if let Some(rewrite) = &action.template_rewrite {
+        rewrite.rewrite(only).map(|new| format!("{new}{rest}"))
     } else {
         None
     };
@@ -86,7 +97,9 @@ pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, tell: bool) {
 pub(crate) fn matched_length(matches: &RouteMatch, path: &str) -> usize {
     let length = match &matches.path {
         PathMatch::Prefix(prefix) | PathMatch::PathSeparatedPrefix(prefix) => prefix.len(),
-        PathMatch::Path(_) | PathMatch::Regex(_) | PathMatch::Connect => path.len(),
+        PathMatch::Path(_) | PathMatch::Regex(_) | PathMatch::Template(_) | PathMatch::Connect => {
+            path.len()
+        }
     };
     length.min(path.len())
 }

@@ -9,7 +9,10 @@ use proto::{
 };
 use serde_json::Value;
 
-use super::common::{enumeration, extension, fraction, header_matcher, json, metadata_matcher};
+use super::{
+    common::{enumeration, extension, fraction, header_matcher, json, metadata_matcher},
+    route::option,
+};
 use crate::plan::{
     access_log::{
         AccessLog, AccessLogFilter, Comparison, ComparisonOp, JsonNode, LogFormat, LogSink,
@@ -17,6 +20,7 @@ use crate::plan::{
     error::{At, Step},
     format::Template,
     matcher::Fraction,
+    route::BodyFormat,
 };
 
 /// Envoy's own format, where none is configured.
@@ -89,6 +93,14 @@ fn log_format_or_default(
         Some(m) => log_format(at.field("log_format"), m),
         None => text_format(at, DEFAULT, false),
     }
+}
+
+/// The format of a body.
+pub(super) fn body_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<BodyFormat> {
+    Ok(BodyFormat {
+        format: log_format(at, m)?,
+        content_type: option(&m.content_type),
+    })
 }
 
 fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
@@ -169,7 +181,8 @@ fn json_node(at: At<'_>, value: &Value) -> Step<JsonNode> {
     })
 }
 
-fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilter> {
+/// `AccessLogFilter`.
+pub(super) fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilter> {
     use pb::access_log_filter::FilterSpecifier as F;
     Ok(match &m.filter_specifier {
         Some(F::StatusCodeFilter(m)) => AccessLogFilter::StatusCode(

@@ -20,8 +20,9 @@ use crate::plan::{
     bootstrap::{ConfigSource, ConfigSourceKind},
     error::{At, Reported, Step, unsupported},
     matcher::{
-        Finite, Fraction, HeaderCondition, HeaderMatcher, MetadataMatcher, Percent, QueryCondition,
-        QueryMatcher, StringMatcher, StringPattern, ValueMatcher,
+        FilterStateCondition, FilterStateMatcher, Finite, Fraction, HeaderCondition, HeaderMatcher,
+        MetadataMatcher, Percent, QueryCondition, QueryMatcher, StringMatcher, StringPattern,
+        ValueMatcher,
     },
     metadata::Metadata,
     regex::Regex,
@@ -568,6 +569,35 @@ pub(super) fn metadata_matcher(at: At<'_>, m: &matcher::MetadataMatcher) -> Step
         path,
         value,
         invert: m.invert,
+    })
+}
+
+/// `FilterStateMatcher`.
+pub(super) fn filter_state_matcher(
+    at: At<'_>,
+    m: &matcher::FilterStateMatcher,
+) -> Step<FilterStateMatcher> {
+    use matcher::filter_state_matcher::Matcher as M;
+    let condition = match &m.matcher {
+        Some(M::StringMatch(m)) => {
+            FilterStateCondition::Text(string_matcher(at.field("string_match"), m)?)
+        }
+        Some(M::AddressMatch(m)) => FilterStateCondition::Address(at.field("address_match").each(
+            "ranges",
+            &m.ranges,
+            |at, m| {
+                let same = core::CidrRange {
+                    address_prefix: m.address_prefix.clone(),
+                    prefix_len: m.prefix_len,
+                };
+                cidr(at, &same)
+            },
+        )),
+        None => return Err(at.error("needs one of string_match, address_match")),
+    };
+    Ok(FilterStateMatcher {
+        key: at.text("key", &m.key)?,
+        condition,
     })
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use proto::envoy::config::core::v3 as core;
+use proto::envoy::config::{common::mutation_rules::v3 as rules, core::v3 as core};
 
-use super::common::{enumeration, header_name};
+use super::common::{enumeration, header_name, string_matcher};
 use crate::plan::{
     error::{At, Step},
     format::Template,
-    header::{AppendAction, HeaderAdd, HeaderMutations},
+    header::{AppendAction, HeaderAdd, HeaderMutation, HeaderMutations},
     route::HeaderOperations,
 };
 
@@ -38,6 +38,40 @@ pub(super) fn operations(
             remove: remove("response_headers_to_remove", response_remove),
         },
     }
+}
+
+/// `HeaderMutation`s of a list field.
+pub(super) fn header_mutations(
+    at: &At<'_>,
+    field: &str,
+    list: &[rules::HeaderMutation],
+) -> Vec<HeaderMutation> {
+    use rules::header_mutation::Action as A;
+    at.each(field, list, |at, m| match &m.action {
+        Some(A::Remove(name)) => {
+            if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+                return Err(at
+                    .field("remove")
+                    .error(format!("`{name}` cannot be removed")));
+            }
+            Ok(HeaderMutation::Remove(header_name(&at, "remove", name)?))
+        }
+        Some(A::Append(m)) => header_add(at.field("append"), m).map(HeaderMutation::Append),
+        Some(A::RemoveOnMatch(m)) => at
+            .field("remove_on_match")
+            .required("key_matcher", &m.key_matcher, string_matcher)
+            .map(HeaderMutation::RemoveOnMatch),
+        None => Err(at.error("needs one of remove, append, remove_on_match")),
+    })
+}
+
+/// `HeaderValueOption`s of a list field.
+pub(super) fn header_adds(
+    at: &At<'_>,
+    field: &str,
+    list: &[core::HeaderValueOption],
+) -> Vec<HeaderAdd> {
+    at.each(field, list, header_add)
 }
 
 pub(super) fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<HeaderAdd> {

@@ -13,13 +13,15 @@ use proto::envoy::{
 };
 
 use super::{
-    access_log::access_log,
+    access_log::{access_log, body_format},
     common::{
         above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, percent,
         positive,
     },
+    header::header_adds,
     http_filter::http_filters,
-    route::{option, route_configuration},
+    route::{body_source, option, route_configuration},
+    scoped_route::scoped_routes,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
@@ -28,7 +30,9 @@ use crate::plan::{
         Http2Keepalive, Http2Options, HttpConnectionManager, HttpOptions, InternalAddresses,
         RouteSource, ServerHeader, StripPort, Tracing, Underscores, Upgrade,
     },
+    local_reply::{LocalReplyConfig, ResponseMapper},
     matcher::Percent,
+    scoped_route::Scope,
 };
 
 /// `HttpConnectionManager`.
@@ -81,7 +85,7 @@ pub(super) fn connection_manager(
         merge_slashes,
         path_with_escaped_slashes_action,
         request_id_extension,
-        local_reply_config,
+        local_reply_config: local_reply,
         strip_matching_host_port,
         stream_error_on_invalid_http_message,
         path_normalization_options,
@@ -103,7 +107,6 @@ pub(super) fn connection_manager(
         early_header_mutation_extensions,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        local_reply_config,
         path_normalization_options,
         proxy_status_config,
         typed_header_validation_config,
@@ -228,11 +231,13 @@ pub(super) fn connection_manager(
                 .not_implemented("HTTP3 is not implemented; write AUTO"));
         }
     };
+    let local_reply = at.optional("local_reply_config", local_reply, local_reply_config)?;
     let access_logs = at.each("access_log", logs, access_log);
     Ok(HttpConnectionManager {
         stat_prefix: stat_prefix?,
         codec,
         routes: routes?,
+        local_reply: local_reply.unwrap_or_default(),
         http_filters,
         common: common.unwrap_or_default(),
         http1: http1.unwrap_or_else(default_http1),
@@ -333,12 +338,60 @@ fn route_source(at: &At<'_>, m: &Option<nested::RouteSpecifier>) -> Step<RouteSo
                 source: at.required("config_source", &m.config_source, ads_source)?,
             })
         }
-        Some(nested::RouteSpecifier::ScopedRoutes(_)) => Err(at
-            .field("scoped_routes")
-            .not_implemented("is not implemented; write rds or route_config")),
-        None => Err(at.error("needs one of rds, route_config")),
+        Some(nested::RouteSpecifier::ScopedRoutes(m)) => {
+            let at = at.field("scoped_routes");
+            let routes = scoped_routes(at, m)?;
+            let source = at.optional("rds_config_source", &m.rds_config_source, ads_source)?;
+            let named = |scope: &Scope| matches!(scope, Scope::Named(_));
+            if source.is_none() && routes.scopes.values().any(named) {
+                return Err(at
+                    .field("rds_config_source")
+                    .error("is required where scopes name their routes"));
+            }
+            Ok(RouteSource::Scoped { routes, source })
+        }
+        None => Err(at.error("needs one of rds, route_config, scoped_routes")),
     }
 }
+
+fn local_reply_config(at: At<'_>, m: &pb::LocalReplyConfig) -> Step<LocalReplyConfig> {
+    let pb::LocalReplyConfig {
+        mappers,
+        body_format: format,
+    } = m;
+    Ok(LocalReplyConfig {
+        mappers: at.each("mappers", mappers, |at, m| {
+            let pb::ResponseMapper {
+                filter,
+                status_code,
+                body,
+                body_format_override,
+                headers_to_add,
+            } = m;
+            let status = status_code.map(|code| {
+                u16::try_from(code)
+                    .ok()
+                    .filter(|code| (200..600).contains(code))
+                    .ok_or_else(|| at.field("status_code").error("must be from 200 to 599"))
+            });
+            Ok(ResponseMapper {
+                filter: at.required("filter", filter, super::access_log::filter)?,
+                status: status.transpose()?,
+                body: at.optional("body", body, |at, m| body_source(at, m, MAX_REPLY))?,
+                body_format: at
+                    .optional("body_format_override", body_format_override, body_format)?
+                    .map(Arc::new),
+                headers_to_add: header_adds(&at, "headers_to_add", headers_to_add),
+            })
+        }),
+        body_format: at
+            .optional("body_format", format, body_format)?
+            .map(Arc::new),
+    })
+}
+
+/// Bytes of a reply's text that a configuration may give.
+const MAX_REPLY: usize = 1024 * 1024;
 
 fn request_id(at: At<'_>, m: &pb::RequestIdExtension) -> Step<(bool, bool)> {
     let Some(any) = &m.typed_config else {

@@ -17,26 +17,31 @@ mod header;
 mod http;
 mod http_filter;
 mod listener;
+mod matcher_tree;
 mod network;
 mod outlier;
 mod overload;
+mod rate_limit;
 mod retry;
 mod route;
+mod route_action;
+mod route_match;
+mod scoped_route;
 mod socket;
 mod tls;
 mod upstream_http;
 
 use proto::envoy::{
     config::{
-        bootstrap::v3 as bootstrap_pb, cluster::v3 as cluster_pb, endpoint::v3 as endpoint_pb,
-        listener::v3 as listener_pb, route::v3 as route_pb,
+        bootstrap::v3 as bootstrap_pb, cluster::v3 as cluster_pb, core::v3 as core_pb,
+        endpoint::v3 as endpoint_pb, listener::v3 as listener_pb, route::v3 as route_pb,
     },
     extensions::transport_sockets::tls::v3 as tls_pb,
 };
 
 use super::{
-    Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
-    error::collect, tls::Secret,
+    Bootstrap, Cluster, ClusterLoadAssignment, HeaderMatcher, Listener, PlanErrors,
+    RouteConfiguration, error::collect, tls::Secret,
 };
 
 impl TryFrom<&listener_pb::Listener> for Listener {
@@ -44,6 +49,35 @@ impl TryFrom<&listener_pb::Listener> for Listener {
 
     fn try_from(m: &listener_pb::Listener) -> Result<Self, PlanErrors> {
         collect(|at| listener::listener(at, m))
+    }
+}
+
+impl Listener {
+    /// A listener without an address of its own and with every default, for requests that are no traffic.
+    pub(crate) fn imagined() -> Result<Self, PlanErrors> {
+        let socket = core_pb::SocketAddress {
+            address: "127.0.0.1".into(),
+            port_specifier: Some(core_pb::socket_address::PortSpecifier::PortValue(0)),
+            ..Default::default()
+        };
+        let address = core_pb::Address {
+            address: Some(core_pb::address::Address::SocketAddress(socket)),
+        };
+        let m = listener_pb::Listener {
+            name: "imagined".into(),
+            address: Some(address),
+            default_filter_chain: Some(listener_pb::FilterChain::default()),
+            ..Default::default()
+        };
+        Self::try_from(&m)
+    }
+}
+
+impl TryFrom<&route_pb::HeaderMatcher> for HeaderMatcher {
+    type Error = PlanErrors;
+
+    fn try_from(m: &route_pb::HeaderMatcher) -> Result<Self, PlanErrors> {
+        collect(|at| common::header_matcher(at, m))
     }
 }
 

@@ -1,30 +1,37 @@
-//! Route configurations, virtual hosts and routes.
+//! Route configurations, virtual hosts and routes; what a route does to a forwarded request is in `route_action`.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use proto::envoy::config::{core::v3 as core, route::v3 as pb};
+use proto::{
+    envoy::config::{core::v3 as core, route::v3 as pb},
+    xds::r#type::matcher::v3 as xds,
+};
 
 use super::{
-    common::{
-        data_source, duration, enumeration, header_matcher, header_name, metadata,
-        metadata_matcher, or_disabled, positive, query_matcher, regex, regex_rewrite,
-        runtime_fraction,
-    },
+    access_log::body_format,
+    common::{data_source, enumeration, header_matcher, header_name, metadata, regex_rewrite},
     header::operations,
     http_filter::per_filter,
+    matcher_tree::matcher,
+    rate_limit::rate_limits,
     retry::retry_policy,
+    route_action::{mirror, route_action},
+    route_match::route_match,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
-    format::Template,
     http_filter::{PerFilterConfig, RouteFilterConfig},
-    matcher::Fraction,
+    matcher_tree::Matcher,
     route::{
-        Action, ClusterSpecifier, ClusterWeight, Decorator, DirectResponse, HashPolicy, HashSource,
-        HostRewrite, MaxStreamDuration, Mirror, PathMatch, Priority, Redirect, RedirectPath,
-        RedirectScheme, RequireTls, Route, RouteAction, RouteConfiguration, RouteMatch,
-        RouteUpgrade, TlsMatch, VirtualHost, WeightedClusters, WeightedTarget,
+        Action, Decorator, DirectResponse, Redirect, RedirectPath, RedirectScheme, RequireTls,
+        Route, RouteConfiguration, VirtualCluster, VirtualHost,
     },
     route_match::DomainTable,
     tls::DataSource,
@@ -117,10 +124,10 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         name,
         domains,
         routes,
-        matcher,
+        matcher: tree,
         require_tls,
         virtual_clusters,
-        rate_limits,
+        rate_limits: limits,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
@@ -138,14 +145,7 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         request_mirror_policies,
         metadata: free,
     } = m;
-    unsupported!(
-        at,
-        matcher,
-        virtual_clusters,
-        rate_limits,
-        retry_policy_typed_config,
-        hedge_policy
-    );
+    unsupported!(at, retry_policy_typed_config, hedge_policy);
     let require_tls = match enumeration(&at, "require_tls", *require_tls)? {
         pb::virtual_host::TlsRequirementType::None => RequireTls::None,
         pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -158,10 +158,25 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         "" => Err(at.error("must not be empty")),
         domain => Ok(Arc::from(domain)),
     });
+    if tree.is_some() && !routes.is_empty() {
+        at.error("only one of routes, matcher can be given");
+    }
+    let mut routes = at.each("routes", routes, |at, m| route(at, m, body_limit));
+    let matcher = at.optional("matcher", tree, |at, m| {
+        route_tree(at, m, body_limit, &mut routes)
+    })?;
     Ok(VirtualHost {
         name: at.text("name", name)?,
         domains,
-        routes: at.each("routes", routes, |at, m| route(at, m, body_limit)),
+        routes,
+        matcher,
+        virtual_clusters: at.each("virtual_clusters", virtual_clusters, |at, m| {
+            Ok(VirtualCluster {
+                name: at.text("name", &m.name)?,
+                headers: at.each("headers", &m.headers, header_matcher),
+            })
+        }),
+        rate_limits: rate_limits(&at, limits),
         require_tls,
         headers: operations(
             &at,
@@ -181,6 +196,29 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
             .or(per_request_buffer_limit_bytes.map(u64::from)),
         per_filter: with_cors(&at, per_filter(&at, typed_per_filter_config), cors)?,
         metadata: metadata(free),
+    })
+}
+
+/// A tree whose actions are routes; they are added to the list.
+fn route_tree(
+    at: At<'_>,
+    m: &xds::Matcher,
+    body_limit: usize,
+    routes: &mut Vec<Route>,
+) -> Step<Matcher<(u32, u32)>> {
+    matcher(at, m, &mut |at, found| {
+        let from = routes.len() as u32;
+        match found.name.as_str() {
+            "envoy.config.route.v3.Route" => {
+                routes.push(route(at, &found.decode(&at)?, body_limit)?);
+            }
+            "envoy.config.route.v3.RouteList" => {
+                let list: pb::RouteList = found.decode(&at)?;
+                routes.extend(at.each("routes", &list.routes, |at, m| route(at, m, body_limit)));
+            }
+            _ => return Err(found.unknown(&at, "route action")),
+        }
+        Ok((from, routes.len() as u32))
     })
 }
 
@@ -206,7 +244,8 @@ fn route(at: At<'_>, m: &pb::Route, body_limit: usize) -> Step<Route> {
     let action = match action {
         Some(pb::route::Action::Route(m)) => {
             legacy_cors = &m.cors;
-            route_action(at.field("route"), m).map(|a| Action::Route(Box::new(a)))
+            let matches = matches.as_ref().ok();
+            route_action(at.field("route"), m, matches).map(|a| Action::Route(Box::new(a)))
         }
         Some(pb::route::Action::Redirect(m)) => {
             redirect(at.field("redirect"), m).map(Action::Redirect)
@@ -248,391 +287,6 @@ fn route(at: At<'_>, m: &pb::Route, body_limit: usize) -> Step<Route> {
             .or(per_request_buffer_limit_bytes.map(u64::from)),
         per_filter: per_filter?,
         metadata: metadata(free),
-    })
-}
-
-fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
-    use pb::route_match::PathSpecifier as P;
-    let pb::RouteMatch {
-        case_sensitive,
-        runtime_fraction: fraction,
-        headers,
-        query_parameters,
-        grpc,
-        tls_context,
-        dynamic_metadata,
-        filter_state,
-        path_specifier,
-    } = m;
-    unsupported!(at, filter_state);
-    let path = match path_specifier {
-        Some(P::Prefix(text)) => PathMatch::Prefix(text.as_str().into()),
-        Some(P::Path(text)) => PathMatch::Path(text.as_str().into()),
-        Some(P::SafeRegex(m)) => PathMatch::Regex(regex(at.field("safe_regex"), m)?),
-        Some(P::ConnectMatcher(_)) => PathMatch::Connect,
-        Some(P::PathSeparatedPrefix(text)) => {
-            let illegal = text.is_empty() || text.ends_with('/') || text.contains(['?', '#']);
-            if illegal || !text.starts_with('/') {
-                let at = at.field("path_separated_prefix");
-                return Err(at.error(format!(
-                    "`{text}` must begin with a slash, not end with one, and hold no query"
-                )));
-            }
-            PathMatch::PathSeparatedPrefix(text.as_str().into())
-        }
-        Some(P::PathMatchPolicy(_)) => {
-            return Err(at
-                .field("path_match_policy")
-                .not_implemented("is not implemented; write prefix, path or safe_regex"));
-        }
-        None => {
-            return Err(at.error(
-                "needs one of prefix, path, path_separated_prefix, safe_regex, connect_matcher",
-            ));
-        }
-    };
-    Ok(RouteMatch {
-        path,
-        case_sensitive: case_sensitive.unwrap_or(true),
-        headers: at.each("headers", headers, header_matcher),
-        query_parameters: at.each("query_parameters", query_parameters, query_matcher),
-        grpc: grpc.is_some(),
-        runtime_fraction: at.optional("runtime_fraction", fraction, runtime_fraction)?,
-        tls: tls_context.as_ref().map(|m| TlsMatch {
-            presented: m.presented,
-            validated: m.validated,
-        }),
-        dynamic_metadata: at.each("dynamic_metadata", dynamic_metadata, metadata_matcher),
-    })
-}
-
-fn route_action(at: At<'_>, m: &pb::RouteAction) -> Step<RouteAction> {
-    use pb::route_action::{ClusterNotFoundResponseCode as Code, HostRewriteSpecifier as H};
-    let pb::RouteAction {
-        cluster_not_found_response_code,
-        metadata_match,
-        prefix_rewrite,
-        regex_rewrite: rewrite,
-        path_rewrite_policy,
-        path_rewrite,
-        append_x_forwarded_host,
-        timeout,
-        idle_timeout,
-        flush_timeout,
-        early_data_policy: _,
-        retry_policy: retry,
-        retry_policy_typed_config,
-        request_mirror_policies,
-        priority,
-        rate_limits,
-        include_vh_rate_limits: _,
-        hash_policy: hash,
-        cors: _,
-        max_grpc_timeout,
-        grpc_timeout_offset,
-        upgrade_configs,
-        internal_redirect_policy,
-        internal_redirect_action,
-        max_internal_redirects: _,
-        hedge_policy,
-        max_stream_duration,
-        cluster_specifier,
-        host_rewrite_specifier,
-    } = m;
-    unsupported!(
-        at,
-        metadata_match,
-        path_rewrite_policy,
-        flush_timeout,
-        retry_policy_typed_config,
-        rate_limits,
-        internal_redirect_policy,
-        internal_redirect_action,
-        hedge_policy,
-    );
-    let rewrites = [
-        !prefix_rewrite.is_empty(),
-        rewrite.is_some(),
-        !path_rewrite.is_empty(),
-    ];
-    if rewrites.into_iter().filter(|set| *set).count() > 1 {
-        at.error("only one of prefix_rewrite, regex_rewrite, path_rewrite can be given");
-    }
-    let cluster = cluster_specifier_of(&at, cluster_specifier);
-    let cluster_not_found_status = match enumeration(
-        &at,
-        "cluster_not_found_response_code",
-        *cluster_not_found_response_code,
-    )? {
-        Code::ServiceUnavailable => 503,
-        Code::NotFound => 404,
-        Code::InternalServerError => 500,
-    };
-    let host_rewrite = match host_rewrite_specifier {
-        None | Some(H::AutoHostRewrite(false)) => HostRewrite::None,
-        Some(H::HostRewriteLiteral(text)) => HostRewrite::Literal(text.as_str().into()),
-        Some(H::AutoHostRewrite(true)) => HostRewrite::Auto,
-        Some(H::HostRewriteHeader(name)) => {
-            HostRewrite::Header(header_name(&at, "host_rewrite_header", name)?)
-        }
-        Some(H::HostRewritePathRegex(m)) => {
-            HostRewrite::PathRegex(regex_rewrite(at.field("host_rewrite_path_regex"), m)?)
-        }
-        Some(H::HostRewrite(_)) => {
-            return Err(at
-                .field("host_rewrite")
-                .not_implemented("is not implemented; write host_rewrite_literal"));
-        }
-    };
-    let path_rewrite = match path_rewrite.as_str() {
-        "" => None,
-        text => Some(Template::parse(text).map_err(|why| at.field("path_rewrite").error(why))?),
-    };
-    let idle_timeout = at.optional("idle_timeout", idle_timeout, duration)?;
-    let max_grpc_timeout = at.optional("max_grpc_timeout", max_grpc_timeout, duration)?;
-    Ok(RouteAction {
-        cluster: cluster?,
-        cluster_not_found_status,
-        prefix_rewrite: option(prefix_rewrite),
-        regex_rewrite: at.optional("regex_rewrite", rewrite, regex_rewrite)?,
-        path_rewrite,
-        host_rewrite,
-        append_x_forwarded_host: *append_x_forwarded_host,
-        timeout: or_disabled(&at, "timeout", timeout, Some(Duration::from_secs(15)))?,
-        idle_timeout: idle_timeout.map(|d| Some(d).filter(|d| !d.is_zero())),
-        retry_policy: at
-            .optional("retry_policy", retry, retry_policy)?
-            .map(Arc::new),
-        mirrors: at.each("request_mirror_policies", request_mirror_policies, mirror),
-        priority: match enumeration(&at, "priority", *priority)? {
-            core::RoutingPriority::Default => Priority::Default,
-            core::RoutingPriority::High => Priority::High,
-        },
-        hash_policy: at.each("hash_policy", hash, hash_policy),
-        max_grpc_timeout: max_grpc_timeout.map(|d| Some(d).filter(|d| !d.is_zero())),
-        grpc_timeout_offset: positive(&at, "grpc_timeout_offset", grpc_timeout_offset)?,
-        max_stream_duration: at.optional(
-            "max_stream_duration",
-            max_stream_duration,
-            stream_duration,
-        )?,
-        upgrades: at.each("upgrade_configs", upgrade_configs, upgrade),
-    })
-}
-
-fn stream_duration(at: At<'_>, m: &pb::route_action::MaxStreamDuration) -> Step<MaxStreamDuration> {
-    let none_at_zero = |d: Duration| Some(d).filter(|d| !d.is_zero());
-    Ok(MaxStreamDuration {
-        max_stream_duration: at
-            .optional("max_stream_duration", &m.max_stream_duration, duration)?
-            .map(none_at_zero),
-        grpc_timeout_header_max: at
-            .optional(
-                "grpc_timeout_header_max",
-                &m.grpc_timeout_header_max,
-                duration,
-            )?
-            .map(none_at_zero),
-        grpc_timeout_header_offset: positive(
-            &at,
-            "grpc_timeout_header_offset",
-            &m.grpc_timeout_header_offset,
-        )?,
-    })
-}
-
-fn upgrade(at: At<'_>, m: &pb::route_action::UpgradeConfig) -> Step<RouteUpgrade> {
-    let upgrade_type = at
-        .text("upgrade_type", &m.upgrade_type)?
-        .to_ascii_lowercase();
-    if let Some(connect) = &m.connect_config {
-        let at = at.field("connect_config");
-        let pb::route_action::upgrade_config::ConnectConfig {
-            proxy_protocol_config,
-            allow_post,
-        } = connect;
-        unsupported!(at, proxy_protocol_config, allow_post);
-        if upgrade_type != "connect" {
-            at.error("is only for upgrade_type CONNECT");
-        }
-    }
-    Ok(RouteUpgrade {
-        upgrade_type: upgrade_type.into(),
-        enabled: m.enabled.unwrap_or(true),
-        connect_terminate: m.connect_config.is_some(),
-    })
-}
-
-fn cluster_specifier_of(
-    at: &At<'_>,
-    m: &Option<pb::route_action::ClusterSpecifier>,
-) -> Step<ClusterSpecifier> {
-    use pb::route_action::ClusterSpecifier as C;
-    match m {
-        Some(C::Cluster(name)) => Ok(ClusterSpecifier::Cluster(at.text("cluster", name)?)),
-        Some(C::ClusterHeader(name)) => Ok(ClusterSpecifier::Header(header_name(
-            at,
-            "cluster_header",
-            name,
-        )?)),
-        Some(C::WeightedClusters(m)) => {
-            weighted_clusters(at.field("weighted_clusters"), m).map(ClusterSpecifier::Weighted)
-        }
-        Some(C::ClusterSpecifierPlugin(_) | C::InlineClusterSpecifierPlugin(_)) => Err(at
-            .field("cluster_specifier_plugin")
-            .not_implemented("is not implemented; write cluster")),
-        None => Err(at.error("needs one of cluster, cluster_header, weighted_clusters")),
-    }
-}
-
-fn weighted_clusters(at: At<'_>, m: &pb::WeightedCluster) -> Step<WeightedClusters> {
-    use pb::weighted_cluster::RandomValueSpecifier as R;
-    let pb::WeightedCluster {
-        clusters,
-        // The sum of the weights counts since Envoy 1.25.
-        total_weight: _,
-        runtime_key_prefix: _,
-        random_value_specifier,
-    } = m;
-    let header_name = match random_value_specifier {
-        None | Some(R::UseHashPolicy(false)) => None,
-        Some(R::HeaderName(name)) => Some(header_name(&at, "header_name", name)?),
-        Some(R::UseHashPolicy(true)) => {
-            return Err(at
-                .field("use_hash_policy")
-                .not_implemented("is not implemented; remove it"));
-        }
-    };
-    let clusters = at.each("clusters", clusters, cluster_weight);
-    let total = clusters.iter().map(|c| u64::from(c.weight)).sum();
-    if total == 0 {
-        return Err(at
-            .field("clusters")
-            .error("needs weights whose sum is at least 1"));
-    }
-    if total > u64::from(u32::MAX) {
-        return Err(at
-            .field("clusters")
-            .error("has weights whose sum is more than 4294967295"));
-    }
-    Ok(WeightedClusters {
-        clusters,
-        total,
-        header_name,
-    })
-}
-
-fn cluster_weight(at: At<'_>, m: &pb::weighted_cluster::ClusterWeight) -> Step<ClusterWeight> {
-    let pb::weighted_cluster::ClusterWeight {
-        name,
-        cluster_header,
-        weight,
-        metadata_match,
-        request_headers_to_add,
-        request_headers_to_remove,
-        response_headers_to_add,
-        response_headers_to_remove,
-        typed_per_filter_config,
-        host_rewrite_specifier,
-    } = m;
-    use pb::weighted_cluster::cluster_weight::HostRewriteSpecifier as H;
-    unsupported!(at, metadata_match);
-    let target = match (name.as_str(), cluster_header.as_str()) {
-        ("", "") => return Err(at.error("needs one of name, cluster_header")),
-        ("", header) => WeightedTarget::Header(header_name(&at, "cluster_header", header)?),
-        (name, "") => WeightedTarget::Cluster(name.into()),
-        _ => return Err(at.error("only one of name, cluster_header can be given")),
-    };
-    Ok(ClusterWeight {
-        name: target,
-        weight: weight.unwrap_or(0),
-        headers: operations(
-            &at,
-            request_headers_to_add,
-            request_headers_to_remove,
-            response_headers_to_add,
-            response_headers_to_remove,
-        ),
-        host_rewrite: host_rewrite_specifier
-            .as_ref()
-            .map(|H::HostRewriteLiteral(text)| text.as_str().into()),
-        per_filter: per_filter(&at, typed_per_filter_config),
-    })
-}
-
-fn mirror(at: At<'_>, m: &pb::route_action::RequestMirrorPolicy) -> Step<Mirror> {
-    let pb::route_action::RequestMirrorPolicy {
-        cluster,
-        cluster_header,
-        runtime_fraction: fraction,
-        trace_sampled,
-        disable_shadow_host_suffix_append,
-        request_headers_mutations,
-        host_rewrite_literal,
-    } = m;
-    unsupported!(at, request_headers_mutations);
-    let cluster = match (cluster.as_str(), cluster_header.as_str()) {
-        ("", "") => return Err(at.error("needs one of cluster, cluster_header")),
-        ("", header) => ClusterSpecifier::Header(header_name(&at, "cluster_header", header)?),
-        (name, _) => ClusterSpecifier::Cluster(name.into()),
-    };
-    Ok(Mirror {
-        cluster,
-        fraction: at
-            .optional("runtime_fraction", fraction, runtime_fraction)?
-            .unwrap_or(Fraction::ALL),
-        trace_sampled: *trace_sampled,
-        disable_host_suffix: *disable_shadow_host_suffix_append,
-        host_rewrite: option(host_rewrite_literal),
-    })
-}
-
-fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<HashPolicy> {
-    use pb::route_action::hash_policy::PolicySpecifier as P;
-    let source = match &m.policy_specifier {
-        Some(P::Header(m)) => {
-            let at = at.field("header");
-            HashSource::Header {
-                name: header_name(&at, "header_name", &m.header_name)?,
-                rewrite: at.optional("regex_rewrite", &m.regex_rewrite, regex_rewrite)?,
-            }
-        }
-        Some(P::Cookie(m)) => {
-            let at = at.field("cookie");
-            let pair = |a: &pb::route_action::hash_policy::CookieAttribute| {
-                (Arc::from(a.name.as_str()), Arc::from(a.value.as_str()))
-            };
-            HashSource::Cookie {
-                name: at.text("name", &m.name)?,
-                ttl: at.optional("ttl", &m.ttl, duration)?,
-                path: m.path.as_str().into(),
-                attributes: m.attributes.iter().map(pair).collect(),
-            }
-        }
-        Some(P::ConnectionProperties(m)) if m.source_ip => HashSource::SourceIp,
-        Some(P::ConnectionProperties(_)) => {
-            return Err(at
-                .field("connection_properties")
-                .field("source_ip")
-                .error("must be true"));
-        }
-        Some(P::QueryParameter(m)) => {
-            HashSource::QueryParameter(at.field("query_parameter").text("name", &m.name)?)
-        }
-        Some(P::FilterState(_)) => {
-            return Err(at
-                .field("filter_state")
-                .not_implemented("is not implemented; remove it"));
-        }
-        None => {
-            return Err(
-                at.error("needs one of header, cookie, connection_properties, query_parameter")
-            );
-        }
-    };
-    Ok(HashPolicy {
-        source,
-        terminal: m.terminal,
     })
 }
 
@@ -681,30 +335,58 @@ fn direct_response(at: At<'_>, m: &pb::DirectResponseAction, limit: usize) -> St
     let pb::DirectResponseAction {
         status,
         body,
-        body_format,
+        body_format: format,
     } = m;
-    unsupported!(at, body_format);
     let status = u16::try_from(*status)
         .ok()
         .filter(|s| (200..600).contains(s))
         .ok_or_else(|| at.field("status").error("must be from 200 to 599"))?;
-    let body = match at.optional("body", body, data_source)? {
-        None => Bytes::new(),
-        Some(DataSource::Inline(bytes)) => bytes,
-        Some(DataSource::File(_) | DataSource::Environment(_)) => {
-            return Err(at
-                .field("body")
-                .error("must be given in place: inline_string or inline_bytes"));
-        }
+    let body = at
+        .optional("body", body, |at, m| body_source(at, m, limit))?
+        .unwrap_or_default();
+    Ok(DirectResponse {
+        status,
+        body,
+        body_format: at
+            .optional("body_format", format, body_format)?
+            .map(Arc::new),
+    })
+}
+
+/// A body of a reply; files are read once, when the configuration arrives.
+pub(super) fn body_source(at: At<'_>, m: &core::DataSource, limit: usize) -> Step<Bytes> {
+    let body = match data_source(at, m)? {
+        DataSource::Inline(bytes) => bytes,
+        DataSource::File(path) => file(&path, limit).map_err(|e| {
+            at.field("filename")
+                .error(format!("{} cannot be read: {e}", path.display()))
+        })?,
+        DataSource::Environment(name) => match std::env::var(&*name) {
+            Ok(value) => value.into(),
+            Err(_) => {
+                return Err(at
+                    .field("environment_variable")
+                    .error(format!("`{name}` is not set")));
+            }
+        },
     };
     if body.len() > limit {
-        let message = format!(
-            "has {} bytes, more than max_direct_response_body_size_bytes ({limit})",
-            body.len()
-        );
-        return Err(at.field("body").error(message));
+        return Err(at.error(format!(
+            "has more bytes than max_direct_response_body_size_bytes ({limit})"
+        )));
     }
-    Ok(DirectResponse { status, body })
+    Ok(body)
+}
+
+/// A regular file, up to one byte more than the limit.
+fn file(path: &Path, limit: usize) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let mut body = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut body)?;
+    Ok(body.into())
 }
 
 /// A CORS policy of the deprecated field counts where the filter's own is not given.

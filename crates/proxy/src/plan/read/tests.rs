@@ -193,7 +193,7 @@ filter_chains:
           domains: [b, A]
           routes:
           - match: { safe_regex: { regex: "a**" } }
-            route: { cluster: c, metadata_match: { filter_metadata: { envoy.lb: { a: b } } } }
+            route: { cluster: c, flush_timeout: 5s }
       http_filters:
       - name: x
         typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua }
@@ -203,7 +203,7 @@ filter_chains:
     let host = format!("{config}.route_config.virtual_hosts[1]");
     let expected = [
         format!("{host}.routes[0].match.safe_regex.regex: `a**`"),
-        format!("{host}.routes[0].route.metadata_match: is not implemented"),
+        format!("{host}.routes[0].route.flush_timeout: is not implemented"),
         format!("{host}.domains[1]: `A` is a domain of another"),
         format!(
             "{config}.http_filters[0].typed_config: HTTP filter envoy.extensions.filters.http.lua.v3.Lua"

@@ -1,0 +1,291 @@
+//! Rate limits of routes: which descriptors a request has.
+
+use std::{net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::{
+    format::Template,
+    matcher::{HeaderMatcher, QueryMatcher, query_parameter},
+    metadata::Metadata,
+    route_match::RequestView,
+};
+
+/// `envoy.config.route.v3.RateLimit`: one descriptor, where all of its actions give an entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Only filters of this stage ask for it.
+    pub stage: u32,
+    /// In the order of the entries.
+    pub actions: Vec<RateLimitAction>,
+    /// Where dynamic metadata may hold a limit (`requests_per_unit`, `unit`) that replaces the service's.
+    pub limit: Option<MetadataKey>,
+    /// What a request counts, where it is not one.
+    pub hits_addend: Option<HitsAddend>,
+    /// Asked when the request is over; then nothing waits for the answer.
+    pub apply_on_stream_done: bool,
+}
+
+/// `RateLimit.HitsAddend`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HitsAddend {
+    /// Always this.
+    Number(u64),
+    /// A number after substitution.
+    Format(Template),
+}
+
+/// A place in metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataKey {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Keys from its root.
+    pub path: Vec<Arc<str>>,
+}
+
+/// `RateLimit.Action`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RateLimitAction {
+    /// `source_cluster`: our own cluster (`--service-cluster`).
+    SourceCluster,
+    /// `destination_cluster`: the route's cluster.
+    DestinationCluster,
+    /// A header's value.
+    RequestHeader {
+        /// Lower case.
+        header: Arc<str>,
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Without the header the entry is left out instead of the descriptor.
+        skip_if_absent: bool,
+    },
+    /// A query parameter's value.
+    QueryParameter {
+        /// Name.
+        parameter: Arc<str>,
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Without the parameter the entry is left out instead of the descriptor.
+        skip_if_absent: bool,
+    },
+    /// The client's address.
+    RemoteAddress,
+    /// The client's network.
+    MaskedRemoteAddress {
+        /// Prefix length of IPv4.
+        v4: u8,
+        /// Prefix length of IPv6.
+        v6: u8,
+    },
+    /// A fixed entry.
+    GenericKey {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Value of the entry.
+        value: Template,
+    },
+    /// A fixed entry for requests whose headers match, or do not.
+    HeaderValueMatch {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Value of the entry.
+        value: Template,
+        /// Whether the headers shall match.
+        expect: bool,
+        /// All of them.
+        headers: Vec<HeaderMatcher>,
+    },
+    /// A fixed entry for requests whose query matches, or does not.
+    QueryParameterValueMatch {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Value of the entry.
+        value: Template,
+        /// Whether the parameters shall match.
+        expect: bool,
+        /// All of them.
+        parameters: Vec<QueryMatcher>,
+    },
+    /// A text in metadata.
+    Metadata {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Where it stands.
+        at: MetadataKey,
+        /// The route's metadata instead of the request's.
+        of_route: bool,
+        /// Where there is none; empty for no default.
+        default: Arc<str>,
+        /// Without a value the entry is left out instead of the descriptor.
+        skip_if_absent: bool,
+    },
+}
+
+/// What a limit is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Keys and values.
+    pub entries: Vec<(Arc<str>, String)>,
+    /// Replaces the service's limit: requests and the unit's name.
+    pub limit: Option<(u32, String)>,
+    /// What the request counts.
+    pub hits_addend: Option<u64>,
+}
+
+/// What descriptors are made of besides the request.
+pub trait RateLimitContext {
+    /// `--service-cluster`.
+    fn service_cluster(&self) -> &str;
+    /// The cluster that the route names.
+    fn route_cluster(&self) -> Option<&str>;
+    /// The client.
+    fn client(&self) -> Option<IpAddr>;
+    /// Metadata of the route.
+    fn route_metadata(&self) -> Option<&Metadata>;
+    /// The text of a format.
+    fn format(&self, template: &Template) -> String;
+}
+
+impl RateLimit {
+    /// The descriptor of a request; `None` where one of the actions has nothing to say.
+    pub fn descriptor(
+        &self,
+        request: &(impl RequestView + ?Sized),
+        context: &impl RateLimitContext,
+    ) -> Option<Descriptor> {
+        let mut descriptor = Descriptor::default();
+        for action in &self.actions {
+            match action.entry(request, context) {
+                Entry::Some(key, value) => descriptor.entries.push((key, value)),
+                Entry::Skip => {}
+                Entry::None => return None,
+            }
+        }
+        if descriptor.entries.is_empty() {
+            return None;
+        }
+        if let Some(at) = &self.limit {
+            descriptor.limit = at
+                .value(request.dynamic_metadata(&at.namespace))
+                .and_then(|v| {
+                    let number = v.get("requests_per_unit")?.as_u64()?;
+                    let unit = v.get("unit")?.as_str()?;
+                    Some((u32::try_from(number).ok()?, unit.to_owned()))
+                });
+        }
+        descriptor.hits_addend = match &self.hits_addend {
+            None => None,
+            Some(HitsAddend::Number(number)) => Some(*number),
+            // Envoy leaves a request uncounted whose addend is no number.
+            Some(HitsAddend::Format(template)) => Some(context.format(template).parse().ok()?),
+        };
+        Some(descriptor)
+    }
+}
+
+enum Entry {
+    Some(Arc<str>, String),
+    /// The descriptor goes without.
+    Skip,
+    /// There is no descriptor.
+    None,
+}
+
+impl RateLimitAction {
+    fn entry(
+        &self,
+        request: &(impl RequestView + ?Sized),
+        context: &impl RateLimitContext,
+    ) -> Entry {
+        let absent = |skip: bool| if skip { Entry::Skip } else { Entry::None };
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        match self {
+            Self::SourceCluster => Entry::Some(
+                "source_cluster".into(),
+                context.service_cluster().to_owned(),
+            ),
+            Self::DestinationCluster => match context.route_cluster() {
+                Some(name) => Entry::Some("destination_cluster".into(), name.to_owned()),
+                None => Entry::None,
+            },
+            Self::RequestHeader {
+                header,
+                key,
+                skip_if_absent,
+            } => match request.header(header) {
+                Some(value) => Entry::Some(key.clone(), text(&value)),
+                None => absent(*skip_if_absent),
+            },
+            Self::QueryParameter {
+                parameter,
+                key,
+                skip_if_absent,
+            } => match query_parameter(request.path(), parameter.as_bytes()) {
+                Some(value) => Entry::Some(key.clone(), text(value)),
+                None => absent(*skip_if_absent),
+            },
+            Self::RemoteAddress => match context.client() {
+                Some(ip) => Entry::Some("remote_address".into(), ip.to_string()),
+                None => Entry::None,
+            },
+            Self::MaskedRemoteAddress { v4, v6 } => {
+                let length = |ip: &IpAddr| if ip.is_ipv4() { *v4 } else { *v6 };
+                let net = context
+                    .client()
+                    .and_then(|ip| IpNet::new(ip, length(&ip)).ok());
+                match net {
+                    Some(net) => {
+                        Entry::Some("masked_remote_address".into(), net.trunc().to_string())
+                    }
+                    None => Entry::None,
+                }
+            }
+            Self::GenericKey { key, value } => Entry::Some(key.clone(), context.format(value)),
+            Self::HeaderValueMatch {
+                key,
+                value,
+                expect,
+                headers,
+            } => match headers.iter().all(|h| h.matches(request)) == *expect {
+                true => Entry::Some(key.clone(), context.format(value)),
+                false => Entry::None,
+            },
+            Self::QueryParameterValueMatch {
+                key,
+                value,
+                expect,
+                parameters,
+            } => match parameters.iter().all(|p| p.matches(request.path())) == *expect {
+                true => Entry::Some(key.clone(), context.format(value)),
+                false => Entry::None,
+            },
+            Self::Metadata {
+                key,
+                at,
+                of_route,
+                default,
+                skip_if_absent,
+            } => {
+                let root = match of_route {
+                    true => context
+                        .route_metadata()
+                        .and_then(|m| m.namespace(&at.namespace)),
+                    false => request.dynamic_metadata(&at.namespace),
+                };
+                match at.value(root).and_then(Value::as_str) {
+                    Some(value) if !value.is_empty() => Entry::Some(key.clone(), value.to_owned()),
+                    _ if !default.is_empty() => Entry::Some(key.clone(), default.to_string()),
+                    _ => absent(*skip_if_absent),
+                }
+            }
+        }
+    }
+}
+
+impl MetadataKey {
+    fn value<'v>(&self, root: Option<&'v Value>) -> Option<&'v Value> {
+        self.path.iter().try_fold(root?, |v, key| v.get(&**key))
+    }
+}

@@ -1,0 +1,171 @@
+//! Rate limits of routes.
+
+use std::sync::Arc;
+
+use proto::envoy::{
+    config::route::v3::{self as pb, rate_limit as nested},
+    r#type::metadata::v3 as types,
+};
+
+use super::common::{enumeration, header_matcher, header_name, query_matcher};
+use crate::plan::{
+    error::{At, Step},
+    format::Template,
+    rate_limit::{HitsAddend, MetadataKey, RateLimit, RateLimitAction},
+};
+
+/// `rate_limits` of a route, virtual host or filter. One with a `disable_key` is a limit like the others: only
+/// runtime could disable it.
+pub(super) fn rate_limits(at: &At<'_>, list: &[pb::RateLimit]) -> Vec<RateLimit> {
+    at.each("rate_limits", list, rate_limit)
+}
+
+fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
+    let pb::RateLimit {
+        stage,
+        disable_key: _,
+        actions,
+        limit,
+        hits_addend,
+        apply_on_stream_done,
+    } = m;
+    let stage = stage.unwrap_or(0);
+    if stage > 10 {
+        at.field("stage").error("must be from 0 to 10");
+    }
+    if actions.is_empty() {
+        at.field("actions").error("needs at least one action");
+    }
+    let limit = at.optional("limit", limit, |at, m| match &m.override_specifier {
+        Some(nested::r#override::OverrideSpecifier::DynamicMetadata(m)) => at
+            .field("dynamic_metadata")
+            .required("metadata_key", &m.metadata_key, metadata_key),
+        None => Err(at.error("needs dynamic_metadata")),
+    })?;
+    let hits_addend = at.optional("hits_addend", hits_addend, |at, m| {
+        match (m.number, m.format.as_str()) {
+            (Some(_), format) if !format.is_empty() => {
+                Err(at.error("only one of number, format can be given"))
+            }
+            (Some(number), _) => Ok(HitsAddend::Number(number)),
+            (None, "") => Err(at.error("needs one of number, format")),
+            (None, format) => Ok(HitsAddend::Format(template(&at, "format", format)?)),
+        }
+    })?;
+    Ok(RateLimit {
+        stage,
+        actions: at.each("actions", actions, action),
+        limit,
+        hits_addend,
+        apply_on_stream_done: *apply_on_stream_done,
+    })
+}
+
+fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
+    use nested::action::{ActionSpecifier as A, meta_data::Source};
+    let or = |text: &str, default: &str| -> Arc<str> {
+        if text.is_empty() { default } else { text }.into()
+    };
+    Ok(match &m.action_specifier {
+        Some(A::SourceCluster(_)) => RateLimitAction::SourceCluster,
+        Some(A::DestinationCluster(_)) => RateLimitAction::DestinationCluster,
+        Some(A::RequestHeaders(m)) => {
+            let at = at.field("request_headers");
+            RateLimitAction::RequestHeader {
+                header: header_name(&at, "header_name", &m.header_name)?,
+                key: at.text("descriptor_key", &m.descriptor_key)?,
+                skip_if_absent: m.skip_if_absent,
+            }
+        }
+        Some(A::QueryParameters(m)) => {
+            let at = at.field("query_parameters");
+            RateLimitAction::QueryParameter {
+                parameter: at.text("query_parameter_name", &m.query_parameter_name)?,
+                key: at.text("descriptor_key", &m.descriptor_key)?,
+                skip_if_absent: m.skip_if_absent,
+            }
+        }
+        Some(A::RemoteAddress(_)) => RateLimitAction::RemoteAddress,
+        Some(A::MaskedRemoteAddress(m)) => {
+            let at = at.field("masked_remote_address");
+            let length = |field: &str, given: Option<u32>, most: u8| {
+                u8::try_from(given.unwrap_or(most.into()))
+                    .ok()
+                    .filter(|length| *length <= most)
+                    .ok_or_else(|| at.field(field).error(format!("must be at most {most}")))
+            };
+            RateLimitAction::MaskedRemoteAddress {
+                v4: length("v4_prefix_mask_len", m.v4_prefix_mask_len, 32)?,
+                v6: length("v6_prefix_mask_len", m.v6_prefix_mask_len, 128)?,
+            }
+        }
+        Some(A::GenericKey(m)) => {
+            let at = at.field("generic_key");
+            RateLimitAction::GenericKey {
+                key: or(&m.descriptor_key, "generic_key"),
+                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+            }
+        }
+        Some(A::HeaderValueMatch(m)) => {
+            let at = at.field("header_value_match");
+            RateLimitAction::HeaderValueMatch {
+                key: or(&m.descriptor_key, "header_match"),
+                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                expect: m.expect_match.unwrap_or(true),
+                headers: at.each("headers", &m.headers, header_matcher),
+            }
+        }
+        Some(A::QueryParameterValueMatch(m)) => {
+            let at = at.field("query_parameter_value_match");
+            RateLimitAction::QueryParameterValueMatch {
+                key: or(&m.descriptor_key, "query_match"),
+                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                expect: m.expect_match.unwrap_or(true),
+                parameters: at.each("query_parameters", &m.query_parameters, query_matcher),
+            }
+        }
+        Some(A::DynamicMetadata(m)) => {
+            let at = at.field("dynamic_metadata");
+            RateLimitAction::Metadata {
+                key: at.text("descriptor_key", &m.descriptor_key)?,
+                at: at.required("metadata_key", &m.metadata_key, metadata_key)?,
+                of_route: false,
+                default: m.default_value.as_str().into(),
+                skip_if_absent: false,
+            }
+        }
+        Some(A::Metadata(m)) => {
+            let at = at.field("metadata");
+            RateLimitAction::Metadata {
+                key: at.text("descriptor_key", &m.descriptor_key)?,
+                at: at.required("metadata_key", &m.metadata_key, metadata_key)?,
+                of_route: enumeration::<Source>(&at, "source", m.source)? == Source::RouteEntry,
+                default: m.default_value.as_str().into(),
+                skip_if_absent: m.skip_if_absent,
+            }
+        }
+        Some(A::Extension(m)) => {
+            return Err(at.field("extension").not_implemented(format!(
+                "rate limit action {} is not implemented; remove it",
+                m.name
+            )));
+        }
+        None => return Err(at.error("needs an action such as request_headers")),
+    })
+}
+
+fn template(at: &At<'_>, field: &str, text: &str) -> Step<Template> {
+    at.text(field, text)?;
+    Template::parse(text).map_err(|why| at.field(field).error(why))
+}
+
+fn metadata_key(at: At<'_>, m: &types::MetadataKey) -> Step<MetadataKey> {
+    use types::metadata_key::path_segment::Segment;
+    Ok(MetadataKey {
+        namespace: at.text("key", &m.key)?,
+        path: at.each("path", &m.path, |at, m| match &m.segment {
+            Some(Segment::Key(key)) => at.text("key", key),
+            None => Err(at.field("key").error("is required")),
+        }),
+    })
+}
