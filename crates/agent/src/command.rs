@@ -6,7 +6,14 @@ use clap::{CommandFactory, FromArgMatches, Parser};
 use tracing::{error, info};
 
 use crate::{
-    AgentError, bootstrap, flags::Flags, relay::Relay, request, settings::Settings, status::Status,
+    AgentError, bootstrap,
+    capture::Capture,
+    dns::{self, Dns},
+    flags::Flags,
+    relay::Relay,
+    request,
+    settings::Settings,
+    status::Status,
     supervise,
 };
 
@@ -160,8 +167,15 @@ async fn serve(flags: &Flags) -> Result<u8, AgentError> {
     );
     let bootstrap = bootstrap::write(&settings)?;
     let metadata = bootstrap::metadata(&settings)?;
-    let relay = Relay::new(&settings.discovery_address, &headers(&metadata))?;
-    let (status, orders) = Status::new(&settings)?;
+    let wanted = metadata.get("DNS_CAPTURE").and_then(|v| v.as_str()) == Some("true");
+    let dns = match wanted {
+        true => Some(Dns::start(dns::Options::read(&settings)?)?),
+        false => None,
+    };
+    let capture = Capture::start(&settings)?;
+    let relay =
+        Relay::new(&settings.discovery_address, &headers(&metadata))?.with_names(dns.clone());
+    let (status, orders) = Status::with(&settings, dns, capture)?;
     let relay = Arc::new(relay).serve(&settings.config_path.join(bootstrap::XDS_SOCKET))?;
     let server = status.clone().serve(settings.status_port).await?;
     tokio::select! {

@@ -2,10 +2,12 @@
 //! and runs the proxy as its child (`pilot-agent` in Istio).
 //!
 //! The way through: [`command`] reads flags; [`settings`] settles what holds; [`bootstrap`] writes the file;
-//! [`relay`] and [`status`] serve; [`supervise`] runs the proxy until one of its ends.
+//! [`relay`], [`dns`] and [`status`] serve; [`capture`] watches the rules; [`supervise`] runs the proxy until one of its ends.
 
 pub mod bootstrap;
+pub mod capture;
 pub mod command;
+pub mod dns;
 pub mod flags;
 mod http_client;
 mod metrics;

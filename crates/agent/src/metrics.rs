@@ -90,12 +90,13 @@ pub(crate) struct AgentMetrics {
 const MAX_BODY: usize = 10 << 20;
 
 impl AgentMetrics {
-    /// Collects all sources; gives the content type to answer with and the text.
+    /// Collects all sources, with `more` of the agent's own; gives the content type to answer with and the text.
     pub(crate) async fn scrape(
         &self,
         prometheus_port: u16,
         app: Option<&AppScrape>,
         headers: &HeaderMap,
+        more: &str,
     ) -> (String, Vec<u8>) {
         self.scrapes.fetch_add(1, Ordering::Relaxed);
         let proxy = fetch(prometheus_port, "/stats/prometheus", headers).await;
@@ -126,7 +127,7 @@ impl AgentMetrics {
             }
         }
         let open_metrics = content_type.starts_with("application/openmetrics-text");
-        let mut out = self.own().into_bytes();
+        let mut out = (self.own() + more).into_bytes();
         for body in bodies {
             let body = body.trim_ascii_end();
             out.extend_from_slice(body.strip_suffix(b"# EOF").unwrap_or(body).trim_ascii_end());

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use prost::Message as _;
 use proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
     aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -20,6 +21,7 @@ use proto::envoy::service::discovery::v3::{
         AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
     },
 };
+use proto::istio::networking::nds::v1::NameTable;
 use tokio::{
     net::UnixListener,
     sync::{mpsc, watch},
@@ -35,7 +37,9 @@ use tonic::{
 };
 use tracing::{info, warn};
 
-use crate::AgentError;
+use xds::type_url::NDS;
+
+use crate::{AgentError, dns::Dns};
 
 /// Types that only the agent understands are not passed to the proxy.
 const PROXY_TYPES: [&str; 2] = [
@@ -48,6 +52,8 @@ const PROXY_TYPES: [&str; 2] = [
 pub struct Relay {
     upstream: String,
     headers: MetadataMap,
+    /// Who takes the mesh's names, where DNS is captured: they are asked for beside what the proxy asks for.
+    names: Option<Arc<Dns>>,
     /// Counts streams of the proxy: an older one ends when it sees a newer one.
     newest: watch::Sender<u64>,
 }
@@ -72,8 +78,15 @@ impl Relay {
         Ok(Self {
             upstream: upstream.to_owned(),
             headers: map,
+            names: None,
             newest: watch::Sender::new(0),
         })
+    }
+
+    /// Subscribes to the mesh's names as well, for `dns`.
+    pub fn with_names(mut self, dns: Option<Arc<Dns>>) -> Self {
+        self.names = dns;
+        self
     }
 
     /// Binds the socket and serves it until the returned future is dropped. A stale socket file is replaced.
@@ -137,25 +150,39 @@ impl Relay {
 
     /// Reads the proxy's requests into a queue. It is unbounded on purpose: with a bound, a control plane that
     /// waits for us to read and a proxy that waits for us to read lock each other up.
-    fn requests<T: Send + 'static>(
+    fn requests<T: Ask>(
         &self,
         mut from: Streaming<T>,
-    ) -> Request<UnboundedReceiverStream<T>> {
+    ) -> (
+        Request<UnboundedReceiverStream<T>>,
+        mpsc::UnboundedSender<T>,
+    ) {
         let (send, receive) = mpsc::unbounded_channel();
+        let own = send.clone();
+        let mut names = self.names.is_some();
         tokio::spawn(async move {
             while let Ok(Some(request)) = from.message().await {
                 if send.send(request).is_err() {
+                    return;
+                }
+                // Behind the proxy's first request, which says who this is.
+                if std::mem::take(&mut names) && send.send(T::subscribe(NDS)).is_err() {
                     return;
                 }
             }
         });
         let mut request = Request::new(UnboundedReceiverStream::new(receive));
         *request.metadata_mut() = self.headers.clone();
-        request
+        (request, own)
     }
 
     /// Carries responses to the proxy until either end closes or a newer stream takes over.
-    fn responses<T: TypeUrl>(&self, mut from: Streaming<T>) -> Responses<T> {
+    fn responses<T: TypeUrl>(
+        &self,
+        mut from: Streaming<T>,
+        requests: mpsc::UnboundedSender<T::Request>,
+    ) -> Responses<T> {
+        let names = self.names.clone();
         let mine = self.newest.borrow().wrapping_add(1);
         self.newest.send_replace(mine);
         let mut newest = self.newest.subscribe();
@@ -172,6 +199,15 @@ impl Relay {
                 };
                 let item = match message {
                     Ok(Some(m)) if PROXY_TYPES.iter().any(|p| m.type_url().starts_with(p)) => Ok(m),
+                    Ok(Some(m)) if m.type_url() == NDS && names.is_some() => {
+                        let error = names.as_ref().and_then(|dns| take_names(dns, &m).err());
+                        if let Some(e) = &error {
+                            warn!("the control plane's name table cannot be read: {e}");
+                        }
+                        // Where the stream has ended meanwhile, the next one asks anew.
+                        let _ = requests.send(m.answer(error));
+                        continue;
+                    }
                     Ok(Some(m)) => {
                         warn!("dropped a response of type {}: no proxy type", m.type_url());
                         continue;
@@ -194,20 +230,105 @@ impl Relay {
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// A response of either form.
 trait TypeUrl: Send + 'static {
+    type Request: Send + 'static;
+
     fn type_url(&self) -> &str;
+
+    /// The messages in it.
+    fn bodies(&self) -> Vec<&prost_types::Any>;
+
+    /// ACK, or NACK with a reason.
+    fn answer(&self, error: Option<String>) -> Self::Request;
+}
+
+/// A request of either form.
+trait Ask: Send + 'static {
+    /// The first request for all resources of a type.
+    fn subscribe(type_url: &str) -> Self;
 }
 
 impl TypeUrl for DeltaDiscoveryResponse {
+    type Request = DeltaDiscoveryRequest;
+
     fn type_url(&self) -> &str {
         &self.type_url
+    }
+
+    fn bodies(&self) -> Vec<&prost_types::Any> {
+        let bodies = self.resources.iter().map(|r| r.resource.as_ref());
+        bodies.flatten().collect()
+    }
+
+    fn answer(&self, error: Option<String>) -> DeltaDiscoveryRequest {
+        DeltaDiscoveryRequest {
+            type_url: self.type_url.clone(),
+            response_nonce: self.nonce.clone(),
+            error_detail: error.map(refusal),
+            ..DeltaDiscoveryRequest::default()
+        }
     }
 }
 
 impl TypeUrl for DiscoveryResponse {
+    type Request = DiscoveryRequest;
+
     fn type_url(&self) -> &str {
         &self.type_url
     }
+
+    fn bodies(&self) -> Vec<&prost_types::Any> {
+        self.resources.iter().collect()
+    }
+
+    fn answer(&self, error: Option<String>) -> DiscoveryRequest {
+        DiscoveryRequest {
+            type_url: self.type_url.clone(),
+            version_info: match error {
+                None => self.version_info.clone(),
+                Some(_) => String::new(),
+            },
+            response_nonce: self.nonce.clone(),
+            error_detail: error.map(refusal),
+            ..DiscoveryRequest::default()
+        }
+    }
+}
+
+impl Ask for DeltaDiscoveryRequest {
+    fn subscribe(type_url: &str) -> Self {
+        DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+impl Ask for DiscoveryRequest {
+    fn subscribe(type_url: &str) -> Self {
+        DiscoveryRequest {
+            type_url: type_url.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+fn refusal(message: String) -> proto::google::rpc::Status {
+    proto::google::rpc::Status {
+        code: tonic::Code::InvalidArgument as i32,
+        message,
+        details: Vec::new(),
+    }
+}
+
+/// Gives the name table of a response to the name server. A response without one says that nothing has changed.
+fn take_names<T: TypeUrl>(dns: &Dns, response: &T) -> Result<(), String> {
+    for body in response.bodies() {
+        let table = NameTable::decode(&body.value[..]).map_err(|e| e.to_string())?;
+        dns.update(&table);
+    }
+    Ok(())
 }
 
 #[tonic::async_trait]
@@ -220,10 +341,10 @@ impl AggregatedDiscoveryService for Relay {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
         let mut client = self.client().await?;
-        let requests = self.requests(request.into_inner());
+        let (requests, own) = self.requests(request.into_inner());
         let responses = client.stream_aggregated_resources(requests).await?;
         info!("relaying a state-of-the-world stream to {}", self.upstream);
-        Ok(Response::new(self.responses(responses.into_inner())))
+        Ok(Response::new(self.responses(responses.into_inner(), own)))
     }
 
     async fn delta_aggregated_resources(
@@ -231,9 +352,9 @@ impl AggregatedDiscoveryService for Relay {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let mut client = self.client().await?;
-        let requests = self.requests(request.into_inner());
+        let (requests, own) = self.requests(request.into_inner());
         let responses = client.delta_aggregated_resources(requests).await?;
         info!("relaying a delta stream to {}", self.upstream);
-        Ok(Response::new(self.responses(responses.into_inner())))
+        Ok(Response::new(self.responses(responses.into_inner(), own)))
     }
 }

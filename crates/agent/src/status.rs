@@ -24,6 +24,8 @@ use tracing::info;
 
 use crate::{
     AgentError,
+    capture::Capture,
+    dns::Dns,
     http_client::{Dial, send},
     metrics::{AgentMetrics, AppScrape},
     probes::Probes,
@@ -51,11 +53,22 @@ pub struct Status {
     app: Option<AppScrape>,
     metrics: AgentMetrics,
     orders: mpsc::Sender<Order>,
+    dns: Option<Arc<Dns>>,
+    capture: Option<Arc<Capture>>,
 }
 
 impl Status {
     /// Reads probes and scrape targets from the environment; orders go to the returned receiver.
     pub fn new(settings: &Settings) -> Result<(Arc<Self>, mpsc::Receiver<Order>), AgentError> {
+        Self::with(settings, None, None)
+    }
+
+    /// The same with what else must be ready: the name server and the capture, where this pod has them.
+    pub fn with(
+        settings: &Settings,
+        dns: Option<Arc<Dns>>,
+        capture: Option<Arc<Capture>>,
+    ) -> Result<(Arc<Self>, mpsc::Receiver<Order>), AgentError> {
         let (orders, receiver) = mpsc::channel(4);
         let probes = match env::var("ISTIO_KUBE_APP_PROBERS") {
             Ok(text) if !text.is_empty() => Probes::parse(&text)?,
@@ -75,6 +88,8 @@ impl Status {
             app,
             metrics: AgentMetrics::default(),
             orders,
+            dns,
+            capture,
         });
         Ok((status, receiver))
     }
@@ -96,6 +111,7 @@ impl Status {
             .route("/stats/prometheus", get(metrics))
             .route("/quitquitquit", post(quit))
             .route("/drain", post(drain))
+            .route("/debug/ndsz", get(names))
             .route("/app-health/{container}/{probe}", get(probe))
             .route("/app-lifecycle/{container}/{hook}", get(probe))
             .with_state(self)
@@ -116,10 +132,17 @@ impl Status {
         if self.terminating.load(Ordering::Relaxed) {
             return Some("the server is terminated".into());
         }
+        // Unlike the rest this is asked each time: rules can go while the pod runs.
+        let captured = self.capture.as_ref().and_then(|c| c.not_ready());
+        if captured.is_some() && self.ready.load(Ordering::Relaxed) {
+            return captured;
+        }
         if self.ready.load(Ordering::Relaxed) {
             return None;
         }
-        let reason = self.ask_proxy().await.err();
+        let no_names = self.dns.as_ref().is_some_and(|dns| !dns.ready());
+        let names = no_names.then(|| "the name table has not come from the control plane".into());
+        let reason = self.ask_proxy().await.err().or(names).or(captured);
         if reason.is_none() {
             self.ready.store(true, Ordering::Relaxed);
             info!("the proxy is ready");
@@ -218,16 +241,27 @@ fn text(status: StatusCode, body: impl Into<Body>) -> AxumResponse {
 
 async fn ready(State(status): State<Arc<Status>>) -> AxumResponse {
     match status.not_ready().await {
-        None => text(StatusCode::OK, ""),
+        None => text(
+            StatusCode::OK,
+            status
+                .capture
+                .as_ref()
+                .map_or(String::new(), |c| c.detail()),
+        ),
         Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
     }
 }
 
 async fn metrics(State(status): State<Arc<Status>>, headers: HeaderMap) -> AxumResponse {
     let app = status.app.as_ref();
+    let mut more = status
+        .dns
+        .as_ref()
+        .map_or(String::new(), |d| d.figures.text());
+    more.extend(status.capture.as_ref().map(|c| c.text()));
     let (kind, body) = status
         .metrics
-        .scrape(status.prometheus_port, app, &headers)
+        .scrape(status.prometheus_port, app, &headers, &more)
         .await;
     let mut response = text(StatusCode::OK, body);
     if let Ok(kind) = kind.parse() {
@@ -271,6 +305,23 @@ async fn drain(
     }
     let _ = status.orders.try_send(Order::Drain);
     text(StatusCode::OK, "OK\n")
+}
+
+/// The names that are answered in this pod.
+async fn names(
+    State(status): State<Arc<Status>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+) -> AxumResponse {
+    if !is_local(peer) {
+        return text(StatusCode::FORBIDDEN, "only from this pod itself\n");
+    }
+    match status.dns.as_ref().and_then(|dns| dns.table()) {
+        Some(table) => text(StatusCode::OK, format!("{:#}\n", table.dump())),
+        None => text(
+            StatusCode::NOT_FOUND,
+            "DNS is not captured in this pod, or no table has come\n",
+        ),
+    }
 }
 
 async fn probe(State(status): State<Arc<Status>>, request: AxumRequest) -> AxumResponse {
