@@ -2,4 +2,6 @@
 
 pub mod backoff;
 pub mod cidr;
+pub mod clock;
 pub mod log;
+pub mod spiffe;

@@ -10,23 +10,31 @@ use std::{
     time::Duration,
 };
 
+use base::clock::Clock;
 use clap::Parser;
 use config::Folder;
+use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
+    task::JoinSet,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::server::Server as Grpc;
 use tracing::{error, info, warn};
 
 use crate::{
+    ca::{
+        Authority, CaError, Files,
+        service::{Authenticator, Certificates},
+        token::{KeyFile, TokenError, TokenReviewer},
+    },
     compat::Compat,
     debug,
     model::Settings,
     push::Timing,
-    server::{Ads, Server},
+    server::{Ads, Server, secure},
     translate::Istio,
 };
 
@@ -52,9 +60,27 @@ struct Flags {
     /// Readiness and debug pages, as istiod has them on :8080.
     #[arg(long = "httpAddr", default_value = "", value_name = "ADDRESS")]
     http: String,
-    /// gRPC with TLS. Not served yet: must be empty.
+    /// Where proxies get configuration and certificates, gRPC over TLS (:15012 in a cluster).
     #[arg(long = "secureGRPCAddr", default_value = "", value_name = "ADDRESS")]
     secure_grpc: String,
+    /// Folder for the keys of the certificate authority, made at the first start.
+    #[arg(
+        long = "stateDir",
+        default_value = "/var/lib/outrigger",
+        value_name = "DIR"
+    )]
+    state: PathBuf,
+    /// Folder of an authority to plug in: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem.
+    #[arg(
+        long = "caCertsDir",
+        default_value = "/etc/cacerts",
+        env = "ROOT_CA_DIR",
+        value_name = "DIR"
+    )]
+    ca_certs: PathBuf,
+    /// Public keys (JWKS) of who signs service account tokens.
+    #[arg(long = "tokenKeys", value_name = "FILE")]
+    token_keys: Option<PathBuf>,
     /// Webhooks. Not served yet: must be empty.
     #[arg(long = "httpsAddr", default_value = "", value_name = "ADDRESS")]
     https: String,
@@ -119,6 +145,10 @@ enum CommandError {
     NotServed { flag: &'static str },
     #[error("--config {folder}: {source}")]
     Folder { folder: String, source: io::Error },
+    #[error("certificate authority: {0}")]
+    Authority(#[from] CaError),
+    #[error("{0}")]
+    Tokens(#[from] TokenError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the gRPC server has ended: {0}")]
@@ -159,13 +189,8 @@ pub fn main(mut args: Vec<OsString>) -> ExitCode {
 }
 
 async fn run(flags: Flags) -> Result<(), CommandError> {
-    for (flag, given) in [
-        ("secureGRPCAddr", &flags.secure_grpc),
-        ("httpsAddr", &flags.https),
-    ] {
-        if !given.is_empty() {
-            return Err(CommandError::NotServed { flag });
-        }
+    if !flags.https.is_empty() {
+        return Err(CommandError::NotServed { flag: "httpsAddr" });
     }
     let settings = Settings {
         domain: flags.domain.clone(),
@@ -200,6 +225,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         }
     }
     let grpc = bind("grpcAddr", &flags.grpc).await?;
+    let secure = bind("secureGRPCAddr", &flags.secure_grpc).await?;
 
     let root = flags.config.clone();
     let opened = tokio::task::spawn_blocking(move || Folder::open(root)).await;
@@ -213,23 +239,40 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     server.load(folder.snapshot().clone(), folder.problems().clone());
     let follow = tokio::spawn(server.clone().follow(folder.watch()?, timing));
 
-    let mut serving = None;
+    let until = || {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.changed().await;
+        }
+    };
+    let builder = || {
+        Grpc::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(flags.keepalive_interval))
+            .http2_keepalive_timeout(Some(flags.keepalive_timeout))
+    };
+    let mut serving = JoinSet::new();
     if let Some(listener) = grpc {
         info!("grpcAddr: xDS on {}", listener.local_addr()?);
-        let service = xds::server::Service::new(Arc::new(Ads(server.clone())));
-        let mut stopped = stopped.clone();
-        let until = async move {
-            let _ = stopped.changed().await;
-        };
+        let service = xds::server::Service::new(Arc::new(Ads::open(server.clone())));
         let incoming = TcpListenerStream::new(listener);
-        serving = Some(tokio::spawn(
-            Grpc::builder()
-                .tcp_nodelay(true)
-                .http2_keepalive_interval(Some(flags.keepalive_interval))
-                .http2_keepalive_timeout(Some(flags.keepalive_timeout))
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, until),
-        ));
+        let router = builder().add_service(service);
+        serving.spawn(router.serve_with_incoming_shutdown(incoming, until()));
+    }
+    if let Some(listener) = secure {
+        info!(
+            "secureGRPCAddr: xDS and certificates on {}",
+            listener.local_addr()?
+        );
+        let (authority, authenticator, tls) = authority(&flags, &server)?;
+        let ads = Ads::authenticated(server.clone(), authenticator.clone());
+        let certificates =
+            Certificates::new(authority, authenticator, server.clone(), Clock::system());
+        let router = builder()
+            .add_service(xds::server::Service::new(Arc::new(ads)))
+            .add_service(IstioCertificateServiceServer::new(certificates));
+        let incoming = secure::incoming(listener, tls);
+        serving.spawn(router.serve_with_incoming_shutdown(incoming, until()));
     }
 
     let (mut terminate, mut interrupt) = (
@@ -239,7 +282,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => info!("SIGINT: shutting down"),
-        ended = async { match serving.as_mut() { Some(task) => task.await, None => std::future::pending().await } } => {
+        Some(ended) = serving.join_next() => {
             return ended.map_err(io::Error::other)?.map_err(CommandError::Grpc);
         }
     }
@@ -247,12 +290,40 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     drop(stop);
     // Streams of proxies end by themselves only when the proxy goes: they are cut off when there is no more time.
     server.close_streams();
-    if let Some(task) = serving
-        && tokio::time::timeout(flags.shutdown, task).await.is_err()
-    {
+    let ended = async { while serving.join_next().await.is_some() {} };
+    if tokio::time::timeout(flags.shutdown, ended).await.is_err() {
         warn!("streams were still open after {:?}", flags.shutdown);
     }
     Ok(())
+}
+
+/// The certificate authority, who may ask it, and the TLS settings of the port where they do.
+fn authority(
+    flags: &Flags,
+    server: &Server,
+) -> Result<(Arc<Authority>, Authenticator, Arc<rustls::ServerConfig>), CommandError> {
+    let current = server.current();
+    let mesh = current.as_ref().map(|push| push.mesh.config());
+    let trust_domain = mesh.map_or("cluster.local", |m| &m.trust_domain).to_owned();
+    let namespace = mesh
+        .map_or("istio-system", |m| &m.root_namespace)
+        .to_owned();
+    let files = Files {
+        state: flags.state.clone(),
+        plugged: flags.ca_certs.clone(),
+    };
+    let clock = Clock::system();
+    let authority = Arc::new(Authority::open(&files, &trust_domain, clock.clone())?);
+    let tls = secure::server_config(&authority, &secure::names(&namespace))?;
+    let tokens = match &flags.token_keys {
+        Some(file) => Some(Arc::new(KeyFile::open(file, clock)?) as Arc<dyn TokenReviewer>),
+        None => None,
+    };
+    let authenticator = Authenticator {
+        tokens,
+        trust_domain,
+    };
+    Ok((authority, authenticator, Arc::new(tls)))
 }
 
 async fn bind(flag: &'static str, given: &str) -> Result<Option<TcpListener>, CommandError> {

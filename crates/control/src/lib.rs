@@ -1,5 +1,6 @@
 //! The control plane: the user's objects in, xDS out. See docs/ARCHITECTURE.md.
 
+pub mod ca;
 pub mod cluster;
 pub mod command;
 pub mod compat;

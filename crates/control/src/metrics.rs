@@ -238,6 +238,19 @@ const SIZES: &[f64] = &[
 ];
 
 const DEFINITIONS: &[Definition] = &[
+    counter("citadel_server_csr_count", "Certificate requests received."),
+    counter(
+        "citadel_server_success_cert_issuance_count",
+        "Certificates issued.",
+    ),
+    counter(
+        "citadel_server_authentication_failure_count",
+        "Certificate requests of callers who proved nothing.",
+    ),
+    counter(
+        "citadel_server_csr_sign_error_count",
+        "Certificate requests that were refused, by what was wrong.",
+    ),
     counter("pilot_inbound_updates", "Changes received, by type."),
     counter(
         "pilot_push_triggers",

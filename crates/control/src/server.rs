@@ -6,6 +6,7 @@
 
 mod connection;
 mod rejection;
+pub mod secure;
 mod stream;
 
 use std::{

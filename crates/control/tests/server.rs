@@ -59,7 +59,7 @@ impl Mesh {
         tokio::spawn(server.clone().follow(folder.watch().unwrap(), TIMING));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = listener.local_addr().unwrap();
-        let service = xds::server::Service::new(Arc::new(Ads(server.clone())));
+        let service = xds::server::Service::new(Arc::new(Ads::open(server.clone())));
         let serving = tonic::transport::server::Server::builder()
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base::spiffe::Identity;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
@@ -16,14 +17,39 @@ use xds::{
 };
 
 use super::{Connection, Server, connection::Answer, sleep_until};
-use crate::model::Node;
+use crate::{
+    ca::service::{Authenticator, Credentials},
+    model::Node,
+};
 
 /// The end of a stream that the client reads from.
 type Out = mpsc::Sender<Result<Response, Status>>;
 
 /// What xds calls.
 #[derive(Debug)]
-pub struct Ads(pub Arc<Server>);
+pub struct Ads {
+    server: Arc<Server>,
+    /// Proves who opens a stream; without one everybody may ask for everything, as on port 15010.
+    authenticator: Option<Authenticator>,
+}
+
+impl Ads {
+    /// For everybody who can reach the port.
+    pub fn open(server: Arc<Server>) -> Self {
+        Self {
+            server,
+            authenticator: None,
+        }
+    }
+
+    /// For workloads that prove who they are, each for itself.
+    pub fn authenticated(server: Arc<Server>, authenticator: Authenticator) -> Self {
+        Self {
+            server,
+            authenticator: Some(authenticator),
+        }
+    }
+}
 
 impl Handler for Ads {
     async fn open(
@@ -31,29 +57,41 @@ impl Handler for Ads {
         mode: Mode,
         request: tonic::Request<Incoming>,
     ) -> Result<Responses, Status> {
-        if !self.0.is_ready() {
+        let server = &self.server;
+        if !server.is_ready() {
             return Err(Status::unavailable(
                 "the configuration is not read yet; try again",
             ));
         }
-        let peer = request
-            .remote_addr()
-            .map_or_else(|| "unknown".to_owned(), |a| a.to_string());
+        let credentials = Credentials::of(&request);
+        let incoming = request.into_inner();
+        let caller = match &self.authenticator {
+            Some(authenticator) => Some(authenticator.caller(&credentials).await?),
+            None => None,
+        };
         // Deep enough for one push; a client that does not read is not written to.
         let (send, receive) = mpsc::channel(8);
         tokio::spawn(serve(
-            self.0.clone(),
+            server.clone(),
             mode,
-            request.into_inner(),
+            incoming,
             send,
-            peer,
+            credentials.peer().name(),
+            caller,
         ));
         Ok(Box::pin(ReceiverStream::new(receive)))
     }
 }
 
-async fn serve(server: Arc<Server>, mode: Mode, mut incoming: Incoming, out: Out, peer: String) {
-    let (first, node) = match introduce(&mut incoming).await {
+async fn serve(
+    server: Arc<Server>,
+    mode: Mode,
+    mut incoming: Incoming,
+    out: Out,
+    peer: String,
+    caller: Option<Identity>,
+) {
+    let (first, node) = match introduce(&mut incoming, caller.as_ref()).await {
         Ok(Some(found)) => found,
         Ok(None) => return,
         Err(status) => {
@@ -116,7 +154,12 @@ impl Drop for Registered<'_> {
 }
 
 /// Waits for the first request that counts, which must say who asks; `None` when the client goes before.
-async fn introduce(incoming: &mut Incoming) -> Result<Option<(Request, Arc<Node>)>, Status> {
+///
+/// A caller who has proven who it is gets the configuration of its own workloads, not of others.
+async fn introduce(
+    incoming: &mut Incoming,
+    caller: Option<&Identity>,
+) -> Result<Option<(Request, Arc<Node>)>, Status> {
     while let Some(Ok(request)) = incoming.next().await {
         if request.type_url == HEALTH_INFORMATION {
             continue;
@@ -127,9 +170,27 @@ async fn introduce(incoming: &mut Incoming) -> Result<Option<(Request, Arc<Node>
             ));
         };
         let node = Node::parse(node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        if let Some(caller) = caller {
+            authorize(&node, caller)?;
+        }
         return Ok(Some((request, Arc::new(node))));
     }
     Ok(None)
+}
+
+fn authorize(node: &Node, caller: &Identity) -> Result<(), Status> {
+    let account = node.meta("SERVICE_ACCOUNT");
+    if node.namespace != caller.namespace()
+        || account.is_some_and(|a| a != caller.service_account())
+    {
+        return Err(Status::permission_denied(format!(
+            "node {:?} of namespace {:?} and service account {:?} is not one of the caller, {caller}",
+            node.id,
+            node.namespace,
+            account.unwrap_or_default()
+        )));
+    }
+    Ok(())
 }
 
 async fn handle(

@@ -1,0 +1,449 @@
+//! The certificate authority and port 15012, over real TLS and gRPC: who gets a certificate, for what, and who does not.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use base::{clock::Clock, spiffe::Identity};
+use hyper_util::rt::TokioIo;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use outrigger_control::{
+    ca::{
+        Authority, Csr, Files,
+        service::{Authenticator, Certificates},
+        token::{KeyFile, TokenReviewer},
+    },
+    model::Settings,
+    server::{Ads, Server, secure},
+    translate::Istio,
+};
+use proto::{
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    istio::v1::auth::{
+        IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+        istio_certificate_service_server::IstioCertificateServiceServer,
+    },
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tonic::{Code, Request, Status, transport::Channel};
+
+const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+fn authority(dir: &Path, clock: Clock) -> Authority {
+    let files = Files {
+        state: dir.join("state"),
+        plugged: dir.join("none"),
+    };
+    Authority::open(&files, "cluster.local", clock).expect("an authority")
+}
+
+/// A request for these names, and its key.
+fn request(names: &[&str], is_ca: bool) -> (String, KeyPair) {
+    let key = KeyPair::generate().expect("key");
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names
+        .iter()
+        .map(|n| SanType::URI((*n).try_into().expect("uri")))
+        .collect();
+    if is_ca {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    let csr = params.serialize_request(&key).expect("csr");
+    (csr.pem().expect("pem"), key)
+}
+
+fn web() -> Identity {
+    WEB.parse().expect("identity")
+}
+
+#[test]
+fn keys_are_made_once_and_for_nobody_else() {
+    let dir = tempfile::tempdir().expect("dir");
+    let first = authority(dir.path(), Clock::system()).roots().to_owned();
+    let mode = |name: &str| {
+        let meta = fs::metadata(dir.path().join(name)).expect(name);
+        meta.permissions().mode() & 0o777
+    };
+    assert_eq!((mode("state"), mode("state/ca-key.pem")), (0o700, 0o600));
+    assert_eq!(authority(dir.path(), Clock::system()).roots(), first);
+
+    let key = dir.path().join("state/ca-key.pem");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let files = Files {
+        state: dir.path().join("state"),
+        plugged: dir.path().join("none"),
+    };
+    let error = Authority::open(&files, "cluster.local", Clock::system()).expect_err("exposed");
+    assert!(error.to_string().contains("make it 0600"), "{error}");
+}
+
+#[test]
+fn half_a_plugged_authority_is_none() {
+    let dir = tempfile::tempdir().expect("dir");
+    fs::write(dir.path().join("ca-cert.pem"), "x").expect("write");
+    let files = Files {
+        state: dir.path().join("state"),
+        plugged: dir.path().to_owned(),
+    };
+    let error = Authority::open(&files, "cluster.local", Clock::system()).expect_err("half");
+    assert!(
+        error.to_string().contains("ca-key.pem is missing"),
+        "{error}"
+    );
+    assert!(!dir.path().join("state").exists());
+}
+
+#[test]
+fn a_certificate_is_for_the_caller_and_no_longer_than_asked() {
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = authority(dir.path(), Clock::system());
+    let (csr, _) = request(&[WEB], false);
+    let csr = Csr::read(&csr, &web()).expect("a good request");
+    let chain = authority
+        .sign(&web(), &csr, Duration::from_secs(3600))
+        .expect("signed");
+    assert_eq!(chain.len(), 2);
+    assert_eq!(chain[1], authority.roots());
+    let der = CertificateDer::from_pem_slice(chain[0].as_bytes()).expect("pem");
+    let (_, leaf) = x509_parser::parse_x509_certificate(&der).expect("x509");
+    let names = leaf.subject_alternative_name().expect("san").expect("san");
+    assert_eq!(
+        format!("{:?}", names.value.general_names),
+        format!("[URI({WEB:?})]")
+    );
+    assert!(
+        names.critical,
+        "without a subject the name must be understood"
+    );
+    assert!(!leaf.is_ca());
+    let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
+    assert_eq!(life, 3600 + 120);
+    let error = authority.sign(&web(), &csr, Duration::from_secs(91 * 24 * 3600));
+    assert!(error.is_err());
+}
+
+#[test]
+fn requests_for_more_than_the_caller_is_are_refused() {
+    let refused = |csr: &str| Csr::read(csr, &web()).expect_err("refused").to_string();
+    let (other, _) = request(&["spiffe://cluster.local/ns/shop/sa/admin"], false);
+    assert!(refused(&other).contains("sa/admin"), "{}", refused(&other));
+    let (two, _) = request(&[WEB, "spiffe://cluster.local/ns/shop/sa/admin"], false);
+    assert!(refused(&two).contains("sa/admin"));
+    let (ca, _) = request(&[WEB], true);
+    assert!(refused(&ca).contains("CA certificate"), "{}", refused(&ca));
+    let large = format!("{}{}", request(&[], false).0, " ".repeat(10 << 20));
+    assert!(refused(&large).contains("at most"));
+    assert!(
+        refused("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n")
+            .contains("PKCS#10")
+    );
+    // A key that the sender does not hold: the signature does not fit.
+    let (good, _) = request(&[WEB], false);
+    let at = good.len() - 60;
+    let flipped = if &good[at..=at] == "A" { "B" } else { "A" };
+    let forged = format!("{}{flipped}{}", &good[..at], &good[at + 1..]);
+    assert!(Csr::read(&forged, &web()).is_err());
+}
+
+#[test]
+fn an_expired_authority_signs_nothing_and_says_so() {
+    let dir = tempfile::tempdir().expect("dir");
+    let start = SystemTime::now();
+    let clock = Clock::manual(start);
+    let authority = authority(dir.path(), clock.clone());
+    let csr = Csr::read(&request(&[], false).0, &web()).expect("csr");
+    clock.set(start + Duration::from_secs(3651 * 24 * 3600));
+    let error = authority
+        .sign(&web(), &csr, Duration::ZERO)
+        .expect_err("expired");
+    assert!(error.to_string().contains("not valid now"), "{error}");
+}
+
+/// Signs tokens and publishes the public key.
+struct Issuer {
+    key: KeyPair,
+}
+
+impl Issuer {
+    fn new(dir: &Path) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let point = key.public_key_raw();
+        let text = |bytes: &[u8]| {
+            use base64::Engine;
+            base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+        };
+        let jwks = json!({"keys": [
+            {"kty": "EC", "crv": "P-256", "kid": "k", "x": text(&point[1..33]), "y": text(&point[33..])},
+            // A shared secret among the keys must never prove anything.
+            {"kty": "oct", "kid": "s", "k": text(b"secret")},
+        ]});
+        fs::write(dir.join("keys.json"), jwks.to_string()).expect("write");
+        Self { key }
+    }
+
+    fn token(&self, change: impl FnOnce(&mut Value)) -> String {
+        let now = Clock::system().seconds();
+        let mut claims = json!({
+            "iss": "outrigger", "sub": "system:serviceaccount:shop:web", "aud": ["istio-ca"],
+            "iat": now, "exp": now + 600,
+            "kubernetes.io": {"namespace": "shop", "pod": {"name": "web-0"}},
+        });
+        change(&mut claims);
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some("k".to_owned());
+        let key = EncodingKey::from_ec_der(&self.key.serialize_der());
+        jsonwebtoken::encode(&header, &claims, &key).expect("token")
+    }
+}
+
+#[tokio::test]
+async fn tokens_prove_what_they_say_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("dir");
+    let issuer = Issuer::new(dir.path());
+    let clock = Clock::manual(SystemTime::now());
+    let reviewer = KeyFile::open(&dir.path().join("keys.json"), clock.clone()).expect("keys");
+    let review = async |token: &str| reviewer.review(token).await.map_err(|e| e.to_string());
+
+    let good = issuer.token(|_| ());
+    let reviewed = review(&good).await.expect("good");
+    assert_eq!(reviewed.identity("cluster.local").expect("identity"), web());
+    assert_eq!(reviewed.pod.as_deref(), Some("web-0"));
+
+    let wrong = |what: &str, got: Result<_, String>| {
+        let error = got.err().unwrap_or_else(|| panic!("{what} is accepted"));
+        assert!(error.contains(what), "{error}");
+    };
+    let now = clock.seconds();
+    wrong(
+        "expired",
+        review(&issuer.token(|c| c["exp"] = json!(now - 31))).await,
+    );
+    wrong(
+        "not valid for",
+        review(&issuer.token(|c| c["nbf"] = json!(now + 60))).await,
+    );
+    wrong(
+        "meant for",
+        review(&issuer.token(|c| c["aud"] = json!("vault"))).await,
+    );
+    wrong(
+        "no service account",
+        review(&issuer.token(|c| c["sub"] = json!("admin"))).await,
+    );
+    wrong("at most", review(&"x".repeat(1 << 20)).await);
+    wrong("not a signed token", review("a.b.c").await);
+    let parts: Vec<&str> = good.split('.').collect();
+    let other = issuer.token(|c| c["sub"] = json!("system:serviceaccount:shop:admin"));
+    let mixed = format!("{}.{}", other.rsplit_once('.').expect("dot").0, parts[2]);
+    wrong("signature", review(&mixed).await);
+    // Signed with a "secret" that everybody can read, and not signed at all.
+    let mut header = Header::new(Algorithm::HS256);
+    header.kid = Some("s".to_owned());
+    let claims =
+        json!({"sub": "system:serviceaccount:shop:web", "aud": "istio-ca", "exp": now + 600});
+    let shared = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(b"secret"));
+    wrong("not accepted", review(&shared.expect("token")).await);
+    let none = format!("eyJhbGciOiJub25lIn0.{}.", parts[1]);
+    assert!(review(&none).await.is_err());
+
+    // An hour on, the same token is worth nothing; an hour back, it was not yet made, which is no reason to refuse it.
+    clock.set(SystemTime::now() + Duration::from_secs(3600));
+    wrong("expired", review(&good).await);
+    clock.set(SystemTime::now() - Duration::from_secs(3600));
+    assert!(review(&good).await.is_ok());
+}
+
+/// A control plane's secure port.
+struct Secured {
+    address: std::net::SocketAddr,
+    roots: String,
+    issuer: Issuer,
+    _dir: tempfile::TempDir,
+}
+
+impl Secured {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let issuer = Issuer::new(dir.path());
+        let authority = Arc::new(authority(dir.path(), Clock::system()));
+        let server = Server::new(Box::new(Istio), Settings::default());
+        let (snapshot, problems) = config::Snapshot::from_texts([(
+            Path::new("a.yaml"),
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
+        )]);
+        server.load(Arc::new(snapshot), Arc::new(problems));
+        let keys = KeyFile::open(&dir.path().join("keys.json"), Clock::system()).expect("keys");
+        let authenticator = Authenticator {
+            tokens: Some(Arc::new(keys)),
+            trust_domain: "cluster.local".to_owned(),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let tls = secure::server_config(&authority, &secure::names("istio-system")).expect("tls");
+        let ads = Ads::authenticated(server.clone(), authenticator.clone());
+        let roots = authority.roots().to_owned();
+        let certificates = Certificates::new(authority, authenticator, server, Clock::system());
+        let serving = tonic::transport::Server::builder()
+            .add_service(xds::server::Service::new(Arc::new(ads)))
+            .add_service(IstioCertificateServiceServer::new(certificates))
+            .serve_with_incoming(secure::incoming(listener, Arc::new(tls)));
+        tokio::spawn(serving);
+        Self {
+            address,
+            roots,
+            issuer,
+            _dir: dir,
+        }
+    }
+
+    /// A channel with or without a certificate of the client.
+    async fn channel(&self, client: Option<(&[String], &KeyPair)>) -> Result<Channel, String> {
+        let mut roots = RootCertStore::empty();
+        for der in CertificateDer::pem_slice_iter(self.roots.as_bytes()) {
+            roots.add(der.expect("pem")).expect("root");
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let mut config = match client {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let chain = chain
+                    .iter()
+                    .map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"))
+                    .collect();
+                let key = PrivateKeyDer::try_from(key.serialize_der()).expect("key");
+                builder.with_client_auth_cert(chain, key).expect("client")
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (config, address) = (Arc::new(config), self.address);
+        let connector = tower::service_fn(move |_| {
+            let connector = tokio_rustls::TlsConnector::from(config.clone());
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                let name = ServerName::try_from("istiod.istio-system.svc").expect("name");
+                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
+            }
+        });
+        tonic::transport::Endpoint::from_static("https://istiod.istio-system.svc")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|e| e.to_string())
+    }
+
+    async fn certificate(
+        channel: Channel,
+        token: Option<&str>,
+        csr: String,
+    ) -> Result<Vec<String>, Status> {
+        let mut request = Request::new(IstioCertificateRequest {
+            csr,
+            ..Default::default()
+        });
+        if let Some(token) = token {
+            let value = format!("Bearer {token}").parse().expect("ascii");
+            request.metadata_mut().insert("authorization", value);
+        }
+        let mut client = IstioCertificateServiceClient::new(channel);
+        Ok(client
+            .create_certificate(request)
+            .await?
+            .into_inner()
+            .cert_chain)
+    }
+}
+
+#[tokio::test]
+async fn a_token_buys_a_certificate_and_the_certificate_the_next_one() {
+    let secured = Secured::start().await;
+    let channel = secured.channel(None).await.expect("connected");
+    let (csr, key) = request(&[WEB], false);
+    let token = secured.issuer.token(|_| ());
+    let chain = Secured::certificate(channel.clone(), Some(&token), csr.clone())
+        .await
+        .expect("signed");
+
+    let nobody = Secured::certificate(channel.clone(), None, csr.clone()).await;
+    assert_eq!(nobody.expect_err("no token").code(), Code::Unauthenticated);
+    let admin = secured
+        .issuer
+        .token(|c| c["sub"] = json!("system:serviceaccount:shop:admin"));
+    let stolen = Secured::certificate(channel, Some(&admin), csr.clone()).await;
+    assert_eq!(stolen.expect_err("other").code(), Code::PermissionDenied);
+
+    let known = secured
+        .channel(Some((&chain[..1], &key)))
+        .await
+        .expect("mTLS");
+    let renewed = Secured::certificate(known, None, csr)
+        .await
+        .expect("renewed");
+    assert_ne!(renewed[0], chain[0]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_signed_itself_is_shown_the_door() {
+    let secured = Secured::start().await;
+    let (_, key) = request(&[], false);
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(WEB.try_into().expect("uri"))];
+    let own = params.self_signed(&key).expect("signed").pem();
+    let outcome = match secured.channel(Some((&[own], &key))).await {
+        Err(error) => error,
+        Ok(channel) => Secured::certificate(channel, None, request(&[], false).0)
+            .await
+            .expect_err("refused")
+            .to_string(),
+    };
+    assert!(!outcome.is_empty());
+}
+
+#[tokio::test]
+async fn a_proxy_gets_the_configuration_of_its_own_workload_only() {
+    let secured = Secured::start().await;
+    let open = async |namespace: &str, account: &str| {
+        let channel = secured.channel(None).await.expect("connected");
+        let node = proto::json::from_value(&json!({
+            "id": format!("sidecar~10.0.0.1~web-0.{namespace}~{namespace}.svc.cluster.local"),
+            "metadata": {"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "CLUSTER_ID": "Kubernetes"},
+        }))
+        .expect("node");
+        let first = DeltaDiscoveryRequest {
+            node: Some(node),
+            type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".to_owned(),
+            ..Default::default()
+        };
+        let requests =
+            tokio_stream::StreamExt::chain(tokio_stream::iter([first]), tokio_stream::pending());
+        let mut request = Request::new(requests);
+        let token = format!("Bearer {}", secured.issuer.token(|_| ()));
+        request
+            .metadata_mut()
+            .insert("authorization", token.parse().expect("ascii"));
+        let mut client = AggregatedDiscoveryServiceClient::new(channel);
+        let mut answers = client
+            .delta_aggregated_resources(request)
+            .await?
+            .into_inner();
+        answers.message().await
+    };
+    assert!(open("shop", "web").await.expect("its own").is_some());
+    for (namespace, account) in [("bank", "web"), ("shop", "admin")] {
+        let refused = open(namespace, account).await.expect_err("another's");
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    }
+}
