@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::mesh::{Mesh, eventually};
+use crate::{
+    load,
+    mesh::{Mesh, eventually},
+};
 
 type Case = (&'static str, fn(&Mesh));
 
@@ -49,6 +52,10 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("edits_lose_no_request", edits_lose_no_request),
     (
+        "edits_under_load_lose_no_request",
+        load::edits_under_load_lose_no_request,
+    ),
+    (
         "a_bad_file_keeps_the_last_good_state",
         a_bad_file_keeps_the_last_good_state,
     ),
@@ -56,6 +63,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "traffic_outlives_the_control_plane",
         traffic_outlives_the_control_plane,
+    ),
+    (
+        "a_killed_control_plane_loses_no_request",
+        load::a_killed_control_plane_loses_no_request,
     ),
 ];
 
@@ -480,7 +491,7 @@ fn edits_lose_no_request(mesh: &Mesh) {
     println!("  {calls} calls during 500 edits");
 }
 
-fn pid_of(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {
+pub(crate) fn pid_of(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {
     let status = mesh.status();
     let pods = status["pods"].as_array().expect("pods");
     let pod = pods
@@ -495,7 +506,7 @@ fn pid_of(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn kill(pid: u64) {
+pub(crate) fn kill(pid: u64) {
     let done = Command::new("kill")
         .args(["-9", &pid.to_string()])
         .status()

@@ -1,9 +1,10 @@
 //! The mesh as its users meet it: real pods, real interception, our control plane and proxies; one start for all cases.
 //!
-//! Needs root, `ip` and `iptables`. The program under test is `$OUTRIGGER_BIN`, else the one that cargo built beside
+//! Needs root, `ip`, `iptables` and `wrk`. The program under test is `$OUTRIGGER_BIN`, else the one that cargo built beside
 //! this test. `cargo test -p outrigger-cli --test e2e -- NAME` runs the cases whose name holds NAME.
 
 mod cases;
+mod load;
 mod mesh;
 
 use std::{env, panic, process::ExitCode, time::Instant};

@@ -16,7 +16,7 @@ pub(crate) fn cannot_run() -> Option<String> {
     if id.stdout.trim_ascii() != b"0" {
         return Some("namespaces need root".to_owned());
     }
-    ["ip", "iptables-restore", "nsenter"]
+    ["ip", "iptables-restore", "nsenter", "wrk"]
         .iter()
         .find_map(|program| {
             let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
