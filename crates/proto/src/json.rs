@@ -16,6 +16,7 @@ use prost::{Message, Name};
 pub use prost_reflect::MessageDescriptor;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
+use serde_saphyr::budget::BudgetBreach;
 
 /// Why a JSON or YAML text is not the message it was read as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -83,19 +84,50 @@ pub fn to_yaml<M: Message + Name>(message: &M) -> String {
     value_to_yaml(&to_value(message))
 }
 
-/// One YAML document as a JSON value; the error carries line and column.
+/// One YAML document as a JSON value, of at most [`NODES`] nodes; the error carries line and column.
+///
+/// Only `true` and `false` are booleans here. Words that YAML 1.1 takes for booleans (`y`, `no`, `on`) stay text, so that
+/// `id: n` is a name; a field of type bool still takes them, as Envoy's reader does.
 pub fn yaml_to_value(text: &str) -> Result<Value, JsonError> {
-    // A bootstrap of ten thousand clusters has half a million nodes; the parser's own budget ends at a quarter. What is
-    // expensive for its size, aliases and depth, stays within the default.
+    yaml_of_size(text, NODES)
+}
+
+/// [`yaml_to_value`] for a text that may have up to `nodes` nodes (scalars, sequences and mappings): a bootstrap of ten
+/// thousand clusters has half a million. What is expensive for its size, aliases and depth, has the same limits in any case.
+pub fn yaml_of_size(text: &str, nodes: usize) -> Result<Value, JsonError> {
+    if text.len() / BYTES_PER_NODE > nodes {
+        return Err(too_large(nodes));
+    }
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_events: 100_000_000,
-            max_nodes: 50_000_000,
-            max_total_scalar_bytes: 1 << 30,
+            max_events: nodes.saturating_mul(2),
+            max_nodes: nodes,
+            max_total_scalar_bytes: nodes.saturating_mul(BYTES_PER_NODE),
         },
+        strict_booleans: true,
     };
-    serde_saphyr::from_str_with_options(text, options).map_err(|e| JsonError::Syntax(e.to_string()))
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| match e.without_snippet() {
+        serde_saphyr::Error::Budget {
+            breach:
+                BudgetBreach::Nodes { .. }
+                | BudgetBreach::Events { .. }
+                | BudgetBreach::ScalarBytes { .. },
+            ..
+        } => too_large(nodes),
+        _ => JsonError::Syntax(e.to_string()),
+    })
 }
+
+fn too_large(nodes: usize) -> JsonError {
+    JsonError::Syntax(format!(
+        "more than {nodes} values (or {BYTES_PER_NODE} bytes for each of them) in one text"
+    ))
+}
+
+/// Nodes of a text that a user writes: Kubernetes takes none that is as large.
+pub const NODES: usize = 250_000;
+/// Bytes that a node may have on average. Long strings are scripts and certificates.
+const BYTES_PER_NODE: usize = 64;
 
 /// A JSON value as YAML text.
 pub fn value_to_yaml(value: &Value) -> String {

@@ -152,6 +152,9 @@ fn origin_of(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// Room for a static configuration of a million clusters.
+const NODES: usize = 50_000_000;
+
 struct Read {
     message: BootstrapMessage,
     errors: Vec<PlanError>,
@@ -160,7 +163,7 @@ struct Read {
 
 /// Reads one text, going on after each mistake without the value that is wrong.
 fn read(text: &str, allow_unknown_fields: bool) -> Result<Read, String> {
-    let mut value = proto::json::yaml_to_value(text).map_err(|e| e.to_string())?;
+    let mut value = proto::json::yaml_of_size(text, NODES).map_err(|e| e.to_string())?;
     if value.is_null() {
         value = Value::Object(serde_json::Map::new());
     }

@@ -205,6 +205,9 @@ fn one(kind: &Kind, value: &Value, path: &mut Path) -> Result<Field, JsonError> 
     Ok(match kind {
         Kind::Bool => match value {
             Value::Bool(v) => Field::Bool(*v),
+            // Plain words of YAML 1.1, which the YAML reader leaves as text; the same list as in Envoy's.
+            Value::String(v) if BOOLEANS.0.contains(&v.as_str()) => Field::Bool(true),
+            Value::String(v) if BOOLEANS.1.contains(&v.as_str()) => Field::Bool(false),
             other => return path.error(format!("expected true or false, got {}", kind_of(other))),
         },
         Kind::Bytes => match value {
@@ -321,3 +324,9 @@ fn kind_of(value: &Value) -> String {
         Value::String(s) => format!("{s:?}"),
     }
 }
+
+/// Words for true and for false.
+const BOOLEANS: ([&str; 8], [&str; 8]) = (
+    ["y", "Y", "yes", "Yes", "YES", "on", "On", "ON"],
+    ["n", "N", "no", "No", "NO", "off", "Off", "OFF"],
+);

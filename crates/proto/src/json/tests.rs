@@ -4,7 +4,7 @@ use prost_types::Any;
 use serde_json::{Value, json};
 
 use super::{from_value, from_yaml, to_value, to_yaml};
-use crate::envoy::config::{bootstrap::v3::Bootstrap, cluster::v3::Cluster};
+use crate::envoy::config::{bootstrap::v3::Bootstrap, cluster::v3::Cluster, core::v3::Node};
 
 const TCP_PROXY: &str =
     "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
@@ -157,8 +157,46 @@ fn conformance(part: &str) -> Option<PathBuf> {
 }
 
 #[test]
-fn a_large_configuration_is_within_the_limits() {
-    let entries = vec!["{name: a, type: STATIC}"; 100_000].join(", ");
-    let value = super::yaml_to_value(&format!("clusters: [{entries}]")).unwrap();
+fn the_caller_says_how_large_a_text_may_be() {
+    let text = |entries| {
+        format!(
+            "clusters: [{}]",
+            vec!["{name: a, type: STATIC}"; entries].join(", ")
+        )
+    };
+    let large = text(100_000);
+    let value = super::yaml_of_size(&large, 50_000_000).unwrap();
     assert_eq!(value["clusters"].as_array().map(Vec::len), Some(100_000));
+    let error = super::yaml_to_value(&large).unwrap_err().to_string();
+    assert!(error.contains("more than 250000 values"), "{error}");
+    let error = super::yaml_of_size(&text(10), 20).unwrap_err().to_string();
+    assert!(error.contains("more than 20 values"), "{error}");
+    let error = super::yaml_of_size(&"x".repeat(10_000), 20)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("more than 20 values"), "{error}");
+}
+
+#[test]
+fn words_that_yaml_once_took_for_booleans_are_what_the_field_is() {
+    let node: Node = from_yaml("{id: n, cluster: on, locality: {region: No}}").unwrap();
+    assert_eq!((node.id.as_str(), node.cluster.as_str()), ("n", "on"));
+    assert_eq!(node.locality.unwrap().region, "No");
+    for (word, want) in [
+        ("true", true),
+        ("y", true),
+        ("On", true),
+        ("NO", false),
+        ("off", false),
+    ] {
+        let cluster: Cluster = from_yaml(&format!("{{name: a, respect_dns_ttl: {word}}}")).unwrap();
+        assert_eq!(cluster.respect_dns_ttl, want, "{word}");
+    }
+    let error = from_yaml::<Cluster>("{name: a, respect_dns_ttl: perhaps}").unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("respect_dns_ttl: expected true or false"),
+        "{error}"
+    );
 }
