@@ -7,7 +7,7 @@ use std::{
     fmt::{self, Write as _},
     fs::{File, OpenOptions},
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Mutex, OnceLock,
         atomic::{AtomicU8, Ordering::Relaxed},
@@ -125,6 +125,7 @@ struct Log {
     levels: Vec<AtomicU8>,
     pattern: Vec<Part>,
     sink: Mutex<Option<File>>,
+    path: Option<PathBuf>,
 }
 
 impl LogLevel {
@@ -153,9 +154,7 @@ pub fn init(
     format: &str,
     path: Option<&Path>,
 ) -> io::Result<()> {
-    let file = path
-        .map(|path| OpenOptions::new().create(true).append(true).open(path))
-        .transpose()?;
+    let file = path.map(open).transpose()?;
     let levels = COMPONENTS
         .iter()
         .map(|_| AtomicU8::new(level as u8))
@@ -164,6 +163,7 @@ pub fn init(
         levels,
         pattern: parse(format),
         sink: Mutex::new(file),
+        path: path.map(Path::to_owned),
     };
     if LOG.set(log).is_ok() {
         for (component, level) in components {
@@ -173,6 +173,26 @@ pub fn init(
         let _ = tracing::subscriber::set_global_default(Logger);
     }
     Ok(())
+}
+
+/// Opens the file of `--log-path` anew; the old one stays where that fails.
+///
+/// # Errors
+/// The system's.
+pub fn reopen() -> io::Result<()> {
+    if let Some(log) = LOG.get()
+        && let Some(path) = &log.path
+    {
+        let file = open(path)?;
+        *log.sink
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(file);
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Whether there is a component of this name.

@@ -188,6 +188,28 @@ live! {
         stat(&server, "tcp.a.downstream_cx_tx_bytes_total", 48).await;
         stat(&server, "listener.127.0.0.1_0.downstream_cx_total", 8).await;
         stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        let of = |worker| server.store.number(&format!("listener.127.0.0.1_0.worker_{worker}.downstream_cx_total"));
+        assert_eq!(of(0) + of(1), 8);
+        stat(&server, "listener.127.0.0.1_0.worker_0.downstream_cx_active", 0).await;
+    }
+
+    async fn hosts_are_counted_when_somebody_looks() {
+        let server = server(1);
+        let assign = |ports: &[u16]| endpoints(&format!("cluster_name: s\nendpoints:\n- lb_endpoints: [{}]", hosts(ports)));
+        let eds = cluster("name: s\ntype: EDS\neds_cluster_config: {eds_config: {ads: {}}}");
+        apply(&server, vec![eds, assign(&[1, 2, 3])]).await;
+        let look = || {
+            server.publish_memberships();
+            ["total", "healthy", "degraded", "excluded", "change"]
+                .map(|stat| server.store.number(&format!("cluster.s.membership_{stat}")))
+        };
+        assert_eq!(look(), [3, 3, 0, 0, 1]);
+        apply(&server, vec![assign(&[1]), assign(&[1, 4])]).await;
+        assert_eq!(look(), [2, 2, 0, 0, 3]);
+        apply(&server, vec![assign(&[1, 4])]).await;
+        assert_eq!(look(), [2, 2, 0, 0, 3]);
+        apply(&server, vec![Change::RemoveCluster("s".into())]).await;
+        assert_eq!(look(), [0; 5]);
     }
 
     async fn without_a_host_the_connection_is_closed() {
@@ -288,6 +310,22 @@ live! {
         assert!(error.contains("listener bad") && error.contains(&format!("127.0.0.1:{port}")), "{error}");
         assert!(results[0].is_ok() && results[2].is_ok());
         assert_eq!(read(&mut connect(&server, "good").await, 1).await, "a");
+    }
+
+    async fn a_second_proxy_does_not_get_half_of_the_connections() {
+        let a = origin("a").await;
+        let (first, second) = (server(2), server(2));
+        let chain = format!("- {}", tcp_to("a"));
+        apply(&first, vec![static_cluster("a", &[a], ""), tcp_listener("l", 0, &chain, "")]).await;
+        let port = first.listener_address("l").expect("it has a socket").port();
+        let results = second.apply(vec![tcp_listener("m", port, &chain, "")]);
+        let error = results[0].clone().expect_err("the port is taken").to_string();
+        assert!(error.contains("listener m") && error.contains("another process has this port"), "{error}");
+        // The first may open it again, in another listener and while its workers still hold it.
+        let renamed = first.apply(vec![Change::RemoveListener("l".into()), tcp_listener("n", port, &chain, "")]);
+        assert!(renamed.iter().all(Result::is_ok), "{renamed:?}");
+        first.settled().await;
+        assert_eq!(read(&mut connect(&first, "n").await, 1).await, "a");
     }
 
     async fn max_connections_is_exact_across_workers() {

@@ -149,7 +149,7 @@ const EDITS: u32 = 500;
 
 pub(crate) fn a_killed_control_plane_loses_no_request(mesh: &Mesh) {
     mesh.output(&["proxy-status", "--wait", "10"]);
-    let (_, proxies) = synced(mesh).expect("the control plane answers");
+    let (proxies, _) = synced(mesh).expect("the control plane answers");
     let gateway = forward(mesh, "istio-ingressgateway", 80);
     let control = forward(mesh, "istiod", 15014);
     serves(&gateway, "/");

@@ -17,7 +17,7 @@ use crate::{
     worker::Worker,
 };
 
-pub(crate) use sink::{Sink, settle};
+pub(crate) use sink::{Sink, reopen, settle};
 
 /// An access log on one worker.
 #[derive(Debug)]

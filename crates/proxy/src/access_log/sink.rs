@@ -103,6 +103,10 @@ fn writer(target: &LogSink) -> SyncSender<Job> {
         for job in receiver {
             let lines = match job {
                 Job::Lines(lines) => lines,
+                Job::Reopen => {
+                    out = Out::open(&to);
+                    continue;
+                }
                 Job::Settle(done) => {
                     // Who asked may have given up.
                     let _ = done.try_send(());
@@ -126,8 +130,22 @@ fn writer(target: &LogSink) -> SyncSender<Job> {
 enum Job {
     /// Write these.
     Lines(Vec<u8>),
+    /// Open the file anew: who rotates logs has moved it away.
+    Reopen,
     /// Say when everything before is written.
     Settle(SyncSender<()>),
+}
+
+/// Opens every file anew, behind the lines that were handed over before (SIGUSR1, `/reopen_logs`).
+pub(crate) fn reopen() {
+    let writers = WRITERS
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    for (target, writer) in writers.iter() {
+        if writer.try_send(Job::Reopen).is_err() {
+            tracing::warn!(?target, "too many lines wait: the log is not opened anew");
+        }
+    }
 }
 
 /// Waits, for a moment at most, until the writers have written what they were given: for the end of the process, when the
@@ -184,4 +202,35 @@ static WRITERS: LazyLock<Mutex<HashMap<LogSink, SyncSender<Job>>>> = LazyLock::n
 
 thread_local! {
     static SINKS: RefCell<HashMap<LogSink, Rc<Sink>>> = RefCell::default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_was_moved_away_is_opened_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, moved) = (folder.path().join("log"), folder.path().join("log.1"));
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let sink = Sink::open(&LogSink::File(path.clone()), Duration::from_secs(60));
+                let write = |line: &'static str| {
+                    sink.write(|out| out.extend_from_slice(line.as_bytes()));
+                    sink.flush();
+                };
+                write("before\n");
+                settle();
+                std::fs::rename(&path, &moved).expect("it is there");
+                write("still there\n");
+                reopen();
+                write("after\n");
+                settle();
+            })
+            .await;
+        let read = |path| std::fs::read_to_string(path).expect("it is there");
+        assert_eq!(read(&moved), "before\nstill there\n");
+        assert_eq!(read(&path), "after\n");
+    }
 }

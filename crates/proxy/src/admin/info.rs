@@ -126,6 +126,7 @@ pub(super) fn stats(admin: &Admin, params: &Params, format: Option<&str>) -> Ans
         .stats
         .gauge("server.uptime")
         .set(server.started.elapsed().as_secs() as i64);
+    server.publish_memberships();
     let query = Query {
         filter,
         used_only: params.has("usedonly"),

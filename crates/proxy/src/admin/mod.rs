@@ -78,6 +78,14 @@ pub fn start(admin: Admin, address: &Address) -> io::Result<Address> {
     }
 }
 
+/// Opens the access logs and the file of `--log-path` anew.
+pub(crate) fn reopen_logs() {
+    crate::access_log::reopen();
+    if let Err(error) = crate::logging::reopen() {
+        tracing::error!("--log-path: cannot be opened anew: {error}");
+    }
+}
+
 /// Out of file descriptors: others will close some.
 async fn pause(error: &io::Error) {
     tracing::warn!("accept: {error}");
@@ -261,6 +269,7 @@ const PATHS: &[(&str, bool, &str)] = &[
         false,
         "print server state, return 200 if LIVE, otherwise return 503",
     ),
+    ("/reopen_logs", true, "reopen access logs"),
     ("/reset_counters", true, "reset all counters to zero"),
     ("/runtime", false, "print runtime values"),
     (
@@ -316,6 +325,10 @@ impl Admin {
             "/memory" => info::memory(),
             "/quitquitquit" => control::quit(self),
             "/ready" => info::ready(self),
+            "/reopen_logs" => {
+                reopen_logs();
+                Answer::text("OK\n")
+            }
             "/reset_counters" => control::reset_counters(self),
             "/runtime" => info::runtime(self),
             "/server_info" => info::server_info(self),

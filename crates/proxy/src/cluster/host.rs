@@ -43,7 +43,7 @@ impl Host {
         self.health.is_healthy() && !self.shared.ejected.load(Relaxed)
     }
 
-    fn is_degraded(&self) -> bool {
+    pub(crate) fn is_degraded(&self) -> bool {
         self.health == HealthStatus::Degraded && !self.shared.ejected.load(Relaxed)
     }
 }

@@ -4,7 +4,7 @@
 //! one [`HostSet`] and says what workers have to be told. A host keeps its [`HostShared`] as long as its address stays.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
@@ -31,6 +31,8 @@ pub struct Registry {
     /// The last endpoints of each EDS name, kept over changes of the cluster.
     assignments: HashMap<Arc<str>, Arc<ClusterLoadAssignment>>,
     by_service: HashMap<Arc<str>, Vec<Arc<str>>>,
+    /// Clusters whose hosts may have changed since [`Registry::memberships`].
+    changed: BTreeSet<Arc<str>>,
     random: Random,
 }
 
@@ -43,6 +45,19 @@ struct Truth {
     names: HashMap<Arc<str>, Vec<IpAddr>>,
     /// How often a host was ejected, for the back-off.
     ejections: HashMap<u64, u32>,
+    /// How often hosts came or went, since it was last asked.
+    changes: u64,
+}
+
+/// How many hosts a cluster has; what `cluster.NAME.membership_*` tell.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    pub(crate) stat_name: Arc<str>,
+    pub(crate) total: usize,
+    pub(crate) healthy: usize,
+    pub(crate) degraded: usize,
+    /// How often hosts came or went since it was last asked.
+    pub(crate) changes: u64,
 }
 
 impl Registry {
@@ -51,6 +66,10 @@ impl Registry {
         let name = plan.name.clone();
         let old = self.clusters.remove(&name);
         self.unlink(&name);
+        let asked = old
+            .as_ref()
+            .and_then(|old| service(&old.entry.plan))
+            .cloned();
         if let Discovery::Eds { service_name, .. } = &plan.discovery {
             self.by_service
                 .entry(service_name.clone())
@@ -77,10 +96,15 @@ impl Registry {
                 known: HashMap::new(),
                 names: HashMap::new(),
                 ejections: HashMap::new(),
+                changes: 0,
             },
         };
+        if let Some(service) = asked {
+            self.forget(&service);
+        }
         truth.rebuild(&self.assignments);
         let change = WorkerChange::Cluster(truth.entry.clone());
+        self.changed.insert(name.clone());
         self.clusters.insert(name, truth);
         change
     }
@@ -89,12 +113,17 @@ impl Registry {
     pub(crate) fn remove(&mut self, name: &str) -> Option<WorkerChange> {
         let truth = self.clusters.remove(name)?;
         self.unlink(name);
-        if let Discovery::Eds { service_name, .. } = &truth.entry.plan.discovery
-            && !self.by_service.contains_key(service_name)
-        {
-            self.assignments.remove(service_name);
+        if let Some(service) = service(&truth.entry.plan) {
+            self.forget(service);
         }
         Some(WorkerChange::RemoveCluster(truth.entry.plan.name.clone()))
+    }
+
+    /// Forgets the endpoints of a name that no cluster asks for.
+    pub(crate) fn forget(&mut self, service: &str) {
+        if !self.by_service.contains_key(service) {
+            self.assignments.remove(service);
+        }
     }
 
     /// Endpoints from EDS, for every cluster that asks for this name.
@@ -184,6 +213,24 @@ impl Registry {
         self.rebuild(cluster)
     }
 
+    /// The memberships that may have changed since the last call. Stats are made of them only when somebody looks: with
+    /// thousands of clusters they would cost more than the clusters.
+    pub(crate) fn memberships(&mut self) -> Vec<Membership> {
+        let changed = std::mem::take(&mut self.changed);
+        let membership = |name: &Arc<str>| {
+            let truth = self.clusters.get_mut(name)?;
+            let hosts = truth.entry.hosts.hosts();
+            Some(Membership {
+                stat_name: truth.entry.plan.stat_name().clone(),
+                total: hosts.len(),
+                healthy: hosts.iter().filter(|host| host.is_healthy()).count(),
+                degraded: hosts.iter().filter(|host| host.is_degraded()).count(),
+                changes: std::mem::take(&mut truth.changes),
+            })
+        };
+        changed.iter().filter_map(membership).collect()
+    }
+
     /// One cluster as workers see it.
     pub fn find(&self, name: &str) -> Option<&Arc<ClusterEntry>> {
         self.clusters.get(name).map(|truth| &truth.entry)
@@ -207,6 +254,7 @@ impl Registry {
     fn rebuild(&mut self, name: &str) -> Option<WorkerChange> {
         let truth = self.clusters.get_mut(name)?;
         truth.rebuild(&self.assignments);
+        self.changed.insert(truth.entry.plan.name.clone());
         Some(WorkerChange::Hosts(truth.entry.clone()))
     }
 
@@ -215,6 +263,14 @@ impl Registry {
             names.retain(|other| &**other != name);
             !names.is_empty()
         });
+    }
+}
+
+/// The name under which a cluster asks EDS.
+fn service(plan: &Cluster) -> Option<&Arc<str>> {
+    match &plan.discovery {
+        Discovery::Eds { service_name, .. } => Some(service_name),
+        _ => None,
     }
 }
 
@@ -235,6 +291,7 @@ impl Truth {
         let mut hosts = Vec::new();
         let mut known = HashMap::new();
         let mut localities = Vec::new();
+        let mut came = false;
         for group in assignment
             .iter()
             .flat_map(|assignment| &assignment.localities)
@@ -255,15 +312,18 @@ impl Truth {
                     let shared = known
                         .entry(key)
                         .or_insert_with_key(|key| {
-                            self.known
-                                .remove(key)
-                                .unwrap_or_else(|| Arc::new(HostShared::new()))
+                            self.known.remove(key).unwrap_or_else(|| {
+                                came = true;
+                                Arc::new(HostShared::new())
+                            })
                         })
                         .clone();
                     hosts.push(Arc::new(host(&plan, group, endpoint, address, shared)));
                 }
             }
         }
+        let went = !self.known.is_empty();
+        self.changes += u64::from(came || went);
         self.known = known;
         self.ejections
             .retain(|id, _| self.known.values().any(|shared| shared.id == *id));

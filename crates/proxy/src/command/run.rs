@@ -102,6 +102,8 @@ async fn serve(
 ) -> Result<(), String> {
     // Before anything else: a signal during the start ends it in good order.
     let mut signals = Signals::new().map_err(|error| format!("signals: {error}"))?;
+    let reopen =
+        signal(SignalKind::user_defined1()).map_err(|error| format!("signals: {error}"))?;
     let server = Server::start(bootstrap.clone(), options, store)
         .map_err(|error| format!("cannot start the workers: {error}"))?;
     let mut discovery = Discovery::new(server.clone());
@@ -133,6 +135,7 @@ async fn serve(
     };
     tokio::task::spawn_local(discovery.run());
     tokio::task::spawn_local(trim());
+    tokio::task::spawn_local(reopen_logs(reopen));
     let end = async {
         if init_only {
             server.reached(State::Live).await;
@@ -147,6 +150,13 @@ async fn serve(
     }
     server.shut_down();
     Ok(())
+}
+
+/// SIGUSR1 says that log files were moved away.
+async fn reopen_logs(mut signal: tokio::signal::unix::Signal) {
+    while signal.recv().await.is_some() {
+        admin::reopen_logs();
+    }
 }
 
 /// Lets the allocator give back what the start took, and after that what configuration or a dump took: Istio's filters and

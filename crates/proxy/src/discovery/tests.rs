@@ -67,6 +67,7 @@ impl Fixture {
                     Change::UpsertCluster(c) => ("cluster", c.name.clone()),
                     Change::RemoveCluster(n) => ("-cluster", n.clone()),
                     Change::Endpoints(e) => ("endpoints", e.cluster_name.clone()),
+                    Change::RemoveEndpoints(n) => ("-endpoints", n.clone()),
                     Change::UpsertListener(l) => ("listener", l.name.clone()),
                     Change::RemoveListener(n) => ("-listener", n.clone()),
                     Change::UpsertRoutes(r) => ("routes", r.name.clone()),
@@ -213,7 +214,10 @@ fn a_cluster_is_seen_when_its_endpoints_were_answered() {
         ["endpoints a"]
     );
     // Gone, and nothing is asked for it any more.
-    assert_eq!(f.told(response(CDS, vec![], &["a"])), ["-cluster a"]);
+    assert_eq!(
+        f.told(response(CDS, vec![], &["a"])),
+        ["-cluster a", "-endpoints a"]
+    );
     assert!(f.truth.eds_names().is_empty() && f.truth.endpoints.entries.is_empty());
 }
 
@@ -252,6 +256,28 @@ fn a_listener_is_seen_when_its_routes_are_there_and_the_former_serves_until_then
     );
     assert!(
         matches!(&f.truth.drop_unused_routes()[..], [Change::RemoveRoutes(name)] if &**name == "80")
+    );
+}
+
+#[test]
+fn a_refused_answer_ends_the_wait() {
+    let mut f = Fixture::new(ADS);
+    f.told(response(CDS, vec![eds_cluster("a", "1s")], &[]));
+    let bad = resource::<ClusterLoadAssignment>(
+        "a",
+        "{ cluster_name: a, endpoints: [{ priority: 200 }] }",
+    );
+    let (told, errors) = f.receive(response(EDS, vec![bad], &[]));
+    assert_eq!((told, errors.len()), (vec!["cluster a".to_owned()], 1));
+    f.told(response(LDS, vec![rds_listener("l", "80", "s", "0s")], &[]));
+    let bad = route_config("80", "none", ", validate_clusters: true");
+    let (told, errors) = f.receive(response(RDS, vec![bad], &[]));
+    assert_eq!((told, errors.len()), (vec!["listener l".to_owned()], 1));
+    assert_eq!(f.truth.phase(), Phase::Live);
+    // What comes later is in force at once.
+    assert_eq!(
+        f.told(response(RDS, vec![route_config("80", "a", "")], &[])),
+        ["routes 80"]
     );
 }
 
@@ -350,7 +376,8 @@ fn routes_to_clusters_that_do_not_exist_are_refused_where_that_is_asked_for() {
     f.told(response(CDS, vec![], &[]));
     f.told(response(LDS, vec![rds_listener("l", "80", "s", "0s")], &[]));
     let strict = route_config("80", "nobody", ", validate_clusters: true");
-    let (_, errors) = f.receive(response(RDS, vec![strict], &[]));
+    let (told, errors) = f.receive(response(RDS, vec![strict], &[]));
+    assert_eq!(told, ["listener l"]);
     assert_eq!(
         errors,
         [
@@ -359,7 +386,7 @@ fn routes_to_clusters_that_do_not_exist_are_refused_where_that_is_asked_for() {
     );
     assert_eq!(
         f.told(response(RDS, vec![route_config("80", "nobody", "")], &[])),
-        ["routes 80", "listener l"]
+        ["routes 80"]
     );
 }
 

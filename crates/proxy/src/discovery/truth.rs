@@ -121,6 +121,45 @@ impl<T> Config<T> {
             .count()
     }
 
+    /// Takes resources in that others refer to by name (EDS, RDS): what is sound is in force at once.
+    fn receive(
+        &mut self,
+        (type_url, received): (&'static str, &Received),
+        planned: Vec<Result<Version<T>, ErrorState>>,
+        absent: &mut BTreeSet<(&'static str, String)>,
+        change: impl Fn(Arc<T>) -> Change,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)>
+    where
+        T: PartialEq,
+    {
+        let mut errors = Vec::new();
+        let mut batch = Vec::new();
+        for (r, planned) in received.resources.iter().zip(planned) {
+            absent.remove(&(type_url, r.name.clone()));
+            let entry = self.entries.entry(r.name.clone()).or_default();
+            match planned {
+                Ok(new) => {
+                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
+                        batch.push(change(new.plan.clone()));
+                    }
+                    entry.error = None;
+                    entry.active = Some(new);
+                }
+                Err(state) => {
+                    errors.push((r.name.clone(), state.details.clone()));
+                    entry.error = Some(state);
+                }
+            }
+        }
+        // What does not exist (yet) is an answer as well: nobody waits for it any longer.
+        absent.extend(received.removed.iter().map(|name| (type_url, name.clone())));
+        if !batch.is_empty() {
+            apply(batch);
+        }
+        errors
+    }
+
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
         self.entries
             .values()
@@ -280,7 +319,7 @@ impl Truth {
             RDS => finish(&mut self.routes, received, &errors),
             _ => {}
         }
-        self.forget();
+        self.forget(apply);
         self.advance(now);
         errors
     }
@@ -377,32 +416,18 @@ impl Truth {
         received: &Received,
         apply: &mut Apply<'_>,
     ) -> Vec<(String, String)> {
-        let mut errors = Vec::new();
-        let mut batch = Vec::new();
-        for r in &received.resources {
-            self.absent.remove(&(EDS, r.name.clone()));
-            let entry = self.endpoints.entries.entry(r.name.clone()).or_default();
-            match version::<AssignmentMessage, ClusterLoadAssignment>(r) {
-                Ok(new) => {
-                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
-                        batch.push(Change::Endpoints(new.plan.clone()));
-                    }
-                    entry.error = None;
-                    entry.active = Some(new);
-                }
-                Err(state) => {
-                    errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
-                }
-            }
-        }
-        // A cluster whose endpoints do not exist (yet) has none, and waits no longer.
-        self.absent
-            .extend(received.removed.iter().map(|name| (EDS, name.clone())));
-        if !batch.is_empty() {
-            apply(batch);
-        }
-        errors
+        let planned = received
+            .resources
+            .iter()
+            .map(version::<AssignmentMessage, ClusterLoadAssignment>)
+            .collect();
+        self.endpoints.receive(
+            (EDS, received),
+            planned,
+            &mut self.absent,
+            Change::Endpoints,
+            apply,
+        )
     }
 
     fn receive_routes(
@@ -410,37 +435,21 @@ impl Truth {
         received: &Received,
         apply: &mut Apply<'_>,
     ) -> Vec<(String, String)> {
-        let mut errors = Vec::new();
-        let mut batch = Vec::new();
-        for r in &received.resources {
-            self.absent.remove(&(RDS, r.name.clone()));
-            let planned = version::<RouteMessage, RouteConfiguration>(r).and_then(|new| match self
-                .unknown_cluster(&new.plan)
-            {
+        let plan = |r: &ReceivedResource| {
+            let new = version::<RouteMessage, RouteConfiguration>(r)?;
+            match self.unknown_cluster(&new.plan) {
                 Some(details) => Err(refused(r, details)),
                 None => Ok(new),
-            });
-            let entry = self.routes.entries.entry(r.name.clone()).or_default();
-            match planned {
-                Ok(new) => {
-                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
-                        batch.push(Change::UpsertRoutes(new.plan.clone()));
-                    }
-                    entry.error = None;
-                    entry.active = Some(new);
-                }
-                Err(state) => {
-                    errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
-                }
             }
-        }
-        self.absent
-            .extend(received.removed.iter().map(|name| (RDS, name.clone())));
-        if !batch.is_empty() {
-            apply(batch);
-        }
-        errors
+        };
+        let planned = received.resources.iter().map(plan).collect();
+        self.routes.receive(
+            (RDS, received),
+            planned,
+            &mut self.absent,
+            Change::UpsertRoutes,
+            apply,
+        )
     }
 
     /// With `validate_clusters`: a cluster that a route names and that does not exist.
@@ -562,11 +571,19 @@ impl Truth {
 
     /// Forgets endpoints and routes that nothing refers to; what is asked for follows [`Truth::eds_names`] and
     /// [`Truth::rds_names`].
-    fn forget(&mut self) {
+    fn forget(&mut self, apply: &mut Apply<'_>) {
         let wanted = self.eds_names();
-        self.endpoints
-            .entries
-            .retain(|name, _| wanted.contains(name));
+        let mut gone = Vec::new();
+        self.endpoints.entries.retain(|name, entry| {
+            let keep = wanted.contains(name);
+            if !keep && entry.active.is_some() {
+                gone.push(Change::RemoveEndpoints(name.as_str().into()));
+            }
+            keep
+        });
+        if !gone.is_empty() {
+            apply(gone);
+        }
         let routes = self.rds_names();
         self.absent.retain(|(type_url, name)| match *type_url {
             EDS => wanted.contains(name),
@@ -633,13 +650,18 @@ fn finish<T>(config: &mut Config<T>, received: &Received, errors: &[(String, Str
     }
 }
 
+/// Whether waiting for a name is over. As in Envoy a refused answer ends it, too: without a limit of time a mistake in one
+/// route would keep its listener, and the start, waiting for ever.
 fn answered<T>(
     config: &Config<T>,
     absent: &BTreeSet<(&'static str, String)>,
     type_url: &'static str,
     name: &str,
 ) -> bool {
-    config.entries.get(name).is_some_and(|e| e.active.is_some())
+    config
+        .entries
+        .get(name)
+        .is_some_and(|e| e.active.is_some() || e.error.is_some())
         || absent.contains(&(type_url, name.to_owned()))
 }
 

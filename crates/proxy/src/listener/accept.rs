@@ -416,8 +416,7 @@ impl Open {
             return None;
         }
         shared.workers[worker.index].fetch_add(1, Relaxed);
-        stats.downstream_cx_total().inc();
-        stats.downstream_cx_active().inc();
+        opened(listener);
         Some(Self {
             listener: listener.clone(),
             worker: worker.clone(),
@@ -429,8 +428,7 @@ impl Open {
 
     /// A connection that was handed over counts for its second listener as well.
     fn count(listener: &Rc<LiveListener>) -> Handed {
-        listener.stats.downstream_cx_total().inc();
-        listener.stats.downstream_cx_active().inc();
+        opened(listener);
         Handed {
             listener: listener.clone(),
             since: Instant::now(),
@@ -460,7 +458,15 @@ impl Drop for Handed {
     }
 }
 
+fn opened(listener: &LiveListener) {
+    listener.stats.downstream_cx_total().inc();
+    listener.stats.downstream_cx_active().inc();
+    listener.own_stats.downstream_cx_total().inc();
+    listener.own_stats.downstream_cx_active().inc();
+}
+
 fn closed(listener: &LiveListener, since: Instant) {
+    listener.own_stats.downstream_cx_active().dec();
     listener.stats.downstream_cx_active().dec();
     listener.stats.downstream_cx_destroy().inc();
     listener

@@ -35,7 +35,7 @@ use crate::{
     worker::{Worker, drain::DrainStrategy},
 };
 use chain::LiveChain;
-use stats::ListenerStats;
+use stats::{ListenerStats, WorkerStats};
 
 /// The listeners of a worker.
 #[derive(Debug, Default)]
@@ -76,6 +76,7 @@ impl Drop for Slot {
 pub(crate) struct LiveListener {
     pub(crate) plan: Arc<Listener>,
     pub(crate) stats: Rc<ListenerStats>,
+    own_stats: Rc<WorkerStats>,
     /// Logs of its connections as a whole.
     pub(crate) logs: Rc<[Logger]>,
     /// How many connections it may have, and has, over all workers.
@@ -86,13 +87,19 @@ pub(crate) struct LiveListener {
 
 impl LiveListener {
     fn new(plan: Arc<Listener>, old: Option<&Self>, worker: &Worker) -> Self {
-        let stats = match old {
-            Some(old) if stat_name(&old.plan) == stat_name(&plan) => old.stats.clone(),
-            _ => Rc::new(ListenerStats::new(
-                worker
-                    .stats
-                    .scope(&format!("listener.{}.", stat_name(&plan))),
-            )),
+        let (stats, own_stats) = match old {
+            Some(old) if stat_name(&old.plan) == stat_name(&plan) => {
+                (old.stats.clone(), old.own_stats.clone())
+            }
+            _ => {
+                let name = stat_name(&plan);
+                let scope = |name: &str| worker.stats.scope(name);
+                let own = format!("listener.{name}.worker_{}.", worker.index);
+                (
+                    Rc::new(ListenerStats::new(scope(&format!("listener.{name}.")))),
+                    Rc::new(WorkerStats::new(scope(&own))),
+                )
+            }
         };
         // Chains live on only where nothing around them changed.
         let old = old.filter(|old| same_but_chains(&old.plan, &plan));
@@ -119,6 +126,7 @@ impl LiveListener {
         Self {
             plan,
             stats,
+            own_stats,
             chains,
             logs,
             limit,

@@ -19,3 +19,11 @@ stats::group! {
         histogram downstream_cx_length_ms,
     }
 }
+
+stats::group! {
+    /// The same of one worker alone (`listener.ADDRESS.worker_N.`): whether work is spread.
+    pub(crate) struct WorkerStats {
+        counter downstream_cx_total,
+        gauge downstream_cx_active,
+    }
+}

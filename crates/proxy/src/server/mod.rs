@@ -9,7 +9,7 @@ mod sockets;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::SocketAddr,
     rc::Rc,
@@ -44,6 +44,8 @@ pub enum Change {
     RemoveCluster(Arc<str>),
     /// Endpoints of EDS clusters.
     Endpoints(Arc<ClusterLoadAssignment>),
+    /// No EDS cluster asks for the endpoints of this name any more.
+    RemoveEndpoints(Arc<str>),
     /// A new listener or a new version of one.
     UpsertListener(Arc<Listener>),
     /// The listener of this name is gone; its connections drain.
@@ -129,6 +131,8 @@ pub struct Server {
     pub started: Instant,
     clusters: RefCell<Registry>,
     listeners: RefCell<BTreeMap<Arc<str>, ListenerStatus>>,
+    /// Ports that this process has had a socket on.
+    ports: RefCell<BTreeSet<u16>>,
     routes: RefCell<BTreeMap<Arc<str>, Arc<RouteConfiguration>>>,
     dns: RefCell<BTreeMap<Arc<str>, DnsTask>>,
     keeper: RefCell<Keeper>,
@@ -194,6 +198,7 @@ impl Server {
             started: Instant::now(),
             clusters: RefCell::default(),
             listeners: RefCell::default(),
+            ports: RefCell::default(),
             routes: RefCell::default(),
             dns: RefCell::default(),
             keeper: RefCell::new(keeper),
@@ -298,6 +303,7 @@ impl Server {
                     .into_iter()
                     .for_each(tell);
             }
+            Change::RemoveEndpoints(name) => self.clusters.borrow_mut().forget(&name),
             Change::UpsertListener(plan) => {
                 let owner = Owner::Listener(plan.name.clone());
                 let needs = transport::of_listener(&plan);
@@ -389,7 +395,7 @@ impl Server {
         let (sockets, addresses) = match old {
             // The same address keeps its sockets, and with them the connections that wait to be accepted.
             Some(old) if keeps => (old.sockets, old.addresses),
-            old => match Sockets::open(&plan, batches.len()) {
+            old => match self.open(&plan, batches.len()) {
                 Ok(opened) => {
                     let addresses = opened.as_ref().map_or_else(
                         || sockets::plan_addresses(&plan).cloned().collect(),
@@ -442,6 +448,15 @@ impl Server {
             },
         );
         Ok(())
+    }
+
+    /// Opens a listener's sockets, and remembers whose ports they are.
+    fn open(&self, plan: &Listener, workers: usize) -> Result<Option<Sockets>, ChangeError> {
+        let mut ports = self.ports.borrow_mut();
+        let opened = Sockets::open(plan, workers, &ports)?;
+        let addresses = opened.iter().flat_map(Sockets::addresses);
+        ports.extend(addresses.filter_map(|address| Some(address.socket()?.port())));
+        Ok(opened)
     }
 
     fn reported(self: &Rc<Self>, report: Report) {
@@ -541,6 +556,21 @@ impl Server {
     /// Every cluster by name, for admin.
     pub fn clusters(&self) -> Vec<Arc<ClusterEntry>> {
         self.clusters.borrow().iter().cloned().collect()
+    }
+
+    /// Brings `cluster.NAME.membership_*` up to date; called before stats are read.
+    pub fn publish_memberships(&self) {
+        for membership in self.clusters.borrow_mut().memberships() {
+            let scope = self
+                .stats
+                .scope(&format!("cluster.{}.membership_", membership.stat_name));
+            scope.gauge("total").set(membership.total as i64);
+            scope.gauge("healthy").set(membership.healthy as i64);
+            scope.gauge("degraded").set(membership.degraded as i64);
+            // Hosts wait for a first health check nowhere yet.
+            scope.gauge("excluded").set(0);
+            scope.counter("change").add(membership.changes);
+        }
     }
 
     /// One cluster.

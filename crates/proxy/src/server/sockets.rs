@@ -1,6 +1,7 @@
 //! Listening sockets: opened on the main thread, one for each worker.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{SocketAddr, TcpListener},
     os::{
@@ -40,15 +41,22 @@ pub(super) enum BoundSocket {
 }
 
 impl Sockets {
-    /// Opens the sockets of a listener; `None` where it owns none.
-    pub(super) fn open(plan: &Listener, workers: usize) -> Result<Option<Self>, ChangeError> {
+    /// Opens the sockets of a listener; `None` where it owns none. `own` are ports that this process has, or has had a
+    /// moment ago in a worker.
+    pub(super) fn open(
+        plan: &Listener,
+        workers: usize,
+        own: &BTreeSet<u16>,
+    ) -> Result<Option<Self>, ChangeError> {
         if !plan.bind_to_port {
             return Ok(None);
         }
         let mut bound = Vec::new();
         for address in plan_addresses(plan) {
             let opened = match address {
-                Address::Socket(address) => open_tcp(plan, *address, workers),
+                Address::Socket(address) => {
+                    open_tcp(plan, *address, workers, own.contains(&address.port()))
+                }
                 Address::Pipe { path, mode } => {
                     open_unix(path, *mode).map(|socket| BoundSocket::Unix {
                         address: address.clone(),
@@ -107,7 +115,17 @@ pub(super) fn same_sockets(old: &Listener, new: &Listener) -> bool {
         && old.socket_options == new.socket_options
 }
 
-fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Result<BoundSocket> {
+/// `shared`: the port is ours already.
+///
+/// The first socket of a port is bound without SO_REUSEPORT and gets the option afterwards. A second proxy with the same
+/// port would else be let in by the kernel, and each of the two would get a part of the connections. Envoy notices by the
+/// domain socket of its `--base-id`, which says nothing about the port.
+fn open_tcp(
+    plan: &Listener,
+    mut address: SocketAddr,
+    workers: usize,
+    shared: bool,
+) -> io::Result<BoundSocket> {
     let count = if plan.reuse_port { workers } else { 1 };
     let mut sockets: Vec<TcpListener> = Vec::new();
     for _ in 0..count {
@@ -117,7 +135,8 @@ fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Res
             Some(Protocol::TCP),
         )?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(plan.reuse_port)?;
+        let first = sockets.is_empty() && !shared;
+        socket.set_reuse_port(plan.reuse_port && !first)?;
         socket.set_nonblocking(true)?;
         // Accepted sockets inherit it.
         socket.set_tcp_nodelay(true)?;
@@ -142,7 +161,16 @@ fn open_tcp(plan: &Listener, mut address: SocketAddr, workers: usize) -> io::Res
             set_all(&socket, &plan.socket_options, state, address)
         };
         configured(SocketState::Prebind)?;
-        socket.bind(&address.into())?;
+        socket
+            .bind(&address.into())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AddrInUse => io::Error::new(
+                    error.kind(),
+                    format!("{error}: another process has this port"),
+                ),
+                _ => error,
+            })?;
+        socket.set_reuse_port(plan.reuse_port)?;
         configured(SocketState::Bound)?;
         if let Some(queue) = plan.tcp_fast_open {
             set_fast_open(socket.as_fd(), queue)?;
