@@ -119,7 +119,10 @@ fn the_app_sees_its_sidecar(mesh: &Mesh) {
 
 fn behind_tproxy_the_app_sees_the_client(mesh: &Mesh) {
     let pod = mesh.address("shop", "steered");
-    let urls = ["http://steered.shop/x".to_owned(), format!("http://{pod}:8080/x")];
+    let urls = [
+        "http://steered.shop/x".to_owned(),
+        format!("http://{pod}:8080/x"),
+    ];
     // With a sidecar, which calls on from its own pod's address, and without one.
     for (namespace, name) in [("shop", "client"), ("outside", "outside")] {
         let client = mesh.address(namespace, name);
