@@ -52,6 +52,9 @@ pub enum Error {
     /// The peer went away before it looked at the stream (GOAWAY, or REFUSED_STREAM).
     #[error("the peer did not process the stream")]
     Unprocessed,
+    /// The peer did not answer a PING in time (HTTP/2).
+    #[error("the peer does not answer PINGs any more")]
+    Unresponsive,
     /// What the caller wrote does not agree with the length it had declared.
     #[error("body does not agree with the declared length")]
     Length,
@@ -69,12 +72,9 @@ impl From<::h2::Error> for Error {
         if error.is_remote() && error.reason() == Some(::h2::Reason::REFUSED_STREAM) {
             return Error::Unprocessed;
         }
+        // `h2` gives this to the streams above the last one that the peer named, whatever its reason.
         if error.is_go_away() && error.is_remote() {
-            return match error.reason() {
-                Some(::h2::Reason::NO_ERROR) => Error::Unprocessed,
-                Some(reason) => Error::Reset(reason),
-                None => Error::Closed,
-            };
+            return Error::Unprocessed;
         }
         if let Some(reason) = error.reason() {
             return Error::Reset(reason);

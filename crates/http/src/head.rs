@@ -5,7 +5,7 @@
 //! `Keep-Alive`, `Proxy-Connection`, and what `Connection` nominates) never enter the block; what
 //! they said is in `framing`, `keep_alive` and `upgrade`.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use crate::{Framing, Headers, headers::Span};
 
@@ -245,6 +245,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the sender keeps the connection.
     pub keep_alive: bool,
+    /// For how long it keeps it when nothing happens (`Keep-Alive: timeout`), where it says so.
+    pub keep_alive_timeout: Option<Duration>,
 }
 
 impl ResponseHead {
@@ -256,6 +258,7 @@ impl ResponseHead {
             headers: Headers::new(),
             framing: Framing::None,
             keep_alive: true,
+            keep_alive_timeout: None,
         }
     }
 

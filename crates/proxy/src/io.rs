@@ -6,12 +6,14 @@
 use std::{
     fmt,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
@@ -88,6 +90,21 @@ impl Stream {
             Inner::Tls(_) => self.try_read(&mut byte),
         };
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// [`Stream::is_quiet`] by the kernel's word: one system call, whatever the event loop has seen.
+    pub fn is_quiet_in_kernel(&self) -> bool {
+        let Some(descriptor) = self.descriptor() else {
+            return true;
+        };
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = socket2::SockRef::from(&descriptor).peek(&mut byte);
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// How long ago the peer's last segment came (TCP), in steps of the kernel's clock.
+    pub fn since_last_segment(&self) -> Option<Duration> {
+        crate::socket::since_last_segment(self.descriptor()?).ok()
     }
 
     /// Completes when the peer has closed or sent something: for streams at rest.

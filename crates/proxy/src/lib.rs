@@ -4,6 +4,7 @@ pub mod access_log;
 pub mod admin;
 pub mod bootstrap;
 pub mod cluster;
+mod codec;
 pub mod command;
 pub mod discovery;
 pub mod filter;

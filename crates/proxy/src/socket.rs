@@ -7,6 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
 };
 
 use socket2::{Domain, SockRef};
@@ -121,6 +122,28 @@ fn set_int(
     value: libc::c_int,
 ) -> io::Result<()> {
     set(socket, level, name, &value.to_ne_bytes())
+}
+
+/// How long ago the last segment of the peer came (`tcpi_last_ack_recv` of TCP_INFO, tcp(7)): each carries an
+/// acknowledgement, the one that closes too.
+pub(crate) fn since_last_segment(socket: BorrowedFd<'_>) -> io::Result<Duration> {
+    // SAFETY: `tcp_info` is plain numbers, for which all zeroes are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for the length of the borrow, and the kernel writes no more than `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 => Ok(Duration::from_millis(info.tcpi_last_ack_recv.into())),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn set(

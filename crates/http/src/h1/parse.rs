@@ -1,6 +1,6 @@
 //! Bytes of a complete head → the head, with everything that RFC 9112 forbids refused.
 
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, time::Duration};
 
 use crate::{Framing, Headers, Limits, Method, Refusal, RequestHead, ResponseHead, Version};
 
@@ -116,6 +116,7 @@ pub fn parse_response(
         }
         connection.finish(&mut head.headers);
         head.keep_alive = connection.keep_alive;
+        head.keep_alive_timeout = connection.timeout;
         let declared = connection.framing()?;
         head.framing = match head.status {
             101 => Framing::Tunnel,
@@ -154,10 +155,21 @@ pub(super) fn parse_trailers(bytes: &[u8], limits: &Limits) -> Result<Headers, R
     }
 }
 
+/// `timeout=N`, in seconds, as some servers say it (RFC 2068, 19.7.1).
+fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
+    let value = std::str::from_utf8(value).ok()?;
+    let seconds = value
+        .split(',')
+        .find_map(|part| part.trim().strip_prefix("timeout="))?;
+    let seconds: u32 = seconds.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.into()))
+}
+
 /// What the fields of one connection said.
 struct Connection {
     version: Version,
     keep_alive: bool,
+    timeout: Option<Duration>,
     upgrade: bool,
     lengths: usize,
     length: u64,
@@ -171,6 +183,7 @@ impl Connection {
         Connection {
             version,
             keep_alive: version == Version::Http11,
+            timeout: None,
             upgrade: false,
             lengths: 0,
             length: 0,
@@ -205,7 +218,10 @@ impl Connection {
                 self.connection(value);
                 Ok(true)
             }
-            10 if name.eq_ignore_ascii_case("keep-alive") => Ok(true),
+            10 if name.eq_ignore_ascii_case("keep-alive") => {
+                self.timeout = keep_alive_timeout(value);
+                Ok(true)
+            }
             16 if name.eq_ignore_ascii_case("proxy-connection") => Ok(true),
             14 if name.eq_ignore_ascii_case("content-length") => {
                 self.lengths += 1;

@@ -1,16 +1,21 @@
 //! HTTP/2 in the vocabulary of this crate, on the `h2` crate.
 //!
 //! `server` accepts streams, `client` opens them, `stream` holds the two halves of one, and
-//! `convert` turns heads into `h2`'s types and back. Flow control is passed on: a frame's bytes
+//! `convert` turns heads into `h2`'s types and back. `guard` holds the peer to the flood budgets,
+//! `keepalive` finds out whether it still lives. Flow control is passed on: a frame's bytes
 //! are given back to the peer when the frame is pulled, and data is taken when there is a window.
 
 mod client;
 mod convert;
+mod guard;
+mod keepalive;
 mod server;
 mod stream;
 
 pub use ::h2::Reason;
 pub use client::{ClientHandle, ClientStream, ResponseReader, connect};
+pub use guard::{Facts, Flood, FloodLimits};
+pub use keepalive::KeepAlive;
 pub use server::ServerConnection;
 pub use stream::{Reader, Writer};
 
@@ -33,6 +38,12 @@ pub struct Settings {
     pub headers: usize,
     /// Whether extended CONNECT (RFC 8441) is offered.
     pub extended_connect: bool,
+    /// Bytes of the table that the peer may compress heads with (4096).
+    pub header_table: u32,
+    /// Budgets for what a peer can send at no cost of its own.
+    pub floods: FloodLimits,
+    /// PINGs; none by default.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 impl Default for Settings {
@@ -44,6 +55,17 @@ impl Default for Settings {
             header_list: 60 * 1024,
             headers: 100,
             extended_connect: false,
+            header_table: 4096,
+            floods: FloodLimits::default(),
+            keep_alive: None,
         }
     }
 }
+
+/// Bytes of one stream that wait in the codec while the peer does not read. All streams of a
+/// connection together can hold this many times their number.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// A stream of small messages is ordinary gRPC: `h2` would take a hundred of them in one read for
+/// an attack. This is 65,536 of them.
+const SMALL_DATA_BUDGET: usize = 1 << 24;

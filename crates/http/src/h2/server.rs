@@ -2,22 +2,33 @@
 
 use std::{
     future::poll_fn,
+    hash::{BuildHasher, RandomState},
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
-use ::h2::server::{Builder, Connection};
+use ::h2::{
+    Reason,
+    server::{Builder, Connection},
+};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Reader, Settings, Writer, convert};
+use super::{
+    Facts, Reader, SEND_BUFFER, SMALL_DATA_BUDGET, Settings, Writer, convert, guard::Guard,
+    keepalive::Pinger,
+};
 use crate::{Error, Method, RequestHead, ResponseHead};
 
 /// One HTTP/2 connection, server side. It makes progress only while `accept` is awaited; streams
 /// run in tasks of their own.
 #[derive(Debug)]
 pub struct ServerConnection<S> {
-    connection: Connection<S, Bytes>,
+    connection: Connection<Guard<S>, Bytes>,
     headers: usize,
+    facts: Rc<Facts>,
+    pinger: Option<Pinger>,
+    ending: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
@@ -32,21 +43,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             .initial_connection_window_size(settings.connection_window)
             .max_concurrent_streams(settings.concurrent_streams)
             .max_header_list_size(settings.header_list)
-            // A stream of small messages is ordinary gRPC: h2 would take a hundred of them in one
-            // read for an attack. This is 65,536 of them.
-            .data_frame_budget(1 << 24)
+            .header_table_size(settings.header_table)
+            .data_frame_budget(SMALL_DATA_BUDGET)
             // Resets in flight and resets that we had to send are how a peer makes work for
             // free (CVE-2023-44487, CVE-2025-8671); `h2` counts them and says GOAWAY.
             .max_pending_accept_reset_streams(64)
-            .max_local_error_reset_streams(Some(1024))
-            .max_send_buffer_size(512 * 1024);
+            .max_local_error_reset_streams(Some(
+                settings.floods.max_outbound_control_frames as usize,
+            ))
+            .max_send_buffer_size(SEND_BUFFER);
         if settings.extended_connect {
             builder.enable_connect_protocol();
         }
-        let connection = builder.handshake(io).await?;
+        let facts = Rc::new(Facts::default());
+        let stamped = settings.keep_alive.is_some();
+        let guard = Guard::new(io, &facts, settings.floods, true, stamped);
+        let mut connection = builder.handshake(guard).await?;
+        let pinger = settings.keep_alive.and_then(|options| {
+            let seed = RandomState::new().hash_one(0);
+            Some(Pinger::new(options, connection.ping_pong()?, &facts, seed))
+        });
         Ok(ServerConnection {
             connection,
             headers: settings.headers,
+            facts,
+            pinger,
+            ending: false,
         })
     }
 
@@ -65,7 +87,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(RequestHead, Reader, Writer)>, Error>> {
         loop {
-            let Some(accepted) = ready!(self.connection.poll_accept(cx)) else {
+            if let Some(pinger) = &mut self.pinger
+                && pinger.poll(cx).is_ready()
+            {
+                return Poll::Ready(Err(Error::Unresponsive));
+            }
+            let accepted = self.connection.poll_accept(cx);
+            if accepted.is_pending() && self.facts.flood().is_some() && !self.ending {
+                self.end(Reason::ENHANCE_YOUR_CALM);
+                continue;
+            }
+            let Some(accepted) = ready!(accepted) else {
                 return Poll::Ready(Ok(None));
             };
             let (request, mut respond) = accepted?;
@@ -79,6 +111,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             let writer = Writer::response(respond, head.method == Method::Head);
             return Poll::Ready(Ok(Some((head, Reader::new(request.into_body()), writer))));
         }
+    }
+
+    /// What has passed.
+    pub fn facts(&self) -> &Rc<Facts> {
+        &self.facts
+    }
+
+    /// Says GOAWAY for a reason: all streams end, and the connection with them as soon as the
+    /// peer was told. Go on to accept until that is so.
+    pub fn end(&mut self, reason: Reason) {
+        self.ending = true;
+        self.connection.abrupt_shutdown(reason);
+    }
+
+    /// Whether [`ServerConnection::end`] was called or a flood made it end.
+    pub fn is_ending(&self) -> bool {
+        self.ending
     }
 
     /// Says GOAWAY: streams that run may end, new ones are refused, then the connection closes.

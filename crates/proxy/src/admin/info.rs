@@ -122,6 +122,7 @@ pub(super) fn stats(admin: &Admin, params: &Params, format: Option<&str>) -> Ans
         },
     };
     let server = &admin.server;
+    server.publish();
     server
         .stats
         .gauge("server.uptime")

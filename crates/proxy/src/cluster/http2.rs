@@ -1,9 +1,15 @@
 //! HTTP/2 connections to a host: shared by many requests of one worker.
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
-use bytes::Bytes;
-use h2::client::SendRequest;
+use outrigger_http::{Error, h2, h2::ClientHandle};
 use tokio::time::Instant;
 
 use super::{
@@ -12,11 +18,13 @@ use super::{
     pool::{Acquire, HostPool, Pending},
     shared::Permit,
 };
+use crate::codec::{Http2Meter, Http2Stats, http2_settings};
 
 /// One connection. It lives in the pool and in each request on it.
 #[derive(Debug)]
 pub(crate) struct Http2Connection {
-    send: SendRequest<Bytes>,
+    handle: ClientHandle,
+    meter: Http2Meter,
     active: Cell<u32>,
     uses: Cell<u32>,
     rests_since: Cell<Instant>,
@@ -41,9 +49,9 @@ impl Http2Connection {
         self.retired.set(true);
     }
 
-    fn takes_more(&self, limit: u32) -> bool {
-        let limit = (limit as usize).min(self.send.current_max_send_streams());
-        !self.closed.get() && !self.retired.get() && (self.active.get() as usize) < limit
+    /// Streams that it may have: what the cluster and what the peer allow.
+    fn limit(&self, configured: u32) -> usize {
+        (configured as usize).min(self.handle.max_streams())
     }
 }
 
@@ -52,14 +60,14 @@ impl Http2Connection {
 pub struct Http2 {
     connection: Rc<Http2Connection>,
     pool: Rc<HostPool>,
-    send: SendRequest<Bytes>,
+    handle: ClientHandle,
     reused: bool,
 }
 
 impl Http2 {
     /// What sends the request; it is ready to take one.
-    pub fn sender(&mut self) -> &mut SendRequest<Bytes> {
-        &mut self.send
+    pub fn handle(&mut self) -> &mut ClientHandle {
+        &mut self.handle
     }
 
     /// Whether the connection has taken requests before.
@@ -75,9 +83,15 @@ impl Http2 {
 
 impl Drop for Http2 {
     fn drop(&mut self) {
-        self.connection.active.set(self.connection.active.get() - 1);
-        self.connection.rests_since.set(Instant::now());
-        self.pool.http2_changed.notify_waiters();
+        let connection = &self.connection;
+        connection.active.set(connection.active.get() - 1);
+        if connection.active.get() == 0 {
+            connection.rests_since.set(Instant::now());
+        }
+        connection.meter.update();
+        if self.pool.http2_waiting.get() > 0 {
+            self.pool.http2_changed.notify_waiters();
+        }
     }
 }
 
@@ -87,70 +101,90 @@ impl HostPool {
         let mut pending = None;
         loop {
             if let Some(connection) = self.roomy(with) {
-                connection.active.set(connection.active.get() + 1);
-                let uses = connection.uses.get() + 1;
-                connection.uses.set(uses);
-                if with
-                    .plan
-                    .http
-                    .max_requests_per_connection
-                    .is_some_and(|limit| uses >= limit)
-                {
-                    with.stats.upstream_cx_max_requests().inc();
-                    connection.retire();
-                }
-                let mut place = Http2 {
-                    send: connection.send.clone(),
-                    pool: self.clone(),
-                    reused: uses > 1,
-                    connection,
-                };
-                match place.send.clone().ready().await {
-                    Ok(send) => {
-                        place.send = send;
-                        return Ok(place);
-                    }
-                    Err(error) if !place.reused => {
-                        place.connection.closed.set(true);
-                        return Err(UpstreamError::Protocol(error.to_string()));
-                    }
-                    // It broke while it rested; another one, or a new one, will do.
-                    Err(_) => {
-                        place.connection.closed.set(true);
-                        continue;
-                    }
+                match self.place(connection, with).await {
+                    Ok(place) => return Ok(place),
+                    Err(None) => continue,
+                    Err(Some(error)) => return Err(error),
                 }
             }
             if pending.is_none() {
                 pending = Some(Pending::acquire(with)?);
             }
-            // One attempt at a time: the requests that came meanwhile fit on the same connection.
-            if self.http2_connecting.get() > 0 {
-                self.http2_changed.notified().await;
+            if self.is_closed() {
+                return Err(UpstreamError::NoHealthyHost);
+            }
+            // One attempt at a time: the requests that came meanwhile fit on the same connection. And a peer that takes
+            // no streams at all (a server that is being drained may say so) takes none on another connection either.
+            let refuses = || {
+                let connections = self.http2.borrow();
+                connections
+                    .iter()
+                    .any(|other| other.handle.max_streams() == 0)
+            };
+            if self.http2_connecting.get() > 0 || refuses() {
+                self.changed().await;
                 continue;
             }
-            let permit =
-                Permit::acquire(&with.breaker.connections, with.thresholds.max_connections);
-            let permit = match permit {
+            let permit = match with.connection() {
                 None if self.http2.borrow().is_empty() => Permit::force(&with.breaker.connections),
                 None => {
                     with.stats.upstream_cx_overflow().inc();
-                    self.http2_changed.notified().await;
+                    self.changed().await;
                     continue;
                 }
                 Some(permit) => permit,
             };
             let _connecting = Connecting::new(self);
             let connection = self.open(with, permit).await?;
-            if !self.is_closed() {
-                self.http2.borrow_mut().push(connection);
-                continue;
+            if self.is_closed() {
+                return Err(UpstreamError::NoHealthyHost);
             }
-            return Err(UpstreamError::NoHealthyHost);
+            self.http2.borrow_mut().push(connection);
         }
     }
 
-    fn roomy(&self, with: Acquire<'_>) -> Option<Rc<Http2Connection>> {
+    /// Takes a place on a connection; `Err(None)` when it broke or was drained while it rested.
+    async fn place(
+        self: &Rc<Self>,
+        connection: Rc<Http2Connection>,
+        with: Acquire<'_>,
+    ) -> Result<Http2, Option<UpstreamError>> {
+        connection.active.set(connection.active.get() + 1);
+        let uses = connection.uses.get() + 1;
+        connection.uses.set(uses);
+        if with
+            .plan
+            .http
+            .max_requests_per_connection
+            .is_some_and(|limit| uses >= limit)
+        {
+            with.stats.upstream_cx_max_requests().inc();
+            connection.retire();
+        }
+        let mut place = Http2 {
+            handle: connection.handle.clone(),
+            pool: self.clone(),
+            reused: uses > 1,
+            connection,
+        };
+        match place.handle.ready().await {
+            Ok(()) => Ok(place),
+            Err(error) => {
+                place.connection.closed.set(true);
+                Err((!place.reused).then(|| UpstreamError::Protocol(error.to_string())))
+            }
+        }
+    }
+
+    /// Waits until there may be room.
+    async fn changed(&self) {
+        let _waiting = Waiting::new(self);
+        self.http2_changed.notified().await;
+    }
+
+    /// A connection with room: rather one that has used less than 80 % of its streams. Where none has, one more is
+    /// opened beside, before the last place is taken.
+    fn roomy(self: &Rc<Self>, with: Acquire<'_>) -> Option<Rc<Http2Connection>> {
         let mut connections = self.http2.borrow_mut();
         if let Some(limit) = with.plan.http.max_connection_duration {
             for connection in connections
@@ -163,10 +197,56 @@ impl HostPool {
         }
         connections.retain(|connection| !connection.closed.get() && !connection.retired.get());
         let limit = with.plan.http2.max_concurrent_streams;
-        connections
-            .iter()
-            .find(|connection| connection.takes_more(limit))
-            .cloned()
+        let mut full = None;
+        for connection in connections.iter() {
+            let (active, limit) = (connection.active.get() as usize, connection.limit(limit));
+            if active * 5 < limit * 4 {
+                return Some(connection.clone());
+            }
+            if active < limit && full.is_none() {
+                full = Some(connection.clone());
+            }
+        }
+        drop(connections);
+        if full.is_some() && self.http2_connecting.get() == 0 {
+            self.grow(with);
+        }
+        full
+    }
+
+    /// Opens one more connection that nobody waits for.
+    fn grow(self: &Rc<Self>, with: Acquire<'_>) {
+        // What a PROXY header or a source address says belongs to one downstream connection.
+        if with.source.is_some() || with.host.transport.after_header().1.is_some() {
+            return;
+        }
+        let Some(permit) = with.connection() else {
+            return;
+        };
+        let (pool, plan, stats) = (self.clone(), with.plan.clone(), with.stats.clone());
+        let (host, breaker, tls) = (with.host.clone(), with.breaker.clone(), with.tls.clone());
+        let alpn = with.alpn.map(<[_]>::to_vec);
+        tokio::task::spawn_local(async move {
+            let with = Acquire {
+                plan: &plan,
+                stats: &stats,
+                breaker: &breaker,
+                thresholds: &plan.circuit_breakers.default,
+                host: &host,
+                downstream: None,
+                source: None,
+                tls: &tls,
+                alpn: alpn.as_deref(),
+                fresh: true,
+            };
+            let _connecting = Connecting::new(&pool);
+            // That it failed is counted; whoever finds no room tries again and tells its client.
+            if let Ok(connection) = pool.open(with, permit).await
+                && !pool.is_closed()
+            {
+                pool.http2.borrow_mut().push(connection);
+            }
+        });
     }
 
     async fn open(
@@ -176,26 +256,48 @@ impl HostPool {
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
         let upstream = connect(with, permit).await?;
         let local = upstream.stream.local_address();
-        let options = &with.plan.http2;
-        let (send, connection) = h2::client::Builder::new()
-            .enable_push(false)
-            // A stream of small messages is ordinary gRPC: h2 would take a hundred of them in one
-            // read for an attack. This is 65,536 of them.
-            .data_frame_budget(1 << 24)
-            .header_table_size(options.hpack_table_size)
-            .initial_window_size(options.initial_stream_window_size)
-            .initial_connection_window_size(options.initial_connection_window_size)
-            .max_header_list_size(with.plan.http.max_response_headers_kb * 1024)
-            .handshake::<_, Bytes>(upstream.stream)
+        let settings = http2_settings(
+            &with.plan.http2,
+            with.plan.http.max_response_headers_kb,
+            with.plan.http.max_headers_count,
+        );
+        let (handle, driver) = h2::connect(upstream.stream, &settings)
             .await
             .map_err(|error| UpstreamError::Protocol(error.to_string()))?;
         with.stats.upstream_cx_http2_total().inc();
+        let http2_stats = Rc::new(Http2Stats::new(with.stats.scope().scope("http2.")));
         let closed = Rc::new(Cell::new(false));
+        let meter = Http2Meter::new(handle.facts(), &http2_stats);
         let (flag, account, stats) = (closed.clone(), upstream.account, with.stats.clone());
         let pool = Rc::downgrade(self);
+        let facts = handle.facts().clone();
         tokio::task::spawn_local(async move {
-            if connection.await.is_err() {
-                stats.upstream_cx_protocol_error().inc();
+            let mut driver = pin!(driver);
+            let mut received = 0;
+            let ended = poll_fn(|cx| {
+                if let Poll::Ready(ended) = driver.as_mut().poll(cx) {
+                    return Poll::Ready(ended);
+                }
+                if facts.goaways_received.get() > 0 {
+                    // It finishes what it has; `h2` ends it after the last stream.
+                    flag.set(true);
+                }
+                // New settings may make room for who waits.
+                let now = facts.received.get();
+                if now != std::mem::replace(&mut received, now)
+                    && let Some(pool) = pool.upgrade()
+                    && pool.http2_waiting.get() > 0
+                {
+                    pool.http2_changed.notify_waiters();
+                }
+                Poll::Pending
+            })
+            .await;
+            match ended {
+                Ok(()) => {}
+                Err(Error::Unresponsive) => http2_stats.keepalive_timeout().inc(),
+                Err(Error::Io(_) | Error::Closed) => {}
+                Err(_) => stats.upstream_cx_protocol_error().inc(),
             }
             flag.set(true);
             drop(account);
@@ -207,7 +309,8 @@ impl HostPool {
             }
         });
         Ok(Rc::new(Http2Connection {
-            send,
+            handle,
+            meter,
             active: Cell::new(0),
             uses: Cell::new(0),
             rests_since: Cell::new(Instant::now()),
@@ -216,6 +319,22 @@ impl HostPool {
             retired: Cell::new(false),
             local,
         }))
+    }
+}
+
+/// A request that waits for room.
+struct Waiting<'a>(&'a HostPool);
+
+impl<'a> Waiting<'a> {
+    fn new(pool: &'a HostPool) -> Self {
+        pool.http2_waiting.set(pool.http2_waiting.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.http2_waiting.set(self.0.http2_waiting.get() - 1);
     }
 }
 

@@ -16,6 +16,7 @@ mod http2;
 mod lb;
 mod pool;
 pub mod registry;
+mod rest;
 pub mod shared;
 mod stats;
 
@@ -74,8 +75,12 @@ pub struct LbContext<'a> {
     pub original_dst: Option<SocketAddr>,
     /// Hosts that were tried for this request already and should be avoided where others are left.
     pub avoid: &'a [Arc<Host>],
+    /// Hosts that will not do for another reason, where others are left.
+    pub omit: Option<&'a dyn Omit>,
     /// How often to look for another one. Envoy's default: 1, with Istio's predicate 5.
     pub avoid_attempts: u32,
+    /// A connection that rests will not do: one has just turned out dead.
+    pub fresh: bool,
     /// Which limits apply.
     pub priority: Priority,
     /// The downstream connection, for clusters that keep a pool for each.
@@ -99,6 +104,12 @@ pub struct OverrideHost<'a> {
     pub address: &'a str,
     /// No other host will do.
     pub strict: bool,
+}
+
+/// Tells hosts that should be avoided.
+pub trait Omit: std::fmt::Debug {
+    /// Whether this is one.
+    fn omits(&self, host: &Host) -> bool;
 }
 
 /// What the main thread hands to workers for one cluster.
@@ -288,7 +299,7 @@ pub struct Cluster {
     codes: RefCell<Vec<(u16, ::stats::Counter)>>,
     balancer: Balancer,
     pools: Pools,
-    tls: Upstreams,
+    tls: Rc<Upstreams>,
     random: Rc<Random>,
     reports: mpsc::UnboundedSender<Report>,
 }
@@ -298,9 +309,10 @@ impl Cluster {
         let scope = clusters
             .stats
             .scope(&format!("cluster.{}.", entry.plan.stat_name()));
+        entry.shared.touched.store(true, Relaxed);
         Self {
             plan: entry.plan.clone(),
-            tls: Upstreams::new(clusters.secrets.clone(), &scope),
+            tls: Rc::new(Upstreams::new(clusters.secrets.clone(), &scope)),
             hosts: RefCell::new(entry.hosts.clone()),
             shared: entry.shared.clone(),
             on_demand: entry.on_demand.clone(),
@@ -365,7 +377,8 @@ impl Cluster {
             let avoid = context
                 .avoid
                 .iter()
-                .any(|tried| tried.shared.id == host.shared.id);
+                .any(|tried| tried.shared.id == host.shared.id)
+                || context.omit.is_some_and(|omit| omit.omits(&host));
             if !avoid || attempt == context.avoid_attempts {
                 return Ok(host);
             }
@@ -453,14 +466,7 @@ impl Cluster {
     /// The right to retry, held while the retry is under way; `None` where the limit or the budget is used up (UO).
     pub fn retry(&self, priority: Priority) -> Option<Permit> {
         let (thresholds, shared) = self.breaker(priority);
-        let limit = match &thresholds.retry_budget {
-            None => thresholds.max_retries,
-            Some(budget) => {
-                let active = f64::from(shared.requests.count() + shared.pending.count());
-                let share = active * budget.budget.ratio();
-                (share as u32).max(budget.min_retry_concurrency)
-            }
-        };
+        let limit = shared.retries_allowed(thresholds);
         let permit = Permit::acquire(&shared.retries, limit);
         if permit.is_none() {
             self.stats.upstream_rq_retry_overflow().inc();
@@ -485,8 +491,9 @@ impl Cluster {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<Http1, UpstreamError> {
-        let pool = self.pools.of(self.pool_key(host, context));
-        pool.http1(self.acquire(host, context))
+        let with = self.acquire(host, context);
+        let pool = self.pools.of(self.pool_key(host, context), with)?;
+        pool.http1(with)
             .await
             .inspect_err(|error| self.failed(host, error))
     }
@@ -499,8 +506,9 @@ impl Cluster {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<Http2, UpstreamError> {
-        let pool = self.pools.of(self.pool_key(host, context));
-        pool.http2(self.acquire(host, context))
+        let with = self.acquire(host, context);
+        let pool = self.pools.of(self.pool_key(host, context), with)?;
+        pool.http2(with)
             .await
             .inspect_err(|error| self.failed(host, error))
     }
@@ -511,12 +519,12 @@ impl Cluster {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<(Stream, UpstreamAccount), UpstreamError> {
-        let (thresholds, shared) = self.breaker(context.priority);
-        let Some(permit) = Permit::acquire(&shared.connections, thresholds.max_connections) else {
+        let with = self.acquire(host, context);
+        let Some(permit) = with.connection() else {
             self.stats.upstream_cx_overflow().inc();
             return Err(UpstreamError::Overflow("max_connections"));
         };
-        match connect(self.acquire(host, context), permit).await {
+        match connect(with, permit).await {
             Ok(upstream) => Ok((upstream.stream, UpstreamAccount::new(upstream.account))),
             Err(error) => {
                 self.failed(host, &error);
@@ -628,6 +636,7 @@ impl Cluster {
             source: context.source,
             tls: &self.tls,
             alpn: context.alpn,
+            fresh: context.fresh,
         }
     }
 

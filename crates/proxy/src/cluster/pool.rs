@@ -12,6 +12,7 @@ use std::{
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -25,6 +26,7 @@ use super::{
     error::UpstreamError,
     host::Host,
     http2::Http2Connection,
+    rest::OriginTimeout,
     shared::{BreakerShared, Permit},
     stats::ClusterStats,
 };
@@ -52,10 +54,15 @@ pub(crate) struct HostPool {
     pub(crate) http2: RefCell<Vec<Rc<Http2Connection>>>,
     pub(crate) http2_changed: Notify,
     pub(crate) http2_connecting: Cell<u32>,
+    pub(crate) http2_waiting: Cell<u32>,
+    /// How long the host keeps a connection that rests.
+    origin: OriginTimeout,
     /// HTTP/1 connections, at rest or not.
     open: Cell<u32>,
     /// The host is gone: connections end with their request.
     closed: Cell<bool>,
+    /// Counts the pool.
+    _permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -87,13 +94,54 @@ pub(crate) struct Acquire<'a> {
     pub(crate) host: &'a Arc<Host>,
     pub(crate) downstream: Option<&'a ConnectionInfo>,
     pub(crate) source: Option<UpstreamSource>,
-    pub(crate) tls: &'a Upstreams,
+    pub(crate) tls: &'a Rc<Upstreams>,
     pub(crate) alpn: Option<&'a [Arc<str>]>,
+    pub(crate) fresh: bool,
+}
+
+impl Acquire<'_> {
+    /// The right to one more connection, by the limits of the cluster and of the host.
+    pub(crate) fn connection(&self) -> Option<Permit> {
+        let permit = Permit::acquire(&self.breaker.connections, self.thresholds.max_connections)?;
+        match self.plan.circuit_breakers.per_host_max_connections {
+            Some(limit) => permit.and(&self.host.shared.connections, limit),
+            None => Some(permit),
+        }
+    }
 }
 
 impl Pools {
-    pub(crate) fn of(&self, key: PoolKey) -> Rc<HostPool> {
-        self.hosts.borrow_mut().entry(key).or_default().clone()
+    pub(crate) fn of(
+        &self,
+        key: PoolKey,
+        with: Acquire<'_>,
+    ) -> Result<Rc<HostPool>, UpstreamError> {
+        let mut hosts = self.hosts.borrow_mut();
+        if let Some(pool) = hosts.get(&key) {
+            return Ok(pool.clone());
+        }
+        let tally = &with.breaker.pools;
+        let permit = match with.thresholds.max_connection_pools {
+            None => Permit::force(tally),
+            Some(limit) => {
+                let mut permit = Permit::acquire(tally, limit);
+                if permit.is_none() {
+                    // One that is not in use makes room.
+                    hosts.retain(|_, pool| !pool.make_room(with.stats));
+                    permit = Permit::acquire(tally, limit);
+                }
+                permit.ok_or_else(|| {
+                    with.stats.upstream_cx_pool_overflow().inc();
+                    UpstreamError::Overflow("max_connection_pools")
+                })?
+            }
+        };
+        let pool = Rc::new(HostPool {
+            _permit: Some(permit),
+            ..HostPool::default()
+        });
+        hosts.insert(key, pool.clone());
+        Ok(pool)
     }
 
     /// Closes the pools of hosts that are gone.
@@ -133,9 +181,10 @@ impl Pools {
                     return false;
                 }
                 let quiet = idle.upstream.stream.is_quiet();
-                if !quiet {
-                    stats.upstream_cx_destroy_remote().inc();
-                    pool.open.set(pool.open.get() - 1);
+                if quiet {
+                    pool.origin.alive_after(idle.since.elapsed());
+                } else {
+                    pool.lost(idle, stats);
                 }
                 quiet
             });
@@ -169,6 +218,24 @@ impl HostPool {
             .for_each(|connection| connection.retire());
     }
 
+    /// Closes connections at rest for the sake of another pool; `true` when nothing is left.
+    fn make_room(&self, stats: &ClusterStats) -> bool {
+        let resting = self.idle.borrow().len() as u32;
+        let http2 = self
+            .http2
+            .borrow()
+            .iter()
+            .all(|connection| connection.rested().is_some());
+        if self.open.get() != resting || !http2 || self.http2_connecting.get() > 0 {
+            return false;
+        }
+        for _ in 0..resting {
+            stats.upstream_cx_destroy_local().inc();
+        }
+        self.close();
+        true
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
     }
@@ -184,11 +251,36 @@ impl HostPool {
     fn take_idle(&self, stats: &ClusterStats) -> Option<Idle> {
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
-            if idle.upstream.stream.is_quiet() {
-                return Some(idle);
+            let rested = idle.since.elapsed();
+            // The event loop tells of a close only when it is asked. A connection that has rested for a while is worth
+            // the system call that asks the kernel itself; between requests that follow each other closely it is not.
+            let quiet = idle.upstream.stream.is_quiet()
+                && (rested < ASK_KERNEL_AFTER || idle.upstream.stream.is_quiet_in_kernel());
+            if !quiet {
+                self.lost(&idle, stats);
+                continue;
             }
-            stats.upstream_cx_destroy_remote().inc();
-            self.open.set(self.open.get() - 1);
+            self.origin.alive_after(rested);
+            if self.origin.limit().is_some_and(|limit| rested >= limit) {
+                stats.upstream_cx_idle_timeout().inc();
+                self.open.set(self.open.get() - 1);
+                continue;
+            }
+            return Some(idle);
+        }
+    }
+
+    /// The host has closed a connection that rested.
+    fn lost(&self, idle: &Idle, stats: &ClusterStats) {
+        stats.upstream_cx_destroy_remote().inc();
+        self.open.set(self.open.get() - 1);
+        // What the kernel heard last was the close.
+        let silent = idle.upstream.stream.since_last_segment();
+        let rested = idle.since.elapsed();
+        if let Some(rested) = silent.and_then(|silent| rested.checked_sub(silent))
+            && rested >= ASK_KERNEL_AFTER
+        {
+            self.origin.closed_after(rested);
         }
     }
 
@@ -196,7 +288,9 @@ impl HostPool {
     pub(crate) async fn http1(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http1, UpstreamError> {
         let mut pending = None;
         loop {
-            if let Some(idle) = self.take_idle(with.stats) {
+            if !with.fresh
+                && let Some(idle) = self.take_idle(with.stats)
+            {
                 return Ok(self.lease(with, idle, true));
             }
             if pending.is_none() {
@@ -205,8 +299,7 @@ impl HostPool {
             if self.closed.get() {
                 return Err(UpstreamError::NoHealthyHost);
             }
-            let mut permit =
-                Permit::acquire(&with.breaker.connections, with.thresholds.max_connections);
+            let mut permit = with.connection();
             if permit.is_none() && self.open.get() == 0 {
                 // Each worker may have one connection to a host in any case: nobody could give it another worker's.
                 permit = Some(Permit::force(&with.breaker.connections));
@@ -269,6 +362,9 @@ impl HostPool {
     }
 }
 
+/// Rest after which the kernel is asked whether a connection still lives.
+const ASK_KERNEL_AFTER: Duration = Duration::from_millis(1);
+
 /// Counts a connection that is being opened, so that a dropped attempt is counted off again.
 struct Open<'a>(Option<&'a HostPool>);
 
@@ -321,6 +417,13 @@ impl Drop for Pending<'_> {
 }
 
 impl Http1 {
+    /// The host says how long it keeps a connection that rests (`Keep-Alive: timeout`).
+    pub fn told_timeout(&self, timeout: Duration) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.origin.told(timeout);
+        }
+    }
+
     /// Whether this connection has served a request before: only then can the peer have closed it in the meantime, so
     /// that a request that got no answer at all may be sent again.
     pub fn is_reused(&self) -> bool {

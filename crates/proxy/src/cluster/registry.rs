@@ -14,6 +14,7 @@ use super::{
     ClusterEntry, Ejection,
     host::{Host, HostSet},
     shared::{ClusterShared, HostShared},
+    stats::BreakerStats,
 };
 use crate::{
     plan::{
@@ -47,6 +48,8 @@ struct Truth {
     ejections: HashMap<u64, u32>,
     /// How often hosts came or went, since it was last asked.
     changes: u64,
+    /// What the limits of both priorities are told by, once a worker has used the cluster.
+    breakers: Option<[BreakerStats; 2]>,
 }
 
 /// How many hosts a cluster has; what `cluster.NAME.membership_*` tell.
@@ -97,6 +100,7 @@ impl Registry {
                 names: HashMap::new(),
                 ejections: HashMap::new(),
                 changes: 0,
+                breakers: None,
             },
         };
         if let Some(service) = asked {
@@ -107,6 +111,26 @@ impl Registry {
         self.changed.insert(name.clone());
         self.clusters.insert(name, truth);
         change
+    }
+
+    /// Tells how near clusters are to their limits; before stats are read. Clusters without a request cost nothing.
+    pub(crate) fn publish_breakers(&mut self, stats: &::stats::Stats) {
+        for truth in self.clusters.values_mut() {
+            let entry = &truth.entry;
+            if !entry.shared.touched.load(Relaxed) {
+                continue;
+            }
+            let [default, high] = truth.breakers.get_or_insert_with(|| {
+                ["default", "high"].map(|priority| {
+                    let name = entry.plan.stat_name();
+                    let prefix = format!("cluster.{name}.circuit_breakers.{priority}.");
+                    BreakerStats::new(stats.scope(&prefix))
+                })
+            });
+            let limits = &entry.plan.circuit_breakers;
+            default.publish(&limits.default, &entry.shared.breakers[0]);
+            high.publish(&limits.high, &entry.shared.breakers[1]);
+        }
     }
 
     /// The cluster is gone.

@@ -14,7 +14,9 @@ use std::{
     time::Instant,
 };
 
-use crate::{network::SharedLimits, overload::Overload, transport::Secrets};
+use crate::{
+    network::SharedLimits, overload::Overload, plan::cluster::Thresholds, transport::Secrets,
+};
 
 /// The facts of the whole process.
 #[derive(Debug, Default)]
@@ -40,11 +42,13 @@ pub struct ProcessShared {
 /// The facts of one cluster, one entry for each routing priority (DEFAULT, HIGH).
 #[derive(Debug, Default)]
 pub struct ClusterShared {
+    /// A worker has brought it to life: there is something to tell.
+    pub(crate) touched: AtomicBool,
     pub(crate) breakers: [BreakerShared; 2],
 }
 
 /// What circuit breakers count.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BreakerShared {
     /// Upstream connections, pooled ones included.
     pub connections: Arc<Tally>,
@@ -54,6 +58,22 @@ pub struct BreakerShared {
     pub requests: Arc<Tally>,
     /// Retries under way.
     pub retries: Arc<Tally>,
+    /// Connection pools: one a worker and host, and what else keeps connections apart.
+    pub pools: Arc<Tally>,
+}
+
+impl BreakerShared {
+    /// How many retries there may be now: a number, or a share of the requests under way.
+    pub(crate) fn retries_allowed(&self, limits: &Thresholds) -> u32 {
+        match &limits.retry_budget {
+            None => limits.max_retries,
+            Some(budget) => {
+                let active = f64::from(self.requests.count() + self.pending.count());
+                let share = active * budget.budget.ratio();
+                (share as u32).max(budget.min_retry_concurrency)
+            }
+        }
+    }
 }
 
 /// The facts of one host, kept over changes of its metadata, weight and place.
@@ -61,6 +81,8 @@ pub struct BreakerShared {
 pub struct HostShared {
     /// Unique in the process; pools are kept by it.
     pub id: u64,
+    /// Connections held against the limit of a single host, where there is one.
+    pub connections: Arc<Tally>,
     /// Open connections.
     pub cx_active: AtomicU64,
     /// Connections ever tried.
@@ -130,26 +152,38 @@ impl Tally {
     }
 }
 
-/// One unit of a [`Tally`], given back when it is dropped.
+/// One unit of a [`Tally`], or of two, given back when it is dropped.
 #[derive(Debug)]
-pub struct Permit(Arc<Tally>);
+pub struct Permit(Arc<Tally>, Option<Arc<Tally>>);
 
 impl Permit {
     /// A unit, unless `limit` is reached.
     pub fn acquire(tally: &Arc<Tally>, limit: u32) -> Option<Self> {
-        tally.acquire(limit).then(|| Self(tally.clone()))
+        tally.acquire(limit).then(|| Self(tally.clone(), None))
     }
 
     /// A unit beyond any limit.
     pub fn force(tally: &Arc<Tally>) -> Self {
         tally.force();
-        Self(tally.clone())
+        Self(tally.clone(), None)
+    }
+
+    /// With a unit of another tally, unless its limit is reached.
+    pub fn and(mut self, tally: &Arc<Tally>, limit: u32) -> Option<Self> {
+        if !tally.acquire(limit) {
+            return None;
+        }
+        self.1 = Some(tally.clone());
+        Some(self)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.release();
+        if let Some(tally) = &self.1 {
+            tally.release();
+        }
     }
 }
 

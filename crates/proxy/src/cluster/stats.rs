@@ -1,5 +1,8 @@
 //! What a cluster counts (`cluster.NAME.`), with Envoy's names.
 
+use super::shared::{BreakerShared, Tally};
+use crate::plan::cluster::Thresholds;
+
 stats::group! {
     /// Counts of one cluster in one worker; each exists from its first use.
     pub struct ClusterStats {
@@ -48,6 +51,7 @@ stats::group! {
         counter upstream_rq_retry_limit_exceeded,
         counter upstream_rq_retry_overflow,
         counter upstream_rq_retry_success,
+        counter upstream_rq_retry_unsafe,
         counter upstream_rq_rx_reset,
         counter upstream_rq_timeout,
         counter upstream_rq_total,
@@ -65,6 +69,52 @@ stats::group! {
         histogram upstream_cx_connect_ms,
         histogram upstream_cx_length_ms,
         histogram upstream_rq_time,
+    }
+}
+
+stats::group! {
+    /// How near a cluster is to its limits (`cluster.NAME.circuit_breakers.PRIORITY.`). The counts are shared by all
+    /// workers, so the main thread alone tells them, when it is asked.
+    pub struct BreakerStats {
+        gauge cx_open,
+        gauge cx_pool_open,
+        gauge remaining_cx,
+        gauge remaining_cx_pools,
+        gauge remaining_pending,
+        gauge remaining_retries,
+        gauge remaining_rq,
+        gauge rq_open,
+        gauge rq_pending_open,
+        gauge rq_retry_open,
+    }
+}
+
+impl BreakerStats {
+    /// Tells what stands now.
+    pub(super) fn publish(&self, limits: &Thresholds, shared: &BreakerShared) {
+        let left = |tally: &Tally, limit: u32| limit.saturating_sub(tally.count());
+        let connections = left(&shared.connections, limits.max_connections);
+        let pending = left(&shared.pending, limits.max_pending_requests);
+        let requests = left(&shared.requests, limits.max_requests);
+        let retries = left(&shared.retries, shared.retries_allowed(limits));
+        let pools = limits
+            .max_connection_pools
+            .map(|limit| left(&shared.pools, limit));
+        let open = |left: u32| i64::from(left == 0);
+        self.cx_open().set(open(connections));
+        self.rq_pending_open().set(open(pending));
+        self.rq_open().set(open(requests));
+        self.rq_retry_open().set(open(retries));
+        self.cx_pool_open().set(pools.map_or(0, open));
+        if limits.track_remaining {
+            self.remaining_cx().set(connections.into());
+            self.remaining_pending().set(pending.into());
+            self.remaining_rq().set(requests.into());
+            self.remaining_retries().set(retries.into());
+            if let Some(pools) = pools {
+                self.remaining_cx_pools().set(pools.into());
+            }
+        }
     }
 }
 

@@ -116,12 +116,14 @@ const ANY: LbContext<'static> = LbContext {
     hash: None,
     original_dst: None,
     avoid: &[],
+    omit: None,
     avoid_attempts: 0,
     priority: Priority::Default,
     downstream_connection: 0,
     downstream: None,
     source: None,
     alpn: None,
+    fresh: false,
 };
 
 #[test]

@@ -1,5 +1,4 @@
-//! One downstream connection: what it speaks, its requests one after the other (HTTP/1) or at the
-//! same time (HTTP/2), and its end.
+//! One downstream connection: what it speaks, its requests one after the other (HTTP/1), and its end.
 
 use std::{
     cell::Cell,
@@ -14,7 +13,9 @@ use bytes::{Bytes, BytesMut};
 use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::{ConnectionManager, Context, LocalReply, failure, serve as exchange, timers::Expired};
+use super::{
+    ConnectionManager, Context, LocalReply, failure, serve as exchange, streams, timers::Expired,
+};
 use crate::{
     io::Stream,
     listener::{Connection, ConnectionInfo},
@@ -58,7 +59,7 @@ pub(super) async fn serve(
         CodecType::Auto => None,
     };
     if http2 == Some(true) {
-        return http2_connection(live.clone(), worker.clone(), stream, info, drain).await;
+        return streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
     }
     let limits = Limits {
         head_bytes: plan.max_request_headers_kb as usize * 1024,
@@ -74,7 +75,7 @@ pub(super) async fn serve(
             Some(true) => {
                 let (mut stream, read) = http1.into_parts();
                 stream.put_back(Bytes::from(read));
-                return http2_connection(live.clone(), worker.clone(), stream, info, drain).await;
+                return streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
             }
         }
     }
@@ -253,169 +254,32 @@ async fn read_head(
 /// Bytes of a request nobody wants that are read before its connection closes.
 const LINGER: usize = 1024 * 1024;
 
-async fn http2_connection(
-    live: Rc<ConnectionManager>,
-    worker: Rc<Worker>,
-    stream: Stream,
-    info: ConnectionInfo,
-    drain: Drain,
-) {
-    let stats = &live.stats;
-    stats.downstream_cx_http2_total().inc();
-    stats.downstream_cx_http2_active().inc();
-    let plan = live.plan.clone();
-    let settings = h2::Settings {
-        stream_window: plan.http2.initial_stream_window_size,
-        connection_window: plan.http2.initial_connection_window_size,
-        concurrent_streams: plan.http2.max_concurrent_streams,
-        header_list: plan.max_request_headers_kb * 1024,
-        headers: plan.common.max_headers_count as usize,
-        extended_connect: plan.http2.allow_connect,
-    };
-    match h2::ServerConnection::handshake(stream, &settings).await {
-        Ok(connection) => streams(&live, &worker, connection, Rc::new(info), &drain).await,
-        Err(error) => {
-            tracing::debug!(connection = info.id, %error, "no HTTP/2 connection");
-            stats.downstream_cx_protocol_error().inc();
-        }
-    }
-    stats.downstream_cx_http2_active().dec();
-}
-
-async fn streams(
-    live: &Rc<ConnectionManager>,
-    worker: &Rc<Worker>,
-    mut connection: h2::ServerConnection<Stream>,
-    info: Rc<ConnectionInfo>,
-    drain: &Drain,
-) {
-    let stats = &live.stats;
-    let options = &live.plan.common;
-    let mut idle = Idle::new(options.idle_timeout);
-    let mut timer = pin!(None);
-    let mut age = pin!(options.max_connection_duration.map(tokio::time::sleep));
-    let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
-    let (mut requests, mut drained, mut timed_out) = (0, false, false);
-    loop {
-        let accepted = poll_fn(|cx| {
-            if !drained {
-                let old = age
-                    .as_mut()
-                    .as_pin_mut()
-                    .is_some_and(|age| age.poll(cx).is_ready());
-                if old {
-                    stats.downstream_cx_max_duration_reached().inc();
-                }
-                let spent = options
-                    .max_requests_per_connection
-                    .is_some_and(|n| requests >= n);
-                if old || spent || begin.as_mut().poll(cx).is_ready() {
-                    stats.downstream_cx_drain_close().inc();
-                    drained = true;
-                    connection.drain();
-                }
-            }
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(Some(accepted));
-            }
-            if closed.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-            if connection.has_streams() {
-                idle.touch();
-            }
-            if idle.poll(cx, timer.as_mut()).is_ready() {
-                if timed_out {
-                    return Poll::Ready(None);
-                }
-                stats.downstream_cx_idle_timeout().inc();
-                (timed_out, drained) = (true, true);
-                idle.touch();
-                connection.drain();
-                cx.waker().wake_by_ref();
-            }
-            Poll::Pending
-        })
-        .await;
-        match accepted {
-            Some(Ok(Some((head, reader, writer)))) => {
-                requests += 1;
-                idle.touch();
-                stats.downstream_rq_http2_total().inc();
-                let overload = &worker.shared.overload;
-                if overload.sheds(ShedPoint::Http2GoAwayAndClose, worker) {
-                    stats.downstream_cx_overload_close().inc();
-                    return;
-                }
-                if !drained && overload.sheds(ShedPoint::Http2GoAway, worker) {
-                    drained = true;
-                    connection.drain();
-                }
-                let task = stream(
-                    live.clone(),
-                    worker.clone(),
-                    info.clone(),
-                    drain.clone(),
-                    head,
-                    reader,
-                    writer,
-                );
-                tokio::task::spawn_local(task);
-            }
-            Some(Ok(None)) | None => return,
-            Some(Err(error)) => {
-                tracing::debug!(connection = info.id, %error, "HTTP/2 connection ended");
-                if !matches!(error, Error::Io(_) | Error::Closed) {
-                    stats.downstream_cx_protocol_error().inc();
-                }
-                return;
-            }
-        }
-    }
-}
-
-async fn stream(
-    live: Rc<ConnectionManager>,
-    worker: Rc<Worker>,
-    info: Rc<ConnectionInfo>,
-    drain: Drain,
-    head: RequestHead,
-    reader: h2::Reader,
-    writer: h2::Writer,
-) {
-    let cx = Context {
-        live: &live,
-        worker: &worker,
-        connection: &info,
-        drain: &drain,
-        draining: Cell::new(false),
-    };
-    let mut reader: BodyReader<'_, Stream> = BodyReader::H2(reader);
-    exchange::request(&cx, head, &mut reader, &mut BodyWriter::H2(writer)).await;
-}
-
 /// The idle limit of a connection. The timer is not set anew for each request: when it fires
 /// early it is set to what is left.
-struct Idle {
+pub(super) struct Idle {
     limit: Option<Duration>,
     since: Instant,
 }
 
 impl Idle {
-    fn new(limit: Option<Duration>) -> Idle {
+    pub(super) fn new(limit: Option<Duration>) -> Idle {
         Idle {
             limit,
             since: Instant::now(),
         }
     }
 
-    fn touch(&mut self) {
+    pub(super) fn touch(&mut self) {
         if self.limit.is_some() {
             self.since = Instant::now();
         }
     }
 
-    fn poll(&self, cx: &mut TaskContext<'_>, mut timer: Pin<&mut Option<Sleep>>) -> Poll<()> {
+    pub(super) fn poll(
+        &self,
+        cx: &mut TaskContext<'_>,
+        mut timer: Pin<&mut Option<Sleep>>,
+    ) -> Poll<()> {
         let Some(limit) = self.limit else {
             return Poll::Pending;
         };

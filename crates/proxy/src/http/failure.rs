@@ -89,7 +89,9 @@ pub(super) fn flag(error: &Error) -> Flags {
     match error {
         Error::Refused(_) | Error::Length => Flags::UPSTREAM_PROTOCOL_ERROR,
         Error::Reset(_) | Error::Unprocessed => Flags::UPSTREAM_REMOTE_RESET,
-        Error::Closed | Error::Io(_) => Flags::UPSTREAM_CONNECTION_TERMINATION,
+        Error::Closed | Error::Io(_) | Error::Unresponsive => {
+            Flags::UPSTREAM_CONNECTION_TERMINATION
+        }
     }
 }
 
@@ -100,7 +102,7 @@ pub(super) fn reason(error: &Error) -> Cow<'static, str> {
         Error::Unprocessed => "remote refused stream reset",
         Error::Reset(reason) if *reason == h2::Reason::CONNECT_ERROR => "connect error",
         Error::Reset(_) => "remote reset",
-        Error::Closed | Error::Io(_) => "connection termination",
+        Error::Closed | Error::Io(_) | Error::Unresponsive => "connection termination",
     })
 }
 

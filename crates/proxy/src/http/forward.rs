@@ -27,10 +27,10 @@ use super::{
     upstream::Upstream,
 };
 use crate::{
-    cluster::{Host, LbContext, Outcome, OverrideHost, UpstreamError},
+    cluster::{Host, LbContext, Omit, Outcome, OverrideHost, UpstreamError},
     router::{
         self, Target,
-        retry::{Answer, Retries, effective_status},
+        retry::{self, Answer, Retries, effective_status},
         rewrite,
         timeout::Timeouts,
     },
@@ -64,8 +64,13 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     pub(super) kept: Kept,
     pub(super) pump: Pump,
     pub(super) deadlines: Deadlines,
-    /// Attempts on resting connections that turned out closed.
+    /// Attempts that came to nothing without anybody's fault: on resting connections that turned out closed, and such
+    /// that the upstream said it had not looked at.
     stale: u32,
+    /// The last attempt began to send the request.
+    sent: bool,
+    /// The last attempt took too long.
+    late: bool,
 }
 
 /// Forwards the request and its response. Where the response is a redirect that is followed here, the exchange holds the
@@ -101,10 +106,14 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         .route
         .action()
         .is_some_and(|action| action.internal_redirect.is_some());
+    // Over HTTP/2 an upstream may say that it did not look at a request; then even a POST is sent again.
     let keep = follows
         || retries.is_possible()
         || !mirrors.is_empty()
-        || exchange.request.method.is_idempotent();
+        || retry::is_repeatable(exchange)
+        || target
+            .cluster
+            .speaks_http2(exchange.request.version == Version::Http2);
     let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, cx.live.plan.request_timeout);
     let kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
     let mut forward = Forward {
@@ -119,6 +128,8 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         pump: Pump::default(),
         deadlines,
         stale: 0,
+        sent: false,
+        late: false,
     };
     forward.prepare_request();
     let mut timer = pin!(None::<Sleep>);
@@ -169,8 +180,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             let (answer, response) = match &result {
                 Ok((_, head)) => (self.retries.response(head), Some(head)),
                 Err(AttemptError::Broken { stale: true, .. })
-                    if self.stale < STALE_ATTEMPTS
-                        && self.exchange.request.method.is_idempotent()
+                    if self.stale < REPLAYS
+                        && retry::is_repeatable(self.exchange)
                         && self.kept.is_whole() =>
                 {
                     // The upstream closed a resting connection in the moment we used it. Nobody
@@ -186,6 +197,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             };
             drop(permit.take());
             let mut answer = answer;
+            let unprocessed = matches!(
+                result,
+                Err(AttemptError::Broken {
+                    error: Error::Unprocessed,
+                    ..
+                })
+            );
+            if unprocessed && answer == Answer::No && self.stale < REPLAYS && self.kept.is_whole() {
+                // The upstream did not look at it (GOAWAY, REFUSED_STREAM): no policy is needed to say it again.
+                self.stale += 1;
+                continue;
+            }
+            if answer == Answer::Yes
+                && result.is_err()
+                && self.sent
+                && !unprocessed
+                && !retry::is_repeatable(self.exchange)
+                && !retry::repeats_unsafe(self.exchange, self.cx.worker)
+            {
+                // The server may be at work on it, or done.
+                answer = Answer::No;
+                stats.upstream_rq_retry_unsafe().inc();
+            }
             if answer == Answer::Yes && !self.kept.is_whole() {
                 answer = Answer::No;
                 stats.retry_or_shadow_abandoned().inc();
@@ -199,9 +233,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             match answer {
                 Answer::Yes => {
                     self.retries.begin();
+                    self.late = matches!(
+                        result,
+                        Err(AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle))
+                    );
                     stats.upstream_rq_retry().inc();
-                    stats.upstream_rq_retry_backoff_exponential().inc();
-                    let pause = self.retries.pause(response, &self.cx.worker.random);
+                    let (pause, limited) = self.retries.pause(response, &self.cx.worker.random);
+                    match limited {
+                        true => stats.upstream_rq_retry_backoff_ratelimited().inc(),
+                        false => stats.upstream_rq_retry_backoff_exponential().inc(),
+                    }
                     if let Ok((upstream, head)) = result {
                         if head.framing.is_none() {
                             upstream.release();
@@ -252,16 +293,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Result<(Upstream, ResponseHead), AttemptError> {
         self.exchange.upstream.attempts += 1;
+        self.sent = false;
         let now = TokioInstant::now();
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         self.deadlines.per_try_idle = self.timeouts.per_try_idle.map(|limit| now + limit);
         if self.reader.is_end() {
             self.start_request_timeout();
         }
-        let avoid = self
-            .retries
-            .policy()
-            .is_some_and(|policy| policy.avoid_previous_hosts);
         let cluster = self.target.cluster.clone();
         let version = self.exchange.request.version;
         let alpn = {
@@ -273,12 +311,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         };
         let metadata_match = self.target.metadata_match.clone();
         let override_host = self.exchange.override_host.clone();
+        // Predicates are about retries; a first attempt goes where the policy says.
+        let policy = self.retries.policy().filter(|_| self.retries.made > 0);
+        let avoid = policy.is_some_and(|policy| policy.avoid_previous_hosts);
+        let omit =
+            policy.filter(|policy| policy.omit_canary_hosts || policy.omit_host_metadata.is_some());
         let context = LbContext {
             hash: self.target.hash,
             original_dst: self.exchange.connection.original_dst(),
             avoid: if avoid { tried } else { &[] },
-            avoid_attempts: match (avoid, self.retries.policy()) {
-                (true, Some(policy)) if !tried.is_empty() => policy.host_selection_max_attempts,
+            omit: omit.map(|policy| &**policy as &dyn Omit),
+            avoid_attempts: match policy {
+                Some(policy) if avoid || omit.is_some() => policy.host_selection_max_attempts,
                 _ => 0,
             },
             priority: self.target.priority,
@@ -293,6 +337,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                     address,
                     strict: *strict,
                 }),
+            fresh: self.stale > 0,
         };
         let host = cluster
             .choose(&context)
@@ -337,6 +382,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 error,
                 stale: false,
             })?;
+        self.sent = true;
         self.pump = Pump::new(self.exchange.request.upgrade);
         let result = self.response_head(&mut upstream, timer).await;
         match &result {
@@ -397,6 +443,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 .request
                 .headers
                 .set("x-envoy-attempt-count", text);
+        }
+        let told = self
+            .exchange
+            .route
+            .get()
+            .is_some_and(|(host, _)| host.include_is_timeout_retry_header);
+        if told && self.retries.made > 0 {
+            let late = if self.late { "true" } else { "false" };
+            self.exchange
+                .request
+                .headers
+                .set("x-envoy-is-timeout-retry", late);
         }
         if self.target.auto_host && !host.hostname.is_empty() {
             let tell = self
@@ -484,9 +542,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
 
     fn broken(&self, error: Error, upstream: &Upstream) -> AttemptError {
         let stale = upstream.reused
-            && upstream.version() == Some(outrigger_http::Version::Http11)
             && !upstream.has_response_bytes()
-            && matches!(error, Error::Closed | Error::Io(_));
+            && matches!(error, Error::Closed | Error::Io(_) | Error::Unresponsive);
         AttemptError::Broken { error, stale }
     }
 
@@ -550,5 +607,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     }
 }
 
-/// Resting connections of an upstream that may turn out closed before the request fails.
-const STALE_ATTEMPTS: u32 = 3;
+/// Times that a request is sent again beside what its retry policy says, each on a new connection or one that works.
+const REPLAYS: u32 = 3;

@@ -18,6 +18,7 @@ mod reply;
 mod respond;
 mod serve;
 mod stats;
+mod streams;
 mod timers;
 mod upstream;
 
@@ -31,6 +32,7 @@ pub(crate) use reply::http_status_of;
 
 use crate::{
     access_log::Logger,
+    codec::Http2Stats,
     filter::Filters,
     listener::{Connection, ConnectionInfo},
     plan::HttpConnectionManager,
@@ -45,6 +47,7 @@ pub struct ConnectionManager {
     /// What the configuration says.
     pub plan: Arc<HttpConnectionManager>,
     stats: ConnectionManagerStats,
+    http2_stats: Rc<Http2Stats>,
     filters: Filters,
     logs: Vec<Logger>,
 }
@@ -67,6 +70,7 @@ impl ConnectionManager {
         ConnectionManager {
             plan: plan.clone(),
             stats: ConnectionManagerStats::new(scope),
+            http2_stats: Rc::new(Http2Stats::new(worker.stats.scope("http2."))),
             filters: Filters::new(plan, worker),
             logs: Logger::all(&plan.access_logs, worker),
         }

@@ -21,13 +21,13 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves one request.
+/// Serves one request. `true` when an HTTP/2 client took it back.
 pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     cx: &Context<'_>,
     head: RequestHead,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
-) {
+) -> bool {
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
     stats.downstream_rq_active().inc();
@@ -36,6 +36,7 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
         respond::reply(cx, &mut exchange, reader, writer, reply).await;
     }
     finish(cx, &mut exchange);
+    exchange.flags.has(Flags::DOWNSTREAM_REMOTE_RESET)
 }
 
 /// A message that could not be read as a request is answered and logged like one.

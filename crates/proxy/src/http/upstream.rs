@@ -130,8 +130,7 @@ impl Upstream {
         match &mut self.call {
             Call::H1(connection) => connection.send_head(head, framing),
             Call::H2(call) => {
-                let mut handle = h2::ClientHandle::from(call.place.sender().clone());
-                call.stream = Some(handle.send(head, framing)?.split());
+                call.stream = Some(call.place.handle().send(head, framing)?.split());
             }
             Call::Tcp(_) => {}
         }
@@ -145,7 +144,13 @@ impl Upstream {
         upgrade: bool,
     ) -> Poll<Result<ResponseHead, Error>> {
         match &mut self.call {
-            Call::H1(connection) => connection.poll_head(cx, upgrade),
+            Call::H1(connection) => {
+                let head = ready!(connection.poll_head(cx, upgrade))?;
+                if let Some(timeout) = head.keep_alive_timeout {
+                    connection.io().told_timeout(timeout);
+                }
+                Poll::Ready(Ok(head))
+            }
             Call::H2(call) => {
                 let Some((reader, _)) = &mut call.stream else {
                     return Poll::Ready(Err(Error::Closed));

@@ -253,6 +253,14 @@ pub struct Http2Options {
     pub stream_error_on_invalid_http_message: bool,
     /// Pings on idle connections.
     pub keepalive: Option<Http2Keepalive>,
+    /// HEADERS, CONTINUATION and DATA in a row without payload. Default 1.
+    pub max_consecutive_inbound_frames_with_empty_payload: u32,
+    /// PRIORITY frames for each stream. Default 100.
+    pub max_inbound_priority_frames_per_stream: u32,
+    /// WINDOW_UPDATE frames for each DATA frame sent. Default 10.
+    pub max_inbound_window_update_frames_per_data_frame_sent: u32,
+    /// Resets that a peer's faults make us send. Default 1000.
+    pub max_outbound_control_frames: u32,
 }
 
 impl Default for Http2Options {
@@ -265,6 +273,10 @@ impl Default for Http2Options {
             allow_connect: false,
             stream_error_on_invalid_http_message: false,
             keepalive: None,
+            max_consecutive_inbound_frames_with_empty_payload: 1,
+            max_inbound_priority_frames_per_stream: 100,
+            max_inbound_window_update_frames_per_data_frame_sent: 10,
+            max_outbound_control_frames: 1000,
         }
     }
 }
@@ -274,6 +286,8 @@ impl Default for Http2Options {
 pub struct Http2Keepalive {
     /// Between pings; `None` sends none by time.
     pub interval: Option<Duration>,
+    /// Percent of the interval that is added at random. Default 15.
+    pub interval_jitter: u32,
     /// The connection is closed when a ping takes longer.
     pub timeout: Duration,
     /// Pings before a stream when the connection was idle for this long.

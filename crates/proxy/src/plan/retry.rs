@@ -19,6 +19,8 @@ pub struct RetryPolicy {
     pub avoid_previous_hosts: bool,
     /// Avoids canary hosts (`envoy.retry_host_predicates.omit_canary_hosts`).
     pub omit_canary_hosts: bool,
+    /// Avoids hosts whose `envoy.lb` metadata holds all of this (`envoy.retry_host_predicates.omit_host_metadata`).
+    pub omit_host_metadata: Option<serde_json::Value>,
     /// How often another host is picked before one is taken as it comes. Default 1.
     pub host_selection_max_attempts: u32,
     /// `retry_priority.previous_priorities`: moves on to other priorities after this many attempts.

@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 use outrigger_http::ResponseHead;
 
 use crate::{
+    cluster::{Host, Omit},
     http::{Exchange, http_status_of},
     plan::{
         RetryPolicy,
         matcher::HeaderMatcher,
         retry::{BackOff, ResetFormat, RetryOn},
     },
-    worker::Random,
+    worker::{Random, Worker},
 };
 
 /// Why an attempt gave no response.
@@ -161,8 +162,12 @@ impl Retries {
         self.made += 1;
     }
 
-    /// How long to wait before the retry that was just begun.
-    pub(crate) fn pause(&self, response: Option<&ResponseHead>, random: &Random) -> Duration {
+    /// How long to wait before the retry that was just begun, and whether the upstream said so.
+    pub(crate) fn pause(
+        &self,
+        response: Option<&ResponseHead>,
+        random: &Random,
+    ) -> (Duration, bool) {
         let limited = self.policy.as_ref().and_then(|policy| {
             let limited = policy.rate_limited_back_off.as_ref()?;
             let response = response?;
@@ -181,7 +186,8 @@ impl Retries {
         });
         if let Some(pause) = limited {
             // A little more than asked, so that not all come back in the same moment.
-            return pause + Duration::from_micros(random.below(pause.as_micros() as u64 / 2 + 1));
+            let more = Duration::from_micros(random.below(pause.as_micros() as u64 / 2 + 1));
+            return (pause + more, true);
         }
         let back_off = self
             .policy
@@ -189,7 +195,10 @@ impl Retries {
             .map_or(BackOff::default(), |policy| policy.back_off);
         let factor = (1u32 << self.made.min(20)) - 1;
         let limit = back_off.base.saturating_mul(factor).min(back_off.max);
-        Duration::from_micros(random.below(limit.as_micros() as u64))
+        (
+            Duration::from_micros(random.below(limit.as_micros() as u64)),
+            false,
+        )
     }
 
     fn answer(&self, holds: bool) -> Answer {
@@ -244,6 +253,52 @@ impl Retries {
             Some(14) => on(RetryOn::GRPC_UNAVAILABLE),
             _ => false,
         }
+    }
+}
+
+impl Omit for RetryPolicy {
+    fn omits(&self, host: &Host) -> bool {
+        let lb = host.metadata.namespace("envoy.lb");
+        let has =
+            |key: &str, value: &serde_json::Value| lb.and_then(|lb| lb.get(key)) == Some(value);
+        self.omit_canary_hosts && has("canary", &true.into())
+            || self
+                .omit_host_metadata
+                .as_ref()
+                .and_then(serde_json::Value::as_object)
+                .is_some_and(|wanted| {
+                    !wanted.is_empty() && wanted.iter().all(|(key, value)| has(key, value))
+                })
+    }
+}
+
+/// Whether the request may be sent to a server twice without harm: by its method (RFC 9110, 9.2.2), or because its
+/// client says so with a key that the server tells repetitions by.
+pub(crate) fn is_repeatable(exchange: &Exchange<'_>) -> bool {
+    let request = &exchange.request;
+    request.method.is_idempotent()
+        || ["idempotency-key", "x-idempotency-key"]
+            .into_iter()
+            .any(|name| request.headers.contains(name))
+}
+
+/// Whether the operator has said that other requests, too, are repeated where the policy asks for it although a server
+/// may have seen them: the runtime key for all, or the route's metadata (docs/retries.md).
+pub(crate) fn repeats_unsafe(exchange: &Exchange<'_>, worker: &Worker) -> bool {
+    let yes =
+        |value: &serde_json::Value| value.as_bool() == Some(true) || value.as_str() == Some("true");
+    let route = exchange
+        .route
+        .route()
+        .and_then(|route| route.metadata.namespace("outrigger"))
+        .and_then(|metadata| metadata.get("retry_unsafe_requests"));
+    match route {
+        Some(value) => yes(value),
+        None => worker
+            .bootstrap
+            .runtime
+            .get("outrigger.retry_unsafe_requests")
+            .is_some_and(yes),
     }
 }
 

@@ -144,6 +144,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Tells what is only known when it is asked for; before stats are read.
+    pub fn publish(&self) {
+        self.clusters.borrow_mut().publish_breakers(&self.stats);
+    }
+
     /// Starts the workers. Must be called within a `LocalSet` of the main thread's runtime.
     pub fn start(
         bootstrap: Arc<Bootstrap>,

@@ -1,6 +1,7 @@
 //! HTTP through a running proxy: scripted clients and origins, bytes on both sides.
 
 mod cases;
+mod http2;
 mod support;
 
 use std::time::Duration;
@@ -154,7 +155,7 @@ fn attempts_are_repeated_as_the_policy_says() {
         let routes = "          - {match: {prefix: /}, route: {cluster: a, retry_policy: {retry_on: '5xx', num_retries: 2, retry_back_off: {base_interval: 0.001s}}}}";
         let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
         let answer = mesh
-            .ask("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+            .ask("PUT /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
             .await;
         assert!(
             answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("ok"),
@@ -171,7 +172,7 @@ fn attempts_are_repeated_as_the_policy_says() {
         assert_eq!(origin.seen().len(), 6);
         assert_eq!(
             mesh.log(2).await,
-            "POST /1 200 - via_upstream 3\nGET /2 503 URX via_upstream 3\n"
+            "PUT /1 200 - via_upstream 3\nGET /2 503 URX via_upstream 3\n"
         );
         assert_eq!(mesh.server.store.number("cluster.a.upstream_rq_retry"), 4);
         assert_eq!(

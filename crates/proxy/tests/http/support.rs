@@ -33,6 +33,17 @@ impl Mesh {
         filters: &str,
         clusters: &[(&str, u16)],
     ) -> Mesh {
+        Mesh::with(routes, options, filters, clusters, "").await
+    }
+
+    /// [`Mesh::new`] with further fields of all clusters.
+    pub(crate) async fn with(
+        routes: &str,
+        options: &str,
+        filters: &str,
+        clusters: &[(&str, u16)],
+        cluster: &str,
+    ) -> Mesh {
         let log = tempfile::tempdir().unwrap();
         let path = log.path().join("access.log");
         let yaml = format!(
@@ -79,7 +90,7 @@ filter_chains:
         for (name, port) in clusters {
             let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
                 "name: {name}\ntype: STATIC\nconnect_timeout: 2s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
-                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{cluster}"
             )));
             changes.push(Change::UpsertCluster(Arc::new(plan.unwrap())));
         }

@@ -536,12 +536,12 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
         initial_connection_window_size,
         allow_connect,
         allow_metadata,
-        // Guards of Envoy's codec; ours has its own (docs/accepted-without-effect.md).
+        // What waits to be written is bounded in bytes (docs/accepted-without-effect.md).
         max_outbound_frames: _,
-        max_outbound_control_frames: _,
-        max_consecutive_inbound_frames_with_empty_payload: _,
-        max_inbound_priority_frames_per_stream: _,
-        max_inbound_window_update_frames_per_data_frame_sent: _,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
         stream_error_on_invalid_http_messaging,
         override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
@@ -557,7 +557,26 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
         }
         given => Ok(given.unwrap_or(default)),
     };
+    let at_least_one = |field: &str, given: Option<u32>, default: u32| match given {
+        Some(0) => Err(at.field(field).error("must be at least 1")),
+        given => Ok(given.unwrap_or(default)),
+    };
     Ok(Http2Options {
+        max_consecutive_inbound_frames_with_empty_payload:
+            max_consecutive_inbound_frames_with_empty_payload
+                .unwrap_or(default.max_consecutive_inbound_frames_with_empty_payload),
+        max_inbound_priority_frames_per_stream: max_inbound_priority_frames_per_stream
+            .unwrap_or(default.max_inbound_priority_frames_per_stream),
+        max_inbound_window_update_frames_per_data_frame_sent: at_least_one(
+            "max_inbound_window_update_frames_per_data_frame_sent",
+            *max_inbound_window_update_frames_per_data_frame_sent,
+            default.max_inbound_window_update_frames_per_data_frame_sent,
+        )?,
+        max_outbound_control_frames: at_least_one(
+            "max_outbound_control_frames",
+            *max_outbound_control_frames,
+            default.max_outbound_control_frames,
+        )?,
         hpack_table_size: hpack_table_size.unwrap_or(default.hpack_table_size),
         max_concurrent_streams: max_concurrent_streams.unwrap_or(default.max_concurrent_streams),
         initial_stream_window_size: window(
@@ -577,7 +596,7 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
             let core::KeepaliveSettings {
                 interval,
                 timeout,
-                interval_jitter: _,
+                interval_jitter,
                 connection_idle_interval,
             } = m;
             let Some(timeout) = above_zero(&at, "timeout", timeout)? else {
@@ -585,6 +604,17 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
             };
             Ok(Http2Keepalive {
                 interval: above_zero(&at, "interval", interval)?,
+                interval_jitter: match interval_jitter {
+                    Some(percent)
+                        if percent.value > 100.0
+                            || percent.value.is_nan()
+                            || percent.value < 0.0 =>
+                    {
+                        return Err(at.field("interval_jitter").error("must be from 0 to 100"));
+                    }
+                    Some(percent) => percent.value.round() as u32,
+                    None => 15,
+                },
                 timeout,
                 connection_idle_interval: positive(
                     &at,

@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use proto::envoy::{
     config::route::v3::{self as pb, retry_policy as nested},
-    extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
+    extensions::retry::{
+        host::omit_host_metadata::v3::OmitHostMetadataConfig,
+        priority::previous_priorities::v3::PreviousPrioritiesConfig,
+    },
 };
 
-use super::common::{above_zero, enumeration, extension, header_matcher, header_name, positive};
+use super::common::{
+    above_zero, enumeration, extension, header_matcher, header_name, metadata, positive,
+};
 use crate::plan::{
     error::{At, Step, unsupported},
     retry::{BackOff, RateLimitedBackOff, ResetFormat, RetryOn, RetryPolicy},
@@ -33,18 +38,30 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
     unsupported!(at, retry_options_predicates);
     let mut avoid_previous_hosts = false;
     let mut omit_canary_hosts = false;
+    let mut omit_host_metadata = None;
     at.each("retry_host_predicate", retry_host_predicate, |at, m| {
-        let kind = match &m.config_type {
+        let typed = at.field("typed_config");
+        let config = match &m.config_type {
             Some(nested::retry_host_predicate::ConfigType::TypedConfig(any)) => {
-                extension(&at.field("typed_config"), any)?.name
+                Some(extension(&typed, any)?)
             }
-            None => m.name.clone(),
+            None => None,
         };
+        let kind = config.as_ref().map_or(&m.name, |config| &config.name);
         match kind.as_str() {
             "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
             | "envoy.retry_host_predicates.previous_hosts" => avoid_previous_hosts = true,
             "envoy.extensions.retry.host.omit_canary_hosts.v3.OmitCanaryHostsPredicate"
             | "envoy.retry_host_predicates.omit_canary_hosts" => omit_canary_hosts = true,
+            "envoy.extensions.retry.host.omit_host_metadata.v3.OmitHostMetadataConfig" => {
+                let config: OmitHostMetadataConfig = match &config {
+                    Some(config) => config.decode(&typed)?,
+                    None => return Err(typed.error("is required")),
+                };
+                let wanted = metadata(&config.metadata_match);
+                // Without keys it omits nobody, as in Envoy.
+                omit_host_metadata = wanted.namespace("envoy.lb").cloned();
+            }
             other => {
                 return Err(at.not_implemented(format!(
                     "retry host predicate {other} is not implemented; remove it"
@@ -84,6 +101,7 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
         per_try_idle_timeout: positive(&at, "per_try_idle_timeout", per_try_idle_timeout)?,
         avoid_previous_hosts,
         omit_canary_hosts,
+        omit_host_metadata,
         host_selection_max_attempts: match host_selection_retry_max_attempts {
             0 => 1,
             n => u32::try_from(*n).map_err(|_| {
