@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use proto::envoy::config;
+use outrigger_http::{Framing, Method, RequestHead, Version};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -546,14 +547,11 @@ fn http2_requests_share_a_connection_up_to_its_limit() {
         let mut places = [one, two, three].map(|place| place.expect("it connects"));
         assert_eq!(bench.store.number("cluster.c.upstream_cx_http2_total"), 2);
         for place in &mut places {
-            let request = ::http::Request::get("http://c/")
-                .body(())
-                .expect("it is a request");
-            let (response, _) = place
-                .sender()
-                .send_request(request, true)
-                .expect("it is open");
-            assert_eq!(response.await.expect("it answers").status(), 200);
+            let head = RequestHead::new(Version::Http11, Method::Get, "c", "/");
+            let stream = place.handle().send(&head, Framing::None);
+            let (mut response, _) = stream.expect("it is open").split();
+            let (answer, _) = response.read_head().await.expect("it answers");
+            assert_eq!(answer.status, 200);
         }
         drop(places);
         let again = cluster.http2(&host, &ANY).await.expect("it is there");
