@@ -44,7 +44,10 @@ fn origin(arrivals: Arrivals) -> u16 {
 
 async fn serve(mut stream: TcpStream, arrivals: Arrivals) {
     let mut bytes = Vec::new();
-    while let Ok(Some(head)) = timeout(IDLE, head(&mut stream, &mut bytes)).await {
+    // As servers do it: the idle timeout is for what comes between requests.
+    let mut limit = Duration::from_secs(20);
+    while let Ok(Some(head)) = timeout(limit, head(&mut stream, &mut bytes)).await {
+        limit = IDLE;
         let name = head.lines().next().unwrap_or_default().to_owned();
         *arrivals.lock().unwrap().entry(name).or_default() += 1;
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
