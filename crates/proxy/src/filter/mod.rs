@@ -5,12 +5,17 @@
 //! wants to remember about a request stands in [`FilterData`]; what it remembers about all of
 //! them stands in itself (one instance a worker and connection manager).
 
+mod buffer;
 mod cors;
 mod fault;
 mod grpc_stats;
+mod header_mutation;
 mod istio_stats;
+mod local_rate_limit;
+mod metadata;
 mod original_src;
 mod peer_metadata;
+mod stateful_session;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
 
@@ -23,6 +28,7 @@ use crate::{
     http::{Exchange, LocalReply},
     plan::{
         Cluster, HttpConnectionManager,
+        filter_config::HeaderToMetadata,
         http_filter::{
             AlpnFilter, AlpnProtocol, HttpFilterConfig, RouteFilterConfig, RouterFilter,
         },
@@ -33,6 +39,8 @@ use crate::{
 pub(crate) use cors::CorsData;
 pub(crate) use fault::ActiveFault;
 pub(crate) use grpc_stats::GrpcCounts;
+pub(crate) use local_rate_limit::RateLimitState;
+pub(crate) use stateful_session::Session;
 
 /// What a filter decides about a request.
 #[derive(Debug)]
@@ -41,6 +49,8 @@ pub(crate) enum Step {
     Continue,
     /// It waits; then [`Filter::resumed`] is asked.
     Wait(Duration),
+    /// It waits until all of it is here, up to so many bytes.
+    Buffer(u32),
     /// It ends here.
     Reply(LocalReply),
 }
@@ -127,6 +137,9 @@ pub(crate) struct FilterData {
     pub(crate) grpc: Option<GrpcCounts>,
     /// The client sent its metadata, so it wants ours.
     pub(crate) peer_asked: bool,
+    pub(crate) header_to_metadata: Option<Arc<HeaderToMetadata>>,
+    pub(crate) rate_limit: Option<RateLimitState>,
+    pub(crate) session: Option<Session>,
     /// Filters that the route has switched off, as bits of their position.
     off: u64,
 }
@@ -187,6 +200,25 @@ impl Filters {
                 HttpFilterConfig::IstioStats(config) => {
                     Box::new(istio_stats::IstioStatsFilter::new(config.clone(), worker))
                 }
+                HttpFilterConfig::HeaderMutation(config) => {
+                    Box::new(header_mutation::HeaderMutations {
+                        name: filter.name.clone(),
+                        config: config.clone(),
+                    })
+                }
+                HttpFilterConfig::HeaderToMetadata(config) => {
+                    Box::new(metadata::HeaderToMetadataFilter(config.clone()))
+                }
+                HttpFilterConfig::SetMetadata(config) => {
+                    Box::new(metadata::SetMetadataFilter(config.clone()))
+                }
+                HttpFilterConfig::StatefulSession(config) => {
+                    Box::new(stateful_session::StatefulSessionFilter(config.clone()))
+                }
+                HttpFilterConfig::LocalRateLimit(config) => {
+                    Box::new(local_rate_limit::LocalRateLimitFilter::new(config.clone()))
+                }
+                HttpFilterConfig::Buffer(limit) => Box::new(buffer::BufferFilter(*limit)),
             };
             filters.push(Live {
                 name: filter.name.clone(),
@@ -313,6 +345,14 @@ impl Filters {
 
 /// What the route says about a filter; the most specific level wins.
 fn route_config<'r>(route: &'r crate::http::RouteRef, name: &str) -> Option<&'r RouteFilterConfig> {
+    route_configs(route, name).next()
+}
+
+/// What each level says about a filter, the most specific first.
+fn route_configs<'r>(
+    route: &'r crate::http::RouteRef,
+    name: &str,
+) -> impl Iterator<Item = &'r RouteFilterConfig> {
     let weighted = crate::router::headers::weighted(route).map(|entry| &entry.per_filter);
     let (virtual_host, at) = match route.get() {
         Some((virtual_host, route)) => (Some(&virtual_host.per_filter), Some(&route.per_filter)),
@@ -323,5 +363,5 @@ fn route_config<'r>(route: &'r crate::http::RouteRef, name: &str) -> Option<&'r 
         .into_iter()
         .flatten()
         .filter(|configs| !configs.is_empty())
-        .find_map(|configs| configs.of(name))
+        .filter_map(move |configs| configs.of(name))
 }

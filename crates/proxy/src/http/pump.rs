@@ -74,7 +74,8 @@ impl Kept {
         self.trailers = None;
     }
 
-    fn add(&mut self, data: &Bytes) {
+    /// Keeps a piece of the body.
+    pub(super) fn add(&mut self, data: &Bytes) {
         self.size += data.len() as u64;
         if self.keep && self.size > self.limit {
             self.stop();

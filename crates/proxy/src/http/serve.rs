@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use outrigger_http::{BodyReader, BodyWriter, Headers, Method, RequestHead};
+use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Context, Exchange, Flags, LocalReply, forward, prepare, respond, stats::ConnectionManagerStats,
+    Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond,
+    stats::ConnectionManagerStats,
 };
 use crate::{
     filter::Step,
@@ -93,7 +94,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     }
     let mut kept = None;
     loop {
-        let Some(target) = filtered(cx, exchange, reader, writer).await? else {
+        let Some(target) = filtered(cx, exchange, reader, writer, &mut kept).await? else {
             return Ok(());
         };
         kept = forward::forward(cx, exchange, reader, writer, target, kept).await;
@@ -112,6 +113,7 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
+    kept: &mut Option<Kept>,
 ) -> Result<Option<router::Target>, LocalReply> {
     for index in 0..cx.live.filters.len() {
         let mut step = cx.live.filters.request(index, exchange, false, cx.worker);
@@ -119,6 +121,12 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
             match step {
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(reply),
+                Step::Buffer(limit) => {
+                    if kept.is_none() && !exchange.request.upgrade {
+                        *kept = Some(buffer(cx, exchange, reader, limit).await?);
+                    }
+                    break;
+                }
                 Step::Wait(pause) => {
                     if !wait(pause, reader, writer).await {
                         super::failure::Gone::Closed.tell(exchange);
@@ -139,6 +147,83 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
     };
     cx.live.stats.rq_total().inc();
     Ok(Some(target))
+}
+
+/// Reads all of a request's body.
+async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, S>,
+    limit: u32,
+) -> Result<Kept, LocalReply> {
+    let mut kept = Kept::new(true, limit.into());
+    let filters = &cx.live.filters;
+    let read = async {
+        loop {
+            match std::future::poll_fn(|cx| reader.poll_frame(cx)).await {
+                Some(Ok(Frame::Data(data))) => {
+                    exchange.progress.received += data.len() as u64;
+                    filters.request_data(exchange, &data);
+                    kept.add(&data);
+                    if !kept.is_whole() {
+                        cx.live.stats.downstream_rq_too_large().inc();
+                        return Err(LocalReply::new(
+                            413,
+                            "Payload Too Large",
+                            "request_payload_too_large",
+                        ));
+                    }
+                }
+                Some(Ok(Frame::Trailers(trailers))) => {
+                    kept.trailers = Some(trailers);
+                    break;
+                }
+                None => break,
+                Some(Err(_)) => {
+                    return Err(LocalReply::new(
+                        400,
+                        "Bad Request",
+                        "downstream_remote_disconnect",
+                    )
+                    .flag(Flags::DOWNSTREAM_CONNECTION_TERMINATION));
+                }
+            }
+        }
+        Ok(())
+    };
+    // The limits of a request that waits here are those of one that goes on: nothing is read for ever.
+    let plan = &cx.live.plan;
+    let longest = [plan.request_timeout, plan.stream_idle_timeout]
+        .into_iter()
+        .flatten()
+        .min();
+    match longest {
+        None => read.await?,
+        Some(longest) => match tokio::time::timeout(longest, read).await {
+            Ok(read) => read?,
+            Err(_) => {
+                cx.live.stats.downstream_rq_timeout().inc();
+                return Err(LocalReply::new(
+                    408,
+                    "request timeout",
+                    "request_overall_timeout",
+                ));
+            }
+        },
+    }
+    kept.complete = true;
+    exchange.progress.request_received = Some(std::time::Instant::now());
+    if kept.trailers.is_none() && exchange.request.framing == Framing::Chunked {
+        // Its length is known now, and the upstream is told.
+        let length: usize = kept.pieces.iter().map(|piece| piece.len()).sum();
+        exchange.request.framing = Framing::Length(length as u64);
+        exchange
+            .request
+            .headers
+            .set("content-length", itoa::Buffer::new().format(length));
+        exchange.request.headers.remove("transfer-encoding");
+    }
+    Ok(kept)
 }
 
 /// Takes off what only internal clients may say to these routes.

@@ -2,7 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::matcher::{Fraction, HeaderMatcher, StringMatcher};
+use super::{
+    filter_config::{
+        HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Mutations, SetMetadata,
+        StatefulSession,
+    },
+    matcher::{Fraction, HeaderMatcher, StringMatcher},
+};
 
 /// One HTTP filter of a connection manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +38,18 @@ pub enum HttpFilterConfig {
     PeerMetadata(PeerMetadata),
     /// `istio.stats`.
     IstioStats(Arc<IstioStats>),
+    /// `envoy.filters.http.header_mutation`.
+    HeaderMutation(Arc<HeaderMutationFilter>),
+    /// `envoy.filters.http.header_to_metadata`.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// `envoy.filters.http.set_metadata`.
+    SetMetadata(Arc<[SetMetadata]>),
+    /// `envoy.filters.http.stateful_session`.
+    StatefulSession(Option<Arc<StatefulSession>>),
+    /// `envoy.filters.http.local_ratelimit`.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.buffer`: bytes of a request at most.
+    Buffer(u32),
     /// `envoy.filters.http.original_src`.
     OriginalSrc {
         /// SO_MARK of upstream connections; 0 sets none.
@@ -266,6 +284,18 @@ pub enum RouteFilterConfig {
     Fault(Arc<Fault>),
     /// CORS policy.
     Cors(Arc<CorsPolicy>),
+    /// Mutations of its own, with those of the other levels.
+    HeaderMutation(Arc<Mutations>),
+    /// Rules in place of the filter's.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// Entries in place of the filter's.
+    SetMetadata(Arc<[SetMetadata]>),
+    /// A session in place of the filter's.
+    StatefulSession(Arc<StatefulSession>),
+    /// Limits in place of the filter's.
+    LocalRateLimit(Arc<LocalRateLimit>),
+    /// A limit in place of the filter's.
+    Buffer(u32),
 }
 
 /// `typed_per_filter_config`: configuration by filter name.

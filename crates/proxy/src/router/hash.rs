@@ -64,7 +64,7 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
 }
 
 /// A cookie's value, without its quotes.
-fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     cookies.split(|&byte| byte == b';').find_map(|pair| {
         let pair = pair.trim_ascii();
         let at = memchr::memchr(b'=', pair)?;

@@ -2,6 +2,7 @@
 
 mod cases;
 mod http2;
+mod routing;
 mod support;
 
 use std::time::Duration;

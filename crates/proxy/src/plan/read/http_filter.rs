@@ -9,8 +9,14 @@ use proto::{
         extensions::filters::{
             common::fault::v3 as fault_common,
             http::{
-                cors::v3::CorsPolicy as CorsMessage, fault::v3 as fault_pb,
-                grpc_stats::v3 as grpc_stats_pb, original_src::v3::OriginalSrc, router::v3::Router,
+                buffer::v3::{BufferPerRoute, buffer_per_route},
+                cors::v3::CorsPolicy as CorsMessage,
+                fault::v3 as fault_pb,
+                grpc_stats::v3 as grpc_stats_pb,
+                header_mutation::v3::HeaderMutationPerRoute,
+                original_src::v3::OriginalSrc,
+                router::v3::Router,
+                stateful_session::v3::{StatefulSessionPerRoute, stateful_session_per_route},
             },
             network::http_connection_manager::v3 as hcm,
         },
@@ -22,6 +28,7 @@ use super::{
         above_zero, enumeration, extension, fraction, header_matcher, runtime_fraction,
         string_matcher,
     },
+    filter_config,
     route::option,
 };
 use crate::plan::{
@@ -101,6 +108,29 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         "envoy.extensions.filters.http.original_src.v3.OriginalSrc" => {
             let OriginalSrc { mark } = found.decode(&at)?;
             HttpFilterConfig::OriginalSrc { mark }
+        }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation" => {
+            let config = filter_config::header_mutation(at, &found.decode(&at)?)?;
+            HttpFilterConfig::HeaderMutation(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.header_to_metadata.v3.Config" => {
+            let config = filter_config::header_to_metadata(at, &found.decode(&at)?)?;
+            HttpFilterConfig::HeaderToMetadata(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.set_metadata.v3.Config" => {
+            let config = filter_config::set_metadata(at, &found.decode(&at)?)?;
+            HttpFilterConfig::SetMetadata(config.into())
+        }
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSession" => {
+            let config = filter_config::stateful_session(at, &found.decode(&at)?)?;
+            HttpFilterConfig::StatefulSession(config.map(Arc::new))
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let config = filter_config::local_rate_limit(at, &found.decode(&at)?)?;
+            HttpFilterConfig::LocalRateLimit(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.buffer.v3.Buffer" => {
+            HttpFilterConfig::Buffer(filter_config::buffer(at, &found.decode(&at)?)?)
         }
         // Answers are sent as they are: see docs/accepted-without-effect.md.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Ok(None),
@@ -379,6 +409,49 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
         "envoy.extensions.filters.http.cors.v3.CorsPolicy" => {
             RouteFilterConfig::Cors(Arc::new(cors(at, &found.decode(&at)?)?))
         }
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute" => {
+            let m: HeaderMutationPerRoute = found.decode(&at)?;
+            let mutations = at.optional("mutations", &m.mutations, filter_config::mutations)?;
+            RouteFilterConfig::HeaderMutation(Arc::new(mutations.unwrap_or_default()))
+        }
+        "envoy.extensions.filters.http.header_to_metadata.v3.Config" => {
+            let config = filter_config::header_to_metadata(at, &found.decode(&at)?)?;
+            RouteFilterConfig::HeaderToMetadata(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.set_metadata.v3.Config" => {
+            let config = filter_config::set_metadata(at, &found.decode(&at)?)?;
+            RouteFilterConfig::SetMetadata(config.into())
+        }
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute" => {
+            use stateful_session_per_route::Override as O;
+            let m: StatefulSessionPerRoute = found.decode(&at)?;
+            match &m.r#override {
+                Some(O::Disabled(true)) => RouteFilterConfig::Disabled,
+                Some(O::StatefulSession(m)) => {
+                    let at = at.field("stateful_session");
+                    match filter_config::stateful_session(at, m)? {
+                        Some(config) => RouteFilterConfig::StatefulSession(Arc::new(config)),
+                        None => RouteFilterConfig::Disabled,
+                    }
+                }
+                _ => return Err(at.error("needs one of disabled: true, stateful_session")),
+            }
+        }
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
+            let config = filter_config::local_rate_limit(at, &found.decode(&at)?)?;
+            RouteFilterConfig::LocalRateLimit(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => {
+            use buffer_per_route::Override as O;
+            let m: BufferPerRoute = found.decode(&at)?;
+            match &m.r#override {
+                Some(O::Disabled(true)) => RouteFilterConfig::Disabled,
+                Some(O::Buffer(m)) => {
+                    RouteFilterConfig::Buffer(filter_config::buffer(at.field("buffer"), m)?)
+                }
+                _ => return Err(at.error("needs one of disabled: true, buffer")),
+            }
+        }
         _ => return Err(found.unknown(&at, "HTTP filter configuration")),
     }))
 }
@@ -388,6 +461,12 @@ fn known(any: &Any) -> bool {
     [
         "envoy.extensions.filters.http.fault.v3.HTTPFault",
         "envoy.extensions.filters.http.cors.v3.CorsPolicy",
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        "envoy.extensions.filters.http.header_to_metadata.v3.Config",
+        "envoy.extensions.filters.http.set_metadata.v3.Config",
+        "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
+        "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
     ]
     .contains(&name)
 }

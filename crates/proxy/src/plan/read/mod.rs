@@ -13,6 +13,7 @@ mod cluster;
 mod common;
 mod dump;
 mod endpoint;
+mod filter_config;
 mod header;
 mod http;
 mod http_filter;

@@ -1,0 +1,308 @@
+//! Filters, replies and redirects that routes ask for, as clients and origins see them.
+
+use super::support::{Act, Mesh, OK, Origin, TO_A, run};
+
+const TYPE: &str = "\"@type\": type.googleapis.com/envoy.extensions";
+
+#[test]
+fn header_mutations_of_filter_and_route_come_in_their_order() {
+    run(async {
+        let origin = Origin::new(&[Act::Say(
+            "HTTP/1.1 200 OK\r\nX-Secret: 1\r\nContent-Length: 2\r\n\r\nok",
+        )])
+        .await;
+        let routes = format!(
+            "          - match: {{prefix: /}}
+            route: {{cluster: a}}
+            typed_per_filter_config:
+              mutate: {{{TYPE}.filters.http.header_mutation.v3.HeaderMutationPerRoute, mutations: {{request_mutations: [{{append: {{header: {{key: x-who, value: route}}}}}}]}}}}"
+        );
+        let filters = format!(
+            "      - name: mutate
+        typed_config:
+          {TYPE}.filters.http.header_mutation.v3.HeaderMutation
+          mutations:
+            request_mutations: [{{append: {{header: {{key: x-who, value: filter}}}}}}, {{remove_on_match: {{key_matcher: {{prefix: x-drop}}}}}}]
+            query_parameter_mutations: [{{append: {{record: {{key: v, value: \"2\"}}}}}}, {{remove: w}}]
+            response_mutations: [{{remove: x-secret}}, {{append: {{header: {{key: x-new, value: \"%RESPONSE_CODE%\"}}}}}}]"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("GET /p?w=1 HTTP/1.1\r\nHost: h\r\nX-Drop-Me: 1\r\nConnection: close\r\n\r\n")
+            .await;
+        let seen = &origin.seen()[0];
+        assert!(seen.starts_with("GET /p?v=2 HTTP/1.1\r\n"), "{seen}");
+        assert!(seen.contains("x-who: filter\r\nx-who: route\r\n"), "{seen}");
+        assert!(!seen.to_lowercase().contains("x-drop"), "{seen}");
+        assert!(!answer.to_lowercase().contains("x-secret"), "{answer}");
+        assert!(answer.contains("x-new: "), "{answer}");
+    });
+}
+
+#[test]
+fn a_local_rate_limit_refuses_what_is_over_it() {
+    run(async {
+        let origin = Origin::new(&[OK, OK, OK]).await;
+        let limit = |tokens: u32, more: &str| {
+            format!(
+                "{TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: limit, \
+                 token_bucket: {{max_tokens: {tokens}, fill_interval: 3600s}}, \
+                 filter_enabled: {{default_value: {{numerator: 100}}}}, \
+                 filter_enforced: {{default_value: {{numerator: 100}}}}, {more}"
+            )
+        };
+        let routes = format!(
+            "          - match: {{prefix: /own}}
+            route: {{cluster: a, rate_limits: [{{actions: [{{request_headers: {{header_name: x-user, descriptor_key: user}}}}]}}]}}
+            typed_per_filter_config:
+              limit: {{{}}}
+{TO_A}",
+            limit(
+                9,
+                "descriptors: [{entries: [{key: user, value: greedy}], token_bucket: {max_tokens: 1, fill_interval: 3600s}}]"
+            )
+        );
+        let filters = format!(
+            "      - name: limit\n        typed_config: {{{}}}",
+            limit(
+                1,
+                "enable_x_ratelimit_headers: DRAFT_VERSION_03, response_headers_to_add: [{header: {key: x-why, value: limit}}]"
+            )
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let first = mesh.get("/").await;
+        assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+        assert!(first.contains("x-ratelimit-limit: 1\r\nx-ratelimit-remaining: 0\r\n"));
+        let second = mesh.get("/").await;
+        assert!(second.starts_with("HTTP/1.1 429"), "{second}");
+        assert!(second.contains("x-why: limit\r\n") && second.ends_with("local_rate_limited"));
+        let own = |user: &str| {
+            format!("GET /own HTTP/1.1\r\nHost: h\r\nX-User: {user}\r\nConnection: close\r\n\r\n")
+        };
+        for (user, status) in [("greedy", "200"), ("greedy", "429"), ("modest", "200")] {
+            let answer = mesh.ask(&own(user)).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{user}: {answer}"
+            );
+        }
+        let log = mesh.log(5).await;
+        assert!(log.contains("429 RL local_rate_limited"), "{log}");
+    });
+}
+
+#[test]
+fn metadata_of_headers_and_of_the_configuration_is_there_for_others() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let routes = "          - match: {prefix: /}
+            route: {cluster: a}
+            request_headers_to_add:
+            - {header: {key: x-meta, value: \"%DYNAMIC_METADATA(ns:user)%/%DYNAMIC_METADATA(ns:none)%/%DYNAMIC_METADATA(set:a)%\"}}";
+        let filters = format!(
+            "      - name: h2m
+        typed_config:
+          {TYPE}.filters.http.header_to_metadata.v3.Config
+          request_rules:
+          - {{header: x-user, remove: true, on_header_present: {{metadata_namespace: ns, key: user, regex_value_rewrite: {{pattern: {{regex: \"^u-(.*)$\"}}, substitution: \"\\\\1\"}}}}}}
+          - {{cookie: none, on_header_missing: {{metadata_namespace: ns, key: none, value: missing}}}}
+      - name: set
+        typed_config: {{{TYPE}.filters.http.set_metadata.v3.Config, metadata: [{{metadata_namespace: set, value: {{a: b}}}}]}}"
+        );
+        let mesh = Mesh::new(routes, "", &filters, &[("a", origin.port)]).await;
+        mesh.ask("GET / HTTP/1.1\r\nHost: h\r\nX-User: u-7\r\nConnection: close\r\n\r\n")
+            .await;
+        let seen = &origin.seen()[0];
+        assert!(seen.contains("x-meta: 7/missing/b\r\n"), "{seen}");
+        assert!(!seen.to_lowercase().contains("x-user"), "{seen}");
+    });
+}
+
+#[test]
+fn a_session_names_its_host_in_a_cookie_and_a_header() {
+    run(async {
+        let origin = Origin::new(&[OK, OK, OK]).await;
+        let session = |state: &str| {
+            format!(
+                "{TYPE}.filters.http.stateful_session.v3.StatefulSession, session_state: {{name: s, typed_config: {{{TYPE}.http.stateful_session.{state}}}}}"
+            )
+        };
+        let routes = format!(
+            "          - match: {{prefix: /header}}
+            route: {{cluster: a}}
+            typed_per_filter_config:
+              session: {{{TYPE}.filters.http.stateful_session.v3.StatefulSessionPerRoute, stateful_session: {{session_state: {{name: s, typed_config: {{{TYPE}.http.stateful_session.header.v3.HeaderBasedSessionState, name: x-host}}}}}}}}
+{TO_A}"
+        );
+        let filters = format!(
+            "      - name: session\n        typed_config: {{{}}}",
+            session("cookie.v3.CookieBasedSessionState, cookie: {name: sticky, path: /, ttl: 60s}")
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let first = mesh.get("/").await;
+        let cookie = first
+            .lines()
+            .find_map(|line| line.strip_prefix("set-cookie: "))
+            .expect("a cookie")
+            .to_owned();
+        assert!(
+            cookie.starts_with("sticky=\"") && cookie.contains("; Max-Age=60; Path=/; HttpOnly")
+        );
+        let pair = cookie.split(';').next().expect("a pair");
+        // A client that names the host it has got keeps it and is told nothing new.
+        let again = mesh
+            .ask(&format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nCookie: {pair}\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+        assert!(
+            again.starts_with("HTTP/1.1 200") && !again.contains("set-cookie"),
+            "{again}"
+        );
+        let header = mesh.get("/header").await;
+        assert!(header.contains("x-host: "), "{header}");
+    });
+}
+
+#[test]
+fn a_buffered_request_arrives_whole_or_not_at_all() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let filters = format!(
+            "      - name: buffer\n        typed_config: {{{TYPE}.filters.http.buffer.v3.Buffer, max_request_bytes: 8}}"
+        );
+        let mesh = Mesh::new(TO_A, "", &filters, &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let seen = origin.seen();
+        assert!(
+            seen[0].to_lowercase().contains("content-length: 5\r\n"),
+            "{}",
+            seen[0]
+        );
+        assert!(seen[0].ends_with("\r\n\r\nabcde"), "{}", seen[0]);
+        let answer = mesh
+            .ask("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\nConnection: close\r\n\r\nabcdefghi")
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+        assert_eq!(origin.seen().len(), 1);
+    });
+}
+
+#[test]
+fn redirects_of_the_upstream_are_followed_where_the_route_says_so() {
+    run(async {
+        let moved = Act::Say(
+            "HTTP/1.1 302 Found\r\nLocation: http://other/new?x\r\nX-Copy: 1\r\nContent-Length: 0\r\n\r\n",
+        );
+        let see_other = Act::Say(
+            "HTTP/1.1 303 See Other\r\nLocation: http://other/get\r\nContent-Length: 0\r\n\r\n",
+        );
+        let relative = Act::Say("HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n");
+        let a = Origin::new(&[moved, see_other, moved, relative]).await;
+        let b = Origin::new(&[OK, OK, moved]).await;
+        let routes = "          - match: {prefix: /new}
+            route: {cluster: b, internal_redirect_policy: {}}
+          - match: {prefix: /get}
+            route: {cluster: b}
+          - match: {prefix: /}
+            route:
+              cluster: a
+              internal_redirect_policy: {redirect_response_codes: [302, 303], response_headers_to_copy: [x-copy]}";
+        let mesh = Mesh::new(routes, "", "", &[("a", a.port), ("b", b.port)]).await;
+        let post = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+        assert!(mesh.ask(post).await.starts_with("HTTP/1.1 200"));
+        let seen = b.seen();
+        assert!(
+            seen[0].starts_with("POST /new?x HTTP/1.1\r\n"),
+            "{}",
+            seen[0]
+        );
+        assert!(seen[0].to_lowercase().contains("host: other\r\n") && seen[0].ends_with("hi"));
+        assert!(
+            seen[0].contains("x-envoy-original-url: http://h/\r\n"),
+            "{}",
+            seen[0]
+        );
+        assert!(
+            seen[0].to_lowercase().contains("x-copy: 1\r\n"),
+            "{}",
+            seen[0]
+        );
+        assert!(mesh.ask(post).await.starts_with("HTTP/1.1 200"));
+        let seen = b.seen();
+        assert!(seen[1].starts_with("GET /get HTTP/1.1\r\n"), "{}", seen[1]);
+        assert!(
+            !seen[1].to_lowercase().contains("content-length"),
+            "{}",
+            seen[1]
+        );
+        // One redirect a request; the next one is the client's affair, and so is one without a whole URL.
+        let twice = mesh.ask(post).await;
+        assert!(
+            twice.starts_with("HTTP/1.1 302") && twice.contains("http://other/new?x"),
+            "{twice}"
+        );
+        let relative = mesh.get("/").await;
+        assert!(relative.starts_with("HTTP/1.1 302"), "{relative}");
+    });
+}
+
+#[test]
+fn replies_look_as_the_configuration_says() {
+    run(async {
+        let options = "local_reply_config:
+        mappers:
+        - filter: {status_code_filter: {comparison: {op: EQ, value: {default_value: 404, runtime_key: none}}}}
+          status_code: 410
+          body: {inline_string: gone}
+          headers_to_add: [{header: {key: x-mapped, value: \"%REQ(:path)%\"}}]
+          body_format_override: {text_format_source: {inline_string: \"<%LOCAL_REPLY_BODY%>\"}, content_type: text/html}
+        body_format: {json_format: {code: \"%RESPONSE_CODE%\", text: \"%LOCAL_REPLY_BODY%\"}}";
+        let routes = "          - {match: {prefix: /no}, direct_response: {status: 403, body: {inline_string: nope}}}";
+        let mesh = Mesh::new(routes, options, "", &[]).await;
+        let answer = mesh.get("/missing").await;
+        assert!(answer.starts_with("HTTP/1.1 410"), "{answer}");
+        assert!(
+            answer.contains("content-type: text/html\r\n") && answer.ends_with("\r\n\r\n<gone>")
+        );
+        assert!(answer.contains("x-mapped: /missing\r\n"), "{answer}");
+        let answer = mesh.get("/no").await;
+        assert!(
+            answer.contains("content-type: application/json\r\n"),
+            "{answer}"
+        );
+        assert!(
+            answer.ends_with("{\"code\":403,\"text\":\"nope\"}\n"),
+            "{answer}"
+        );
+    });
+}
+
+#[test]
+fn scopes_choose_the_routes_by_a_header() {
+    // The support's routes stand in `route_config`, so that this listener is only read.
+    let yaml = "name: x
+scope_key_builder: {fragments: [{header_value_extractor: {name: x-tenant, element_separator: \",\", index: 1}}]}
+scoped_route_configurations_list:
+  scoped_route_configurations:
+  - {name: a, key: {fragments: [{string_key: blue}]}, route_configuration: {name: a, virtual_hosts: []}}
+  - {name: b, key: {fragments: [{string_key: blue}]}, route_configuration_name: b}";
+    let manager = format!(
+        "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: h, typed_config: \
+         {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, \
+         scoped_routes: {}, http_filters: [{{name: r, typed_config: {{{TYPE}.filters.http.router.v3.Router}}}}]}}}}]}}]}}",
+        serde_json::to_string(&proto::json::yaml_to_value(yaml).expect("YAML")).expect("JSON")
+    );
+    let message: proto::envoy::config::listener::v3::Listener =
+        proto::json::from_yaml(&manager).expect("a listener");
+    let error = outrigger_proxy::plan::Listener::try_from(&message).expect_err("two of a key");
+    assert!(
+        error
+            .to_string()
+            .contains("scoped_route_configurations[1].key: is the key of another scope"),
+        "{error}"
+    );
+}
