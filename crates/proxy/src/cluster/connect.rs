@@ -30,7 +30,7 @@ use crate::{
     plan::{Address, Cluster, cluster::UpstreamTransport, proxy_protocol::ProxyProtocolTransport},
     proxy_protocol::{Header, Tlv},
     socket,
-    transport::{HandshakeError, Offer},
+    transport::{HandshakeError, Offer, Upstreams},
 };
 
 /// An established connection with everything that has to be counted when it ends.
@@ -197,6 +197,35 @@ pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
         (header.addresses, header.tlvs).hash(&mut hasher);
     }
     hasher.finish().max(1)
+}
+
+/// A connection that counts nowhere, for health checks. `alpn` replaces the protocols that the host's TLS offers.
+pub(crate) async fn open(
+    plan: &Cluster,
+    host: &Host,
+    address: &Address,
+    tls: &Upstreams,
+    alpn: Option<&[Arc<str>]>,
+) -> io::Result<Stream> {
+    let (transport, proxy) = host.transport.after_header();
+    let mut stream = one(plan, None, address).await?;
+    if let Some(proxy) = proxy {
+        let mut header = BytesMut::new();
+        proxy_header(proxy, None).write_to(&mut header);
+        stream.write_all(&header).await?;
+    }
+    match transport {
+        UpstreamTransport::Tls(context) => {
+            let offer = Offer {
+                alpn,
+                hostname: &host.hostname,
+            };
+            tls.connect(context, offer, stream)
+                .await
+                .map_err(|error| io::Error::other(error.to_string()))
+        }
+        _ => Ok(stream),
+    }
 }
 
 async fn one(

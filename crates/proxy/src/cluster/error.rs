@@ -6,6 +6,9 @@ pub enum UpstreamError {
     /// The cluster has no host that may be used (UH).
     #[error("no healthy upstream")]
     NoHealthyHost,
+    /// The cluster is to be relieved of a share of its requests (DO).
+    #[error("drop overload")]
+    DropOverload,
     /// A limit of the cluster's circuit breakers is reached (UO).
     #[error("circuit breaker: {0} reached; raise it in the cluster's connection pool settings")]
     Overflow(&'static str),
@@ -31,6 +34,7 @@ impl UpstreamError {
     pub fn response_flag(&self) -> &'static str {
         match self {
             Self::NoHealthyHost => "UH",
+            Self::DropOverload => "DO",
             Self::Overflow(_) => "UO",
             Self::Connect(_)
             | Self::ConnectTimeout
@@ -43,7 +47,9 @@ impl UpstreamError {
     /// Envoy's `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; empty where the transport did not fail.
     pub fn transport_failure_reason(&self) -> String {
         match self {
-            Self::NoHealthyHost | Self::Overflow(_) | Self::ConnectTimeout => String::new(),
+            Self::NoHealthyHost | Self::DropOverload | Self::Overflow(_) | Self::ConnectTimeout => {
+                String::new()
+            }
             Self::Connect(reason) => format!("delayed connect error: {reason}"),
             Self::NoCertificate(_) | Self::Tls(_) | Self::Protocol(_) => self.to_string(),
         }

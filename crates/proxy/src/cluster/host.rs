@@ -1,15 +1,26 @@
-//! Hosts of a cluster, sorted for choosing: immutable, made on the main thread, shared by all workers.
+//! One endpoint as it can be connected to, and all of a cluster at one time.
 //!
-//! A change of endpoints makes a new [`HostSet`]. What has to outlive it (counts, pools, ejection) hangs on the host's
-//! [`HostShared`], which stays the same as long as the address does.
+//! A change of endpoints or of their health makes a new [`HostSet`] on the main thread, which all workers share. What has
+//! to outlive it (counts, pools, ejection) hangs on the host's [`HostShared`], which stays the same as long as the
+//! address does.
 
-use std::sync::{Arc, OnceLock, atomic::Ordering::Relaxed};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+};
 
-use super::{hash::HashTable, shared::HostShared};
+use serde_json::Value;
+
+use super::{
+    shared::{HealthFlag, HostShared, now_ms},
+    subset::Subsets,
+    view::{LocalZone, View},
+};
 use crate::plan::{
-    Address, Cluster, Metadata,
+    Address, Cluster, Fraction, Metadata,
     cluster::UpstreamTransport,
-    endpoint::{HealthStatus, Locality},
+    endpoint::{EndpointHealthCheck, HealthStatus, Locality},
 };
 
 /// One endpoint as it can be connected to.
@@ -35,16 +46,46 @@ pub struct Host {
     pub metadata: Metadata,
     /// What bytes to it are wrapped in.
     pub transport: UpstreamTransport,
+    /// How it is checked, where that is not as the cluster says.
+    pub health_check: Option<Arc<EndpointHealthCheck>>,
 }
 
 impl Host {
     /// Whether new requests may go there while others suffice.
     pub fn is_healthy(&self) -> bool {
-        self.health.is_healthy() && !self.shared.ejected.load(Relaxed)
+        self.health.is_healthy()
+            && !self.has_failed()
+            && !self.shared.flag(HealthFlag::DegradedActiveHc)
     }
 
-    pub(crate) fn is_degraded(&self) -> bool {
-        self.health == HealthStatus::Degraded && !self.shared.ejected.load(Relaxed)
+    /// Whether it is used when healthy hosts do not suffice.
+    pub fn is_degraded(&self) -> bool {
+        !self.has_failed()
+            && (self.health == HealthStatus::Degraded
+                || self.health.is_healthy() && self.shared.flag(HealthFlag::DegradedActiveHc))
+    }
+
+    /// Whether it counts for nothing, neither as healthy nor as missing.
+    pub fn is_excluded(&self) -> bool {
+        self.shared.flag(HealthFlag::PendingActiveHc)
+            || self.shared.flag(HealthFlag::ExcludedViaImmediateHcFail)
+    }
+
+    /// What is known from all sides, as `override_host_status` names it.
+    pub fn status(&self) -> HealthStatus {
+        if self.has_failed() {
+            return HealthStatus::Unhealthy;
+        }
+        match self.health {
+            HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => self.health,
+            _ if self.shared.flag(HealthFlag::DegradedActiveHc) => HealthStatus::Degraded,
+            other => other,
+        }
+    }
+
+    /// Whether outlier detection or an active check has found it bad.
+    fn has_failed(&self) -> bool {
+        self.shared.ejected.load(Relaxed) || self.shared.flag(HealthFlag::FailedActiveHc)
     }
 }
 
@@ -52,156 +93,72 @@ impl Host {
 #[derive(Debug, Default)]
 pub struct HostSet {
     hosts: Vec<Arc<Host>>,
-    pub(crate) lists: Vec<HostList>,
-    pub(crate) levels: Vec<Level>,
+    /// What a choice is made among; views refer to them by index.
+    pub(super) lists: Vec<HostList>,
+    /// How many schedulers of localities the views have together.
+    pub(super) schedulers: usize,
+    /// All hosts.
+    pub(super) all: View,
+    /// Hosts by metadata, where the cluster has subsets.
+    pub(super) subsets: Option<Box<Subsets>>,
+    /// Share of requests refused, by category.
+    drops: Vec<(Arc<str>, Fraction)>,
+    /// For requests that name their host; made at the first of them.
+    by_address: OnceLock<HashMap<SocketAddr, usize>>,
 }
 
 /// Hosts that one choice is made among.
 #[derive(Debug)]
-pub(crate) struct HostList {
-    pub(crate) hosts: Vec<Arc<Host>>,
-    pub(crate) equal_weights: bool,
-    /// Ring or table for choices by hash, made at the first such choice.
-    pub(crate) table: OnceLock<HashTable>,
+pub(super) struct HostList {
+    pub(super) hosts: Vec<Arc<Host>>,
+    pub(super) equal_weights: bool,
+    /// When the last of them became healthy, in milliseconds of [`now_ms`].
+    pub(super) newest: u64,
 }
 
-/// One priority.
+/// What an assignment says beside its hosts.
 #[derive(Debug, Default)]
-pub(crate) struct Level {
-    /// Share of the traffic in percent that goes to healthy hosts of this priority.
-    pub(crate) healthy_load: u32,
-    /// Share that goes to degraded ones.
-    pub(crate) degraded_load: u32,
-    /// Lists with their weights.
-    pub(crate) healthy: Vec<(usize, u64)>,
-    pub(crate) degraded: Vec<(usize, u64)>,
-    /// Every host, for panic.
-    pub(crate) all: Option<usize>,
-    pub(crate) panic: bool,
+pub(crate) struct Arrangement<'a> {
+    /// In percent.
+    pub(crate) overprovisioning: u32,
+    /// Health of a priority is a share of its weight.
+    pub(crate) weighted_priority_health: bool,
+    /// Weight of each (priority, locality).
+    pub(crate) localities: &'a [(u32, Arc<Locality>, u32)],
+    /// Where requests should stay in this proxy's own locality.
+    pub(crate) zone: Option<&'a LocalZone>,
 }
 
 impl HostSet {
-    /// Sorts hosts by priority, locality and health. `localities` gives the weight of each (priority, locality) where
-    /// localities are chosen by weight.
-    pub fn new(
+    /// Sorts hosts by priority, locality and health.
+    pub(crate) fn new(
         plan: &Cluster,
         hosts: Vec<Arc<Host>>,
-        overprovisioning: u32,
-        localities: &[(u32, Arc<Locality>, u32)],
+        arrangement: &Arrangement<'_>,
     ) -> Self {
-        let mut set = Self {
-            hosts,
-            ..Self::default()
-        };
-        let last = set.hosts.iter().map(|host| host.priority).max();
-        let mut health = Vec::new();
-        for priority in 0..last.map_or(0, |last| last + 1) {
-            let of: Vec<_> = set
-                .hosts
-                .iter()
-                .filter(|host| host.priority == priority)
-                .cloned()
-                .collect();
-            let healthy = of.iter().filter(|host| host.is_healthy()).count() as u32;
-            let degraded = of.iter().filter(|host| host.is_degraded()).count() as u32;
-            let total = (of.len() as u32).max(1);
-            health.push((
-                (overprovisioning * healthy / total).min(100),
-                (overprovisioning * degraded / total).min(100),
-                100.0 * f64::from(healthy + degraded) / f64::from(total),
-            ));
-            let mut level = Level::default();
-            let groups: Vec<_> = localities
-                .iter()
-                .filter(|entry| entry.0 == priority)
-                .collect();
-            if plan.lb.locality_weighted && !groups.is_empty() {
-                for (_, locality, weight) in groups {
-                    let members: Vec<_> = of
-                        .iter()
-                        .filter(|host| host.locality == *locality)
-                        .cloned()
-                        .collect();
-                    for (degraded, choices) in
-                        [(false, &mut level.healthy), (true, &mut level.degraded)]
-                    {
-                        let usable: Vec<_> = members
-                            .iter()
-                            .filter(|host| usable(host, degraded))
-                            .cloned()
-                            .collect();
-                        // A locality that has lost hosts counts for less, as a priority does.
-                        let share = (overprovisioning as usize * usable.len()
-                            / members.len().max(1))
-                        .min(100) as u64;
-                        let weight = u64::from(*weight) * share;
-                        if weight > 0 {
-                            choices.push((set.lists.len(), weight));
-                            set.lists.push(HostList::new(usable));
-                        }
-                    }
-                }
-            } else {
-                for (degraded, choices) in
-                    [(false, &mut level.healthy), (true, &mut level.degraded)]
-                {
-                    let usable: Vec<_> = of
-                        .iter()
-                        .filter(|host| usable(host, degraded))
-                        .cloned()
-                        .collect();
-                    if !usable.is_empty() {
-                        choices.push((set.lists.len(), 1));
-                        set.lists.push(HostList::new(usable));
-                    }
-                }
+        for host in &hosts {
+            if host.is_healthy() {
+                // The first healthy moment; the main thread alone writes it.
+                let _ = host
+                    .shared
+                    .healthy_since
+                    .compare_exchange(0, now_ms(), Relaxed, Relaxed);
             }
-            if !of.is_empty() {
-                level.all = Some(set.lists.len());
-                set.lists.push(HostList::new(of));
-            }
-            set.levels.push(level);
         }
-        set.spread(plan, &health);
+        let mut set = Self::default();
+        let weights = plan.lb.locality_weighted.then_some(arrangement.localities);
+        match &plan.subsets {
+            None => set.all = View::new(plan, &hosts, weights, arrangement, &mut set),
+            Some(subsets) => {
+                // Weights of localities count within a subset only where the cluster says so.
+                let weights = weights.filter(|_| subsets.locality_weight_aware);
+                set.all = View::new(plan, &hosts, weights, arrangement, &mut set);
+                let subsets = Subsets::new(plan, subsets, &hosts, weights, arrangement, &mut set);
+                set.subsets = Some(Box::new(subsets));
+            }
+        }
+        set.hosts = hosts;
         set
-    }
-
-    /// How much traffic each priority takes (Envoy: health times 140 %, lower priorities take what is missing).
-    fn spread(&mut self, plan: &Cluster, health: &[(u32, u32, f64)]) {
-        let total = health
-            .iter()
-            .map(|(healthy, degraded, _)| healthy + degraded)
-            .sum::<u32>()
-            .min(100);
-        let threshold = plan.lb.healthy_panic_threshold.ratio() * 100.0;
-        if total == 0 {
-            // Nobody is healthy: panic, if allowed, among all hosts of the first priority that has any.
-            if let Some(level) = self.levels.iter_mut().find(|level| level.all.is_some()) {
-                level.healthy_load = 100;
-                level.panic = threshold > 0.0 && !plan.lb.fail_traffic_on_panic;
-            }
-            return;
-        }
-        let mut left = 100;
-        for (level, (healthy, _, _)) in self.levels.iter_mut().zip(health) {
-            level.healthy_load = (healthy * 100 / total).min(left);
-            left -= level.healthy_load;
-        }
-        for (level, (_, degraded, _)) in self.levels.iter_mut().zip(health) {
-            level.degraded_load = (degraded * 100 / total).min(left);
-            left -= level.degraded_load;
-        }
-        // What rounding left over goes to the first priority that takes anything.
-        if let Some(level) = self.levels.iter_mut().find(|level| level.healthy_load > 0) {
-            level.healthy_load += left;
-        } else if let Some(level) = self.levels.iter_mut().find(|level| level.degraded_load > 0) {
-            level.degraded_load += left;
-        }
-        if total < 100 && !plan.lb.fail_traffic_on_panic {
-            for (level, (_, _, percent)) in self.levels.iter_mut().zip(health) {
-                level.panic = *percent < threshold;
-            }
-        }
     }
 
     /// Every host, usable or not.
@@ -214,43 +171,57 @@ impl HostSet {
         self.hosts.iter().filter(|host| host.is_healthy()).count()
     }
 
-    /// The list that a number between 0 and 99 (for the priority) and a random one (for the locality) lead to.
-    pub(crate) fn list(&self, mut percent: u32, random: u64) -> Option<usize> {
-        for level in &self.levels {
-            if percent < level.healthy_load {
-                return level.choose(&level.healthy, random);
-            }
-            percent -= level.healthy_load;
-        }
-        for level in &self.levels {
-            if percent < level.degraded_load {
-                return level.choose(&level.degraded, random);
-            }
-            percent -= level.degraded_load;
-        }
-        None
+    /// How many are degraded.
+    pub fn degraded(&self) -> usize {
+        self.hosts.iter().filter(|host| host.is_degraded()).count()
     }
-}
 
-impl Level {
-    fn choose(&self, choices: &[(usize, u64)], random: u64) -> Option<usize> {
-        if self.panic {
-            return self.all;
+    /// How many count for nothing.
+    pub fn excluded(&self) -> usize {
+        self.hosts.iter().filter(|host| host.is_excluded()).count()
+    }
+
+    /// Says which share of requests is refused.
+    pub(super) fn set_drops(&mut self, drops: &[(Arc<str>, Fraction)]) {
+        self.drops = drops.to_vec();
+    }
+
+    /// Whether a request is refused; the numbers are drawn one for each category.
+    pub(super) fn drops(&self, mut random: impl FnMut() -> u64) -> bool {
+        self.drops.iter().any(|(_, share)| share.hits(random()))
+    }
+
+    /// The host with this address, in whatever health.
+    pub fn at(&self, address: SocketAddr) -> Option<&Arc<Host>> {
+        let by_address = self.by_address.get_or_init(|| {
+            let sockets = self.hosts.iter().enumerate();
+            sockets
+                .filter_map(|(index, host)| Some((host.address.socket()?, index)))
+                .collect()
+        });
+        self.hosts.get(*by_address.get(&address)?)
+    }
+
+    /// Adds a list of hosts; `None` where there is none. Lists that are the same are one.
+    pub(super) fn list(&mut self, hosts: Vec<Arc<Host>>) -> Option<usize> {
+        if hosts.is_empty() {
+            return None;
         }
-        match choices {
-            [] => None,
-            [(only, _)] => Some(*only),
-            _ => {
-                let mut point = random % choices.iter().map(|choice| choice.1).sum::<u64>();
-                for (list, weight) in choices {
-                    if point < *weight {
-                        return Some(*list);
-                    }
-                    point -= weight;
-                }
-                None
-            }
+        let same = |list: &HostList| {
+            list.hosts.len() == hosts.len()
+                && list
+                    .hosts
+                    .iter()
+                    .zip(&hosts)
+                    .all(|(a, b)| Arc::ptr_eq(a, b))
+        };
+        // The last ones only: lists that are alike (all, healthy) are made one after the other.
+        let recent = self.lists.len().saturating_sub(2);
+        if let Some(at) = self.lists[recent..].iter().position(same) {
+            return Some(recent + at);
         }
+        self.lists.push(HostList::new(hosts));
+        Some(self.lists.len() - 1)
     }
 }
 
@@ -259,18 +230,26 @@ impl HostList {
         let equal_weights = hosts
             .windows(2)
             .all(|pair| pair[0].weight == pair[1].weight);
+        let since = |host: &Arc<Host>| host.shared.healthy_since.load(Relaxed);
         Self {
+            newest: hosts.iter().map(since).max().unwrap_or(0),
             hosts,
             equal_weights,
-            table: OnceLock::new(),
         }
     }
 }
 
-fn usable(host: &Host, degraded: bool) -> bool {
-    if degraded {
-        host.is_degraded()
-    } else {
-        host.is_healthy()
-    }
+/// Whether metadata of a host (its `envoy.lb` namespace) holds each of these; of a list any element, where `list_as_any`.
+pub(super) fn metadata_fits(
+    metadata: Option<&Value>,
+    wanted: &BTreeMap<String, Value>,
+    list_as_any: bool,
+) -> bool {
+    wanted.iter().all(
+        |(key, value)| match metadata.and_then(|members| members.get(key.as_str())) {
+            Some(found) if found == value => true,
+            Some(Value::Array(list)) if list_as_any => list.contains(value),
+            _ => false,
+        },
+    )
 }

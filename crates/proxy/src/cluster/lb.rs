@@ -2,19 +2,22 @@
 
 use std::{
     cell::RefCell,
-    cmp::Ordering,
-    collections::BinaryHeap,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use super::{
-    hash::HashTable,
+    LbContext, Report,
+    edf::Edf,
     host::{Host, HostList, HostSet},
+    shared::{ClusterShared, now_ms},
+    stats::ClusterStats,
+    subset::Found,
+    view::{Level, Source, View, Zone, ZoneProblem},
 };
 use crate::{
     plan::{
         Cluster,
-        cluster::{LbPolicy, SlowStart},
+        lb::{LbPolicy, SlowStart},
     },
     worker::Random,
 };
@@ -22,192 +25,370 @@ use crate::{
 /// Where a worker stands in each list of the current [`HostSet`].
 #[derive(Debug, Default)]
 pub(crate) struct Balancer {
-    lists: RefCell<Vec<Option<State>>>,
+    lists: RefCell<Vec<Turns>>,
+    /// Turns among localities.
+    localities: RefCell<Vec<Option<Edf>>>,
 }
 
-#[derive(Debug)]
-enum State {
+/// Where a worker stands in one list.
+#[derive(Debug, Default)]
+struct Turns {
     /// The next one of equal hosts.
-    Turn(usize),
-    /// Unequal hosts, the one whose turn comes first on top.
-    Deadlines { heap: BinaryHeap<Entry>, now: f64 },
+    next: Option<usize>,
+    /// Unequal hosts.
+    deadlines: Option<Edf>,
 }
 
-/// A host in the order of turns (earliest deadline first: a host of weight 2 comes twice as often).
-#[derive(Debug, PartialEq)]
-struct Entry {
-    deadline: f64,
-    index: usize,
-}
-
-impl Eq for Entry {}
-
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // A heap has its greatest on top.
-        other
-            .deadline
-            .total_cmp(&self.deadline)
-            .then(other.index.cmp(&self.index))
-    }
-}
-
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
+/// What a choice needs to know of the cluster.
+#[derive(Clone, Copy)]
+pub(super) struct Chooser<'a> {
+    pub(super) plan: &'a Cluster,
+    pub(super) set: &'a HostSet,
+    pub(super) shared: &'a ClusterShared,
+    pub(super) stats: &'a ClusterStats,
+    pub(super) random: &'a Random,
+    /// Tells the main thread what is known only when a table is made.
+    pub(super) report: &'a dyn Fn(Report),
 }
 
 impl Balancer {
     /// Begins anew: the lists have changed.
     pub(crate) fn reset(&self) {
         self.lists.borrow_mut().clear();
+        self.localities.borrow_mut().clear();
     }
 
     /// A host, or `None` where none is usable. `attempt` counts picks for the same request.
-    pub(crate) fn choose(
+    pub(super) fn choose(
         &self,
-        plan: &Cluster,
-        set: &HostSet,
+        with: Chooser<'_>,
+        context: &LbContext<'_>,
+        attempt: u32,
+    ) -> Option<Arc<Host>> {
+        let set = with.set;
+        match &set.subsets {
+            None => self.from_view(with, &set.all, context.hash, attempt),
+            Some(subsets) => subsets.choose(
+                context.metadata_match,
+                &set.all,
+                with.stats,
+                &|found| match found {
+                    Found::View(view) => self.from_view(with, view, context.hash, attempt),
+                    Found::Host(host) => Some(host.clone()),
+                },
+            ),
+        }
+    }
+
+    fn from_view(
+        &self,
+        with: Chooser<'_>,
+        view: &View,
         hash: Option<u64>,
         attempt: u32,
-        random: &Random,
     ) -> Option<Arc<Host>> {
-        let percent = match hash {
-            Some(hash) if attempt == 0 => (hash % 100) as u32,
-            _ => random.below(100) as u32,
+        let hashes = with.plan.lb_policy.hashes();
+        let number = match hash {
+            Some(hash) if hashes => hash,
+            _ => with.random.bits(),
         };
-        let at = set.list(percent, hash.unwrap_or_else(|| random.bits()))?;
-        let list = &set.lists[at];
-        match (&list.hosts[..], &plan.lb_policy) {
+        let (level, degraded) = view.level(number)?;
+        if level.load.panic {
+            with.stats.lb_healthy_panic().inc();
+        }
+        if hashes {
+            return by_hash(with, level, number, attempt);
+        }
+        let list = match level.load.panic {
+            true if with.plan.lb.fail_traffic_on_panic => None,
+            true => level.all,
+            false if degraded => self.by_locality(with, &level.degraded),
+            false if !level.healthy.localities.is_empty() => self.by_locality(with, &level.healthy),
+            false => in_zone(with, level),
+        }?;
+        self.from_list(with, list)
+    }
+
+    /// Localities take turns by weight, where weights count.
+    fn by_locality(&self, with: Chooser<'_>, source: &Source) -> Option<usize> {
+        match &source.localities[..] {
+            [] => source.flat,
+            [(only, _)] => Some(*only),
+            localities => {
+                let mut all = self.localities.borrow_mut();
+                if all.len() < with.set.schedulers {
+                    all.resize_with(with.set.schedulers, || None);
+                }
+                let weight = |index: usize| localities[index].1;
+                let edf = all[source.scheduler]
+                    .get_or_insert_with(|| Edf::new(localities.len(), weight, with.random));
+                edf.pick(weight).map(|index| localities[index].0)
+            }
+        }
+    }
+
+    fn from_list(&self, with: Chooser<'_>, at: usize) -> Option<Arc<Host>> {
+        let list = &with.set.lists[at];
+        let hosts = &list.hosts;
+        let random = with.random;
+        match (&hosts[..], &with.plan.lb_policy) {
             ([], _) => None,
             ([only], _) => Some(only.clone()),
-            (_, LbPolicy::RoundRobin(slow_start)) => {
-                let weight = |host: &Host| f64::from(host.weight) * warm(host, slow_start.as_ref());
-                Some(self.in_turn(set, at, slow_start.is_none(), weight, random))
-            }
-            (
-                hosts,
-                LbPolicy::LeastRequest {
-                    choice_count,
-                    slow_start,
-                    ..
-                },
-            ) if list.equal_weights && slow_start.is_none() => {
-                let draw = || &hosts[random.below(hosts.len() as u64) as usize];
-                let load = |host: &Arc<Host>| host.shared.rq_active.load(Relaxed);
-                let mut best = draw();
-                for _ in 1..(*choice_count).max(1) {
-                    let other = draw();
-                    if load(other) < load(best) {
-                        best = other;
-                    }
+            (_, LbPolicy::RoundRobin(slow_start)) => match warming(list, slow_start.as_ref()) {
+                None if list.equal_weights => Some(self.in_turn(with, at)),
+                slow => {
+                    let weight = |host: &Host| f64::from(host.weight) * warm(host, slow);
+                    self.by_deadline(with, at, weight)
                 }
-                Some(best.clone())
-            }
+            },
             (
                 _,
                 LbPolicy::LeastRequest {
+                    choice_count,
                     active_request_bias_ppm,
+                    full_scan,
                     slow_start,
-                    ..
                 },
-            ) => {
-                let bias = f64::from(*active_request_bias_ppm) / 1e6;
-                let weight = |host: &Host| {
-                    let active = host.shared.rq_active.load(Relaxed) as f64 + 1.0;
-                    f64::from(host.weight) * warm(host, slow_start.as_ref()) / active.powf(bias)
-                };
-                Some(self.in_turn(set, at, false, weight, random))
-            }
-            (hosts, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. }) if hash.is_some() => {
-                by_hash(plan, list, hosts, hash.unwrap_or_default(), attempt)
-            }
-            (hosts, _) => Some(hosts[random.below(hosts.len() as u64) as usize].clone()),
+            ) => match warming(list, slow_start.as_ref()) {
+                None if list.equal_weights && *full_scan => least_of_all(hosts, random),
+                None if list.equal_weights => Some(least_of(hosts, *choice_count, random)),
+                slow => {
+                    let bias = f64::from(*active_request_bias_ppm) / 1e6;
+                    let weight = |host: &Host| {
+                        let active = load(host) as f64 + 1.0;
+                        let divisor = match bias {
+                            1.0 => active,
+                            0.0 => 1.0,
+                            bias => active.powf(bias),
+                        };
+                        f64::from(host.weight) * warm(host, slow) / divisor
+                    };
+                    self.by_deadline(with, at, weight)
+                }
+            },
+            _ => Some(any_of(hosts, random).clone()),
         }
     }
 
-    fn in_turn(
+    fn in_turn(&self, with: Chooser<'_>, at: usize) -> Arc<Host> {
+        let hosts = &with.set.lists[at].hosts;
+        self.turns(with, at, |turns| {
+            // Workers begin at different places, so that they do not all load the same host.
+            let begin = || with.random.below(hosts.len() as u64) as usize;
+            let index = turns.next.unwrap_or_else(begin) % hosts.len();
+            turns.next = Some(index + 1);
+            hosts[index].clone()
+        })
+    }
+
+    fn by_deadline(
         &self,
-        set: &HostSet,
+        with: Chooser<'_>,
         at: usize,
-        fixed: bool,
         weight: impl Fn(&Host) -> f64,
-        random: &Random,
-    ) -> Arc<Host> {
-        let list = &set.lists[at];
-        let mut states = self.lists.borrow_mut();
-        if states.len() < set.lists.len() {
-            states.resize_with(set.lists.len(), || None);
+    ) -> Option<Arc<Host>> {
+        let hosts = &with.set.lists[at].hosts;
+        let weight = |index: usize| weight(&hosts[index]);
+        self.turns(with, at, |turns| {
+            let edf = turns
+                .deadlines
+                .get_or_insert_with(|| Edf::new(hosts.len(), weight, with.random));
+            edf.pick(weight).map(|index| hosts[index].clone())
+        })
+    }
+
+    fn turns<T>(&self, with: Chooser<'_>, at: usize, then: impl FnOnce(&mut Turns) -> T) -> T {
+        let mut all = self.lists.borrow_mut();
+        if all.len() <= at {
+            all.resize_with(with.set.lists.len(), Turns::default);
         }
-        // Workers begin at different places, so that they do not all load the same host.
-        let state = states[at].get_or_insert_with(|| {
-            if list.equal_weights && fixed {
-                return State::Turn(random.below(list.hosts.len() as u64) as usize);
-            }
-            let heap = list
-                .hosts
-                .iter()
-                .enumerate()
-                .map(|(index, host)| {
-                    let part = random.below(1 << 20) as f64 / f64::from(1 << 20);
-                    Entry {
-                        deadline: part / weight(host),
-                        index,
-                    }
-                })
-                .collect();
-            State::Deadlines { heap, now: 0.0 }
-        });
-        let index = match state {
-            State::Turn(next) => {
-                let index = *next % list.hosts.len();
-                *next = index + 1;
-                index
-            }
-            State::Deadlines { heap, now } => match heap.pop() {
-                Some(Entry { deadline, index }) => {
-                    *now = deadline;
-                    heap.push(Entry {
-                        deadline: *now + 1.0 / weight(&list.hosts[index]),
-                        index,
-                    });
-                    index
-                }
-                None => 0,
-            },
-        };
-        list.hosts[index].clone()
+        then(&mut all[at])
     }
 }
 
-fn by_hash(
-    plan: &Cluster,
-    list: &HostList,
-    hosts: &[Arc<Host>],
-    hash: u64,
-    attempt: u32,
-) -> Option<Arc<Host>> {
-    // A racing worker computes the same table.
-    if list.table.get().is_none()
-        && let Some(table) = HashTable::new(plan, hosts)
-    {
-        let _ = list.table.set(table);
+fn by_hash(with: Chooser<'_>, level: &Level, hash: u64, attempt: u32) -> Option<Arc<Host>> {
+    let (table, made) = level.table(with.plan, with.set);
+    let table = table?;
+    if made {
+        (with.report)(Report::HashTable {
+            cluster: with.plan.name.clone(),
+            size: table.size(),
+            entries_per_host: table.entries_per_host,
+        });
     }
-    hosts.get(list.table.get()?.choose(hash, attempt)?).cloned()
+    let host = match with.plan.lb.hash_balance_factor {
+        Some(factor) if factor > 0 => {
+            let breakers = &with.shared.breakers;
+            let active = breakers
+                .iter()
+                .map(|breaker| u64::from(breaker.requests.count()));
+            table.choose_bounded(hash, attempt, factor, active.sum())
+        }
+        _ => table.choose(hash, attempt),
+    };
+    host.cloned()
+}
+
+/// The healthy hosts of this proxy's own locality or of another, where zone-aware routing is done; else all.
+fn in_zone(with: Chooser<'_>, level: &Level) -> Option<usize> {
+    let (stats, random) = (with.stats, with.random);
+    let all = level.healthy.flat;
+    if matches!(level.zone, Zone::Off | Zone::NotDone(_))
+        || !with.plan.lb.zone_aware.routing_enabled.hits(random.bits())
+    {
+        return all;
+    }
+    match &level.zone {
+        Zone::LocalPanic => {
+            stats.lb_local_cluster_not_ok().inc();
+            all.filter(|_| !with.plan.lb.fail_traffic_on_panic)
+        }
+        Zone::Direct(list) => {
+            stats.lb_zone_routing_all_directly().inc();
+            Some(*list)
+        }
+        Zone::Residual { local, lists, room } => {
+            if random.below(10_000) < *local {
+                stats.lb_zone_routing_sampled().inc();
+                return lists[0];
+            }
+            stats.lb_zone_routing_cross_zone().inc();
+            match room.last() {
+                None | Some(0) => {
+                    stats.lb_zone_no_capacity_left().inc();
+                    lists[random.below(lists.len() as u64) as usize].or(all)
+                }
+                Some(whole) => {
+                    let point = random.below(*whole);
+                    lists[room.partition_point(|sum| *sum <= point)]
+                }
+            }
+        }
+        Zone::Off | Zone::NotDone(_) => all,
+    }
+}
+
+/// Counts why the zones of a new set of hosts are not looked at.
+pub(super) fn count_zones(set: &HostSet, stats: &ClusterStats) {
+    let Some(level) = set.all.levels.first() else {
+        return;
+    };
+    match level.zone {
+        Zone::Off => return,
+        Zone::NotDone(ZoneProblem::LocalClusterNotOk) => stats.lb_local_cluster_not_ok().inc(),
+        Zone::NotDone(ZoneProblem::ClusterTooSmall) => stats.lb_zone_cluster_too_small().inc(),
+        _ => {}
+    }
+    stats.lb_recalculate_zone_structures().inc();
+}
+
+fn any_of<'a>(hosts: &'a [Arc<Host>], random: &Random) -> &'a Arc<Host> {
+    &hosts[random.below(hosts.len() as u64) as usize]
+}
+
+fn load(host: &Host) -> u64 {
+    host.shared.rq_active.load(Relaxed)
+}
+
+fn least_of(hosts: &[Arc<Host>], choice_count: u32, random: &Random) -> Arc<Host> {
+    let mut best = any_of(hosts, random);
+    for _ in 1..choice_count {
+        let other = any_of(hosts, random);
+        if load(other) < load(best) {
+            best = other;
+        }
+    }
+    best.clone()
+}
+
+/// Any of those with the fewest requests.
+fn least_of_all(hosts: &[Arc<Host>], random: &Random) -> Option<Arc<Host>> {
+    let (mut best, mut ties) = (None::<(u64, &Arc<Host>)>, 0);
+    for host in hosts {
+        let load = load(host);
+        match best {
+            Some((least, _)) if load > least => continue,
+            Some((least, _)) if load == least => ties += 1,
+            _ => ties = 1,
+        }
+        if ties == 1 || random.below(ties) == 0 {
+            best = Some((load, host));
+        }
+    }
+    best.map(|(_, host)| host.clone())
+}
+
+/// The slow start that some host of the list is still in.
+fn warming<'a>(list: &HostList, slow_start: Option<&'a SlowStart>) -> Option<&'a SlowStart> {
+    slow_start.filter(|slow| {
+        list.newest > 0
+            && u128::from(now_ms().saturating_sub(list.newest)) <= slow.window.as_millis()
+    })
 }
 
 /// The share of its weight that a host gets while slow start lasts, between 0 and 1.
 fn warm(host: &Host, slow_start: Option<&SlowStart>) -> f64 {
-    let (Some(slow), Some(born)) = (slow_start, host.shared.born) else {
-        return 1.0;
-    };
-    let part = born.elapsed().as_secs_f64() / slow.window.as_secs_f64();
+    let since = host.shared.healthy_since.load(Relaxed);
+    match slow_start {
+        Some(slow) if since > 0 => warmth(slow, now_ms().saturating_sub(since)),
+        _ => 1.0,
+    }
+}
+
+/// Envoy's factor: `max((time / window) ^ (1 / aggression), min_weight)`.
+fn warmth(slow: &SlowStart, age_ms: u64) -> f64 {
+    let window = slow.window.as_millis() as f64;
+    let part = age_ms.max(1) as f64 / window;
     if part >= 1.0 {
         return 1.0;
     }
-    let aggression = f64::from(slow.aggression_milli.max(1)) / 1000.0;
-    part.max(1e-3)
-        .powf(1.0 / aggression)
-        .max(slow.min_weight.ratio())
+    let aggression = f64::from(slow.aggression_milli) / 1000.0;
+    part.powf(1.0 / aggression).max(slow.min_weight.ratio())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::plan::matcher::Percent;
+
+    #[test]
+    fn a_new_host_s_share_grows_as_envoy_s_documentation_draws_it() {
+        let slow = |aggression_milli| SlowStart {
+            window: Duration::from_secs(60),
+            aggression_milli,
+            min_weight: Percent::whole(10),
+        };
+        for (aggression, age, want) in [
+            (1000, 0, 0.1),
+            (1000, 6_000, 0.1),
+            (1000, 30_000, 0.5),
+            (1000, 60_000, 1.0),
+            (2000, 15_000, 0.5),
+            (500, 30_000, 0.25),
+            (500, 1_000, 0.1),
+        ] {
+            let found = warmth(&slow(aggression), age);
+            assert!((found - want).abs() < 1e-9, "{aggression} {age}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_full_scan_finds_the_least_loaded() {
+        use crate::cluster::tests::host;
+        let hosts: Vec<_> = (0..9).map(host).collect();
+        for (index, host) in hosts.iter().enumerate() {
+            let load = if index % 4 == 2 { 1 } else { 5 };
+            host.shared.rq_active.store(load, Relaxed);
+        }
+        let random = Random::seeded(1);
+        let mut chosen: Vec<_> = (0..100)
+            .filter_map(|_| least_of_all(&hosts, &random))
+            .map(|host| host.address.port())
+            .collect();
+        chosen.sort();
+        chosen.dedup();
+        assert_eq!(chosen, [Some(2), Some(6)]);
+    }
 }

@@ -7,18 +7,26 @@
 //! A request's way: [`Clusters::find`] → [`Cluster::choose`] → [`Cluster::http1`] or [`Cluster::http2`] →
 //! [`Http1::release`], with [`Cluster::report`] telling how it went.
 
+mod aggregate;
 mod connect;
 mod dns;
+mod edf;
 mod error;
 mod hash;
+pub(crate) mod health;
 mod host;
 mod http2;
 mod lb;
+mod mt19937;
+pub(crate) mod outlier;
 mod pool;
+mod priority;
 pub mod registry;
 mod rest;
 pub mod shared;
 mod stats;
+mod subset;
+mod view;
 
 use std::{
     cell::RefCell,
@@ -38,10 +46,14 @@ pub use pool::{Http1, RequestGuard, UpstreamAccount};
 pub use stats::ClusterStats;
 
 use connect::connect;
-use lb::Balancer;
+pub(crate) use connect::open;
+use lb::{Balancer, Chooser};
+use outlier::Ejection;
+pub use outlier::Rates;
 use pool::{Acquire, Pools};
 use serde_json::Value;
 use shared::{BreakerShared, ClusterShared, HostShared, Permit};
+use subset::Subsets;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -95,6 +107,8 @@ pub struct LbContext<'a> {
     pub metadata_match: Option<&'a BTreeMap<String, Value>>,
     /// The host that a session names, before all others.
     pub override_host: Option<OverrideHost<'a>>,
+    /// Hosts that the request names for the `override_host` policy, and how many of them earlier attempts had.
+    pub preferred: (&'a [SocketAddr], usize),
 }
 
 /// A host that a session names.
@@ -139,6 +153,8 @@ pub enum Outcome {
     Reset,
     /// No answer in time.
     Timeout,
+    /// A connection that is all there is to tell (TCP).
+    Connected,
 }
 
 /// What a worker tells the main thread.
@@ -153,27 +169,22 @@ pub(crate) enum Report {
         /// Which count was reached.
         reason: Ejection,
     },
-}
-
-/// Why a host is put aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ejection {
-    Consecutive5xx,
-    ConsecutiveGatewayFailure,
-    ConsecutiveLocalOriginFailure,
-}
-
-impl Ejection {
-    /// The counter below `outlier_detection.`.
-    pub(crate) fn stat(self) -> &'static str {
-        match self {
-            Self::Consecutive5xx => "ejections_enforced_consecutive_5xx",
-            Self::ConsecutiveGatewayFailure => "ejections_enforced_consecutive_gateway_failure",
-            Self::ConsecutiveLocalOriginFailure => {
-                "ejections_enforced_consecutive_local_origin_failure"
-            }
-        }
-    }
+    /// A ring or a table was made.
+    HashTable {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// Points or slots.
+        size: u64,
+        /// Of the host that has fewest and of the one that has most.
+        entries_per_host: (u64, u64),
+    },
+    /// A host has told that it wants no traffic (`x-envoy-immediate-health-check-fail`).
+    ImmediateFail {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// The host.
+        host: u64,
+    },
 }
 
 /// The clusters of one worker.
@@ -210,7 +221,18 @@ impl Clusters {
     }
 
     /// The cluster of this name, brought to life where this is its first request; `None` where there is none (flag NC).
+    ///
+    /// Of an aggregate it is the cluster among its own that this request goes to.
     pub fn find(&self, name: &str) -> Option<Rc<Cluster>> {
+        let cluster = self.live(name)?;
+        match &cluster.plan.discovery {
+            Discovery::Aggregate(names) => aggregate::choose(self, &cluster, names, &self.random),
+            _ => Some(cluster),
+        }
+    }
+
+    /// The cluster of exactly this name.
+    fn live(&self, name: &str) -> Option<Rc<Cluster>> {
         let mut slots = self.slots.borrow_mut();
         let slot = slots.get_mut(name)?;
         match slot {
@@ -248,6 +270,13 @@ impl Clusters {
             return;
         }
         slots.insert(entry.plan.name.clone(), Slot::Cold(entry));
+    }
+
+    /// Hosts that have just become bad: requests that come find new connections, if any at all.
+    pub(crate) fn hosts_failed(&self, cluster: &str, failed: &[u64]) {
+        if let Some(Slot::Live(live)) = self.slots.borrow().get(cluster) {
+            live.pools.retain(|id| !failed.contains(&id));
+        }
     }
 
     /// New hosts of a cluster.
@@ -310,10 +339,10 @@ impl Cluster {
             .stats
             .scope(&format!("cluster.{}.", entry.plan.stat_name()));
         entry.shared.touched.store(true, Relaxed);
-        Self {
+        let cluster = Self {
             plan: entry.plan.clone(),
             tls: Rc::new(Upstreams::new(clusters.secrets.clone(), &scope)),
-            hosts: RefCell::new(entry.hosts.clone()),
+            hosts: RefCell::default(),
             shared: entry.shared.clone(),
             on_demand: entry.on_demand.clone(),
             on_demand_hosts: RefCell::default(),
@@ -323,7 +352,9 @@ impl Cluster {
             pools: Pools::default(),
             random: clusters.random.clone(),
             reports: clusters.reports.clone(),
-        }
+        };
+        cluster.set_hosts(entry.hosts.clone());
+        cluster
     }
 
     /// Its counts.
@@ -367,11 +398,35 @@ impl Cluster {
             return self.original_dst(context.original_dst, *port_override);
         }
         let set = self.hosts.borrow().clone();
+        if let Some(wanted) = &context.override_host {
+            let address = wanted.address.parse().ok();
+            let host = address.and_then(|address| set.at(address)).filter(|host| {
+                let allowed = self.plan.lb.override_host_status;
+                allowed.contains(host.status())
+            });
+            match host {
+                Some(host) => return Ok(host.clone()),
+                None if wanted.strict => {
+                    self.stats.upstream_cx_none_healthy().inc();
+                    return Err(UpstreamError::NoHealthyHost);
+                }
+                None => {}
+            }
+        }
+        let (preferred, used) = context.preferred;
+        if let Some(host) = preferred.iter().filter_map(|a| set.at(*a)).nth(used) {
+            return Ok(host.clone());
+        }
+        let with = Chooser {
+            plan: &self.plan,
+            set: &set,
+            shared: &self.shared,
+            stats: &self.stats,
+            random: &self.random,
+            report: &|report| self.tell(report),
+        };
         for attempt in 0..=context.avoid_attempts {
-            let Some(host) =
-                self.balancer
-                    .choose(&self.plan, &set, context.hash, attempt, &self.random)
-            else {
+            let Some(host) = self.balancer.choose(with, context, attempt) else {
                 break;
             };
             let avoid = context
@@ -427,6 +482,7 @@ impl Cluster {
             health: HealthStatus::Healthy,
             metadata: Default::default(),
             transport: self.plan.transport_socket.clone(),
+            health_check: None,
         });
         self.on_demand_hosts
             .borrow_mut()
@@ -525,7 +581,10 @@ impl Cluster {
             return Err(UpstreamError::Overflow("max_connections"));
         };
         match connect(with, permit).await {
-            Ok(upstream) => Ok((upstream.stream, UpstreamAccount::new(upstream.account))),
+            Ok(upstream) => {
+                self.report(host, Outcome::Connected);
+                Ok((upstream.stream, UpstreamAccount::new(upstream.account)))
+            }
             Err(error) => {
                 self.failed(host, &error);
                 Err(error)
@@ -540,39 +599,64 @@ impl Cluster {
         }
     }
 
-    /// Tells how a request went. Connection failures of [`Cluster::http1`], [`Cluster::http2`] and [`Cluster::tcp`] are
-    /// reported already.
+    /// Whether a request is refused to relieve the cluster (`drop_overloads`); asked once for each request.
+    pub fn drops(&self) -> bool {
+        let drops = self.hosts.borrow().drops(|| self.random.bits());
+        if drops {
+            self.stats.upstream_rq_drop_overload().inc();
+        }
+        drops
+    }
+
+    /// The host has told in a response that it wants no traffic. Its next health check decides anew.
+    pub fn immediate_health_check_fail(&self, host: &Host) {
+        if self.plan.health_check.is_some() && !host.shared.flag(shared::HealthFlag::FailedActiveHc)
+        {
+            self.tell(Report::ImmediateFail {
+                cluster: self.plan.name.clone(),
+                host: host.shared.id,
+            });
+        }
+    }
+
+    /// Tells how a request went. Connections and failed ones of [`Cluster::tcp`], and failed ones of [`Cluster::http1`] and
+    /// [`Cluster::http2`], are reported already.
     pub fn report(&self, host: &Arc<Host>, outcome: Outcome) {
         let shared = &host.shared;
-        let failed = match outcome {
-            Outcome::Status(status) => status >= 500,
-            Outcome::ConnectFailed | Outcome::Reset => true,
+        let (status, local) = match outcome {
+            Outcome::Status(status) => (status, false),
+            Outcome::Connected => (200, true),
+            Outcome::ConnectFailed | Outcome::Reset => (503, true),
             Outcome::Timeout => {
                 shared.rq_timeout.fetch_add(1, Relaxed);
-                true
+                (504, true)
             }
         };
-        let count = if failed {
-            &shared.rq_error
-        } else {
-            &shared.rq_success
-        };
-        if outcome != Outcome::ConnectFailed {
+        let failed = status >= 500;
+        if !matches!(outcome, Outcome::ConnectFailed | Outcome::Connected) {
+            let count = match failed {
+                true => &shared.rq_error,
+                false => &shared.rq_success,
+            };
             count.fetch_add(1, Relaxed);
         }
         let Some(outlier) = &self.plan.outlier_detection else {
             return;
         };
-        let local = !matches!(outcome, Outcome::Status(_));
-        if local && outlier.split_external_local_origin_errors {
-            let count = shared.consecutive_local.fetch_add(1, Relaxed) + 1;
-            if count == outlier.consecutive_local_origin_failure {
-                self.eject(host, Ejection::ConsecutiveLocalOriginFailure);
+        if outlier.split_external_local_origin_errors {
+            // An answer means that there was a connection.
+            self.count_local(
+                host,
+                local && failed,
+                outlier.consecutive_local_origin_failure,
+            );
+            if local {
+                return;
             }
-            return;
         }
-        shared.consecutive_local.store(0, Relaxed);
+        let results = &shared.results;
         if !failed {
+            results.success.fetch_add(1, Relaxed);
             // The common case writes only when something has failed before.
             if shared.consecutive_5xx.load(Relaxed) != 0 {
                 shared.consecutive_5xx.store(0, Relaxed);
@@ -580,27 +664,46 @@ impl Cluster {
             }
             return;
         }
-        let gateway = local || matches!(outcome, Outcome::Status(502..=504));
-        if gateway {
+        results.failure.fetch_add(1, Relaxed);
+        if matches!(status, 502..=504) {
             let count = shared.consecutive_gateway.fetch_add(1, Relaxed) + 1;
             if count == outlier.consecutive_gateway_failure {
-                self.eject(host, Ejection::ConsecutiveGatewayFailure);
+                self.failing(host, Ejection::ConsecutiveGatewayFailure);
             }
         } else {
             shared.consecutive_gateway.store(0, Relaxed);
         }
         let count = shared.consecutive_5xx.fetch_add(1, Relaxed) + 1;
         if count == outlier.consecutive_5xx {
-            self.eject(host, Ejection::Consecutive5xx);
+            self.failing(host, Ejection::Consecutive5xx);
         }
     }
 
-    fn eject(&self, host: &Arc<Host>, reason: Ejection) {
-        let report = Report::Failing {
+    /// Counts this side's own part of a request, where that is counted apart.
+    fn count_local(&self, host: &Arc<Host>, failed: bool, limit: u32) {
+        let shared = &host.shared;
+        if !failed {
+            shared.results.local_success.fetch_add(1, Relaxed);
+            if shared.consecutive_local.load(Relaxed) != 0 {
+                shared.consecutive_local.store(0, Relaxed);
+            }
+            return;
+        }
+        shared.results.local_failure.fetch_add(1, Relaxed);
+        if shared.consecutive_local.fetch_add(1, Relaxed) + 1 == limit {
+            self.failing(host, Ejection::ConsecutiveLocalOriginFailure);
+        }
+    }
+
+    fn failing(&self, host: &Arc<Host>, reason: Ejection) {
+        self.tell(Report::Failing {
             cluster: self.plan.name.clone(),
             host: host.shared.id,
             reason,
-        };
+        });
+    }
+
+    fn tell(&self, report: Report) {
         // At the end of the process nobody listens any more.
         let _ = self.reports.send(report);
     }
@@ -643,9 +746,32 @@ impl Cluster {
     fn set_hosts(&self, hosts: Arc<HostSet>) {
         let ids: std::collections::HashSet<u64, foldhash::fast::RandomState> =
             hosts.hosts().iter().map(|host| host.shared.id).collect();
-        self.pools.retain(|id| ids.contains(&id));
+        let changed = {
+            let old = self.hosts.borrow();
+            let same = |host: &Arc<Host>| ids.contains(&host.shared.id);
+            old.hosts().len() != ids.len() || !old.hosts().iter().all(same)
+        };
+        if changed && self.plan.lb.close_connections_on_host_set_change {
+            self.pools.retain(|_| false);
+        } else {
+            self.pools.retain(|id| ids.contains(&id));
+        }
         self.balancer.reset();
-        *self.hosts.borrow_mut() = hosts;
+        lb::count_zones(&hosts, &self.stats);
+        let old = std::mem::replace(&mut *self.hosts.borrow_mut(), hosts.clone());
+        Subsets::count(
+            old.subsets.as_deref(),
+            hosts.subsets.as_deref(),
+            &self.stats,
+        );
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // What another version of the cluster has is counted by that one.
+        let hosts = self.hosts.get_mut();
+        Subsets::count(hosts.subsets.as_deref(), None, &self.stats);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{
             AtomicBool, AtomicU32, AtomicU64,
             Ordering::{AcqRel, Acquire, Relaxed},
@@ -101,14 +101,52 @@ pub struct HostShared {
     pub rq_timeout: AtomicU64,
     /// Put aside by outlier detection.
     pub ejected: AtomicBool,
+    /// What active health checks say: [`HealthFlag`]s.
+    pub health_flags: AtomicU32,
     /// Server errors in a row.
     pub consecutive_5xx: AtomicU32,
     /// 502, 503 and 504 in a row.
     pub consecutive_gateway: AtomicU32,
     /// Failures on this side in a row, where they are counted apart.
     pub consecutive_local: AtomicU32,
-    /// When the host was first seen: slow start counts from here.
-    pub born: Option<Instant>,
+    /// Results for outlier detection, counted while the cluster has it.
+    pub results: ResultCounts,
+    /// When the host was last found healthy after it was not, in milliseconds of [`now_ms`]; 0 is never yet. Slow start
+    /// counts from here.
+    pub healthy_since: AtomicU64,
+    /// Success rates of the last interval in percent, as the bits of an `f64`, -1 where there were too few requests: of
+    /// answers, and of this side's own part where that is counted apart.
+    pub(crate) success_rate: [AtomicU64; 2],
+}
+
+/// How requests to a host ended, since it was first seen.
+#[derive(Debug, Default)]
+pub struct ResultCounts {
+    /// Answers other than server errors.
+    pub success: AtomicU64,
+    /// Server errors; also failures on this side, where they are not counted apart.
+    pub failure: AtomicU64,
+    /// Connections and answers in time.
+    pub local_success: AtomicU64,
+    /// No connection, no answer in time.
+    pub local_failure: AtomicU64,
+}
+
+/// What active health checks say of a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthFlag {
+    /// Unhealthy.
+    FailedActiveHc = 1,
+    /// Not checked yet, in a cluster where that matters (`ignore_new_hosts_until_first_hc`).
+    PendingActiveHc = 2,
+    /// Healthy, but of itself it says to be used last.
+    DegradedActiveHc = 4,
+    /// The last failure was that no answer came in time.
+    ActiveHcTimeout = 8,
+    /// It has told that it wants no traffic (`x-envoy-immediate-health-check-fail`).
+    ExcludedViaImmediateHcFail = 16,
+    /// Discovery names it no longer; it is kept while it is healthy.
+    PendingDynamicRemoval = 32,
 }
 
 impl HostShared {
@@ -116,10 +154,37 @@ impl HostShared {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Relaxed),
-            born: Some(Instant::now()),
+            success_rate: [(); 2].map(|()| AtomicU64::new((-1f64).to_bits())),
             ..Self::default()
         }
     }
+
+    /// Whether a flag is set.
+    pub fn flag(&self, flag: HealthFlag) -> bool {
+        self.health_flags.load(Relaxed) & flag as u32 != 0
+    }
+
+    /// Sets or clears a flag; only the main thread does. True where that changed it.
+    pub(crate) fn set_flag(&self, flag: HealthFlag, on: bool) -> bool {
+        let bit = flag as u32;
+        let before = match on {
+            true => self.health_flags.fetch_or(bit, Relaxed),
+            false => self.health_flags.fetch_and(!bit, Relaxed),
+        };
+        (before & bit != 0) != on
+    }
+
+    /// The success rate of the last interval in percent, -1 where there was too little to count: of answers (0), or of
+    /// this side's own part (1).
+    pub fn success_rate(&self, which: usize) -> f64 {
+        f64::from_bits(self.success_rate[which].load(Relaxed))
+    }
+}
+
+/// Milliseconds since the process began, and never 0.
+pub(crate) fn now_ms() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    1 + BEGAN.get_or_init(Instant::now).elapsed().as_millis() as u64
 }
 
 /// A count with a limit that is held exactly.

@@ -1,6 +1,8 @@
 //! Choosing hosts, keeping them over changes, and pools against real sockets.
 
-use std::collections::BTreeMap;
+mod lb;
+
+use std::{collections::BTreeMap, time::Instant};
 
 use proto::envoy::config;
 use outrigger_http::{Framing, Method, RequestHead, Version};
@@ -13,10 +15,27 @@ use tokio::{
 use super::{registry::Registry, *};
 use crate::{plan::ClusterLoadAssignment, worker::WorkerChange};
 
-fn plan(yaml: &str) -> Arc<Plan> {
+pub(super) fn plan(yaml: &str) -> Arc<Plan> {
     let message: config::cluster::v3::Cluster =
         proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
     Arc::new(Plan::try_from(&message).unwrap_or_else(|error| panic!("{error}\n{yaml}")))
+}
+
+/// A host `10.0.0.1:PORT` in no cluster.
+pub(super) fn host(port: u16) -> Arc<Host> {
+    Arc::new(Host {
+        shared: Arc::new(HostShared::new()),
+        address: Address::Socket(([10, 0, 0, 1], port).into()),
+        additional_addresses: Vec::new(),
+        hostname: "".into(),
+        locality: Arc::default(),
+        priority: 0,
+        weight: 1,
+        health: HealthStatus::Healthy,
+        metadata: Default::default(),
+        transport: crate::plan::cluster::UpstreamTransport::RawBuffer,
+        health_check: None,
+    })
 }
 
 fn eds(more: &str) -> Arc<Plan> {
@@ -45,15 +64,15 @@ fn group(header: &str, hosts: &[(u16, &str)]) -> String {
     )
 }
 
-struct Bench {
+pub(super) struct Bench {
     registry: Registry,
-    clusters: Clusters,
+    pub(super) clusters: Clusters,
     reports: mpsc::UnboundedReceiver<Report>,
     store: ::stats::Store,
 }
 
 impl Bench {
-    fn new(plan: Arc<Plan>) -> Self {
+    pub(super) fn new(plan: Arc<Plan>) -> Self {
         let store = ::stats::Store::default();
         let (sender, reports) = mpsc::unbounded_channel();
         let clusters = Clusters::new(
@@ -68,23 +87,28 @@ impl Bench {
             reports,
             store,
         };
-        let change = bench.registry.upsert(plan);
-        bench.tell(change);
+        let changes = bench.registry.upsert(plan, Instant::now());
+        bench.tell(changes);
         bench
     }
 
-    fn tell(&self, change: WorkerChange) {
-        match change {
-            WorkerChange::Cluster(entry) => self.clusters.upsert(entry),
-            WorkerChange::Hosts(entry) => self.clusters.set_hosts(entry),
-            other => panic!("{other:?}"),
+    fn tell(&self, changes: Vec<WorkerChange>) {
+        for change in changes {
+            match change {
+                WorkerChange::Cluster(entry) => self.clusters.upsert(entry),
+                WorkerChange::Hosts(entry) => self.clusters.set_hosts(entry),
+                WorkerChange::HostsFailed(entry, failed) => {
+                    self.clusters.hosts_failed(&entry.plan.name, &failed);
+                    self.clusters.set_hosts(entry);
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 
     fn assign(&mut self, endpoints: &str) {
-        for change in self.registry.assign(assignment(endpoints)) {
-            self.tell(change);
-        }
+        let changes = self.registry.assign(assignment(endpoints));
+        self.tell(changes);
     }
 
     fn cluster(&self) -> Rc<Cluster> {
@@ -121,6 +145,7 @@ const ANY: LbContext<'static> = LbContext {
     avoid_attempts: 0,
     priority: Priority::Default,
     downstream_connection: 0,
+    preferred: (&[], 0),
     downstream: None,
     source: None,
     alpn: None,
@@ -280,8 +305,9 @@ fn a_host_keeps_its_identity_while_its_address_stays() {
         (before, 7)
     );
     // A new version of the cluster keeps the endpoints that EDS gave to the old one.
-    let change = bench.registry.upsert(eds("connect_timeout: 3s"));
-    bench.tell(change);
+    let plan = eds("connect_timeout: 3s");
+    let changes = bench.registry.upsert(plan, Instant::now());
+    bench.tell(changes);
     assert_eq!(bench.cluster().hosts().hosts()[1].shared.id, before);
 }
 
@@ -321,26 +347,27 @@ fn errors_in_a_row_put_a_host_aside_within_the_limit() {
         cluster.report(host, Outcome::Timeout);
         cluster.report(host, Outcome::Reset);
     }
-    let mut ejected = Vec::new();
+    let (now, mut ejected) = (Instant::now(), Vec::new());
     while let Ok(Report::Failing {
         cluster,
         host,
         reason,
     }) = bench.reports.try_recv()
     {
-        if let Some((change, time)) = bench.registry.eject(&cluster, host, reason) {
-            assert_eq!(time, Duration::from_secs(5));
-            bench.tell(change);
+        let (changes, _) = bench.registry.failing(&cluster, host, reason, now);
+        if !changes.is_empty() {
+            bench.tell(changes);
             ejected.push(host);
         }
     }
     assert_eq!(ejected, [hosts[0].shared.id], "half of two is one");
     assert_eq!(bench.spread(10, &ANY), BTreeMap::from([(2, 10)]));
-    let change = bench
-        .registry
-        .readmit("c", ejected[0])
-        .expect("it is there");
-    bench.tell(change);
+    // The end of the interval that follows the end of its time.
+    let later = now + Duration::from_secs(10);
+    assert_eq!(bench.registry.next_tick().map(|at| at <= later), Some(true));
+    for (_, changes, _) in bench.registry.tick(later) {
+        bench.tell(changes);
+    }
     assert_eq!(bench.spread(10, &ANY).len(), 2);
 }
 

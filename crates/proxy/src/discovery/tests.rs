@@ -301,17 +301,20 @@ fn what_is_wrong_is_refused_by_itself_and_keeps_its_former_version() {
     let mut f = Fixture::new(ADS);
     f.log.clear();
     let good = || resource::<Cluster>("a", "{ name: a }");
-    let bad = || resource::<Cluster>("b", "{ name: b, health_checks: [{}] }");
+    let bad = || resource::<Cluster>("b", "{ name: b, preconnect_policy: {} }");
     let (log, errors) = f.receive(response(CDS, vec![bad(), good()], &[]));
     assert_eq!(log, ["cluster a"]);
-    assert_eq!(errors, ["b: health_checks: is not implemented; remove it"]);
+    assert_eq!(
+        errors,
+        ["b: preconnect_policy: is not implemented; remove it"]
+    );
     let error = f.truth.clusters.entries["b"]
         .error
         .as_ref()
         .expect("kept for the dump");
     assert_eq!(
         error.details,
-        "health_checks: is not implemented; remove it"
+        "preconnect_policy: is not implemented; remove it"
     );
     assert_eq!(f.truth.clusters.version, "");
     // Mended; then wrong again: the good version stays in force.

@@ -70,9 +70,9 @@ pub(super) fn poll_gone<S: AsyncRead + AsyncWrite + Unpin>(
 /// What an attempt without response means for retries; `None` when there is nobody to retry for.
 pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
     Some(match error {
-        AttemptError::NoConnection(UpstreamError::NoHealthyHost | UpstreamError::Overflow(_)) => {
-            Failure::Overflow
-        }
+        AttemptError::NoConnection(
+            UpstreamError::NoHealthyHost | UpstreamError::DropOverload | UpstreamError::Overflow(_),
+        ) => Failure::Overflow,
         AttemptError::NoConnection(_) => Failure::Connect,
         AttemptError::Broken {
             error: Error::Unprocessed,
@@ -130,6 +130,11 @@ pub(super) fn reply(
                     .flag(Flags::NO_HEALTHY_UPSTREAM),
             )
         }
+        AttemptError::NoConnection(UpstreamError::DropOverload) => Some(
+            LocalReply::new(503, "drop overload", "drop_overload")
+                .flag(Flags::DROP_OVERLOAD)
+                .header("x-envoy-drop-overload", "true"),
+        ),
         AttemptError::NoConnection(error) => {
             let transport = error.transport_failure_reason();
             let (reason, flag) = match &error {

@@ -316,6 +316,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         let avoid = policy.is_some_and(|policy| policy.avoid_previous_hosts);
         let omit =
             policy.filter(|policy| policy.omit_canary_hosts || policy.omit_host_metadata.is_some());
+        if self.exchange.upstream.attempts == 1 && cluster.drops() {
+            return Err(AttemptError::NoConnection(UpstreamError::DropOverload));
+        }
+        let preferred = router::preferred::hosts(&cluster, self.exchange);
         let context = LbContext {
             hash: self.target.hash,
             original_dst: self.exchange.connection.original_dst(),
@@ -331,13 +335,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             source: self.exchange.source,
             alpn,
             metadata_match: metadata_match.as_deref(),
+            // A retry goes where the others go.
             override_host: override_host
                 .as_ref()
+                .filter(|_| self.exchange.upstream.attempts == 1)
                 .map(|(address, strict)| OverrideHost {
                     address,
                     strict: *strict,
                 }),
             fresh: self.stale > 0,
+            preferred: (&preferred, self.exchange.upstream.attempts as usize - 1),
         };
         let host = cluster
             .choose(&context)
@@ -389,6 +396,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             Ok(head) => {
                 cluster.report(&host, Outcome::Status(effective_status(head)));
                 cluster.count_response(head.status);
+                if cluster.plan.health_check.is_some()
+                    && head.headers.contains("x-envoy-immediate-health-check-fail")
+                {
+                    cluster.immediate_health_check_fail(&host);
+                }
                 self.exchange.progress.upstream_first_received = Some(Instant::now());
                 self.exchange.upstream.response_time = Some(
                     self.exchange

@@ -48,6 +48,10 @@ pub struct Bootstrap {
     pub overload: Option<Arc<OverloadManager>>,
     /// `application_log_config.log_format`.
     pub log_format: Option<LogFormatConfig>,
+    /// `cluster_manager.local_cluster_name`: the cluster of the proxies like this one, for zone-aware routing.
+    pub local_cluster_name: Option<Arc<str>>,
+    /// `cluster_manager.outlier_detection.event_log_path`.
+    pub outlier_event_log: Option<PathBuf>,
     /// Prefix of the headers we add, `x-envoy` by default.
     pub header_prefix: Arc<str>,
     /// The message as it was read (after merging), in its wire form: for `/config_dump` and for the xDS node.

@@ -8,8 +8,10 @@ use super::{
     address::Address,
     bootstrap::ConfigSource,
     endpoint::ClusterLoadAssignment,
+    health_check::HealthCheck,
     http::{Http1Options, Http2Options, HttpOptions},
     http_filter::MetadataExchange,
+    lb::{CommonLb, LbPolicy, OverrideSource, SubsetLb},
     matcher::Percent,
     metadata::{Metadata, TRANSPORT_SOCKET_MATCH},
     proxy_protocol::ProxyProtocolTransport,
@@ -32,6 +34,10 @@ pub struct Cluster {
     pub lb_policy: LbPolicy,
     /// What all policies share.
     pub lb: CommonLb,
+    /// Subsets of endpoints by their metadata.
+    pub subsets: Option<Arc<SubsetLb>>,
+    /// Where a request names its hosts itself, in order of preference; empty where it does not.
+    pub override_sources: Vec<OverrideSource>,
     /// Limits.
     pub circuit_breakers: CircuitBreakers,
     /// Which HTTP is spoken.
@@ -46,6 +52,8 @@ pub struct Cluster {
     pub auto_sni: bool,
     /// The peer's certificate must be valid for that SNI.
     pub auto_san_validation: bool,
+    /// Active health checks.
+    pub health_check: Option<Arc<HealthCheck>>,
     /// Passive health checks.
     pub outlier_detection: Option<OutlierDetection>,
     /// What bytes are wrapped in, where no match applies.
@@ -60,9 +68,9 @@ pub struct Cluster {
     pub metadata_exchange: Option<MetadataExchange>,
     /// Soft limit of buffered bytes per direction. Default 1 MiB.
     pub per_connection_buffer_limit: u32,
-    /// Existing connections to a host that fails are closed.
+    /// Existing connections to a host that fails are closed, those of TCP too.
     pub close_connections_on_host_health_failure: bool,
-    /// A host that went from discovery is dropped although it is healthy. (Only active checks would keep it.)
+    /// A host that went from discovery is dropped although active health checks find it healthy.
     pub ignore_health_on_host_removal: bool,
     /// One pool for each downstream connection.
     pub connection_pool_per_downstream_connection: bool,
@@ -125,6 +133,8 @@ pub enum Discovery {
         /// How long a host without connections is kept.
         cleanup_interval: Duration,
     },
+    /// The hosts of other clusters, the first that has healthy ones.
+    Aggregate(Vec<Arc<str>>),
 }
 
 /// How names are resolved.
@@ -162,68 +172,6 @@ pub enum DnsLookupFamily {
     V4Preferred,
     /// Both.
     All,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// In turn, by weight.
-    RoundRobin(Option<SlowStart>),
-    /// The less loaded of `choice_count` random ones.
-    LeastRequest {
-        /// How many are looked at. Default 2.
-        choice_count: u32,
-        /// Weight of active requests in parts per million when weights differ. Default 1_000_000.
-        active_request_bias_ppm: u32,
-        /// New hosts get their share by and by.
-        slow_start: Option<SlowStart>,
-    },
-    /// Any.
-    Random,
-    /// Ketama ring.
-    RingHash {
-        /// Default 1024.
-        minimum_ring_size: u64,
-        /// Default 8 Mi.
-        maximum_ring_size: u64,
-        /// Murmur 2 in place of xxHash64.
-        murmur: bool,
-    },
-    /// Maglev table.
-    Maglev {
-        /// A prime. Default 65537.
-        table_size: u64,
-    },
-    /// The cluster itself says (ORIGINAL_DST).
-    ClusterProvided,
-}
-
-/// `SlowStartConfig`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SlowStart {
-    /// How long a host counts as new.
-    pub window: Duration,
-    /// Exponent in thousandths. Default 1000.
-    pub aggression_milli: u32,
-    /// Share a new host begins with. Default 10 %.
-    pub min_weight: Percent,
-}
-
-/// `CommonLbConfig`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommonLb {
-    /// Below this share of healthy hosts all are used; 0 switches that off. Default 50 %.
-    pub healthy_panic_threshold: Percent,
-    /// Localities are chosen by weight first.
-    pub locality_weighted: bool,
-    /// In panic no host is chosen at all (`fail_traffic_on_panic`).
-    pub fail_traffic_on_panic: bool,
-    /// Pools of hosts that went are drained.
-    pub close_connections_on_host_set_change: bool,
-    /// Ring and Maglev hash the host name instead of the address.
-    pub use_hostname_for_hashing: bool,
-    /// Upper bound of a host's load in percent of the average for RING_HASH and MAGLEV; `None` is no bound.
-    pub hash_balance_factor: Option<u32>,
 }
 
 /// `CircuitBreakers`.
@@ -322,6 +270,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// Ejects one host whatever that share is.
     pub always_eject_one_host: bool,
+    /// A passed active health check ends an ejection. Default true.
+    pub uneject_on_health_check: bool,
     /// Statistical ejection by success rate.
     pub success_rate: SuccessRate,
     /// Ejection by share of failures.

@@ -1,6 +1,6 @@
 //! Endpoints: the hosts of a cluster by priority and locality.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{address::Address, matcher::Fraction, metadata::Metadata};
 
@@ -13,6 +13,10 @@ pub struct ClusterLoadAssignment {
     pub localities: Vec<LocalityEndpoints>,
     /// How much a priority counts for when some of its hosts are down, in percent. Default 140.
     pub overprovisioning_factor: u32,
+    /// Health of a priority is a share of its weight, not of the number of its hosts.
+    pub weighted_priority_health: bool,
+    /// After this time without a new assignment its hosts are gone.
+    pub endpoint_stale_after: Option<Duration>,
     /// Share of requests refused, by category.
     pub drop_overloads: Vec<(Arc<str>, Fraction)>,
 }
@@ -65,6 +69,21 @@ pub struct Endpoint {
     pub weight: u32,
     /// Free structures; chooses the transport.
     pub metadata: Metadata,
+    /// How its health is checked, where that is not as the rest says.
+    pub health_check: Option<Arc<EndpointHealthCheck>>,
+}
+
+/// `Endpoint.HealthCheckConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointHealthCheck {
+    /// Port to check in place of the endpoint's.
+    pub port: Option<u16>,
+    /// Host header in place of the cluster's name.
+    pub hostname: Arc<str>,
+    /// Address to check in place of the endpoint's.
+    pub address: Option<Address>,
+    /// It is not checked, and counts as healthy.
+    pub disabled: bool,
 }
 
 /// `envoy.config.core.v3.HealthStatus`.

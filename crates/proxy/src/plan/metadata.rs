@@ -38,5 +38,8 @@ impl Metadata {
     }
 }
 
+/// The namespace that load balancing looks at.
+pub const LB: &str = "envoy.lb";
+
 /// The namespace that [`crate::plan::cluster::TransportMatch`] looks at on an endpoint.
 pub const TRANSPORT_SOCKET_MATCH: &str = "envoy.transport_socket_match";

@@ -4,6 +4,7 @@
 pub mod check;
 pub(crate) mod hash;
 pub(crate) mod headers;
+pub(crate) mod preferred;
 pub(crate) mod redirect;
 pub(crate) mod retry;
 pub(crate) mod rewrite;

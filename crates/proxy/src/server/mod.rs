@@ -5,6 +5,8 @@
 //! resolves names and keeps what admin shows. Workers get a batch in one piece.
 
 mod dns_task;
+mod health;
+mod outlier;
 mod sockets;
 
 use std::{
@@ -18,12 +20,12 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::spawn_local,
 };
 
 use crate::{
-    cluster::{ClusterEntry, Report, registry::Registry, shared::ProcessShared},
+    cluster::{ClusterEntry, Rates, registry::Registry, shared::ProcessShared},
     plan::{
         Address, Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
         cluster::Discovery,
@@ -136,6 +138,9 @@ pub struct Server {
     routes: RefCell<BTreeMap<Arc<str>, Arc<RouteConfiguration>>>,
     dns: RefCell<BTreeMap<Arc<str>, DnsTask>>,
     keeper: RefCell<Keeper>,
+    checks: RefCell<health::Checks>,
+    /// A cluster came or went whose hosts are watched for outliers.
+    outliers_changed: Rc<Notify>,
     workers: RefCell<Vec<WorkerHandle>>,
     state: watch::Sender<State>,
     stop: watch::Sender<bool>,
@@ -207,6 +212,8 @@ impl Server {
             routes: RefCell::default(),
             dns: RefCell::default(),
             keeper: RefCell::new(keeper),
+            checks: RefCell::default(),
+            outliers_changed: Rc::default(),
             workers: RefCell::new(workers),
             state: watch::Sender::new(State::PreInitializing),
             stop: watch::Sender::new(false),
@@ -218,6 +225,11 @@ impl Server {
             let watch = crate::overload::watch(plan.clone(), Rc::downgrade(&server));
             spawn_local(watch);
         }
+        if let Some(local) = &server.bootstrap.local_cluster_name {
+            let own = server.bootstrap.node.locality.clone();
+            server.clusters.borrow_mut().set_local(local.clone(), own);
+        }
+        server.watch_outliers();
         let weak = Rc::downgrade(&server);
         spawn_local(async move {
             let mut ticks = tokio::time::interval(FILES_INTERVAL);
@@ -280,7 +292,10 @@ impl Server {
                     .counter(&format!("cluster_manager.{count}"))
                     .inc();
                 let name = plan.name.clone();
-                tell(self.clusters.borrow_mut().upsert(plan));
+                let changes = self.clusters.borrow_mut().upsert(plan, Instant::now());
+                changes.into_iter().for_each(tell);
+                self.outliers_changed.notify_one();
+                self.sync_checks(&name);
                 self.dns.borrow_mut().remove(&name);
                 if let Some(names) = names {
                     let task = DnsTask::start(names, Rc::downgrade(self));
@@ -296,17 +311,18 @@ impl Server {
                     self.stats.counter("cluster_manager.cluster_removed").inc();
                     tell(change);
                 }
+                self.sync_checks(&name);
                 if let Some(entry) = entry {
                     self.store
                         .remove(&format!("cluster.{}.", entry.plan.stat_name()));
                 }
             }
             Change::Endpoints(assignment) => {
-                self.clusters
-                    .borrow_mut()
-                    .assign(assignment)
-                    .into_iter()
-                    .for_each(tell);
+                let service = assignment.cluster_name.clone();
+                self.forget_when_stale(&assignment);
+                let changes = self.clusters.borrow_mut().assign(assignment);
+                changes.into_iter().for_each(tell);
+                self.sync_checks_of(&service);
             }
             Change::RemoveEndpoints(name) => self.clusters.borrow_mut().forget(&name),
             Change::UpsertListener(plan) => {
@@ -464,34 +480,49 @@ impl Server {
         Ok(opened)
     }
 
-    fn reported(self: &Rc<Self>, report: Report) {
-        let Report::Failing {
-            cluster,
-            host,
-            reason,
-        } = report;
-        let ejected = self.clusters.borrow_mut().eject(&cluster, host, reason);
-        let Some((change, time)) = ejected else {
+    /// Takes the endpoints away when they get too old, where they say so.
+    fn forget_when_stale(self: &Rc<Self>, assignment: &Arc<ClusterLoadAssignment>) {
+        let Some(after) = assignment.endpoint_stale_after else {
             return;
         };
-        self.broadcast(change);
-        let scope = self.stats.scope(&format!(
-            "cluster.{}.outlier_detection.",
-            self.stat_name(&cluster)
-        ));
-        scope.gauge("ejections_active").inc();
-        scope.counter("ejections_enforced_total").inc();
-        scope.counter(reason.stat()).inc();
-        let weak = Rc::downgrade(self);
-        spawn_local(async move {
-            tokio::time::sleep(time).await;
-            let Some(server) = weak.upgrade() else { return };
-            scope.gauge("ejections_active").dec();
-            let change = server.clusters.borrow_mut().readmit(&cluster, host);
-            if let Some(change) = change {
-                server.broadcast(change);
+        let count = |server: &Server, name: &str| {
+            for cluster in server
+                .clusters
+                .borrow()
+                .of_service(&assignment.cluster_name)
+            {
+                let name = format!("cluster.{}.{name}", server.stat_name(&cluster));
+                server.stats.counter(&name).inc();
             }
+        };
+        count(self, "assignment_timeout_received");
+        let (weak, assignment) = (Rc::downgrade(self), assignment.clone());
+        spawn_local(async move {
+            tokio::time::sleep(after).await;
+            let Some(server) = weak.upgrade() else { return };
+            let changes = server.clusters.borrow_mut().stale(&assignment);
+            if changes.is_empty() {
+                return;
+            }
+            for cluster in server
+                .clusters
+                .borrow()
+                .of_service(&assignment.cluster_name)
+            {
+                let name = server.stat_name(&cluster);
+                let name = format!("cluster.{name}.assignment_stale");
+                server.stats.counter(&name).inc();
+            }
+            server.broadcast(changes);
+            server.sync_checks_of(&assignment.cluster_name);
         });
+    }
+
+    fn sync_checks_of(self: &Rc<Self>, service: &str) {
+        let clusters = self.clusters.borrow().of_service(service);
+        clusters
+            .iter()
+            .for_each(|cluster| self.sync_checks(cluster));
     }
 
     fn stat_name(&self, cluster: &str) -> Arc<str> {
@@ -503,27 +534,33 @@ impl Server {
 
     /// The addresses of a name of a cluster; called by its task.
     pub(crate) fn resolved(
-        &self,
+        self: &Rc<Self>,
         cluster: &str,
         name: &Arc<str>,
         addresses: Vec<std::net::IpAddr>,
     ) {
-        let change = self
+        let changes = self
             .clusters
             .borrow_mut()
             .resolved(cluster, name, addresses);
-        if let Some(change) = change {
-            self.broadcast(change);
+        if !changes.is_empty() {
+            self.broadcast(changes);
+            self.sync_checks(cluster);
         }
     }
 
-    fn broadcast(&self, change: WorkerChange) {
+    fn broadcast(&self, changes: Vec<WorkerChange>) {
+        if changes.is_empty() {
+            return;
+        }
         for worker in self.workers.borrow().iter() {
-            worker.send(Command::Changes(vec![change.share()]));
+            let changes = changes.iter().map(WorkerChange::share).collect();
+            worker.send(Command::Changes(changes));
         }
     }
 
-    /// Completes when every cluster that resolves names has had its first answer (or failure), or when the time is over.
+    /// Completes when every cluster that resolves names has had its first answer (or failure) and every host that is
+    /// checked its first check, or when the time is over.
     pub async fn clusters_warmed(&self, limit: Duration) {
         let waiting: Vec<_> = self
             .dns
@@ -534,6 +571,10 @@ impl Server {
         let all = async {
             for mut first in waiting {
                 // A task that is gone will not answer.
+                let _ = first.wait_for(|answered| *answered).await;
+            }
+            let checks = self.checks.borrow().first_results();
+            for mut first in checks {
                 let _ = first.wait_for(|answered| *answered).await;
             }
         };
@@ -572,10 +613,14 @@ impl Server {
             scope.gauge("total").set(membership.total as i64);
             scope.gauge("healthy").set(membership.healthy as i64);
             scope.gauge("degraded").set(membership.degraded as i64);
-            // Hosts wait for a first health check nowhere yet.
-            scope.gauge("excluded").set(0);
+            scope.gauge("excluded").set(membership.excluded as i64);
             scope.counter("change").add(membership.changes);
         }
+    }
+
+    /// Success rates of a cluster's hosts: of answers, and of this side's own part.
+    pub fn success_rates(&self, cluster: &str) -> Option<[Rates; 2]> {
+        self.clusters.borrow().success_rates(cluster)
     }
 
     /// One cluster.

@@ -52,6 +52,8 @@ pub(crate) enum Command {
 pub(crate) enum WorkerChange {
     Cluster(Arc<ClusterEntry>),
     Hosts(Arc<ClusterEntry>),
+    /// The same, and these hosts have just become bad.
+    HostsFailed(Arc<ClusterEntry>, Arc<[u64]>),
     RemoveCluster(Arc<str>),
     Listener {
         plan: Arc<Listener>,
@@ -68,6 +70,7 @@ impl WorkerChange {
         match self {
             Self::Cluster(entry) => Self::Cluster(entry.clone()),
             Self::Hosts(entry) => Self::Hosts(entry.clone()),
+            Self::HostsFailed(entry, failed) => Self::HostsFailed(entry.clone(), failed.clone()),
             Self::RemoveCluster(name) => Self::RemoveCluster(name.clone()),
             Self::Listener { plan, .. } => Self::Listener {
                 plan: plan.clone(),
@@ -166,6 +169,10 @@ impl Worker {
         match change {
             WorkerChange::Cluster(entry) => self.clusters.upsert(entry),
             WorkerChange::Hosts(entry) => self.clusters.set_hosts(entry),
+            WorkerChange::HostsFailed(entry, failed) => {
+                self.clusters.hosts_failed(&entry.plan.name, &failed);
+                self.clusters.set_hosts(entry);
+            }
             WorkerChange::RemoveCluster(name) => self.clusters.remove(&name),
             WorkerChange::Listener { plan, sockets } => self.listeners.upsert(plan, sockets, self),
             WorkerChange::RemoveListener(name) => self.listeners.remove(&name, self),

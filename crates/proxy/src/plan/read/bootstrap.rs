@@ -123,6 +123,8 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         max_downstream_connections: overload.max_downstream_connections,
         overload: overload.manager.map(Arc::new),
         log_format: application_log_config.as_ref().and_then(log_format),
+        local_cluster_name: None,
+        outlier_event_log: None,
         header_prefix: option(header_prefix).unwrap_or_else(|| "x-envoy".into()),
         encoded: m.encode_to_vec().into(),
     };
@@ -193,13 +195,20 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
     if let Some(m) = cluster_manager {
         let at = at.field("cluster_manager");
         let pb::ClusterManager {
-            local_cluster_name: _,
-            outlier_detection: _,
+            local_cluster_name,
+            outlier_detection,
             upstream_bind_config,
             load_stats_config: _,
             enable_deferred_cluster_creation: _,
         } = m;
         unsupported!(at, upstream_bind_config);
+        plan.local_cluster_name = option(local_cluster_name);
+        if let Some(m) = outlier_detection {
+            let at = at.field("outlier_detection");
+            let event_service = &m.event_service;
+            unsupported!(at, event_service);
+            plan.outlier_event_log = option(&m.event_log_path).map(|path| path.as_ref().into());
+        }
     }
     Ok(plan)
 }

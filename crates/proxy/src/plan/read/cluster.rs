@@ -7,7 +7,10 @@ use proto::envoy::{
         cluster::v3::{self as pb, cluster as nested},
         core::v3 as core,
     },
-    extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig,
+    extensions::{
+        clusters::aggregate::v3 as aggregate,
+        network::dns_resolver::cares::v3::CaresDnsResolverConfig,
+    },
 };
 
 use super::{
@@ -16,6 +19,8 @@ use super::{
         typed_config,
     },
     endpoint::load_assignment,
+    health_check::health_check,
+    lb::load_balancing,
     network::metadata_exchange,
     outlier::outlier_detection,
     route::option,
@@ -26,8 +31,8 @@ use super::{
 use crate::plan::{
     bootstrap::ConfigSource,
     cluster::{
-        CircuitBreakers, Cluster, CommonLb, Discovery, DnsLookupFamily, DnsOptions, LbPolicy,
-        RetryBudget, SlowStart, TcpKeepalive, Thresholds, TransportMatch, UpstreamTransport,
+        CircuitBreakers, Cluster, Discovery, DnsLookupFamily, DnsOptions, RetryBudget,
+        TcpKeepalive, Thresholds, TransportMatch, UpstreamTransport,
     },
     endpoint::ClusterLoadAssignment,
     error::{At, Step, unsupported},
@@ -45,9 +50,10 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         eds_cluster_config,
         connect_timeout,
         per_connection_buffer_limit_bytes,
-        lb_policy: policy,
+        // Read in lb.rs.
+        lb_policy: _,
         load_assignment: assignment,
-        health_checks,
+        health_checks: checks,
         max_requests_per_connection,
         circuit_breakers: breakers,
         upstream_http_protocol_options,
@@ -64,13 +70,13 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         use_tcp_for_dns_lookups,
         dns_resolution_config,
         typed_dns_resolver_config,
-        // Only active health checks warm a cluster further.
+        // Whoever refers to a cluster waits for its first addresses and checks in any case.
         wait_for_warm_on_init: _,
         outlier_detection: outlier,
         cleanup_interval,
         upstream_bind_config,
-        lb_subset_config,
-        common_lb_config,
+        lb_subset_config: _,
+        common_lb_config: _,
         transport_socket,
         metadata: free,
         protocol_selection,
@@ -78,7 +84,7 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         close_connections_on_host_health_failure,
         ignore_health_on_host_removal,
         filters,
-        load_balancing_policy,
+        load_balancing_policy: _,
         lrs_server: _,
         lrs_report_endpoint_metrics: _,
         track_timeout_budgets: _,
@@ -87,15 +93,12 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         preconnect_policy,
         connection_pool_per_downstream_connection,
         cluster_discovery_type,
-        lb_config,
+        lb_config: _,
     } = m;
     unsupported!(
         at,
         transport_socket_matcher,
-        health_checks,
         dns_resolution_config,
-        lb_subset_config,
-        load_balancing_policy,
         upstream_config,
         preconnect_policy,
     );
@@ -137,9 +140,16 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
             cleanup_interval,
         )
     });
-    let original_dst = matches!(discovery, Ok(Discovery::OriginalDst { .. }));
-    let lb_policy = lb_policy(&at, *policy, lb_config, original_dst);
-    let lb = at.optional("common_lb_config", common_lb_config, common_lb);
+    let provided = matches!(
+        discovery,
+        Ok(Discovery::OriginalDst { .. } | Discovery::Aggregate(_))
+    );
+    let lb = load_balancing(&at, m, provided);
+    let mut checks = at.each("health_checks", checks, health_check);
+    if checks.len() > 1 {
+        // Envoy takes no more, either.
+        at.field("health_checks").error("can have only one check");
+    }
     let legacy = Legacy {
         upstream: upstream_http_protocol_options,
         common: common_http_protocol_options,
@@ -196,6 +206,7 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         },
     );
     let breakers = at.optional("circuit_breakers", breakers, circuit_breakers);
+    let lb = lb?;
     let mut protocol = protocol?;
     if protocol.http.max_requests_per_connection.is_none() {
         protocol.http.max_requests_per_connection = max_requests_per_connection.filter(|n| *n > 0);
@@ -206,8 +217,10 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         discovery: discovery?,
         connect_timeout: above_zero(&at, "connect_timeout", connect_timeout)?
             .unwrap_or(Duration::from_secs(5)),
-        lb_policy: lb_policy?,
-        lb: lb?.unwrap_or_else(default_lb),
+        lb_policy: lb.policy,
+        lb: lb.common,
+        subsets: lb.subsets,
+        override_sources: lb.override_sources,
         circuit_breakers: breakers?.unwrap_or_else(default_breakers),
         protocol: protocol.protocol,
         http: protocol.http,
@@ -215,6 +228,7 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         http2: protocol.http2,
         auto_sni: protocol.auto_sni,
         auto_san_validation: protocol.auto_san_validation,
+        health_check: checks.pop(),
         outlier_detection: outlier?,
         transport_socket: transport?.unwrap_or(UpstreamTransport::RawBuffer),
         transport_socket_matches: matches,
@@ -243,12 +257,7 @@ fn discovery(
     let kind = match kind {
         None => D::Static,
         Some(T::Type(kind)) => enumeration(at, "type", *kind)?,
-        Some(T::ClusterType(m)) => {
-            return Err(at.field("cluster_type").not_implemented(format!(
-                "cluster type {} is not implemented; write type",
-                m.name
-            )));
-        }
+        Some(T::ClusterType(m)) => return cluster_type(at.field("cluster_type"), m),
     };
     // A STATIC cluster without endpoints is legal (BlackHoleCluster).
     let endpoints = |names: bool| -> Step<Arc<ClusterLoadAssignment>> {
@@ -259,6 +268,8 @@ fn discovery(
             cluster_name: m.name.as_str().into(),
             localities: Vec::new(),
             overprovisioning_factor: 140,
+            weighted_priority_health: false,
+            endpoint_stale_after: None,
             drop_overloads: Vec::new(),
         })))
     };
@@ -345,6 +356,26 @@ fn discovery(
     }
 }
 
+/// `CustomClusterType`.
+fn cluster_type(at: At<'_>, m: &nested::CustomClusterType) -> Step<Discovery> {
+    let found = typed_config(&at, &m.typed_config, "cluster type")?;
+    let at = at.field("typed_config");
+    match found.name.as_str() {
+        "envoy.extensions.clusters.aggregate.v3.ClusterConfig" => {
+            let m: aggregate::ClusterConfig = found.decode(&at)?;
+            if m.clusters.is_empty() {
+                return Err(at.field("clusters").error("needs at least one cluster"));
+            }
+            let name = |at: At<'_>, name: &String| match name.as_str() {
+                "" => Err(at.error("must not be empty")),
+                name => Ok(Arc::from(name)),
+            };
+            Ok(Discovery::Aggregate(at.each("clusters", &m.clusters, name)))
+        }
+        _ => Err(found.unknown(&at, "cluster type")),
+    }
+}
+
 fn refresh(at: At<'_>, m: &nested::RefreshRate) -> Step<(Duration, Duration)> {
     let Some(base) = above_zero(&at, "base_interval", &m.base_interval)? else {
         return Err(at.field("base_interval").error("is required"));
@@ -383,186 +414,6 @@ fn dns_resolver(
         }
         _ => Err(found.unknown(&at, "DNS resolver")),
     }
-}
-
-fn lb_policy(
-    at: &At<'_>,
-    policy: i32,
-    config: &Option<nested::LbConfig>,
-    original_dst: bool,
-) -> Step<LbPolicy> {
-    use nested::{LbConfig as C, LbPolicy as P};
-    let policy: P = enumeration(at, "lb_policy", policy)?;
-    if original_dst != (policy == P::ClusterProvided) {
-        let message = match original_dst {
-            true => "must be CLUSTER_PROVIDED for type ORIGINAL_DST",
-            false => "can only be CLUSTER_PROVIDED for type ORIGINAL_DST",
-        };
-        return Err(at.field("lb_policy").error(message));
-    }
-    match policy {
-        P::RoundRobin => Ok(LbPolicy::RoundRobin(match config {
-            Some(C::RoundRobinLbConfig(m)) => at.field("round_robin_lb_config").optional(
-                "slow_start_config",
-                &m.slow_start_config,
-                slow_start,
-            )?,
-            _ => None,
-        })),
-        P::LeastRequest => {
-            let none = nested::LeastRequestLbConfig::default();
-            let m = match config {
-                Some(C::LeastRequestLbConfig(m)) => m,
-                _ => &none,
-            };
-            let at = at.field("least_request_lb_config");
-            let bias = m
-                .active_request_bias
-                .as_ref()
-                .map_or(1.0, |b| b.default_value);
-            if !(0.0..=4000.0).contains(&bias) {
-                at.field("active_request_bias")
-                    .error("must be from 0 to 4000");
-            }
-            let choice_count = m.choice_count.unwrap_or(2);
-            if choice_count < 2 {
-                at.field("choice_count").error("must be at least 2");
-            }
-            Ok(LbPolicy::LeastRequest {
-                choice_count,
-                active_request_bias_ppm: (bias * 1e6).round() as u32,
-                slow_start: at.optional("slow_start_config", &m.slow_start_config, slow_start)?,
-            })
-        }
-        P::Random => Ok(LbPolicy::Random),
-        P::RingHash => {
-            const LIMIT: u64 = 8 << 20;
-            let none = nested::RingHashLbConfig::default();
-            let m = match config {
-                Some(C::RingHashLbConfig(m)) => m,
-                _ => &none,
-            };
-            let at = at.field("ring_hash_lb_config");
-            let minimum = m.minimum_ring_size.unwrap_or(1024);
-            let maximum = m.maximum_ring_size.unwrap_or(LIMIT);
-            if minimum > maximum || maximum > LIMIT {
-                at.error("needs minimum_ring_size ≤ maximum_ring_size ≤ 8388608");
-            }
-            let murmur = match enumeration(&at, "hash_function", m.hash_function)? {
-                nested::ring_hash_lb_config::HashFunction::XxHash => false,
-                nested::ring_hash_lb_config::HashFunction::MurmurHash2 => true,
-            };
-            Ok(LbPolicy::RingHash {
-                minimum_ring_size: minimum,
-                maximum_ring_size: maximum,
-                murmur,
-            })
-        }
-        P::Maglev => {
-            let table_size = match config {
-                Some(C::MaglevLbConfig(m)) => m.table_size.unwrap_or(65_537),
-                _ => 65_537,
-            };
-            if table_size > 5_000_011 || !is_prime(table_size) {
-                let at = at.field("maglev_lb_config");
-                at.field("table_size")
-                    .error("must be a prime, at most 5000011");
-            }
-            Ok(LbPolicy::Maglev { table_size })
-        }
-        P::ClusterProvided => Ok(LbPolicy::ClusterProvided),
-        P::LoadBalancingPolicyConfig => Err(at
-            .field("lb_policy")
-            .not_implemented("LOAD_BALANCING_POLICY_CONFIG is not implemented")),
-    }
-}
-
-fn is_prime(n: u64) -> bool {
-    n >= 2
-        && (2..)
-            .take_while(|d| d * d <= n)
-            .all(|d| !n.is_multiple_of(d))
-}
-
-fn slow_start(at: At<'_>, m: &nested::SlowStartConfig) -> Step<SlowStart> {
-    let nested::SlowStartConfig {
-        slow_start_window,
-        aggression,
-        min_weight_percent,
-    } = m;
-    let Some(window) = above_zero(&at, "slow_start_window", slow_start_window)? else {
-        return Err(at.field("slow_start_window").error("is required"));
-    };
-    let aggression = aggression.as_ref().map_or(1.0, |a| a.default_value);
-    if !(0.001..=4000.0).contains(&aggression) {
-        at.field("aggression").error("must be greater than 0");
-    }
-    Ok(SlowStart {
-        window,
-        aggression_milli: (aggression * 1000.0).round() as u32,
-        min_weight: at
-            .optional("min_weight_percent", min_weight_percent, percent)?
-            .unwrap_or(Percent::whole(10)),
-    })
-}
-
-fn default_lb() -> CommonLb {
-    CommonLb {
-        healthy_panic_threshold: Percent::whole(50),
-        locality_weighted: false,
-        fail_traffic_on_panic: false,
-        close_connections_on_host_set_change: false,
-        use_hostname_for_hashing: false,
-        hash_balance_factor: None,
-    }
-}
-
-fn common_lb(at: At<'_>, m: &nested::CommonLbConfig) -> Step<CommonLb> {
-    use nested::common_lb_config::{ConsistentHashingLbConfig, LocalityConfigSpecifier as L};
-    let nested::CommonLbConfig {
-        healthy_panic_threshold,
-        // Changes are applied at once; merging them only saves work.
-        update_merge_window: _,
-        // Only active health checks find out.
-        ignore_new_hosts_until_first_hc: _,
-        close_connections_on_host_set_change,
-        consistent_hashing_lb_config,
-        // Only filters that name a host themselves read it (stateful sessions), and those are rejected.
-        override_host_status: _,
-        locality_config_specifier,
-    } = m;
-    let default = default_lb();
-    let mut lb = CommonLb {
-        healthy_panic_threshold: at
-            .optional("healthy_panic_threshold", healthy_panic_threshold, percent)?
-            .unwrap_or(default.healthy_panic_threshold),
-        close_connections_on_host_set_change: *close_connections_on_host_set_change,
-        ..default
-    };
-    match locality_config_specifier {
-        None => {}
-        Some(L::LocalityWeightedLbConfig(_)) => lb.locality_weighted = true,
-        Some(L::ZoneAwareLbConfig(m)) => {
-            let at = at.field("zone_aware_lb_config");
-            // Zone-aware routing begins with cluster_manager.local_cluster_name, which the bootstrap rejects.
-            lb.fail_traffic_on_panic = m.fail_traffic_on_panic;
-            at.optional("routing_enabled", &m.routing_enabled, percent)?;
-        }
-    }
-    if let Some(ConsistentHashingLbConfig {
-        use_hostname_for_hashing,
-        hash_balance_factor,
-    }) = consistent_hashing_lb_config
-    {
-        lb.use_hostname_for_hashing = *use_hostname_for_hashing;
-        lb.hash_balance_factor = *hash_balance_factor;
-        if hash_balance_factor.is_some_and(|f| f < 100) {
-            let at = at.field("consistent_hashing_lb_config");
-            at.field("hash_balance_factor")
-                .error("must be at least 100");
-        }
-    }
-    Ok(lb)
 }
 
 fn default_breakers() -> CircuitBreakers {

@@ -4,10 +4,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use proto::envoy::config::{core::v3 as core, endpoint::v3 as pb};
 
-use super::common::{address, enumeration, fraction, metadata};
+use super::common::{address, enumeration, fraction, metadata, positive};
 use crate::plan::{
     address::Address,
-    endpoint::{ClusterLoadAssignment, Endpoint, HealthStatus, Locality, LocalityEndpoints},
+    endpoint::{
+        ClusterLoadAssignment, Endpoint, EndpointHealthCheck, HealthStatus, Locality,
+        LocalityEndpoints,
+    },
     error::{At, Step, unsupported},
     matcher::Fraction,
     metadata::Metadata,
@@ -45,6 +48,8 @@ pub(super) fn load_assignment(
     localities.sort_by_key(|l| l.priority);
     let mut overprovisioning_factor = 140;
     let mut drop_overloads = Vec::new();
+    let mut weighted = false;
+    let mut stale_after = None;
     if let Some(policy) = policy {
         let at = at.field("policy");
         let pb::cluster_load_assignment::Policy {
@@ -53,7 +58,12 @@ pub(super) fn load_assignment(
             endpoint_stale_after,
             weighted_priority_health,
         } = policy;
-        unsupported!(at, endpoint_stale_after, weighted_priority_health);
+        weighted = *weighted_priority_health;
+        stale_after = positive(&at, "endpoint_stale_after", endpoint_stale_after)?;
+        if *factor == Some(0) {
+            at.field("overprovisioning_factor")
+                .error("must be at least 1");
+        }
         overprovisioning_factor = factor.unwrap_or(140);
         drop_overloads = at.each("drop_overloads", drops, |at, m| {
             let share = at.optional("drop_percentage", &m.drop_percentage, fraction)?;
@@ -64,6 +74,8 @@ pub(super) fn load_assignment(
         cluster_name: at.text("cluster_name", cluster_name)?,
         localities,
         overprovisioning_factor,
+        weighted_priority_health: weighted,
+        endpoint_stale_after: stale_after,
         drop_overloads,
     })
 }
@@ -101,6 +113,18 @@ fn locality_endpoints(
     })
 }
 
+/// `HealthStatus`.
+pub(super) fn health_status(m: core::HealthStatus) -> HealthStatus {
+    match m {
+        core::HealthStatus::Unknown => HealthStatus::Unknown,
+        core::HealthStatus::Healthy => HealthStatus::Healthy,
+        core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
+        core::HealthStatus::Draining => HealthStatus::Draining,
+        core::HealthStatus::Timeout => HealthStatus::Timeout,
+        core::HealthStatus::Degraded => HealthStatus::Degraded,
+    }
+}
+
 /// `Locality`.
 pub(super) fn locality_of(m: &core::Locality) -> Locality {
     Locality {
@@ -118,14 +142,7 @@ fn endpoint(at: At<'_>, m: &pb::LbEndpoint, names: bool, seen: &mut Shared) -> S
         load_balancing_weight,
         host_identifier,
     } = m;
-    let health = match enumeration(&at, "health_status", *health_status)? {
-        core::HealthStatus::Unknown => HealthStatus::Unknown,
-        core::HealthStatus::Healthy => HealthStatus::Healthy,
-        core::HealthStatus::Unhealthy => HealthStatus::Unhealthy,
-        core::HealthStatus::Draining => HealthStatus::Draining,
-        core::HealthStatus::Timeout => HealthStatus::Timeout,
-        core::HealthStatus::Degraded => HealthStatus::Degraded,
-    };
+    let health = self::health_status(enumeration(&at, "health_status", *health_status)?);
     if *load_balancing_weight == Some(0) {
         at.field("load_balancing_weight")
             .error("must be at least 1");
@@ -142,8 +159,7 @@ fn endpoint(at: At<'_>, m: &pb::LbEndpoint, names: bool, seen: &mut Shared) -> S
     let at = at.field("endpoint");
     let pb::Endpoint {
         address: first,
-        // Active health checks would read it, and they are rejected where they are configured.
-        health_check_config: _,
+        health_check_config,
         hostname,
         additional_addresses,
     } = host;
@@ -160,7 +176,36 @@ fn endpoint(at: At<'_>, m: &pb::LbEndpoint, names: bool, seen: &mut Shared) -> S
         health,
         weight: load_balancing_weight.unwrap_or(1),
         metadata: seen.share(metadata),
+        health_check: at.optional("health_check_config", health_check_config, |at, m| {
+            endpoint_health_check(at, m, names)
+        })?,
     })
+}
+
+fn endpoint_health_check(
+    at: At<'_>,
+    m: &pb::endpoint::HealthCheckConfig,
+    names: bool,
+) -> Step<Arc<EndpointHealthCheck>> {
+    let pb::endpoint::HealthCheckConfig {
+        port_value,
+        hostname,
+        address: other,
+        disable_active_health_check,
+    } = m;
+    let port = u16::try_from(*port_value)
+        .map_err(|_| at.field("port_value").error("must be at most 65535"))?;
+    if other.is_some() && names {
+        // Envoy says the same of clusters that resolve names.
+        at.field("address")
+            .error("cannot be given for a cluster that resolves names");
+    }
+    Ok(Arc::new(EndpointHealthCheck {
+        port: Some(port).filter(|port| *port > 0),
+        hostname: hostname.as_str().into(),
+        address: at.optional("address", other, |at, m| address(at, m, false))?,
+        disabled: *disable_active_health_check,
+    }))
 }
 
 /// Equal metadata of one assignment, planned once.

@@ -35,8 +35,7 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
         failure_percentage_request_volume,
         max_ejection_time,
         max_ejection_time_jitter,
-        // Only active health checks bring a host back early.
-        successful_active_health_check_uneject_host: _,
+        successful_active_health_check_uneject_host,
         monitors,
         always_eject_one_host,
     } = m;
@@ -52,6 +51,10 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
         .unwrap_or(Duration::from_secs(30));
     let longest = above_zero(&at, "max_ejection_time", max_ejection_time)?
         .unwrap_or(Duration::from_secs(300).max(base));
+    if longest < base {
+        at.field("max_ejection_time")
+            .error("must not be shorter than base_ejection_time");
+    }
     Ok(OutlierDetection {
         consecutive_5xx: consecutive_5xx.unwrap_or(5),
         enforcing_consecutive_5xx: share(
@@ -84,6 +87,7 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
             .unwrap_or_default(),
         max_ejection_percent: share("max_ejection_percent", max_ejection_percent, 10),
         always_eject_one_host: always_eject_one_host.unwrap_or(false),
+        uneject_on_health_check: successful_active_health_check_uneject_host.unwrap_or(true),
         success_rate: SuccessRate {
             enforcing: share("enforcing_success_rate", enforcing_success_rate, 100),
             enforcing_local_origin: share(

@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::plan::{
     Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
     bootstrap::StatsMatcher,
-    cluster::{Discovery, LbPolicy, UpstreamTransport},
+    cluster::{Discovery, UpstreamTransport},
+    lb::LbPolicy,
     listener::{ChainPredicate, ListenerFilterKind},
     network::{NetworkFilterConfig, TcpClusters},
     route::{Action, ClusterSpecifier, PathMatch},
@@ -337,7 +338,7 @@ fn an_eds_cluster_needs_its_source_and_no_endpoints() {
     );
     assert_eq!(
         mistakes(cluster("{ name: c, type: ORIGINAL_DST }")),
-        ["lb_policy: must be CLUSTER_PROVIDED for type ORIGINAL_DST"]
+        ["lb_policy: must be CLUSTER_PROVIDED for this cluster type"]
     );
     let wrong = mistakes(cluster(
         "{ name: c, load_assignment: { cluster_name: c, endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: x, port_value: 80 } } } }] }] } }",
