@@ -43,6 +43,12 @@ const COMMANDS: &[Command] = &[
         run: local::samples::call,
     },
     Command {
+        name: "cni",
+        aliases: &["istio-cni"],
+        about: "be the CNI plug-in: capture a pod's traffic from the node",
+        run: cni::command::main,
+    },
+    Command {
         name: "completion",
         aliases: &[],
         about: "print a completion script: bash, zsh or fish",

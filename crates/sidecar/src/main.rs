@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         return run(args);
     }
     let Some(run) = args.get(1).map(name).as_deref().and_then(command) else {
-        eprintln!("Usage: outrigger-proxy agent|proxy|intercept|istio-iptables [ARGUMENTS]");
+        eprintln!("Usage: outrigger-proxy agent|cni|intercept|istio-iptables|proxy [ARGUMENTS]");
         return ExitCode::from(2);
     };
     args.remove(0);
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
 fn command(name: &str) -> Option<fn(Vec<OsString>) -> ExitCode> {
     Some(match name {
         "agent" | "pilot-agent" => agent::command::main,
+        "cni" | "istio-cni" => cni::command::main,
         "envoy" | "proxy" => proxy::command::main,
         "intercept" => intercept::tool::main,
         "istio-iptables" => intercept::command::main,
