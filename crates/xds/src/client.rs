@@ -3,5 +3,5 @@
 mod connect;
 mod session;
 
-pub use connect::{ConnectError, Connection, Incoming, Target, connect};
+pub use connect::{ConnectError, Connection, Incoming, Service, Target, connect, connect_to};
 pub use session::{Outgoing, Received, ReceivedResource, Session, Want};

@@ -34,7 +34,7 @@ pub struct ProcessShared {
     /// What network filters count over all workers.
     pub limits: SharedLimits,
     /// Certificates, keys and authorities: read by the main thread, used by handshakes.
-    pub secrets: Arc<Secrets>,
+    pub(crate) secrets: Arc<Secrets>,
     /// Whether readiness should fail (`/healthcheck/fail`).
     pub health_failed: AtomicBool,
 }

@@ -7,6 +7,7 @@
 //! its routes were; the former version serves until then. A resource that is wrong is refused by itself; the others of
 //! its response are taken.
 
+mod secrets;
 mod stream;
 mod truth;
 

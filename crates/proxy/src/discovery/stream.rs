@@ -11,14 +11,17 @@ use proto::envoy::config::{bootstrap::v3::Bootstrap as BootstrapMessage, core::v
 use xds::{
     Mode,
     client::{ConnectError, Incoming, Outgoing, Received, Session, Target, Want, connect},
-    type_url::{CDS, EDS, LDS, RDS, short},
+    type_url::{CDS, EDS, LDS, RDS, SDS, short},
 };
 
-use super::{Apply, Phase, Truth};
+use super::{
+    Apply, Phase, Truth,
+    secrets::{Delivery, SecretSources},
+};
 use crate::{
     plan::{
         Address, Bootstrap,
-        bootstrap::Ads,
+        bootstrap::{Ads, ConfigSourceKind},
         cluster::{Discovery as ClusterDiscovery, UpstreamTransport},
     },
     server::{Server, State},
@@ -36,19 +39,23 @@ pub struct Discovery {
     server: Rc<Server>,
     truth: Rc<RefCell<Truth>>,
     session: Session,
+    secrets: SecretSources,
+    /// Secrets were asked for on the aggregated stream.
+    asked_secrets: bool,
+    node: Node,
 }
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum StreamError {
+pub(super) enum StreamError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error("the ADS stream broke: {0}")]
     Broken(#[from] Box<tonic::Status>),
-    #[error("ads_config goes to cluster `{0}`, which has no address to connect to")]
+    #[error("cluster `{0}` has no address to connect to")]
     NoAddress(String),
     #[error(
-        "ads_config goes to cluster `{0}` with TLS, which this version does not speak; use a plaintext address"
+        "cluster `{0}` has TLS, which this version does not speak to control planes; use a plaintext address"
     )]
     Tls(String),
 }
@@ -59,12 +66,16 @@ impl Discovery {
         let bootstrap = &server.bootstrap;
         let delta = bootstrap.ads.as_ref().is_none_or(|a| a.delta);
         let mode = if delta { Mode::Delta } else { Mode::Sotw };
-        let session = Session::new(mode, node(bootstrap));
+        let node = node(bootstrap);
+        let session = Session::new(mode, node.clone());
         let truth = Rc::new(RefCell::new(Truth::new(bootstrap, Instant::now())));
         Self {
             server,
             truth,
             session,
+            secrets: SecretSources::default(),
+            asked_secrets: false,
+            node,
         }
     }
 
@@ -97,12 +108,10 @@ impl Discovery {
     /// Follows the control plane for the life of the process.
     pub async fn run(mut self) {
         let Some(ads) = self.server.bootstrap.ads.clone() else {
-            // Nothing to connect to: only what times out by itself is left to do.
-            while let Some(deadline) = self.deadline() {
-                tokio::time::sleep_until(deadline).await;
-                self.tick();
+            // Nothing to connect to: only secrets and what times out by itself are left.
+            loop {
+                self.pass(Duration::from_secs(3600)).await;
             }
-            return;
         };
         let mut backoff = base::backoff::Backoff::new(BACK_OFF_BASE, BACK_OFF_CAP);
         let connected = self.server.stats.gauge("control_plane.connected_state");
@@ -147,11 +156,52 @@ impl Discovery {
     /// Waits, with an eye on deadlines.
     async fn pass(&mut self, wait: Duration) {
         let end = tokio::time::Instant::now() + wait;
-        while let Some(deadline) = self.deadline().filter(|d| *d < end) {
-            tokio::time::sleep_until(deadline).await;
-            self.tick();
+        loop {
+            let deadline = self.deadline().filter(|d| *d < end);
+            // Both futures may be dropped: a delivery stays in its queue.
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline.unwrap_or(end)) => match deadline {
+                    Some(_) => self.tick(),
+                    None => return,
+                },
+                delivery = self.secrets.next() => self.delivered(delivery),
+            }
         }
-        tokio::time::sleep_until(end).await;
+    }
+
+    /// Secrets from a stream of their own or from a file.
+    fn delivered(&mut self, delivery: Delivery) {
+        let Delivery {
+            kind,
+            received,
+            verdict,
+        } = delivery;
+        let errors = self
+            .with_truth(|truth, apply| truth.receive_own(&received, &kind, Instant::now(), apply));
+        self.tell_secrets(&received, &errors);
+        // Whoever asked may be gone: nobody needs the secret any more.
+        let _ = verdict.send(errors);
+        self.follow();
+    }
+
+    /// Logs and counts what became of secrets, each as `sds.NAME.`.
+    fn tell_secrets(&self, received: &Received, errors: &[(String, String)]) {
+        for resource in &received.resources {
+            let why = errors.iter().find(|(name, _)| *name == resource.name);
+            let result = match why {
+                Some((_, why)) => {
+                    tracing::warn!("secret {} refused: {why}", resource.name);
+                    "update_rejected"
+                }
+                None => {
+                    tracing::info!("secret {} is in use", resource.name);
+                    "update_success"
+                }
+            };
+            let scope = self.server.stats.scope(&format!("sds.{}.", resource.name));
+            scope.counter("update_attempt").inc();
+            scope.counter(result).inc();
+        }
     }
 
     /// One stream, from its opening to its end.
@@ -161,7 +211,7 @@ impl Discovery {
         connected: &stats::Gauge,
         backoff: &mut base::backoff::Backoff,
     ) -> Result<(), StreamError> {
-        let target = target(&self.server.bootstrap, ads)?;
+        let target = target(&self.truth.borrow(), &ads.cluster)?;
         self.session.connected();
         let first: Vec<Outgoing> = std::iter::from_fn(|| self.session.next_request()).collect();
         let headers: Vec<(String, String)> = ads
@@ -169,7 +219,14 @@ impl Discovery {
             .iter()
             .map(|(k, v)| (k.to_string(), v.to_string()))
             .collect();
-        let mut connection = connect(&target, self.session.mode(), &headers, first).await?;
+        let mode = self.session.mode();
+        let mut opening = std::pin::pin!(connect(&target, mode, &headers, first));
+        let mut connection = loop {
+            tokio::select! {
+                opened = &mut opening => break opened?,
+                delivery = self.secrets.next() => self.delivered(delivery),
+            }
+        };
         connected.set(1);
         tracing::info!("ADS stream to {target:?} is open");
         loop {
@@ -185,7 +242,7 @@ impl Discovery {
                     None => std::future::pending().await,
                 }
             };
-            // Both futures may be dropped: a message that is not complete stays in the stream.
+            // Each may be dropped: a message that is not complete stays in the stream, a delivery in its queue.
             tokio::select! {
                 received = next(&mut connection.responses, &mut self.session) => match received? {
                     Some(received) => {
@@ -195,6 +252,7 @@ impl Discovery {
                     None => return Ok(()),
                 },
                 () = timer => self.tick(),
+                delivery = self.secrets.next() => self.delivered(delivery),
             }
         }
     }
@@ -225,6 +283,9 @@ impl Discovery {
         if let Some(why) = &received.malformed {
             tracing::warn!("{} refused: {why}", short(&received.type_url));
         }
+        if received.type_url == SDS {
+            self.tell_secrets(received, &errors);
+        }
         for (name, why) in &errors {
             tracing::warn!("{} {name} refused: {why}", short(&received.type_url));
         }
@@ -234,12 +295,15 @@ impl Discovery {
 
     /// Brings subscriptions, gauges and the state of the process in line with the truth.
     fn follow(&mut self) {
-        let (eds, rds, unused, phase, clusters, listeners) = {
+        let (eds, rds, secrets, unused, phase, clusters, listeners) = {
             let mut truth = self.truth.borrow_mut();
+            let mut unused = truth.drop_unused_routes();
+            unused.extend(truth.drop_unused_secrets());
             (
                 truth.eds_names(),
                 truth.rds_names(),
-                truth.drop_unused_routes(),
+                truth.sds_names().clone(),
+                unused,
                 truth.phase(),
                 truth.clusters.warming(),
                 truth.listeners.warming(),
@@ -248,6 +312,15 @@ impl Discovery {
         if !unused.is_empty() {
             self.server.apply(unused);
         }
+        let ads_secrets = secrets
+            .iter()
+            .filter(|s| {
+                s.source
+                    .as_ref()
+                    .is_some_and(|s| s.kind == ConfigSourceKind::Ads)
+            })
+            .map(|s| s.name.to_string())
+            .collect::<std::collections::BTreeSet<_>>();
         for failure in self.truth.borrow_mut().take_failures() {
             let kind = short(failure.type_url);
             tracing::error!("{kind} {}: {}", failure.name, failure.details);
@@ -259,7 +332,15 @@ impl Discovery {
                 self.session.watch(LDS, Want::All);
             }
             self.session.watch(RDS, Want::Names(rds));
+            // A type that was never wanted is not spoken of.
+            if !ads_secrets.is_empty() || self.asked_secrets {
+                self.asked_secrets = true;
+                self.session.watch(SDS, Want::Names(ads_secrets));
+            }
         }
+        let place =
+            |cluster: &str| target(&self.truth.borrow(), cluster).map_err(|e| e.to_string());
+        self.secrets.follow(&secrets, &self.node, place);
         let gauge = |name: &str, n: usize| self.server.stats.gauge(name).set(n as i64);
         gauge("cluster_manager.warming_clusters", clusters);
         gauge("listener_manager.total_listeners_warming", listeners);
@@ -275,7 +356,7 @@ impl Discovery {
     }
 }
 
-async fn next(
+pub(super) async fn next(
     incoming: &mut Incoming,
     session: &mut Session,
 ) -> Result<Option<Received>, StreamError> {
@@ -304,14 +385,12 @@ fn node(bootstrap: &Bootstrap) -> Node {
     node
 }
 
-/// Where the ADS cluster is.
-fn target(bootstrap: &Bootstrap, ads: &Ads) -> Result<Target, StreamError> {
-    let nowhere = || StreamError::NoAddress(ads.cluster.to_string());
-    let (cluster, _) = bootstrap
-        .static_clusters
-        .iter()
-        .find(|(c, _)| c.name == ads.cluster)
-        .ok_or_else(nowhere)?;
+/// Where a cluster is that configuration comes from.
+fn target(truth: &Truth, name: &str) -> Result<Target, StreamError> {
+    let nowhere = || StreamError::NoAddress(name.to_owned());
+    let entry = truth.clusters.entries.get(name).ok_or_else(nowhere)?;
+    let version = entry.active.as_ref().or(entry.warming.as_ref());
+    let cluster = &version.ok_or_else(nowhere)?.plan;
     let assignment = match &cluster.discovery {
         ClusterDiscovery::Static(a)
         | ClusterDiscovery::StrictDns {
@@ -324,7 +403,7 @@ fn target(bootstrap: &Bootstrap, ads: &Ads) -> Result<Target, StreamError> {
     };
     let (_, endpoint) = assignment.endpoints().next().ok_or_else(nowhere)?;
     if *cluster.transport_for(&endpoint.metadata) != UpstreamTransport::RawBuffer {
-        return Err(StreamError::Tls(ads.cluster.to_string()));
+        return Err(StreamError::Tls(name.to_owned()));
     }
     Ok(match &endpoint.address {
         Address::Pipe { path, .. } => Target::Unix(path.clone()),

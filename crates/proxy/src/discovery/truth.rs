@@ -9,23 +9,31 @@ use std::{
 use prost::Message;
 use proto::{
     Any,
-    envoy::config::{
-        cluster::v3::Cluster as ClusterMessage,
-        endpoint::v3::ClusterLoadAssignment as AssignmentMessage,
-        listener::v3::Listener as ListenerMessage, route::v3::RouteConfiguration as RouteMessage,
+    envoy::{
+        config::{
+            cluster::v3::Cluster as ClusterMessage,
+            endpoint::v3::ClusterLoadAssignment as AssignmentMessage,
+            listener::v3::Listener as ListenerMessage,
+            route::v3::RouteConfiguration as RouteMessage,
+        },
+        extensions::transport_sockets::tls::v3::Secret as SecretMessage,
     },
 };
 use xds::{
     client::{Received, ReceivedResource},
-    type_url::{CDS, EDS, LDS, RDS},
+    type_url::{CDS, EDS, LDS, RDS, SDS},
 };
 
 use crate::{
     plan::{
         Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
-        bootstrap::ConfigSource, cluster::Discovery, network::NetworkFilterConfig,
+        bootstrap::{ConfigSource, ConfigSourceKind},
+        cluster::Discovery,
+        network::NetworkFilterConfig,
+        tls::{SdsSecret, Secret},
     },
     server::{Change, ChangeError},
+    transport,
 };
 
 /// Hands a batch to the server; the answer has one entry for each change.
@@ -201,8 +209,13 @@ pub struct Truth {
     pub routes: Config<RouteConfiguration>,
     /// Endpoints by service name.
     pub endpoints: Config<ClusterLoadAssignment>,
+    /// Secrets by name and by where they are asked for.
+    pub secrets: BTreeMap<SdsSecret, Entry<Secret>>,
     /// Names that the control plane answered without a resource: waiting for them is over.
     absent: BTreeSet<(&'static str, String)>,
+    wanted_secrets: BTreeSet<SdsSecret>,
+    /// Clusters or listeners have changed since they were gathered.
+    wants_stale: bool,
     failures: Vec<Failure>,
     listeners_begun: bool,
     phase: Phase,
@@ -226,7 +239,10 @@ impl Truth {
             listeners: Config::default(),
             routes: Config::default(),
             endpoints: Config::default(),
+            secrets: BTreeMap::new(),
             absent: BTreeSet::new(),
+            wanted_secrets: BTreeSet::new(),
+            wants_stale: true,
             failures: Vec::new(),
             listeners_begun: false,
             phase: Phase::Clusters,
@@ -268,8 +284,10 @@ impl Truth {
     /// Puts the static clusters in force; those with EDS warm.
     pub fn begin_clusters(&mut self, now: Instant, apply: &mut Apply<'_>) {
         for entry in self.clusters.entries.values_mut() {
-            let source = entry.warming.as_ref().and_then(|v| eds(&v.plan));
-            entry.deadline = source.and_then(|(_, source)| after(now, source));
+            entry.deadline = entry
+                .warming
+                .as_ref()
+                .and_then(|v| cluster_deadline(&v.plan, now));
         }
         self.settle(now, apply);
     }
@@ -280,7 +298,7 @@ impl Truth {
             entry.deadline = entry
                 .warming
                 .as_ref()
-                .and_then(|v| rds_deadline(&v.plan, now));
+                .and_then(|v| listener_deadline(&v.plan, now));
         }
         self.listeners_begun = true;
         self.settle(now, apply);
@@ -297,11 +315,14 @@ impl Truth {
         if received.malformed.is_some() {
             return Vec::new();
         }
+        // What waits is there; what was replaced or removed is gone.
+        self.wants_stale |= matches!(received.type_url.as_str(), CDS | LDS);
         let mut errors = match received.type_url.as_str() {
             CDS => self.receive_clusters(received, now, apply),
             LDS => self.receive_listeners(received, now, apply),
             EDS => self.receive_endpoints(received, apply),
             RDS => self.receive_routes(received, apply),
+            SDS => self.receive_secrets(received, &ConfigSourceKind::Ads, apply),
             _ => Vec::new(),
         };
         self.settle(now, apply);
@@ -346,7 +367,7 @@ impl Truth {
             match version::<ClusterMessage, Cluster>(r) {
                 Ok(new) => {
                     // EDS is asked again only on a new stream: endpoints that are held count as its answer.
-                    let deadline = eds(&new.plan).and_then(|(_, source)| after(now, source));
+                    let deadline = cluster_deadline(&new.plan, now);
                     take(entry, new, deadline);
                 }
                 Err(state) => {
@@ -399,7 +420,7 @@ impl Truth {
             }
             match version::<ListenerMessage, Listener>(r) {
                 Ok(new) => {
-                    let deadline = rds_deadline(&new.plan, now);
+                    let deadline = listener_deadline(&new.plan, now);
                     take(entry, new, deadline);
                 }
                 Err(state) => {
@@ -452,6 +473,109 @@ impl Truth {
         )
     }
 
+    /// Takes secrets in that came on a stream of their own or from a file, and puts in force what waited for them.
+    /// The errors are by name, for the answer.
+    pub fn receive_own(
+        &mut self,
+        received: &Received,
+        kind: &ConfigSourceKind,
+        now: Instant,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        if received.malformed.is_some() {
+            return Vec::new();
+        }
+        let errors = self.receive_secrets(received, kind, apply);
+        self.settle(now, apply);
+        self.advance(now);
+        errors
+    }
+
+    fn receive_secrets(
+        &mut self,
+        received: &Received,
+        kind: &ConfigSourceKind,
+        apply: &mut Apply<'_>,
+    ) -> Vec<(String, String)> {
+        let mut errors = Vec::new();
+        for r in &received.resources {
+            // A name may be wanted with several time limits; it is one secret.
+            let wanted: Vec<SdsSecret> = self
+                .sds_names()
+                .iter()
+                .filter(|secret| *secret.name == *r.name)
+                .filter(|secret| secret.source.as_ref().is_some_and(|s| s.kind == *kind))
+                .cloned()
+                .collect();
+            let planned = version::<SecretMessage, Secret>(r).and_then(|new| {
+                let changes = wanted
+                    .iter()
+                    .map(|name| Change::Secret(name.clone(), new.plan.clone()))
+                    .collect();
+                let applied: Result<(), ChangeError> = apply(changes).into_iter().collect();
+                applied
+                    .map(|()| new)
+                    .map_err(|why| refused(r, why.to_string()))
+            });
+            for name in wanted {
+                let entry = self.secrets.entry(name).or_default();
+                match &planned {
+                    Ok(new) => {
+                        entry.error = None;
+                        entry.active = Some(new.clone());
+                    }
+                    Err(state) => entry.error = Some(state.clone()),
+                }
+            }
+            if let Err(state) = planned {
+                errors.push((r.name.clone(), state.details));
+            }
+        }
+        errors
+    }
+
+    /// Secrets to ask for.
+    pub fn sds_names(&mut self) -> &BTreeSet<SdsSecret> {
+        if std::mem::take(&mut self.wants_stale) {
+            self.wanted_secrets = self.needed_secrets();
+        }
+        &self.wanted_secrets
+    }
+
+    fn needed_secrets(&self) -> BTreeSet<SdsSecret> {
+        let clusters = self
+            .clusters
+            .versions()
+            .flat_map(|v| transport::secrets_of_cluster(&v.plan));
+        let listeners = self
+            .listeners
+            .versions()
+            .flat_map(|v| transport::secrets_of_listener(&v.plan));
+        let mut names = BTreeSet::new();
+        for secret in clusters.chain(listeners) {
+            // Those of the bootstrap are there from the start.
+            if secret.source.is_some() && !names.contains(secret) {
+                names.insert(secret.clone());
+            }
+        }
+        names
+    }
+
+    /// Secrets that nobody needs any more, forgotten with this call.
+    pub fn drop_unused_secrets(&mut self) -> Vec<Change> {
+        self.sds_names();
+        let wanted = &self.wanted_secrets;
+        let mut gone = Vec::new();
+        self.secrets.retain(|name, entry| {
+            let keep = wanted.contains(name);
+            if !keep && entry.active.is_some() {
+                gone.push(Change::RemoveSecret(name.clone()));
+            }
+            keep
+        });
+        gone
+    }
+
     /// With `validate_clusters`: a cluster that a route names and that does not exist.
     fn unknown_cluster(&self, routes: &RouteConfiguration) -> Option<String> {
         if !routes.validate_clusters {
@@ -470,14 +594,15 @@ impl Truth {
     fn settle(&mut self, now: Instant, apply: &mut Apply<'_>) {
         let mut batch = Vec::new();
         let over = |deadline: Option<Instant>| deadline.is_some_and(|d| d <= now);
-        let (endpoints, absent) = (&self.endpoints, &self.absent);
+        let (endpoints, absent, secrets) = (&self.endpoints, &self.absent, &self.secrets);
         for entry in self.clusters.entries.values_mut() {
             let Some(waiting) = &entry.warming else {
                 continue;
             };
-            let ready = eds(&waiting.plan).is_none_or(|(service, _)| {
-                answered(endpoints, absent, EDS, service) || over(entry.deadline)
-            });
+            let ready = over(entry.deadline)
+                || eds(&waiting.plan)
+                    .is_none_or(|(service, _)| answered(endpoints, absent, EDS, service))
+                    && transport::secrets_of_cluster(&waiting.plan).all(|s| is_here(secrets, s));
             if ready {
                 batch.push(Change::UpsertCluster(waiting.plan.clone()));
             }
@@ -487,8 +612,9 @@ impl Truth {
             let Some(waiting) = entry.warming.as_ref().filter(|_| self.listeners_begun) else {
                 continue;
             };
-            let ready = rds(&waiting.plan)
-                .all(|(name, _)| answered(routes, absent, RDS, name) || over(entry.deadline));
+            let ready = over(entry.deadline)
+                || rds(&waiting.plan).all(|(name, _)| answered(routes, absent, RDS, name))
+                    && transport::secrets_of_listener(&waiting.plan).all(|s| is_here(secrets, s));
             if ready {
                 batch.push(Change::UpsertListener(waiting.plan.clone()));
             }
@@ -501,6 +627,7 @@ impl Truth {
         if batch.is_empty() {
             return;
         }
+        self.wants_stale = true;
         let subjects: Vec<(&'static str, Arc<str>)> = batch
             .iter()
             .filter_map(|change| match change {
@@ -746,11 +873,33 @@ fn rds(listener: &Listener) -> impl Iterator<Item = (&str, &ConfigSource)> {
         })
 }
 
-/// When a listener stops waiting: never while one of its routes has no limit.
-fn rds_deadline(listener: &Listener, now: Instant) -> Option<Instant> {
+/// When a listener stops waiting: never while one of its routes or secrets has no limit.
+fn listener_deadline(listener: &Listener, now: Instant) -> Option<Instant> {
+    let secrets = transport::secrets_of_listener(listener).filter_map(|s| s.source.as_ref());
+    latest(now, rds(listener).map(|(_, source)| source).chain(secrets))
+}
+
+/// When a cluster stops waiting, see [`listener_deadline`].
+fn cluster_deadline(cluster: &Cluster, now: Instant) -> Option<Instant> {
+    let secrets = transport::secrets_of_cluster(cluster).filter_map(|s| s.source.as_ref());
+    latest(
+        now,
+        eds(cluster)
+            .map(|(_, source)| source)
+            .into_iter()
+            .chain(secrets),
+    )
+}
+
+fn latest<'s>(now: Instant, sources: impl Iterator<Item = &'s ConfigSource>) -> Option<Instant> {
     let mut latest = now;
-    for (_, source) in rds(listener) {
+    for source in sources {
         latest = latest.max(after(now, source)?);
     }
     Some(latest)
+}
+
+/// Whether a secret has come; those of the bootstrap are always there.
+fn is_here(secrets: &BTreeMap<SdsSecret, Entry<Secret>>, secret: &SdsSecret) -> bool {
+    secret.source.is_none() || secrets.get(secret).is_some_and(|e| e.active.is_some())
 }

@@ -13,7 +13,7 @@ use crate::plan::{
     Cluster, Listener,
     cluster::UpstreamTransport,
     listener::DownstreamTransport,
-    tls::{SdsSecret, Secret},
+    tls::{CertificateSource, CommonTls, SdsSecret, Secret},
 };
 
 /// Whose contexts need a source.
@@ -34,7 +34,7 @@ pub(crate) struct Keeper {
 }
 
 /// What tells one state of a file from another, symbolic links followed.
-type Stamp = Option<(u64, u64, i64, i64, u64)>;
+pub(crate) type Stamp = Option<(u64, u64, i64, i64, u64)>;
 
 impl Keeper {
     pub(crate) fn new(secrets: Arc<Secrets>) -> Self {
@@ -216,15 +216,39 @@ pub(crate) fn of_listener(plan: &Listener) -> Vec<Source> {
         .collect()
 }
 
-/// The secrets among them that SDS has to bring.
-pub(crate) fn secrets(sources: Vec<Source>) -> impl Iterator<Item = SdsSecret> {
-    sources.into_iter().filter_map(|source| match source {
-        Source::Sds(secret) => Some(secret),
-        _ => None,
-    })
+/// The secrets that a cluster's contexts need.
+pub(crate) fn secrets_of_cluster(plan: &Cluster) -> impl Iterator<Item = &SdsSecret> {
+    let all = plan.transport_socket_matches.iter();
+    all.map(|m| &m.transport_socket)
+        .chain([&plan.transport_socket])
+        .filter_map(|transport| match transport.after_header().0 {
+            UpstreamTransport::Tls(tls) => Some(&tls.common),
+            _ => None,
+        })
+        .flat_map(secrets)
 }
 
-fn stamp(path: &Path) -> Stamp {
+/// The secrets that a listener's contexts need.
+pub(crate) fn secrets_of_listener(plan: &Listener) -> impl Iterator<Item = &SdsSecret> {
+    let chains = plan.filter_chains.iter().chain(&plan.default_filter_chain);
+    chains
+        .filter_map(|chain| match &chain.transport_socket {
+            DownstreamTransport::Tls(tls) => Some(&tls.common),
+            DownstreamTransport::RawBuffer => None,
+        })
+        .flat_map(secrets)
+}
+
+fn secrets(common: &CommonTls) -> impl Iterator<Item = &SdsSecret> {
+    let certificates = common.certificates.iter().filter_map(|c| match c {
+        CertificateSource::Sds(secret) => Some(secret),
+        CertificateSource::Inline { .. } => None,
+    });
+    certificates.chain(common.validation.iter().filter_map(|v| v.sds.as_ref()))
+}
+
+/// What a file looks like now; `None` where there is none.
+pub(crate) fn stamp(path: &Path) -> Stamp {
     let found = fs::metadata(path).ok()?;
     Some((
         found.dev(),

@@ -14,9 +14,11 @@ mod store;
 mod upstream;
 
 pub(crate) use downstream::Downstream;
-pub(crate) use keeper::{Keeper, Owner, of_cluster, of_listener, secrets};
+pub(crate) use keeper::{
+    Keeper, Owner, of_cluster, of_listener, secrets_of_cluster, secrets_of_listener, stamp,
+};
 pub(crate) use material::{Material, Source};
-pub use store::Secrets;
+pub(crate) use store::Secrets;
 pub(crate) use upstream::{Offer, Upstreams};
 
 /// Why a handshake did not lead to a session.

@@ -20,7 +20,7 @@ use super::{Material, Source};
 /// The locks are taken where a handshake finds that something has changed, and where a context is built: never on the
 /// way of a request.
 #[derive(Debug, Default)]
-pub struct Secrets {
+pub(crate) struct Secrets {
     generation: AtomicU64,
     held: RwLock<HashMap<Source, Arc<Material>>>,
     /// What seals session tickets, by a digest of what a ticket vouches for. It outlives contexts, so that a client

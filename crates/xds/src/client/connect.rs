@@ -2,9 +2,12 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryResponse, DiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+use proto::envoy::service::{
+    discovery::v3::{
+        DeltaDiscoveryResponse, DiscoveryResponse,
+        aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
+    },
+    secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient,
 };
 use tokio::{net::UnixStream, sync::mpsc};
 use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
@@ -67,9 +70,29 @@ pub enum Incoming {
     Sotw(tonic::Streaming<DiscoveryResponse>),
 }
 
+/// Which stream is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// The aggregated one: all types.
+    Aggregated,
+    /// Secrets alone.
+    Secrets,
+}
+
 /// Opens an ADS stream. `first` must hold the requests to begin with: a server may answer the call itself only when
 /// it has seen one. `headers` go along as gRPC metadata.
 pub async fn connect(
+    target: &Target,
+    mode: Mode,
+    headers: &[(String, String)],
+    first: Vec<Outgoing>,
+) -> Result<Connection, ConnectError> {
+    connect_to(Service::Aggregated, target, mode, headers, first).await
+}
+
+/// Opens a stream of a service, see [`connect`].
+pub async fn connect_to(
+    service: Service,
     target: &Target,
     mode: Mode,
     headers: &[(String, String)],
@@ -81,9 +104,6 @@ pub async fn connect(
             target: target.clone(),
             source,
         })?;
-    // A full configuration of a large mesh is far beyond gRPC's default of 4 MiB.
-    let mut client =
-        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(usize::MAX);
     let (requests, queue) = mpsc::unbounded_channel();
     for request in first {
         // The receiver is right here, so this cannot fail.
@@ -94,6 +114,10 @@ pub async fn connect(
         target: target.clone(),
         status: Box::new(status),
     };
+    // A full configuration of a large mesh is far beyond gRPC's default of 4 MiB.
+    let mut all = AggregatedDiscoveryServiceClient::new(channel.clone())
+        .max_decoding_message_size(usize::MAX);
+    let mut secrets = SecretDiscoveryServiceClient::new(channel);
     let responses = match mode {
         Mode::Delta => {
             let queue = queue.filter_map(|r| match r {
@@ -101,11 +125,11 @@ pub async fn connect(
                 Outgoing::Sotw(_) => None,
             });
             let request = with_headers(queue, headers)?;
-            let stream = client
-                .delta_aggregated_resources(request)
-                .await
-                .map_err(refused)?;
-            Incoming::Delta(stream.into_inner())
+            let stream = match service {
+                Service::Aggregated => all.delta_aggregated_resources(request).await,
+                Service::Secrets => secrets.delta_secrets(request).await,
+            };
+            Incoming::Delta(stream.map_err(refused)?.into_inner())
         }
         Mode::Sotw => {
             let queue = queue.filter_map(|r| match r {
@@ -113,11 +137,11 @@ pub async fn connect(
                 Outgoing::Sotw(r) => Some(r),
             });
             let request = with_headers(queue, headers)?;
-            let stream = client
-                .stream_aggregated_resources(request)
-                .await
-                .map_err(refused)?;
-            Incoming::Sotw(stream.into_inner())
+            let stream = match service {
+                Service::Aggregated => all.stream_aggregated_resources(request).await,
+                Service::Secrets => secrets.stream_secrets(request).await,
+            };
+            Incoming::Sotw(stream.map_err(refused)?.into_inner())
         }
     };
     Ok(Connection {
