@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use serde_json::Value;
 use tls::session::Session;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -43,6 +44,8 @@ enum Inner {
 struct Tls {
     stream: TlsStream<Stream>,
     session: Arc<Session>,
+    /// Who the peer is, by Istio's metadata exchange.
+    peer: Option<Arc<Value>>,
 }
 
 macro_rules! each {
@@ -124,6 +127,7 @@ impl Stream {
             inner: Inner::Tls(Box::new(Tls {
                 stream,
                 session: Arc::new(session),
+                peer: None,
             })),
             ahead: Bytes::new(),
         }
@@ -134,6 +138,21 @@ impl Stream {
         match &self.inner {
             Inner::Tls(tls) => Some(&tls.session),
             _ => None,
+        }
+    }
+
+    /// Who the peer is, by Istio's metadata exchange, which takes TLS.
+    pub(crate) fn peer(&self) -> Option<&Arc<Value>> {
+        match &self.inner {
+            Inner::Tls(tls) => tls.peer.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Keeps who the peer is.
+    pub(crate) fn set_peer(&mut self, peer: Value) {
+        if let Inner::Tls(tls) = &mut self.inner {
+            tls.peer = Some(Arc::new(peer));
         }
     }
 

@@ -361,7 +361,18 @@ fn value(
                 None => json(state, out),
             }
         }
-        // What the transport does not have (TLS, spans, kernel counters) is absent.
+        Op::Tls(operator) => {
+            let session = match operator.upstream {
+                true => upstream.tls.as_deref(),
+                false => connection.tls.as_deref(),
+            };
+            super::tls::write(session, &operator.value, out)
+        }
+        Op::DownstreamTransportFailureReason => not_empty(
+            connection.transport_failure.as_deref().unwrap_or_default(),
+            out,
+        ),
+        // What there is not (spans, kernel counters) is absent.
         _ => Presence::Absent,
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod format;
 mod json;
 mod sink;
 mod time;
+mod tls;
 
 use std::rc::Rc;
 

@@ -8,7 +8,7 @@ use proto::{
     envoy::{
         admin::v3::{
             BootstrapConfigDump, ClientResourceStatus, ClustersConfigDump, EndpointsConfigDump,
-            ListenersConfigDump, RoutesConfigDump, SecretsConfigDump, UpdateFailureState,
+            ListenersConfigDump, RoutesConfigDump, UpdateFailureState,
             clusters_config_dump::{DynamicCluster, StaticCluster},
             endpoints_config_dump::{DynamicEndpointConfig, StaticEndpointConfig},
             listeners_config_dump::{DynamicListener, DynamicListenerState, StaticListener},
@@ -30,7 +30,7 @@ use proto::{
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, Params, clusters::address_message, mask::Mask};
+use super::{Admin, Answer, Params, certs, clusters::address_message, mask::Mask};
 use crate::{
     cluster::ClusterEntry,
     discovery::{Config, Entry, ErrorState, Truth, Version},
@@ -164,12 +164,13 @@ fn dumps(admin: &Admin, truth: &Truth, name: Option<&Regex>, with_eds: bool) -> 
     }
     list.push(packed(&listeners(&truth.listeners, name)));
     list.push(packed(&routes(truth, name)));
-    list.push(packed(&SecretsConfigDump::default()));
+    list.push(packed(&certs::secrets(admin, truth, name)));
     list
 }
 
 fn packed<M: Message + Name>(message: &M) -> Value {
     let mut value = proto::json::to_value(message);
+    certs::redact(&mut value);
     if let Value::Object(members) = &mut value {
         members.insert("@type".to_owned(), M::type_url().into());
     }
@@ -390,7 +391,7 @@ fn assignment(entry: &ClusterEntry) -> ClusterLoadAssignment {
     }
 }
 
-fn failure(state: &ErrorState) -> UpdateFailureState {
+pub(super) fn failure(state: &ErrorState) -> UpdateFailureState {
     UpdateFailureState {
         failed_configuration: Some(state.resource.clone()),
         last_update_attempt: Some(timestamp(state.attempted)),
@@ -400,7 +401,7 @@ fn failure(state: &ErrorState) -> UpdateFailureState {
 }
 
 /// Milliseconds, as Envoy prints them.
-fn timestamp(time: SystemTime) -> Timestamp {
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp {
         seconds: since.as_secs() as i64,

@@ -187,11 +187,6 @@ pub(super) fn runtime(admin: &Admin) -> Answer {
     Answer::json(&json!({ "layers": ["static"], "entries": entries }))
 }
 
-/// `/certs`: none is loaded while everything runs in plaintext.
-pub(super) fn certs() -> Answer {
-    Answer::json(&json!({ "certificates": [] }))
-}
-
 /// `/init_dump`: what is still waiting, by kind.
 pub(super) fn init_dump(admin: &Admin) -> Answer {
     let truth = admin.truth.borrow();

@@ -3,6 +3,7 @@
 //! It lives on the main thread and answers from what that thread owns. Paths that change something want POST, as in
 //! Envoy; the endpoint belongs on a loopback address or a unix socket.
 
+mod certs;
 mod clusters;
 mod config_dump;
 mod control;
@@ -312,7 +313,7 @@ impl Admin {
         }
         let params = Params::parse(query);
         match path {
-            "/certs" => info::certs(),
+            "/certs" => certs::certs(self),
             "/clusters" => clusters::clusters(self, &params),
             "/config_dump" => config_dump::config_dump(self, &params),
             "/drain_listeners" => control::drain_listeners(self, &params),

@@ -27,10 +27,14 @@ use super::{
 use crate::{
     io::{Stream, connect_unix},
     listener::{ConnectionInfo, UpstreamSource},
-    plan::{Address, Cluster, cluster::UpstreamTransport, proxy_protocol::ProxyProtocolTransport},
+    plan::{
+        Address, Cluster,
+        cluster::{UpstreamProtocol, UpstreamTransport},
+        proxy_protocol::ProxyProtocolTransport,
+    },
     proxy_protocol::{Header, Tlv},
     socket,
-    transport::{HandshakeError, Offer, Upstreams},
+    transport::{self, HandshakeError, Offer, Upstreams},
 };
 
 /// An established connection with everything that has to be counted when it ends.
@@ -108,11 +112,22 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
             UpstreamTransport::Tls(tls) => {
                 let offer = Offer {
                     alpn: with.alpn,
+                    http: plan.protocol == UpstreamProtocol::Alpn,
                     hostname: &host.hostname,
                 };
                 // In a box: the many connections in clear should not carry room for it.
                 let shake = Box::pin(with.tls.connect(tls, offer, stream));
-                shake.await.map_err(Failed::Handshake)
+                let mut stream = shake.await.map_err(Failed::Handshake)?;
+                if let Some(exchange) = &plan.metadata_exchange
+                    && let Some(session) = stream.session()
+                    && session.alpn.as_ref() == Some(&exchange.protocol)
+                {
+                    let exchanged = Box::pin(transport::exchange(&mut stream, with.tls.own()));
+                    if let Some(peer) = exchanged.await? {
+                        stream.set_peer(peer);
+                    }
+                }
+                Ok(stream)
             }
             _ => Ok(stream),
         }
@@ -218,6 +233,7 @@ pub(crate) async fn open(
         UpstreamTransport::Tls(context) => {
             let offer = Offer {
                 alpn,
+                http: false,
                 hostname: &host.hostname,
             };
             tls.connect(context, offer, stream)

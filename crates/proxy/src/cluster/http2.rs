@@ -5,15 +5,17 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::Duration,
 };
 
 use outrigger_http::{Error, h2, h2::ClientHandle};
+use tls::session::Session;
 use tokio::time::Instant;
 
 use super::{
-    connect::connect,
+    connect::{Upstream, connect},
     error::UpstreamError,
     pool::{Acquire, HostPool, Pending},
     shared::Permit,
@@ -32,6 +34,7 @@ pub(crate) struct Http2Connection {
     closed: Rc<Cell<bool>>,
     retired: Cell<bool>,
     local: Option<std::net::SocketAddr>,
+    session: Option<Arc<Session>>,
 }
 
 impl Http2Connection {
@@ -73,6 +76,11 @@ impl Http2 {
     /// Whether the connection has taken requests before.
     pub fn is_reused(&self) -> bool {
         self.reused
+    }
+
+    /// What TLS agreed on.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.connection.session.clone()
     }
 
     /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
@@ -255,7 +263,18 @@ impl HostPool {
         permit: Permit,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
         let upstream = connect(with, permit).await?;
+        self.expect(with, &upstream, true)?;
+        self.begin_http2(with, upstream).await
+    }
+
+    /// Begins to speak HTTP/2 on a connection.
+    pub(super) async fn begin_http2(
+        self: &Rc<Self>,
+        with: Acquire<'_>,
+        upstream: Upstream,
+    ) -> Result<Rc<Http2Connection>, UpstreamError> {
         let local = upstream.stream.local_address();
+        let session = upstream.stream.session().cloned();
         let settings = http2_settings(
             &with.plan.http2,
             with.plan.http.max_response_headers_kb,
@@ -318,6 +337,7 @@ impl HostPool {
             closed,
             retired: Cell::new(false),
             local,
+            session,
         }))
     }
 }
@@ -339,10 +359,10 @@ impl Drop for Waiting<'_> {
 }
 
 /// An attempt to connect; its end, good or bad, wakes who waits for it.
-struct Connecting<'a>(&'a HostPool);
+pub(super) struct Connecting<'a>(&'a HostPool);
 
 impl<'a> Connecting<'a> {
-    fn new(pool: &'a HostPool) -> Self {
+    pub(super) fn new(pool: &'a HostPool) -> Self {
         pool.http2_connecting.set(pool.http2_connecting.get() + 1);
         Self(pool)
     }

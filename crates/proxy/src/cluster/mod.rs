@@ -8,6 +8,7 @@
 //! [`Http1::release`], with [`Cluster::report`] telling how it went.
 
 mod aggregate;
+mod auto;
 mod connect;
 mod dns;
 mod edf;
@@ -52,7 +53,7 @@ use outlier::Ejection;
 pub use outlier::Rates;
 use pool::{Acquire, Pools};
 use serde_json::Value;
-use shared::{BreakerShared, ClusterShared, HostShared, Permit};
+use shared::{BreakerShared, ClusterShared, HostShared, Permit, ProcessShared};
 use subset::Subsets;
 use tokio::sync::mpsc;
 
@@ -61,10 +62,10 @@ use crate::{
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Address, Cluster as Plan,
-        cluster::{Discovery, Thresholds, UpstreamProtocol},
+        cluster::{Discovery, Thresholds, UpstreamProtocol, UpstreamTransport},
         endpoint::HealthStatus,
     },
-    transport::{Secrets, Upstreams},
+    transport::Upstreams,
     worker::Random,
 };
 
@@ -194,7 +195,7 @@ pub struct Clusters {
     stats: ::stats::Stats,
     random: Rc<Random>,
     reports: mpsc::UnboundedSender<Report>,
-    secrets: Arc<Secrets>,
+    shared: Arc<ProcessShared>,
 }
 
 #[derive(Debug)]
@@ -209,14 +210,14 @@ impl Clusters {
         stats: ::stats::Stats,
         random: Rc<Random>,
         reports: mpsc::UnboundedSender<Report>,
-        secrets: Arc<Secrets>,
+        shared: Arc<ProcessShared>,
     ) -> Self {
         Self {
             slots: RefCell::default(),
             stats,
             random,
             reports,
-            secrets,
+            shared,
         }
     }
 
@@ -341,7 +342,7 @@ impl Cluster {
         entry.shared.touched.store(true, Relaxed);
         let cluster = Self {
             plan: entry.plan.clone(),
-            tls: Rc::new(Upstreams::new(clusters.secrets.clone(), &scope)),
+            tls: Rc::new(Upstreams::new(clusters.shared.clone(), &scope)),
             hosts: RefCell::default(),
             shared: entry.shared.clone(),
             on_demand: entry.on_demand.clone(),
@@ -376,6 +377,26 @@ impl Cluster {
             // ALPN is a matter of TLS; in clear Envoy speaks HTTP/1.
             UpstreamProtocol::Alpn => false,
         }
+    }
+
+    /// Whether a request to this host goes out as HTTP/2; finds it out where ALPN decides.
+    ///
+    /// Can be dropped at any time.
+    pub async fn negotiate_http2(
+        &self,
+        host: &Arc<Host>,
+        context: &LbContext<'_>,
+        downstream_is_http2: bool,
+    ) -> Result<bool, UpstreamError> {
+        let encrypted = matches!(host.transport.after_header().0, UpstreamTransport::Tls(_));
+        if self.plan.protocol != UpstreamProtocol::Alpn || !encrypted {
+            return Ok(self.speaks_http2(downstream_is_http2));
+        }
+        let with = self.acquire(host, context);
+        let pool = self.pools.of(self.pool_key(host, context), with)?;
+        pool.negotiated_http2(with)
+            .await
+            .inspect_err(|error| self.failed(host, error))
     }
 
     /// Counts the response to a request by its status: `upstream_rq_2xx`, `upstream_rq_200`, `upstream_rq_completed`.

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use tls::session::Session;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, oneshot},
@@ -57,6 +58,8 @@ pub(crate) struct HostPool {
     pub(crate) http2_waiting: Cell<u32>,
     /// How long the host keeps a connection that rests.
     origin: OriginTimeout,
+    /// Where ALPN decides: what it was the first time.
+    pub(crate) http2_negotiated: Cell<Option<bool>>,
     /// HTTP/1 connections, at rest or not.
     open: Cell<u32>,
     /// The host is gone: connections end with their request.
@@ -291,7 +294,8 @@ impl HostPool {
             if !with.fresh
                 && let Some(idle) = self.take_idle(with.stats)
             {
-                return Ok(self.lease(with, idle, true));
+                let used = idle.uses > 0;
+                return Ok(self.lease(with, idle, used));
             }
             if pending.is_none() {
                 pending = Some(Pending::acquire(with)?);
@@ -316,6 +320,7 @@ impl HostPool {
             };
             let open = Open::new(self);
             let upstream = connect(with, permit).await?;
+            self.expect(with, &upstream, false)?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();
             return Ok(self.lease(
@@ -339,6 +344,16 @@ impl HostPool {
             uses: idle.uses + 1,
             reused,
         }
+    }
+
+    /// Takes a new connection in that nobody has asked for yet.
+    pub(crate) fn adopt(&self, upstream: Upstream, since: Instant) {
+        self.open.set(self.open.get() + 1);
+        self.put_back(Idle {
+            upstream,
+            uses: 0,
+            since,
+        });
     }
 
     /// Takes a connection back, or gives it to who waits longest.
@@ -428,6 +443,11 @@ impl Http1 {
     /// that a request that got no answer at all may be sent again.
     pub fn is_reused(&self) -> bool {
         self.reused
+    }
+
+    /// What TLS agreed on.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.upstream.as_ref()?.stream.session().cloned()
     }
 
     /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.

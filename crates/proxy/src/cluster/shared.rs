@@ -35,6 +35,8 @@ pub struct ProcessShared {
     pub limits: SharedLimits,
     /// Certificates, keys and authorities: read by the main thread, used by handshakes.
     pub(crate) secrets: Arc<Secrets>,
+    /// What Istio's metadata exchange says of this workload.
+    pub(crate) peer_metadata: bytes::Bytes,
     /// Whether readiness should fail (`/healthcheck/fail`).
     pub health_failed: AtomicBool,
 }

@@ -4,8 +4,8 @@ mod lb;
 
 use std::{collections::BTreeMap, time::Instant};
 
-use proto::envoy::config;
 use outrigger_http::{Framing, Method, RequestHead, Version};
+use proto::envoy::config;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

@@ -542,7 +542,8 @@ impl Truth {
         &self.wanted_secrets
     }
 
-    fn needed_secrets(&self) -> BTreeSet<SdsSecret> {
+    /// The secrets that clusters and listeners need, in force or warming.
+    pub fn needed_secrets(&self) -> BTreeSet<SdsSecret> {
         let clusters = self
             .clusters
             .versions()

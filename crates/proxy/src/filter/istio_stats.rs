@@ -147,13 +147,20 @@ impl IstioStatsFilter {
         } else {
             (&self.own, peer)
         };
-        for end in [source, destination] {
+        let session = match server {
+            true => exchange.connection.tls.as_deref(),
+            false => exchange.upstream.tls.as_deref(),
+        };
+        let peer = session.and_then(|session| session.peer.as_deref());
+        let own = session.and_then(|session| session.local.as_deref());
+        let principals = if server { [peer, own] } else { [own, peer] };
+        for (end, principal) in [source, destination].into_iter().zip(principals) {
             let field = |name: &str| end[name].as_str().unwrap_or("unknown");
             let tag = |name: &str, otherwise| end["LABELS"][name].as_str().unwrap_or(otherwise);
             label(field("WORKLOAD_NAME"));
             label(field("NAMESPACE"));
-            // The principal: certificates are read once the transport has them.
-            label("unknown");
+            let principal = principal.and_then(|certificate| certificate.uris.first());
+            label(principal.map_or("unknown", |uri| uri));
             label(tag("app", "unknown"));
             label(tag("version", "unknown"));
             label(tag("service.istio.io/canonical-name", "unknown"));
@@ -178,7 +185,11 @@ impl IstioStatsFilter {
         } else {
             label(&exchange.flags.short().collect::<Vec<_>>().join(","));
         }
-        label(if server { "none" } else { "unknown" });
+        label(match (server, peer) {
+            (false, _) => "unknown",
+            (true, Some(_)) => "mutual_tls",
+            (true, None) => "none",
+        });
     }
 
     /// The three labels of the destination's service.

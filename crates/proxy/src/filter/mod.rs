@@ -40,6 +40,7 @@ pub(crate) use cors::CorsData;
 pub(crate) use fault::ActiveFault;
 pub(crate) use grpc_stats::GrpcCounts;
 pub(crate) use local_rate_limit::RateLimitState;
+pub(crate) use peer_metadata::{DOWNSTREAM_PEER, UPSTREAM_PEER, from_struct, to_struct, workload};
 pub(crate) use stateful_session::Session;
 
 /// What a filter decides about a request.

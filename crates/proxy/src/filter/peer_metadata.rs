@@ -26,9 +26,9 @@ const METADATA: &str = "x-envoy-peer-metadata";
 const ID: &str = "x-envoy-peer-metadata-id";
 
 /// Filter state under which the client's workload is kept.
-pub(super) const DOWNSTREAM_PEER: &str = "downstream_peer";
+pub(crate) const DOWNSTREAM_PEER: &str = "downstream_peer";
 /// Filter state under which the server's workload is kept.
-pub(super) const UPSTREAM_PEER: &str = "upstream_peer";
+pub(crate) const UPSTREAM_PEER: &str = "upstream_peer";
 
 /// The filter of one connection manager.
 #[derive(Debug)]
@@ -134,7 +134,7 @@ fn is_external(exchange: &Exchange<'_>, worker: &Worker) -> bool {
 }
 
 /// What is told of a workload: some fields and labels of its node metadata.
-pub(super) fn workload(node: &Value) -> Value {
+pub(crate) fn workload(node: &Value) -> Value {
     let mut peer = Map::new();
     for name in ["NAME", "NAMESPACE", "WORKLOAD_NAME", "CLUSTER_ID", "OWNER"] {
         if let Some(text) = node[name].as_str().filter(|text| !text.is_empty()) {
@@ -160,7 +160,7 @@ pub(super) fn workload(node: &Value) -> Value {
 }
 
 /// Keys are sorted, so the same workload always gives the same bytes.
-fn to_struct(value: &Value) -> Struct {
+pub(crate) fn to_struct(value: &Value) -> Struct {
     let fields = value
         .as_object()
         .into_iter()
@@ -177,7 +177,7 @@ fn to_struct(value: &Value) -> Struct {
     }
 }
 
-fn from_struct(value: Struct) -> Value {
+pub(crate) fn from_struct(value: Struct) -> Value {
     let fields = value.fields.into_iter().filter_map(|(name, value)| {
         let value = match value.kind? {
             Kind::StringValue(text) => Value::String(text),

@@ -10,6 +10,7 @@ use std::{
 
 use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
 use serde_json::Value;
+use tls::session::Session;
 
 use super::Flags;
 use crate::{
@@ -95,6 +96,8 @@ pub struct UpstreamInfo {
     pub host: Option<Arc<Host>>,
     /// Our side of the connection to it.
     pub local: Option<SocketAddr>,
+    /// What TLS agreed on with it.
+    pub tls: Option<Arc<Session>>,
     /// The protocol spoken to it.
     pub protocol: Option<Version>,
     /// Attempts made.
@@ -310,6 +313,11 @@ impl RequestView for Exchange<'_> {
 
     fn path(&self) -> &[u8] {
         self.request.path().as_bytes()
+    }
+
+    fn client_certificate(&self) -> Option<(bool, bool)> {
+        let session = self.connection.tls.as_ref()?;
+        Some((session.peer.is_some(), session.peer_trusted))
     }
 
     fn is_connect(&self) -> bool {

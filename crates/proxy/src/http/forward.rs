@@ -375,6 +375,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         }?;
         tried.push(host.clone());
         self.exchange.upstream.local = upstream.local;
+        self.exchange.upstream.tls = upstream.session();
         self.exchange.upstream.protocol = upstream.version();
         self.attempt_headers(&host);
         let sent = Instant::now();

@@ -21,6 +21,7 @@ mod stats;
 mod streams;
 mod timers;
 mod upstream;
+mod xfcc;
 
 use std::{cell::Cell, rc::Rc, sync::Arc};
 

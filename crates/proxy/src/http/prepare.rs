@@ -8,11 +8,11 @@ use outrigger_http::{
     path::{EscapedSlashes, Normalized, PathRules},
 };
 
-use super::{Exchange, Flags, LocalReply, stats::ConnectionManagerStats};
+use super::{Exchange, Flags, LocalReply, stats::ConnectionManagerStats, xfcc};
 use crate::{
     plan::{
         HttpConnectionManager,
-        http::{self, ForwardClientCert, StripPort, Underscores},
+        http::{self, StripPort, Underscores},
     },
     worker::Worker,
 };
@@ -31,10 +31,7 @@ pub(super) fn prepare(
     if !exchange.internal {
         clean(exchange, edge);
     }
-    if plan.forward_client_cert != ForwardClientCert::AlwaysForwardOnly {
-        // The other modes speak of mTLS connections; nobody vouches for the header on this one.
-        exchange.request.headers.remove("x-forwarded-client-cert");
-    }
+    xfcc::set(plan, exchange.connection, &mut exchange.request.headers);
     request_id(plan, worker, exchange, edge);
     if let Some(via) = &plan.via {
         append(&mut exchange.request.headers, "via", via.as_bytes(), ", ");
@@ -211,8 +208,10 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
             .as_deref()
             .is_some_and(|value| !value.contains(&b','));
     }
-    // The transport is plaintext: TLS contexts refuse their connections for now.
-    let scheme = "http";
+    let scheme = match exchange.connection.tls {
+        Some(_) => "https",
+        None => "http",
+    };
     let known = headers.get("x-forwarded-proto").is_some_and(|proto| {
         proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https")
     });

@@ -11,6 +11,8 @@ use outrigger_http::{
     Error, Frame, Framing, Headers, Limits, RequestHead, ResponseHead, Version, h1, h2,
 };
 
+use tls::session::Session;
+
 use crate::{
     cluster::{
         Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
@@ -62,7 +64,8 @@ impl Upstream {
         downstream: Version,
     ) -> Result<Upstream, UpstreamError> {
         // The limit of requests counts from here: one that waits for a connection is `pending`.
-        if cluster.speaks_http2(downstream == Version::Http2) {
+        let asked = downstream == Version::Http2;
+        if cluster.negotiate_http2(host, context, asked).await? {
             let place = cluster.http2(host, context).await?;
             let guard = cluster.request(host, context)?;
             let (local, reused) = (place.local_address(), place.is_reused());
@@ -104,7 +107,7 @@ impl Upstream {
     ) -> Result<Upstream, UpstreamError> {
         let (stream, account) = cluster.tcp(host, context).await?;
         let guard = cluster.request(host, context)?;
-        let local = stream.as_tcp().and_then(|stream| stream.local_addr().ok());
+        let local = stream.local_address();
         Ok(Upstream {
             call: Call::Tcp(Box::new(TcpCall {
                 connection: h1::ClientConnection::tunnel(stream),
@@ -114,6 +117,15 @@ impl Upstream {
             local,
             reused: false,
         })
+    }
+
+    /// What TLS agreed on.
+    pub(super) fn session(&mut self) -> Option<Arc<Session>> {
+        match &mut self.call {
+            Call::H1(connection) => connection.io().session(),
+            Call::H2(call) => call.place.session(),
+            Call::Tcp(call) => call.connection.io().session().cloned(),
+        }
     }
 
     /// The version of HTTP spoken; `None` where it is none.

@@ -219,6 +219,8 @@ fn begin(
         chain: None,
         response_flag: None,
         tls: None,
+        xfcc: Default::default(),
+        peer: None,
         transport_failure: None,
         source: None,
         proxy: None,

@@ -59,6 +59,10 @@ pub struct ConnectionInfo {
     pub response_flag: Option<&'static str>,
     /// What TLS agreed on, where the chain terminates it.
     pub tls: Option<Arc<Session>>,
+    /// What `x-forwarded-client-cert` says of it, made with the first request.
+    pub xfcc: std::cell::OnceCell<Box<str>>,
+    /// Who the client is, by Istio's metadata exchange.
+    pub peer: Option<Arc<Value>>,
     /// Why its handshake failed, for `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: Option<Arc<str>>,
     /// Where connections that are made for it come from (`original_src`).
@@ -105,6 +109,8 @@ impl ConnectionInfo {
             chain: None,
             response_flag: None,
             tls: None,
+            xfcc: Default::default(),
+            peer: None,
             transport_failure: None,
             source: None,
             proxy: None,

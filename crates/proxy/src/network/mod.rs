@@ -10,17 +10,19 @@ mod splice;
 mod tcp_proxy;
 mod tunnel;
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
     access_log::Logger,
-    filter::IstioTcpStats,
+    filter::{DOWNSTREAM_PEER, IstioTcpStats, UPSTREAM_PEER},
     http::{self, Exchange, Flags},
     listener::{Connection, ConnectionInfo},
     plan::{NetworkFilter, network::NetworkFilterConfig},
+    transport,
     worker::Worker,
 };
 use gate::Gate;
@@ -32,6 +34,8 @@ use tcp_proxy::TcpProxy;
 #[derive(Debug)]
 pub(crate) struct NetworkChain {
     gates: Vec<Gate>,
+    /// The ALPN under which workloads tell each other who they are.
+    metadata_exchange: Option<Arc<str>>,
     terminal: Terminal,
 }
 
@@ -51,6 +55,7 @@ impl NetworkChain {
     pub(crate) fn new(filters: &[NetworkFilter], worker: &Rc<Worker>) -> Self {
         let mut istio_stats = None;
         let mut sni_cluster = false;
+        let mut metadata_exchange = None;
         let mut gates = Vec::new();
         let mut terminal = Terminal::Close;
         for filter in filters {
@@ -76,17 +81,22 @@ impl NetworkChain {
                 NetworkFilterConfig::DirectResponse(bytes) => {
                     terminal = Terminal::DirectResponse(bytes.clone());
                 }
-                // The exchange happens only where ALPN chose `istio-peer-exchange`, which takes TLS.
-                NetworkFilterConfig::MetadataExchange(_) => {}
+                NetworkFilterConfig::MetadataExchange(plan) => {
+                    metadata_exchange = Some(plan.protocol.clone());
+                }
             }
         }
-        Self { gates, terminal }
+        Self {
+            gates,
+            metadata_exchange,
+            terminal,
+        }
     }
 
     /// Serves a connection to its end; for TCP with what the listener's log says about it.
     pub(crate) async fn serve(
         &self,
-        connection: Connection,
+        mut connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
         let mut entered = Vec::new();
@@ -97,6 +107,22 @@ impl NetworkChain {
                     refusal.wait().await;
                     return None;
                 }
+            }
+        }
+        if let Some(protocol) = &self.metadata_exchange
+            && connection
+                .info
+                .tls
+                .as_ref()
+                .is_some_and(|session| session.alpn.as_ref() == Some(protocol))
+        {
+            let own = &worker.shared.peer_metadata;
+            // In a box, since few connections do it and all would carry room for it.
+            let exchanged = Box::pin(transport::exchange(&mut connection.stream, own)).await;
+            match exchanged {
+                Ok(peer) => connection.info.peer = peer.map(Arc::new),
+                // The client is gone.
+                Err(_) => return None,
             }
         }
         match &self.terminal {
@@ -174,11 +200,18 @@ pub(crate) fn log_connection(
 /// A connection in the form that logs and metrics take.
 fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64) -> Exchange<'c> {
     let mut exchange = Exchange::of_connection(info, random);
+    if let Some(peer) = &info.peer {
+        exchange.set_state(DOWNSTREAM_PEER.into(), Value::clone(peer));
+    }
     if let Some(tcp) = tcp {
         exchange.upstream.cluster_name = tcp.cluster_name.clone();
         exchange.upstream.cluster = tcp.cluster.clone();
         exchange.upstream.host = tcp.host.clone();
         exchange.upstream.local = tcp.upstream_local;
+        exchange.upstream.tls = tcp.upstream_tls.clone();
+        if let Some(peer) = &tcp.upstream_peer {
+            exchange.set_state(UPSTREAM_PEER.into(), Value::clone(peer));
+        }
         exchange.upstream.attempts = tcp.attempts;
         exchange.upstream.failure = tcp.upstream_failure.clone().unwrap_or_default();
         exchange.progress.received = tcp.bytes_received;

@@ -4,6 +4,7 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
 use serde_json::Value;
+use tls::session::Session;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::{
@@ -64,6 +65,10 @@ pub struct TcpOutcome {
     pub attempts: u32,
     /// Our address of the upstream connection.
     pub upstream_local: Option<std::net::SocketAddr>,
+    /// What TLS agreed on with it.
+    pub upstream_tls: Option<Arc<Session>>,
+    /// Who it is, by Istio's metadata exchange.
+    pub upstream_peer: Option<Arc<Value>>,
     /// From the client.
     pub bytes_received: u64,
     /// To the client.
@@ -215,6 +220,8 @@ impl TcpProxy {
         if !self.logs.is_empty() || !connection.info.listener.access_logs.is_empty() {
             outcome.upstream_local = upstream.local_address();
         }
+        outcome.upstream_tls = upstream.session().cloned();
+        outcome.upstream_peer = upstream.peer().cloned();
         if self.plan.flush_access_log_on_connected {
             let kind = "TcpUpstreamConnected";
             log_connection(&self.logs, &connection.info, Some(outcome), kind, worker);

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use super::format_tls::TlsOperator;
+
 /// A text with operators.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template {
@@ -104,12 +106,6 @@ pub enum OperatorKind {
     UpstreamTransportFailureReason,
     UpstreamConnectionId,
     UpstreamPoolReadyDuration,
-    UpstreamTlsVersion,
-    UpstreamTlsCipher,
-    UpstreamPeerSubject,
-    UpstreamPeerUriSan,
-    UpstreamPeerDnsSan,
-    UpstreamLocalUriSan,
     DownstreamRemoteAddress(AddressPart),
     DownstreamDirectRemoteAddress(AddressPart),
     DownstreamLocalAddress(AddressPart),
@@ -117,20 +113,8 @@ pub enum OperatorKind {
     DownstreamTransportFailureReason,
     DownstreamLocalCloseReason,
     DownstreamDetectedCloseType,
-    DownstreamTlsVersion,
-    DownstreamTlsCipher,
-    DownstreamTlsSessionId,
-    DownstreamPeerSubject,
-    DownstreamPeerIssuer,
-    DownstreamPeerUriSan,
-    DownstreamPeerDnsSan,
-    DownstreamPeerSerial,
-    DownstreamPeerFingerprint256,
-    DownstreamPeerFingerprint1,
-    DownstreamPeerCert,
-    DownstreamLocalSubject,
-    DownstreamLocalUriSan,
-    DownstreamLocalDnsSan,
+    /// What TLS says of a connection.
+    Tls(TlsOperator),
     ConnectionId,
     StreamId,
     RequestedServerName,
@@ -470,12 +454,6 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => K::UpstreamTransportFailureReason,
         "UPSTREAM_CONNECTION_ID" => K::UpstreamConnectionId,
         "UPSTREAM_CONNECTION_POOL_READY_DURATION" => K::UpstreamPoolReadyDuration,
-        "UPSTREAM_TLS_VERSION" => K::UpstreamTlsVersion,
-        "UPSTREAM_TLS_CIPHER" => K::UpstreamTlsCipher,
-        "UPSTREAM_PEER_SUBJECT" => K::UpstreamPeerSubject,
-        "UPSTREAM_PEER_URI_SAN" => K::UpstreamPeerUriSan,
-        "UPSTREAM_PEER_DNS_SAN" => K::UpstreamPeerDnsSan,
-        "UPSTREAM_LOCAL_URI_SAN" => K::UpstreamLocalUriSan,
         "DOWNSTREAM_REMOTE_ADDRESS" => K::DownstreamRemoteAddress(Whole),
         "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => K::DownstreamRemoteAddress(WithoutPort),
         "DOWNSTREAM_REMOTE_PORT" => K::DownstreamRemoteAddress(Port),
@@ -495,20 +473,6 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => K::DownstreamTransportFailureReason,
         "DOWNSTREAM_LOCAL_CLOSE_REASON" => K::DownstreamLocalCloseReason,
         "DOWNSTREAM_DETECTED_CLOSE_TYPE" => K::DownstreamDetectedCloseType,
-        "DOWNSTREAM_TLS_VERSION" => K::DownstreamTlsVersion,
-        "DOWNSTREAM_TLS_CIPHER" => K::DownstreamTlsCipher,
-        "DOWNSTREAM_TLS_SESSION_ID" => K::DownstreamTlsSessionId,
-        "DOWNSTREAM_PEER_SUBJECT" => K::DownstreamPeerSubject,
-        "DOWNSTREAM_PEER_ISSUER" => K::DownstreamPeerIssuer,
-        "DOWNSTREAM_PEER_URI_SAN" => K::DownstreamPeerUriSan,
-        "DOWNSTREAM_PEER_DNS_SAN" => K::DownstreamPeerDnsSan,
-        "DOWNSTREAM_PEER_SERIAL" => K::DownstreamPeerSerial,
-        "DOWNSTREAM_PEER_FINGERPRINT_256" => K::DownstreamPeerFingerprint256,
-        "DOWNSTREAM_PEER_FINGERPRINT_1" => K::DownstreamPeerFingerprint1,
-        "DOWNSTREAM_PEER_CERT" => K::DownstreamPeerCert,
-        "DOWNSTREAM_LOCAL_SUBJECT" => K::DownstreamLocalSubject,
-        "DOWNSTREAM_LOCAL_URI_SAN" => K::DownstreamLocalUriSan,
-        "DOWNSTREAM_LOCAL_DNS_SAN" => K::DownstreamLocalDnsSan,
         "CONNECTION_ID" => K::ConnectionId,
         "STREAM_ID" => K::StreamId,
         "REQUESTED_SERVER_NAME" => K::RequestedServerName,
@@ -521,7 +485,12 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "LOCAL_REPLY_BODY" => K::LocalReplyBody,
         "TRACE_ID" => K::TraceId,
         "SPAN_ID" => K::SpanId,
-        _ => return Err("is not an operator that is implemented".into()),
+        _ => match TlsOperator::named(name, time) {
+            // Only times take an argument, and theirs is read.
+            Some(operator) if operator.value.takes_argument() => return Ok(K::Tls(operator)),
+            Some(operator) => K::Tls(operator),
+            None => return Err("is not an operator that is implemented".into()),
+        },
     };
     if argument.is_some() {
         return Err("takes no argument".into());
@@ -551,6 +520,7 @@ fn path(argument: &str) -> Result<OperatorKind, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::format_tls::TlsOperator;
     use super::*;
 
     #[test]

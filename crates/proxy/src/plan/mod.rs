@@ -21,6 +21,7 @@ pub mod endpoint;
 pub mod error;
 pub mod filter_config;
 pub mod format;
+pub mod format_tls;
 pub mod header;
 pub mod health_check;
 pub mod http;

@@ -107,7 +107,7 @@ impl Server {
         check: &Arc<HealthCheck>,
     ) -> Task {
         let scope = format!("cluster.{}.", entry.plan.stat_name());
-        let tls = Upstreams::new(self.shared.secrets.clone(), &self.stats.scope(&scope));
+        let tls = Upstreams::new(self.shared.clone(), &self.stats.scope(&scope));
         start(Rc::downgrade(self), tls, entry, id, check)
     }
 

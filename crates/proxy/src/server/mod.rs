@@ -31,7 +31,7 @@ use crate::{
         cluster::Discovery,
         tls::{SdsSecret, Secret},
     },
-    transport::{self, Keeper, Owner, Source},
+    transport::{self, Keeper, Material, Owner, Source},
     worker::{Command, Options, Seed, WorkerChange, WorkerHandle, drain::DrainStrategy, spawn},
 };
 use dns_task::DnsTask;
@@ -170,6 +170,7 @@ impl Server {
                 }),
             ),
             workers: (0..count).map(|_| Default::default()).collect(),
+            peer_metadata: transport::own(&bootstrap.node),
             ..ProcessShared::default()
         });
         let (reports, mut reported) = mpsc::unbounded_channel();
@@ -597,6 +598,11 @@ impl Server {
             // A worker that is gone has nothing left to apply.
             let _ = reached.await;
         }
+    }
+
+    /// Certificates and authorities in use, for admin.
+    pub(crate) fn tls_materials(&self) -> Vec<(Source, Arc<Material>)> {
+        self.keeper.borrow().materials()
     }
 
     /// Every cluster by name, for admin.

@@ -41,6 +41,13 @@ impl AuthoritySources {
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Where the authorities stand.
+    pub(crate) fn first(&self) -> Option<&DataSource> {
+        self.ca
+            .as_ref()
+            .or_else(|| self.domains.first().map(|(_, source)| source))
+    }
 }
 
 /// What came from a [`Source`].

@@ -9,6 +9,7 @@ mod context;
 mod downstream;
 mod keeper;
 mod material;
+mod metadata_exchange;
 mod stats;
 mod store;
 mod upstream;
@@ -18,6 +19,7 @@ pub(crate) use keeper::{
     Keeper, Owner, of_cluster, of_listener, secrets_of_cluster, secrets_of_listener, stamp,
 };
 pub(crate) use material::{Material, Source};
+pub(crate) use metadata_exchange::{exchange, own};
 pub(crate) use store::Secrets;
 pub(crate) use upstream::{Offer, Upstreams};
 

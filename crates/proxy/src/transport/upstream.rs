@@ -15,17 +15,19 @@ use tls::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    HandshakeError, Material, Secrets,
+    HandshakeError, Material,
     context::{Parts, alpn, parameters},
     stats::SslStats,
 };
-use crate::{io::Stream, plan::tls::UpstreamTls};
+use crate::{cluster::shared::ProcessShared, io::Stream, plan::tls::UpstreamTls};
 
 /// What a connection asks for beyond its cluster's context.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Offer<'a> {
     /// Protocols to offer instead of the context's.
     pub(crate) alpn: Option<&'a [Arc<str>]>,
+    /// Offer HTTP/2 and HTTP/1.1 where neither the caller nor the context offers anything.
+    pub(crate) http: bool,
     /// Name of the host, for `auto_host_sni`.
     pub(crate) hostname: &'a str,
 }
@@ -33,7 +35,7 @@ pub(crate) struct Offer<'a> {
 /// The TLS contexts of a cluster in one worker: mostly one, more with `transport_socket_matches`.
 #[derive(Debug)]
 pub(crate) struct Upstreams {
-    secrets: Arc<Secrets>,
+    shared: Arc<ProcessShared>,
     scope: stats::Scope,
     stats: SslStats,
     contexts: RefCell<Vec<Rc<Context>>>,
@@ -53,9 +55,9 @@ struct Context {
 
 impl Upstreams {
     /// `scope` is the cluster's.
-    pub(crate) fn new(secrets: Arc<Secrets>, scope: &stats::Scope) -> Self {
+    pub(crate) fn new(shared: Arc<ProcessShared>, scope: &stats::Scope) -> Self {
         Self {
-            secrets,
+            shared,
             scope: scope.clone(),
             stats: SslStats::below(scope),
             contexts: RefCell::default(),
@@ -81,6 +83,11 @@ impl Upstreams {
         result
     }
 
+    /// What Istio's metadata exchange says of this workload.
+    pub(crate) fn own(&self) -> &[u8] {
+        &self.shared.peer_metadata
+    }
+
     /// Whether a handshake could be made now; counts it where not.
     pub(crate) fn ready(&self, plan: &Arc<UpstreamTls>) -> Result<(), HandshakeError> {
         self.current(plan).map(|_| ()).inspect_err(|_| {
@@ -103,6 +110,9 @@ impl Upstreams {
         let name = server_name(sni).map_err(|error| HandshakeError::Context(error.to_string()))?;
         let config = match offer.alpn {
             Some(names) => context.variant(alpn(names)),
+            None if offer.http && plan.common.alpn.is_empty() => {
+                context.variant(vec![b"h2".to_vec(), b"http/1.1".to_vec()])
+            }
             None => context.config.clone(),
         };
         let stream = TlsConnector::from(config).connect(name, stream).await?;
@@ -113,7 +123,8 @@ impl Upstreams {
     }
 
     fn current(&self, plan: &Arc<UpstreamTls>) -> Result<Rc<Context>, HandshakeError> {
-        let generation = self.secrets.generation();
+        let secrets = &self.shared.secrets;
+        let generation = secrets.generation();
         let mut contexts = self.contexts.borrow_mut();
         let at = contexts
             .iter()
@@ -122,7 +133,7 @@ impl Upstreams {
         if let Some(context) = held.as_ref().filter(|c| c.generation.get() == generation) {
             return Ok(context.clone());
         }
-        let parts = match Parts::gather(&plan.common, &self.secrets) {
+        let parts = match Parts::gather(&plan.common, secrets) {
             Ok(parts) => parts,
             Err(error) => return held.ok_or(error),
         };

@@ -151,7 +151,7 @@ impl Worker {
                 stats.clone(),
                 random.clone(),
                 seed.reports,
-                seed.shared.secrets.clone(),
+                seed.shared.clone(),
             ),
             bootstrap: seed.bootstrap,
             options: seed.options,
