@@ -25,18 +25,29 @@ use xds::{
 use super::stream::next;
 use crate::plan::{bootstrap::ConfigSourceKind, tls::SdsSecret};
 
-/// What a source said, and where the verdict goes.
+/// What a source said.
 #[derive(Debug)]
-pub(super) struct Delivery {
-    pub(super) kind: ConfigSourceKind,
-    pub(super) received: Received,
-    pub(super) verdict: oneshot::Sender<Vec<(String, String)>>,
+pub(super) enum Delivery {
+    /// Secrets; the verdict goes back.
+    Secrets {
+        kind: ConfigSourceKind,
+        received: Received,
+        verdict: oneshot::Sender<Vec<(String, String)>>,
+    },
+    /// There is nobody to ask for this secret: its cluster or its server's socket does not exist. Nothing waits
+    /// for it then; whoever needs it refuses connections until it comes.
+    Nobody {
+        kind: ConfigSourceKind,
+        name: String,
+    },
 }
 
 /// The streams and files that are followed.
 #[derive(Debug)]
 pub(super) struct SecretSources {
     tasks: BTreeMap<(ConfigSourceKind, String), Task>,
+    /// Those whose cluster does not exist; said once.
+    homeless: BTreeSet<(ConfigSourceKind, String)>,
     sender: mpsc::UnboundedSender<Delivery>,
     receiver: mpsc::UnboundedReceiver<Delivery>,
 }
@@ -56,6 +67,7 @@ impl Default for SecretSources {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             tasks: BTreeMap::new(),
+            homeless: BTreeSet::new(),
             sender,
             receiver,
         }
@@ -87,6 +99,7 @@ impl SecretSources {
             })
             .collect();
         self.tasks.retain(|key, _| wanted.contains(key));
+        self.homeless.retain(|key| wanted.contains(key));
         for key in wanted {
             if self.tasks.contains_key(&key) {
                 continue;
@@ -103,14 +116,19 @@ impl SecretSources {
                         Ok(target) => target,
                         Err(why) => {
                             // Asked again with the next change of configuration.
-                            tracing::warn!("secret {name}: {why}");
+                            if self.homeless.insert(key) {
+                                tracing::warn!("secret {name}: {why}");
+                                // Its receiver is ours.
+                                let _ = sender.send(Delivery::Nobody { kind, name });
+                            }
                             continue;
                         }
                     };
                     let mode = if *delta { Mode::Delta } else { Mode::Sotw };
                     let mut session = Session::new(mode, node.clone());
-                    session.watch(SDS, Want::Names([name].into()));
-                    tokio::task::spawn_local(follow_stream(session, target, kind.clone(), sender))
+                    session.watch(SDS, Want::Names([name.clone()].into()));
+                    let (kind, asked) = (kind.clone(), name);
+                    tokio::task::spawn_local(follow_stream(session, target, kind, asked, sender))
                 }
             };
             self.tasks.insert(key, Task(task.abort_handle()));
@@ -122,16 +140,31 @@ async fn follow_stream(
     mut session: Session,
     target: Target,
     kind: ConfigSourceKind,
+    name: String,
     sender: mpsc::UnboundedSender<Delivery>,
 ) {
+    let mut told = false;
     let mut backoff = base::backoff::Backoff::new(BACK_OFF_BASE, BACK_OFF_CAP);
     loop {
         session.connected();
         let first: Vec<Outgoing> = std::iter::from_fn(|| session.next_request()).collect();
         let opened = connect_to(Service::Secrets, &target, session.mode(), &[], first).await;
         match opened {
-            Err(error) => tracing::warn!("SDS: {error}"),
+            Err(error) => {
+                let nobody = matches!(&target, Target::Unix(path) if !path.exists());
+                if !told {
+                    tracing::warn!("secret {name}: {error}");
+                    told = true;
+                    if nobody {
+                        let (kind, name) = (kind.clone(), name.clone());
+                        let _ = sender.send(Delivery::Nobody { kind, name });
+                    }
+                } else {
+                    tracing::debug!("secret {name}: {error}");
+                }
+            }
             Ok(mut connection) => {
+                told = false;
                 tracing::debug!("SDS stream to {target:?} is open");
                 loop {
                     match stream_turn(&mut connection.responses, &mut session, &kind, &sender).await
@@ -176,7 +209,7 @@ async fn deliver(
     sender: &mpsc::UnboundedSender<Delivery>,
 ) -> Vec<(String, String)> {
     let (verdict, answer) = oneshot::channel();
-    let delivery = Delivery {
+    let delivery = Delivery::Secrets {
         kind: kind.clone(),
         received,
         verdict,

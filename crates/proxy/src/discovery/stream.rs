@@ -171,11 +171,19 @@ impl Discovery {
 
     /// Secrets from a stream of their own or from a file.
     fn delivered(&mut self, delivery: Delivery) {
-        let Delivery {
-            kind,
-            received,
-            verdict,
-        } = delivery;
+        let (kind, received, verdict) = match delivery {
+            Delivery::Secrets {
+                kind,
+                received,
+                verdict,
+            } => (kind, received, verdict),
+            Delivery::Nobody { kind, name } => {
+                self.with_truth(|truth, apply| {
+                    truth.nobody_has(&kind, &name, Instant::now(), apply);
+                });
+                return self.follow();
+            }
+        };
         let errors = self
             .with_truth(|truth, apply| truth.receive_own(&received, &kind, Instant::now(), apply));
         self.tell_secrets(&received, &errors);

@@ -213,6 +213,7 @@ pub struct Truth {
     pub secrets: BTreeMap<SdsSecret, Entry<Secret>>,
     /// Names that the control plane answered without a resource: waiting for them is over.
     absent: BTreeSet<(&'static str, String)>,
+    absent_secrets: BTreeSet<SdsSecret>,
     wanted_secrets: BTreeSet<SdsSecret>,
     /// Clusters or listeners have changed since they were gathered.
     wants_stale: bool,
@@ -241,6 +242,7 @@ impl Truth {
             endpoints: Config::default(),
             secrets: BTreeMap::new(),
             absent: BTreeSet::new(),
+            absent_secrets: BTreeSet::new(),
             wanted_secrets: BTreeSet::new(),
             wants_stale: true,
             failures: Vec::new(),
@@ -491,6 +493,26 @@ impl Truth {
         errors
     }
 
+    /// There is nobody to ask for a secret: what waits for it waits no longer.
+    pub fn nobody_has(
+        &mut self,
+        kind: &ConfigSourceKind,
+        name: &str,
+        now: Instant,
+        apply: &mut Apply<'_>,
+    ) {
+        let wanted: Vec<SdsSecret> = self
+            .sds_names()
+            .iter()
+            .filter(|secret| *secret.name == *name)
+            .filter(|secret| secret.source.as_ref().is_some_and(|s| s.kind == *kind))
+            .cloned()
+            .collect();
+        self.absent_secrets.extend(wanted);
+        self.settle(now, apply);
+        self.advance(now);
+    }
+
     fn receive_secrets(
         &mut self,
         received: &Received,
@@ -574,6 +596,7 @@ impl Truth {
             }
             keep
         });
+        self.absent_secrets.retain(|name| wanted.contains(name));
         gone
     }
 
@@ -595,7 +618,11 @@ impl Truth {
     fn settle(&mut self, now: Instant, apply: &mut Apply<'_>) {
         let mut batch = Vec::new();
         let over = |deadline: Option<Instant>| deadline.is_some_and(|d| d <= now);
-        let (endpoints, absent, secrets) = (&self.endpoints, &self.absent, &self.secrets);
+        let (endpoints, absent, secrets) = (
+            &self.endpoints,
+            &self.absent,
+            (&self.secrets, &self.absent_secrets),
+        );
         for entry in self.clusters.entries.values_mut() {
             let Some(waiting) = &entry.warming else {
                 continue;
@@ -901,6 +928,11 @@ fn latest<'s>(now: Instant, sources: impl Iterator<Item = &'s ConfigSource>) -> 
 }
 
 /// Whether a secret has come; those of the bootstrap are always there.
-fn is_here(secrets: &BTreeMap<SdsSecret, Entry<Secret>>, secret: &SdsSecret) -> bool {
-    secret.source.is_none() || secrets.get(secret).is_some_and(|e| e.active.is_some())
+fn is_here(
+    (secrets, absent): (&BTreeMap<SdsSecret, Entry<Secret>>, &BTreeSet<SdsSecret>),
+    secret: &SdsSecret,
+) -> bool {
+    secret.source.is_none()
+        || secrets.get(secret).is_some_and(|e| e.active.is_some())
+        || absent.contains(secret)
 }

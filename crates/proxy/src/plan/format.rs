@@ -520,7 +520,6 @@ fn path(argument: &str) -> Result<OperatorKind, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::format_tls::TlsOperator;
     use super::*;
 
     #[test]

@@ -1,5 +1,6 @@
 //! TLS as peers see it: handshakes that work, handshakes that must not, secrets that change.
 
+mod sds;
 mod support;
 
 use support::*;
@@ -66,4 +67,291 @@ live! {
         stat(&front, "cluster.h2.ssl.handshake", 1).await;
         stat(&front, "cluster.h2.upstream_cx_http2_total", 1).await;
     }
+}
+
+/// A listener with mutual TLS before an origin.
+async fn mutual_server(
+    ca: &Authority,
+    leaf: &Leaf,
+    hcm: &str,
+) -> std::rc::Rc<outrigger_proxy::server::Server> {
+    let context = format!(
+        "alpn_protocols: [h2, http/1.1], {}",
+        mutual(leaf, ca, &[CLIENT])
+    );
+    proxy(vec![
+        cluster("app", origin().await, ""),
+        listener(
+            "in",
+            &format!(
+                "- {{{}, {}}}",
+                http_to("app", hcm),
+                downstream(&context, ", require_client_certificate: true")
+            ),
+            "",
+        ),
+    ])
+    .await
+}
+
+live! {
+    async fn clients_that_must_not_come_in_are_told_apart() {
+        let (ca, other) = (Authority::new("root"), Authority::new("other"));
+        let server = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), "").await;
+        let at = address(&server, "in");
+        let good = ca.issue(&[CLIENT]);
+        let mut stream = handshake(&client(&ca, Some(&good), &["http/1.1"]), at, "h").await.expect("it is let in");
+        let answer = exchange(&mut stream, "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+        let refused = [
+            (None, "fail_verify_no_cert", "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
+            (Some(other.issue(&[CLIENT])), "fail_verify_error", "not signed by a trusted authority"),
+            (Some(ca.issue(&["spiffe://cluster.local/ns/a/sa/else"])), "fail_verify_san", "spiffe://cluster.local/ns/a/sa/else"),
+            (Some(ca.issue_until(&[CLIENT], -1)), "fail_verify_error", "has expired"),
+        ];
+        let mut counts = std::collections::BTreeMap::new();
+        for (leaf, count, reason) in refused {
+            let before = server.store.number(&format!("listener.in.ssl.{count}"));
+            // With TLS 1.3 a client learns of it with its first read.
+            if let Ok(mut stream) = handshake(&client(&ca, leaf.as_ref(), &[]), at, "h").await {
+                assert_eq!(exchange(&mut stream, "").await, "", "{count}");
+            }
+            stat(&server, &format!("listener.in.ssl.{count}"), before + 1).await;
+            *counts.entry(count).or_insert(0) += 1;
+            said(&server, reason).await;
+        }
+        // Plaintext where TLS is spoken.
+        get(at, "").await;
+        stat(&server, "listener.in.ssl.connection_error", 1).await;
+        said(&server, "does not speak TLS").await;
+        stat(&server, "listener.in.ssl.handshake", 1).await;
+    }
+
+    async fn servers_that_are_not_who_they_should_be_get_no_request() {
+        let (ca, other) = (Authority::new("root"), Authority::new("other"));
+        let own = mutual(&ca.issue(&[CLIENT]), &ca, &[SERVER]);
+        let plain = origin().await;
+        let cases = [
+            ("ca", other.issue(&[SERVER]), "fail_verify_error", "not signed by a trusted authority"),
+            ("san", ca.issue(&["spiffe://cluster.local/ns/b/sa/else"]), "fail_verify_san", "verify SAN list"),
+            ("old", ca.issue_until(&[SERVER], -1), "fail_verify_error", "has expired"),
+        ];
+        let mut listeners = Vec::new();
+        let clear = proxy(vec![
+            cluster("app", plain, ""),
+            listener("in", &format!("- {{{}}}", http_to("app", "")), ""),
+        ]).await;
+        let mut clusters = vec![cluster("plain", address(&clear, "in").port(), &upstream(&own, ""))];
+        for (name, leaf, ..) in &cases {
+            let context = downstream(&certificate(leaf), "");
+            let server = proxy(vec![
+                cluster("app", plain, ""),
+                listener("in", &format!("- {{{}, {context}}}", http_to("app", "")), ""),
+            ]).await;
+            clusters.push(cluster(name, address(&server, "in").port(), &upstream(&own, "")));
+            listeners.push(server);
+        }
+        for name in ["plain", "ca", "san", "old"] {
+            clusters.push(listener(name, &format!("- {{{}}}", http_to(name, "")), ""));
+        }
+        let front = proxy(clusters).await;
+        for (name, _, count, reason) in &cases {
+            let answer = get(address(&front, name), "").await;
+            assert!(answer.starts_with("HTTP/1.1 503"), "{name}: {answer}");
+            assert!(answer.contains("TLS_error") && answer.contains(reason), "{name}: {answer}");
+            stat(&front, &format!("cluster.{name}.ssl.{count}"), 1).await;
+            stat(&front, &format!("cluster.{name}.ssl.handshake"), 0).await;
+        }
+        let answer = get(address(&front, "plain"), "").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("does not speak TLS"), "{answer}");
+        stat(&front, "cluster.plain.ssl.connection_error", 1).await;
+    }
+
+    async fn a_client_certificate_is_told_to_the_origin_and_to_nobody_elses_profit() {
+        let ca = Authority::new("root");
+        let forged = "x-forwarded-client-cert: By=x;URI=spiffe://cluster.local/ns/x/sa/forged\r\n";
+        let hcm = "forward_client_cert_details: SANITIZE_SET, set_current_client_cert_details: {subject: true, uri: true, dns: true},";
+        let server = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), hcm).await;
+        let leaf = ca.issue(&[CLIENT, "a.example"]);
+        let config = client(&ca, Some(&leaf), &["http/1.1"]);
+        let mut stream = handshake(&config, address(&server, "in"), "h").await.expect("it is let in");
+        let answer = exchange(&mut stream, forged).await;
+        let hash = sha256(&leaf);
+        let subject = format!("CN={CLIENT}");
+        let want = format!("x-forwarded-client-cert: By={SERVER};Hash={hash};Subject=\"{subject}\";URI={CLIENT};DNS=a.example\r\n");
+        assert!(answer.contains(&want), "{answer}");
+        assert!(answer.contains("x-forwarded-proto: https"), "{answer}");
+
+        let hcm = "forward_client_cert_details: APPEND_FORWARD,";
+        let server = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), hcm).await;
+        let mut stream = handshake(&config, address(&server, "in"), "h").await.expect("it is let in");
+        let answer = exchange(&mut stream, "x-forwarded-client-cert: By=x\r\n").await;
+        assert!(answer.contains(&format!("x-forwarded-client-cert: By=x,By={SERVER};Hash={hash}\r\n")), "{answer}");
+
+        let server = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), "").await;
+        let mut stream = handshake(&config, address(&server, "in"), "h").await.expect("it is let in");
+        let answer = exchange(&mut stream, forged).await;
+        assert!(!answer.contains("x-forwarded-client-cert"), "{answer}");
+    }
+
+    async fn a_port_takes_both_and_strange_protocols_do_no_harm() {
+        let ca = Authority::new("root");
+        let leaf = ca.issue(&[SERVER, "h"]);
+        let context = downstream(&format!("alpn_protocols: [h2, http/1.1], {}", certificate(&leaf)), "");
+        let server = proxy(vec![
+            cluster("app", origin().await, ""),
+            listener("in", &format!(
+                "- {{filter_chain_match: {{transport_protocol: tls}}, {}, {context}}}\n- {{filter_chain_match: {{transport_protocol: raw_buffer}}, {}}}",
+                http_to("app", ""), http_to("app", "")), INSPECTOR),
+        ]).await;
+        let at = address(&server, "in");
+        let answer = get(at, "").await;
+        assert!(answer.contains("x-forwarded-proto: http\r\n"), "{answer}");
+        // Nothing in common in ALPN: the handshake goes on without, as with BoringSSL.
+        for alpn in [&["foo"][..], &["istio-http/1.1", "http/1.1"], &[]] {
+            let mut stream = handshake(&client(&ca, None, alpn), at, "h").await.expect("it is let in");
+            let answer = exchange(&mut stream, "").await;
+            assert!(answer.contains("x-forwarded-proto: https\r\n"), "{alpn:?}: {answer}");
+        }
+        stat(&server, "listener.in.ssl.no_certificate", 3).await;
+    }
+
+    async fn new_certificates_are_for_new_handshakes() {
+        let ca = Authority::new("root");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        let write = |leaf: &Leaf| {
+            replace(&path("key.pem"), &leaf.key);
+            replace(&path("cert.pem"), &leaf.chain);
+        };
+        write(&ca.issue(&["h", "first"]));
+        let context = format!(
+            "tls_certificates: [{{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}]",
+            path("cert.pem").display(), path("key.pem").display());
+        let server = proxy(vec![
+            cluster("app", echo().await, ""),
+            listener("in", &format!("- {{{}, {}}}", tcp_to("app"), downstream(&context, "")), ""),
+        ]).await;
+        let at = address(&server, "in");
+        let config = client(&ca, None, &[]);
+        let mut old = handshake(&config, at, "first").await.expect("it is the first certificate");
+        write(&ca.issue(&["h", "second"]));
+        stat(&server, "server.certificate_files.update_success", 1).await;
+        handshake(&client(&ca, None, &[]), at, "second").await.expect("it is the second certificate");
+        assert!(handshake(&client(&ca, None, &[]), at, "first").await.is_err());
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        old.write_all(b"still here").await.expect("it is open");
+        let mut back = [0; 10];
+        within(old.read_exact(&mut back)).await.expect("it is served");
+        assert_eq!(&back, b"still here");
+        // What cannot be used changes nothing.
+        replace(&path("cert.pem"), "garbage");
+        stat(&server, "server.certificate_files.update_failure", 1).await;
+        handshake(&client(&ca, None, &[]), at, "second").await.expect("the second certificate stays");
+    }
+
+    async fn sessions_are_taken_up_again_on_both_sides() {
+        let ca = Authority::new("root");
+        let back = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), "").await;
+        let at = address(&back, "in");
+        let config = client(&ca, Some(&ca.issue(&[CLIENT])), &["http/1.1"]);
+        for resumed in [0, 1] {
+            let mut stream = handshake(&config, at, "h").await.expect("it is let in");
+            let answer = exchange(&mut stream, "").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            stat(&back, "listener.in.ssl.session_reused", resumed).await;
+        }
+        let context = mutual(&ca.issue(&[CLIENT]), &ca, &[SERVER]);
+        let one_each = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, common_http_protocol_options: {max_requests_per_connection: 1}, explicit_http_config: {http_protocol_options: {}}}}";
+        let front = proxy(vec![
+            cluster("b", at.port(), &format!("{}\n{one_each}", upstream(&context, ", sni: h"))),
+            listener("out", &format!("- {{{}}}", http_to("b", "")), ""),
+        ]).await;
+        for _ in 0..3 {
+            let answer = get(address(&front, "out"), "").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+        stat(&front, "cluster.b.ssl.handshake", 3).await;
+        stat(&front, "cluster.b.ssl.session_reused", 2).await;
+    }
+
+    async fn the_protocol_that_alpn_chooses_is_spoken() {
+        let ca = Authority::new("root");
+        let own = certificate(&ca.issue(&["h"]));
+        let auto = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, auto_config: {}}}";
+        let mut front = Vec::new();
+        for (name, alpn) in [("two", "[h2, http/1.1]"), ("one", "[http/1.1]")] {
+            let back = proxy(vec![
+                cluster("app", origin().await, ""),
+                listener("in", &format!("- {{{}, {}}}", http_to("app", ""), downstream(&format!("alpn_protocols: {alpn}, {own}"), "")), ""),
+            ]).await;
+            front.push(cluster(name, address(&back, "in").port(), &format!("{}\n{auto}", upstream("", ""))));
+            front.push(listener(name, &format!("- {{{}}}", http_to(name, "")), ""));
+            std::mem::forget(back);
+        }
+        let front = proxy(front).await;
+        for name in ["two", "one"] {
+            for _ in 0..3 {
+                let answer = get(address(&front, name), "").await;
+                assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+            }
+            stat(&front, &format!("cluster.{name}.upstream_cx_total"), 1).await;
+        }
+        stat(&front, "cluster.two.upstream_cx_http2_total", 1).await;
+        stat(&front, "cluster.one.upstream_cx_http1_total", 1).await;
+    }
+
+    async fn tcp_goes_through_two_proxies_with_metadata_and_half_closes() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        const EXCHANGE: &str = "{name: istio.metadata_exchange, typed_config: {\"@type\": type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange, protocol: istio-peer-exchange}}";
+        let ca = Authority::new("root");
+        let own = format!("alpn_protocols: [istio-peer-exchange], {}", mutual(&ca.issue(&[SERVER]), &ca, &[CLIENT]));
+        let chain = tcp_to("app").replace("filters: [", &format!("filters: [{EXCHANGE}, "));
+        let back = proxy(vec![
+            cluster("app", echo().await, ""),
+            listener("in", &format!("- {{{chain}, {}}}", downstream(&own, ", require_client_certificate: true")), ""),
+        ]).await;
+        let port = address(&back, "in").port();
+        let own = format!("alpn_protocols: [istio-peer-exchange, istio], {}", mutual(&ca.issue(&[CLIENT]), &ca, &[SERVER]));
+        let front = proxy(vec![
+            cluster("b", port, &format!("{}\nfilters: [{EXCHANGE}]", upstream(&own, ""))),
+            listener("out", &format!("- {{{}}}", tcp_to("b")), ""),
+        ]).await;
+        let stream = tokio::net::TcpStream::connect(address(&front, "out")).await.expect("it listens");
+        let (mut read, mut write) = stream.into_split();
+        let sent = vec![7; 3_000_000];
+        let bytes = sent.clone();
+        let writer = tokio::task::spawn_local(async move {
+            write.write_all(&bytes).await.expect("it is open");
+            write.shutdown().await.expect("it is open");
+        });
+        let mut got = Vec::new();
+        within(read.read_to_end(&mut got)).await.expect("it ends well");
+        writer.await.expect("it ends");
+        assert_eq!(got.len(), sent.len());
+        assert!(got == sent);
+        stat(&back, "listener.in.ssl.handshake", 1).await;
+    }
+}
+
+/// Waits until the listener's last failure has this in its reason.
+async fn said(server: &outrigger_proxy::server::Server, reason: &str) {
+    let query = stats::Query::default();
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let text = server.store.text(&query);
+        let line = text.lines().find(|line| line.contains("ssl.last_failure"));
+        if line.is_some_and(|line| line.contains(reason)) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < end, "{reason}: {line:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
+fn sha256(leaf: &Leaf) -> String {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    let der = CertificateDer::from_pem_slice(leaf.chain.as_bytes()).expect("PEM");
+    tls::certificate::hex(&tls::certificate::sha256(&der))
 }
