@@ -89,6 +89,7 @@ impl SecretDiscoveryService for Script {
             };
             secrets.mark_changed();
             let mut version = 0;
+            let mut last = Vec::new();
             loop {
                 tokio::select! {
                     changed = secrets.changed() => {
@@ -105,9 +106,10 @@ impl SecretDiscoveryService for Script {
                                 value: secret.encode_to_vec(),
                             })
                             .collect();
-                        if resources.is_empty() {
+                        if resources == last {
                             continue;
                         }
+                        last.clone_from(&resources);
                         version += 1;
                         let response = DiscoveryResponse {
                             version_info: version.to_string(),
