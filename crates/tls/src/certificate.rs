@@ -337,7 +337,7 @@ mod tests {
         let made = params.self_signed(&key).expect("it can be signed");
         let read = Certificate::read(made.der()).expect("it is a certificate");
         assert_eq!(
-            &*read.subject, "CN=T\\C3\\BCre #1\\ ,O=Lyft\\, Inc.,C=US",
+            &*read.subject, "O=Lyft\\, Inc.,C=US,CN=T\\C3\\BCre #1\\ ",
             "as `openssl x509 -nameopt RFC2253` writes it"
         );
         assert_eq!(&*read.serial, "b102");
