@@ -15,6 +15,7 @@ mod local_rate_limit;
 mod metadata;
 mod original_src;
 mod peer_metadata;
+pub(crate) mod rbac;
 mod stateful_session;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
@@ -198,6 +199,11 @@ impl Filters {
                 HttpFilterConfig::OriginalSrc { mark } => {
                     Box::new(original_src::OriginalSrcFilter { mark: *mark })
                 }
+                HttpFilterConfig::Rbac(plan_of) => Box::new(rbac::RbacFilter::new(
+                    plan_of.clone(),
+                    &plan.stat_prefix,
+                    worker,
+                )),
                 HttpFilterConfig::IstioStats(config) => {
                     Box::new(istio_stats::IstioStatsFilter::new(config.clone(), worker))
                 }

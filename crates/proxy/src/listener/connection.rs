@@ -73,6 +73,19 @@ pub struct ConnectionInfo {
     pub termination_details: Option<Arc<str>>,
 }
 
+impl ConnectionInfo {
+    /// What the client's certificate calls it: URIs, DNS names, then its subject. `None` without TLS; nothing where the
+    /// certificate leads to nobody who is trusted.
+    pub fn peer_names(&self) -> Option<impl Iterator<Item = &str>> {
+        let session = self.tls.as_ref()?;
+        let trusted = session.peer.as_ref().filter(|_| session.peer_trusted);
+        Some(trusted.into_iter().flat_map(|peer| {
+            let names = peer.uris.iter().chain(&*peer.dns);
+            names.map(|n| &**n).chain(std::iter::once(&*peer.subject))
+        }))
+    }
+}
+
 /// What is kept of a PROXY header besides the addresses.
 #[derive(Debug, Default, PartialEq)]
 pub struct ProxyData {

@@ -6,6 +6,7 @@
 
 mod copy;
 mod gate;
+mod rbac;
 mod splice;
 mod tcp_proxy;
 mod tunnel;
@@ -27,12 +28,14 @@ use crate::{
 };
 use gate::Gate;
 pub use gate::SharedLimits;
+use rbac::NetworkRbac;
 pub use tcp_proxy::TcpOutcome;
 use tcp_proxy::TcpProxy;
 
 /// The network filters of a chain as one worker runs them.
 #[derive(Debug)]
 pub(crate) struct NetworkChain {
+    judges: Vec<NetworkRbac>,
     gates: Vec<Gate>,
     /// The ALPN under which workloads tell each other who they are.
     metadata_exchange: Option<Arc<str>>,
@@ -56,6 +59,7 @@ impl NetworkChain {
         let mut istio_stats = None;
         let mut sni_cluster = false;
         let mut metadata_exchange = None;
+        let mut judges = Vec::new();
         let mut gates = Vec::new();
         let mut terminal = Terminal::Close;
         for filter in filters {
@@ -69,6 +73,9 @@ impl NetworkChain {
                 }
                 NetworkFilterConfig::IstioStats(plan) => {
                     istio_stats = Some(IstioTcpStats::new(plan.clone(), worker));
+                }
+                NetworkFilterConfig::Rbac(prefix, plan) => {
+                    judges.push(NetworkRbac::new(prefix, plan, worker));
                 }
                 NetworkFilterConfig::ConnectionLimit(plan) => {
                     gates.push(Gate::connection_limit(plan, worker));
@@ -87,6 +94,7 @@ impl NetworkChain {
             }
         }
         Self {
+            judges,
             gates,
             metadata_exchange,
             terminal,
@@ -99,6 +107,12 @@ impl NetworkChain {
         mut connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
+        for judge in &self.judges {
+            if let Err(why) = judge.judge(&connection.info) {
+                connection.info.termination_details = Some(why.into());
+                return self.refuse(connection, worker);
+            }
+        }
         let mut entered = Vec::new();
         for gate in &self.gates {
             match gate.enter() {
@@ -140,6 +154,16 @@ impl NetworkChain {
                 None
             }
             Terminal::Close => None,
+        }
+    }
+}
+
+impl NetworkChain {
+    /// Closes a connection that may not come in, and logs it.
+    fn refuse(&self, connection: Connection, worker: &Rc<Worker>) -> Option<TcpOutcome> {
+        match &self.terminal {
+            Terminal::Tcp(proxy) => Some(proxy.refuse(connection, worker)),
+            _ => None,
         }
     }
 }

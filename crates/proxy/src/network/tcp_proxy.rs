@@ -165,6 +165,27 @@ impl TcpProxy {
         outcome
     }
 
+    /// Closes a connection that a filter before refused: it is logged and reported as any other.
+    pub(super) fn refuse(&self, connection: Connection, worker: &Worker) -> TcpOutcome {
+        self.stats.downstream_cx_total().inc();
+        let Connection { stream, info, .. } = connection;
+        drop(stream);
+        let outcome = TcpOutcome {
+            duration: info.accepted.elapsed(),
+            ..TcpOutcome::default()
+        };
+        log_connection(
+            &self.logs,
+            &info,
+            Some(&outcome),
+            "TcpConnectionEnd",
+            worker,
+        );
+        let (progress, reported) = (Progress::default(), Reported::default());
+        self.report(&info, &outcome, &progress, &reported, true, worker);
+        outcome
+    }
+
     /// Tells Istio's metrics what has happened since the last time.
     fn report(
         &self,

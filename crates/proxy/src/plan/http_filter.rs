@@ -8,6 +8,7 @@ use super::{
         StatefulSession,
     },
     matcher::{Fraction, HeaderMatcher, StringMatcher},
+    rbac::Rbac,
 };
 
 /// One HTTP filter of a connection manager.
@@ -36,6 +37,8 @@ pub enum HttpFilterConfig {
     Alpn(Arc<AlpnFilter>),
     /// `istio.metadata_exchange` (`io.istio.http.peer_metadata.Config`).
     PeerMetadata(PeerMetadata),
+    /// `envoy.filters.http.rbac`.
+    Rbac(Arc<Rbac>),
     /// `istio.stats`.
     IstioStats(Arc<IstioStats>),
     /// `envoy.filters.http.header_mutation`.
@@ -296,6 +299,8 @@ pub enum RouteFilterConfig {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// A limit in place of the filter's.
     Buffer(u32),
+    /// Policies of its own.
+    Rbac(Arc<Rbac>),
 }
 
 /// `typed_per_filter_config`: configuration by filter name.

@@ -36,6 +36,7 @@ pub mod network;
 pub mod overload;
 pub mod proxy_protocol;
 pub mod rate_limit;
+pub mod rbac;
 pub(crate) mod read;
 pub mod regex;
 pub mod retry;

@@ -11,6 +11,7 @@ use super::{
     http::HttpConnectionManager,
     http_filter::{IstioStats, MetadataExchange},
     matcher::Percent,
+    rbac::Rbac,
 };
 
 /// One network filter of a chain.
@@ -33,6 +34,8 @@ pub enum NetworkFilterConfig {
     MetadataExchange(MetadataExchange),
     /// Istio's TCP metrics.
     IstioStats(Arc<IstioStats>),
+    /// Lets connections in or refuses them, by policy; with the prefix of its statistics.
+    Rbac(Arc<str>, Arc<Rbac>),
     /// Limits how many connections are open.
     ConnectionLimit(Arc<ConnectionLimit>),
     /// Limits how many connections begin in a time.

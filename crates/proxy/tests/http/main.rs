@@ -418,6 +418,54 @@ fn faults_delay_and_abort() {
 }
 
 #[test]
+fn a_request_without_permission_is_refused_and_the_log_says_by_whom() {
+    run(async {
+        let origin = Origin::new(&[OK, OK, OK]).await;
+        let rbac = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+        let get = "permissions: [{header: {name: ':method', string_match: {exact: GET}}}], principals: [{any: true}]";
+        let admin =
+            "permissions: [{url_path: {path: {prefix: /admin}}}], principals: [{any: true}]";
+        let filters = format!(
+            "      - name: deny
+        typed_config: {{\"@type\": {rbac}, rules: {{action: DENY, policies: {{\"ns[a]-policy[no admin]-rule[0]\": {{{admin}}}}}}}}}
+      - name: allow
+        typed_config: {{\"@type\": {rbac}, rules: {{policies: {{reads: {{{get}}}}}}}, shadow_rules: {{policies: {{}}}}, shadow_rules_stat_prefix: dry_}}"
+        );
+        let routes = format!(
+            "          - match: {{path: /free}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{allow: {{\"@type\": {rbac}PerRoute}}}}
+{TO_A}"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        assert!(mesh.get("/").await.ends_with("ok"));
+        let refused = mesh.get("/admin?x").await;
+        assert!(
+            refused.starts_with("HTTP/1.1 403 ")
+                && refused.ends_with("\r\n\r\nRBAC: access denied"),
+            "{refused}"
+        );
+        let put = |path| {
+            format!(
+                "PUT {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            )
+        };
+        assert!(mesh.ask(&put("/")).await.starts_with("HTTP/1.1 403 "));
+        assert!(mesh.ask(&put("/free")).await.ends_with("ok"));
+        assert_eq!(
+            mesh.log(4).await,
+            "GET / 200 - via_upstream 1\n\
+             GET /admin?x 403 - rbac_access_denied_matched_policy[ns[a]-policy[no_admin]-rule[0]] 0\n\
+             PUT / 403 - rbac_access_denied_matched_policy[none] 0\n\
+             PUT /free 200 - via_upstream 1\n"
+        );
+        let count = |name: &str| mesh.server.store.number(&format!("http.test.rbac.{name}"));
+        assert_eq!((count("allowed"), count("denied")), (4, 2));
+        assert_eq!(count("dry_shadow_denied"), 2);
+    });
+}
+
+#[test]
 fn a_client_that_goes_away_ends_its_request() {
     run(async {
         let origin = Origin::new(&[Act::Hang, OK]).await;

@@ -215,6 +215,27 @@ live! {
         stat(&server, "local_rate_limit.r.rate_limited", 5).await;
     }
 
+    async fn policies_let_connections_in_or_not() {
+        let name = "rbac.v3.RBAC";
+        let rules = |network: &str| format!(
+            ", stat_prefix: tcp., rules: {{policies: {{p: {{permissions: [{{any: true}}], \
+             principals: [{{direct_remote_ip: {{address_prefix: {network}, prefix_len: 8}}}}]}}}}}}"
+        );
+        for (network, admitted) in [("127.0.0.0", true), ("10.0.0.0", false)] {
+            let server = server(1);
+            let chains = chain(&[(name, &rules(network)), ("echo.v3.Echo", "")]);
+            apply(&server, vec![tcp_listener("l", 0, &chains, "")]).await;
+            let mut stream = TcpStream::connect(server.listener_address("l").unwrap()).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.write_all(b"hello").await;
+            let _ = stream.shutdown().await;
+            let _ = stream.read_to_end(&mut answer).await;
+            assert_eq!(answer, if admitted { &b"hello"[..] } else { b"" });
+            let count = if admitted { "tcp.rbac.allowed" } else { "tcp.rbac.denied" };
+            assert_eq!(server.store.number(count), 1, "{count}");
+        }
+    }
+
     async fn an_echo_gives_back() {
         let server = server(1);
         apply(&server, vec![tcp_listener("l", 0, &chain(&[("echo.v3.Echo", "")]), "")]).await;

@@ -29,6 +29,7 @@ use super::{
         string_matcher,
     },
     filter_config,
+    rbac::{http_rbac, http_rbac_per_route},
     route::option,
 };
 use crate::plan::{
@@ -101,6 +102,9 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         }
         "io.istio.http.peer_metadata.Config" => {
             HttpFilterConfig::PeerMetadata(peer_metadata(at, &found.decode(&at)?)?)
+        }
+        "envoy.extensions.filters.http.rbac.v3.RBAC" => {
+            HttpFilterConfig::Rbac(Arc::new(http_rbac(at, &found.decode(&at)?)?))
         }
         "stats.PluginConfig" => {
             HttpFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
@@ -452,6 +456,12 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
                 _ => return Err(at.error("needs one of disabled: true, buffer")),
             }
         }
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
+            match http_rbac_per_route(at, &found.decode(&at)?)? {
+                Some(rbac) => RouteFilterConfig::Rbac(Arc::new(rbac)),
+                None => RouteFilterConfig::Disabled,
+            }
+        }
         _ => return Err(found.unknown(&at, "HTTP filter configuration")),
     }))
 }
@@ -467,6 +477,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     ]
     .contains(&name)
 }

@@ -25,6 +25,7 @@ mod network;
 mod outlier;
 mod overload;
 mod rate_limit;
+mod rbac;
 mod retry;
 mod route;
 mod route_action;
@@ -126,3 +127,11 @@ impl TryFrom<&bootstrap_pb::Bootstrap> for Bootstrap {
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+/// The plan of an HTTP RBAC filter alone, for the tests of its decisions.
+#[cfg(test)]
+pub(super) fn rbac_for_tests(
+    message: &proto::envoy::extensions::filters::http::rbac::v3::Rbac,
+) -> Result<super::rbac::Rbac, super::PlanErrors> {
+    super::error::collect(|at| rbac::http_rbac(at, message))
+}

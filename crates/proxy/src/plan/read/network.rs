@@ -19,6 +19,7 @@ use super::{
     header::header_add,
     http::connection_manager,
     http_filter::istio_stats,
+    rbac::network_rbac,
     route::option,
 };
 use crate::plan::{
@@ -85,6 +86,10 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
         }
         "stats.PluginConfig" => {
             NetworkFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+            let (prefix, rbac) = network_rbac(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::Rbac(prefix, Arc::new(rbac))
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let plan = connection_limit(at, &found.decode(&at)?)?;

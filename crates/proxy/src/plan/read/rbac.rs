@@ -1,0 +1,263 @@
+//! Role-based access control, for requests and for connections.
+
+use std::sync::Arc;
+
+use proto::envoy::{
+    config::rbac::v3 as pb,
+    extensions::{
+        filters::{http::rbac::v3 as http_pb, network::rbac::v3 as network_pb},
+        path::r#match::uri_template::v3::UriTemplateMatchConfig,
+    },
+    r#type::matcher::v3::{PathMatcher, filter_state_matcher, path_matcher},
+};
+
+use super::common::{
+    cidr, enumeration, extension, header_matcher, metadata_matcher, string_matcher,
+};
+use crate::plan::{
+    error::{At, Step, unsupported},
+    matcher::StringMatcher,
+    rbac::{Action, Permission, Policy, Principal, Rbac, Rules},
+    uri_template::UriTemplate,
+};
+
+/// `envoy.extensions.filters.http.rbac.v3.RBAC`.
+pub(super) fn http_rbac(at: At<'_>, m: &http_pb::Rbac) -> Step<Rbac> {
+    let http_pb::Rbac {
+        rules,
+        rules_stat_prefix,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix,
+        track_per_rule_stats,
+    } = m;
+    unsupported!(at, matcher, shadow_matcher);
+    Ok(Rbac {
+        rules: at.optional("rules", rules, self::rules)?,
+        shadow_rules: at.optional("shadow_rules", shadow_rules, self::rules)?,
+        rules_stat_prefix: rules_stat_prefix.as_str().into(),
+        shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
+        per_rule_stats: *track_per_rule_stats,
+    })
+}
+
+/// `envoy.extensions.filters.http.rbac.v3.RBACPerRoute`; `None` switches the filter off.
+pub(super) fn http_rbac_per_route(at: At<'_>, m: &http_pb::RbacPerRoute) -> Step<Option<Rbac>> {
+    at.optional("rbac", &m.rbac, http_rbac)
+}
+
+/// `envoy.extensions.filters.network.rbac.v3.RBAC`, and the prefix of its statistics.
+pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, Rbac)> {
+    let network_pb::Rbac {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix,
+        stat_prefix,
+        enforcement_type,
+        delay_deny,
+    } = m;
+    unsupported!(at, matcher, shadow_matcher, delay_deny);
+    let once = network_pb::rbac::EnforcementType::OneTimeOnFirstByte;
+    if enumeration::<network_pb::rbac::EnforcementType>(&at, "enforcement_type", *enforcement_type)?
+        != once
+    {
+        return Err(at.field("enforcement_type").not_implemented(
+            "CONTINUOUS is not implemented; a connection is judged once, as it begins",
+        ));
+    }
+    let plan = Rbac {
+        rules: at.optional("rules", rules, self::rules)?,
+        shadow_rules: at.optional("shadow_rules", shadow_rules, self::rules)?,
+        shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
+        ..Rbac::default()
+    };
+    Ok((at.text("stat_prefix", stat_prefix)?, plan))
+}
+
+fn rules(at: At<'_>, m: &pb::Rbac) -> Step<Rules> {
+    let pb::Rbac {
+        action,
+        policies,
+        audit_logging_options,
+    } = m;
+    unsupported!(at, audit_logging_options);
+    let action = match enumeration(&at, "action", *action)? {
+        pb::rbac::Action::Allow => Action::Allow,
+        pb::rbac::Action::Deny => Action::Deny,
+        pb::rbac::Action::Log => Action::Log,
+    };
+    let at = at.field("policies");
+    let policies: Step<Vec<_>> = policies
+        .iter()
+        .map(|(name, m)| Ok((name.as_str().into(), policy(at.key(name), m)?)))
+        .collect();
+    Ok(Rules::new(action, policies?))
+}
+
+fn policy(at: At<'_>, m: &pb::Policy) -> Step<Policy> {
+    let pb::Policy {
+        permissions,
+        principals,
+        condition,
+        checked_condition,
+        cel_config: _,
+    } = m;
+    unsupported!(at, condition, checked_condition);
+    if permissions.is_empty() || principals.is_empty() {
+        return Err(at.error("needs permissions and principals; `any: true` stands for all"));
+    }
+    Ok(Policy {
+        permissions: all(&at, "permissions", permissions, permission)?,
+        principals: all(&at, "principals", principals, principal)?,
+    })
+}
+
+/// All or nothing: a rule that lost a part of itself would be another rule.
+fn all<M, T>(
+    at: &At<'_>,
+    name: &str,
+    messages: &[M],
+    mut convert: impl FnMut(At<'_>, &M) -> Step<T>,
+) -> Step<Vec<T>> {
+    let at = at.field(name);
+    let each = messages.iter().enumerate();
+    each.map(|(index, m)| convert(at.index(index), m)).collect()
+}
+
+#[allow(deprecated)] // `metadata` is what control planes send.
+fn permission(at: At<'_>, m: &pb::Permission) -> Step<Permission> {
+    use pb::permission::Rule as R;
+    Ok(match &m.rule {
+        Some(R::AndRules(set)) => Permission::All(all(
+            &at.field("and_rules"),
+            "rules",
+            &set.rules,
+            permission,
+        )?),
+        Some(R::OrRules(set)) => {
+            Permission::Any(all(&at.field("or_rules"), "rules", &set.rules, permission)?)
+        }
+        Some(R::NotRule(not)) => Permission::Not(Box::new(permission(at.field("not_rule"), not)?)),
+        Some(R::Any(any)) => only_true(&at, *any, Permission::Anything)?,
+        Some(R::Header(m)) => Permission::Header(header_matcher(at.field("header"), m)?),
+        Some(R::UrlPath(m)) => Permission::Path(path(at.field("url_path"), m)?),
+        Some(R::UriTemplate(m)) => {
+            let at = at.field("uri_template");
+            let any = m.typed_config.as_ref();
+            let any = any.ok_or_else(|| at.field("typed_config").error("is required"))?;
+            let found = extension(&at, any)?;
+            if found.name != "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig" {
+                return Err(found.unknown(&at, "path matcher"));
+            }
+            let m: UriTemplateMatchConfig = found.decode(&at)?;
+            let template = UriTemplate::parse(&m.path_template)
+                .map_err(|error| at.field("path_template").error(error))?;
+            Permission::PathTemplate(template)
+        }
+        Some(R::DestinationIp(m)) => {
+            Permission::DestinationIp(cidr(at.field("destination_ip"), m)?)
+        }
+        Some(R::DestinationPort(port)) => {
+            let port = port_number(&at.field("destination_port"), i64::from(*port))?;
+            Permission::DestinationPort(port, port)
+        }
+        Some(R::DestinationPortRange(range)) => {
+            let at = at.field("destination_port_range");
+            let first = port_number(&at.field("start"), i64::from(range.start))?;
+            // The end of Envoy's ranges does not belong to them.
+            let last = port_number(&at.field("end"), i64::from(range.end) - 1)?;
+            Permission::DestinationPort(first, last)
+        }
+        Some(R::Metadata(m)) => Permission::Metadata(metadata_matcher(at.field("metadata"), m)?),
+        Some(R::SourcedMetadata(m)) => {
+            Permission::Metadata(sourced(at.field("sourced_metadata"), m)?)
+        }
+        Some(R::RequestedServerName(m)) => {
+            Permission::ServerName(string_matcher(at.field("requested_server_name"), m)?)
+        }
+        Some(R::Matcher(_)) => {
+            return Err(at.field("matcher").not_implemented("is not implemented"));
+        }
+        None => return Err(at.error("needs a rule; `any: true` stands for all")),
+    })
+}
+
+#[allow(deprecated)] // `metadata` and `source_ip` are what control planes send.
+fn principal(at: At<'_>, m: &pb::Principal) -> Step<Principal> {
+    use pb::principal::Identifier as I;
+    let not_implemented = |name: &str| Err(at.field(name).not_implemented("is not implemented"));
+    Ok(match &m.identifier {
+        Some(I::AndIds(set)) => {
+            Principal::All(all(&at.field("and_ids"), "ids", &set.ids, principal)?)
+        }
+        Some(I::OrIds(set)) => {
+            Principal::Any(all(&at.field("or_ids"), "ids", &set.ids, principal)?)
+        }
+        Some(I::NotId(not)) => Principal::Not(Box::new(principal(at.field("not_id"), not)?)),
+        Some(I::Any(any)) => only_true(&at, *any, Principal::Anybody)?,
+        Some(I::Authenticated(m)) => {
+            let at = at.field("authenticated");
+            Principal::Authenticated(at.optional(
+                "principal_name",
+                &m.principal_name,
+                string_matcher,
+            )?)
+        }
+        Some(I::SourceIp(m)) => Principal::SourceIp(cidr(at.field("source_ip"), m)?),
+        Some(I::DirectRemoteIp(m)) => {
+            Principal::DirectRemoteIp(cidr(at.field("direct_remote_ip"), m)?)
+        }
+        Some(I::RemoteIp(m)) => Principal::RemoteIp(cidr(at.field("remote_ip"), m)?),
+        Some(I::Header(m)) => Principal::Header(header_matcher(at.field("header"), m)?),
+        Some(I::UrlPath(m)) => Principal::Path(path(at.field("url_path"), m)?),
+        Some(I::Metadata(m)) => Principal::Metadata(metadata_matcher(at.field("metadata"), m)?),
+        Some(I::SourcedMetadata(m)) => {
+            Principal::Metadata(sourced(at.field("sourced_metadata"), m)?)
+        }
+        Some(I::FilterState(m)) => {
+            let at = at.field("filter_state");
+            let key = at.text("key", &m.key)?;
+            match &m.matcher {
+                Some(filter_state_matcher::Matcher::StringMatch(m)) => {
+                    Principal::FilterState(key, string_matcher(at.field("string_match"), m)?)
+                }
+                _ => return Err(at.not_implemented("only string_match is implemented")),
+            }
+        }
+        Some(I::Custom(_)) => return not_implemented("custom"),
+        None => return Err(at.error("needs an identifier; `any: true` stands for all")),
+    })
+}
+
+fn sourced(at: At<'_>, m: &pb::SourcedMetadata) -> Step<crate::plan::matcher::MetadataMatcher> {
+    let source: pb::MetadataSource = enumeration(&at, "metadata_source", m.metadata_source)?;
+    if source != pb::MetadataSource::Dynamic {
+        return Err(at
+            .field("metadata_source")
+            .not_implemented("only DYNAMIC is implemented"));
+    }
+    at.required("metadata_matcher", &m.metadata_matcher, metadata_matcher)
+}
+
+fn path(at: At<'_>, m: &PathMatcher) -> Step<StringMatcher> {
+    match &m.rule {
+        Some(path_matcher::Rule::Path(m)) => string_matcher(at.field("path"), m),
+        None => Err(at.field("path").error("is required")),
+    }
+}
+
+fn only_true<T>(at: &At<'_>, any: bool, all: T) -> Step<T> {
+    if any {
+        return Ok(all);
+    }
+    Err(at
+        .field("any")
+        .error("must be true; use not_rule or not_id for the opposite"))
+}
+
+fn port_number(at: &At<'_>, number: i64) -> Step<u16> {
+    u16::try_from(number).map_err(|_| at.error(format!("{number} is not a port")))
+}
