@@ -24,6 +24,14 @@ pub(crate) const CASES: &[Case] = &[
         behind_tproxy_the_app_sees_the_client,
     ),
     ("capture_is_counted", capture_is_counted),
+    (
+        "names_are_answered_in_the_pod",
+        crate::capture::names_are_answered_in_the_pod,
+    ),
+    (
+        "a_lost_capture_is_told",
+        crate::capture::a_lost_capture_is_told,
+    ),
     ("one_request_id_in_both_logs", one_request_id_in_both_logs),
     ("a_pod_calls_its_own_service", a_pod_calls_its_own_service),
     ("route_by_header", route_by_header),

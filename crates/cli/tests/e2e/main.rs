@@ -3,6 +3,7 @@
 //! Needs root, `ip`, `iptables` and `wrk`. The program under test is `$OUTRIGGER_BIN`, else the one that cargo built beside
 //! this test. `cargo test -p outrigger-cli --test e2e -- NAME` runs the cases whose name holds NAME.
 
+mod capture;
 mod cases;
 mod load;
 mod mesh;

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         reports_and_repairs,
     ),
     ("explain_reads_the_kernels_rules", explains),
+    ("a_held_lock_is_waited_for", waits),
     ("verify_names_what_is_missing", verifies),
     ("a_killed_tool_leaves_what_the_next_run_repairs", killed),
 ];
@@ -159,6 +160,17 @@ fn explains() {
         !ok && out.contains("both iptables-nft and iptables-legacy"),
         "{out}"
     );
+}
+
+/// Another program holds the lock of the legacy programs for a second.
+fn waits() {
+    let net = Pod::new(mode("iptables_legacy"));
+    let out = net.pod.sh(&format!(
+        "touch /run/xtables.lock; flock /run/xtables.lock sleep 1 & sleep 0.2; \
+         $RUN istio-iptables {} --force-iptables-binary legacy >/dev/null && wait && iptables-legacy-save -t nat",
+        crate::matrix::FLAGS
+    ));
+    assert!(out.contains("-A ISTIO_OUTPUT -j ISTIO_REDIRECT"), "{out}");
 }
 
 fn verifies() {

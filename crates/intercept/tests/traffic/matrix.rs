@@ -346,6 +346,7 @@ pub(crate) fn run(mode: &Mode) {
             ));
         }
     }
+    problems.extend(same_port(&net, mode));
     if let Some(problem) = translated(&net, mode) {
         problems.push(problem);
     }
@@ -362,6 +363,23 @@ fn outside_of(to: SocketAddr) -> &'static str {
         SocketAddr::V4(_) => "10.9.0.1",
         SocketAddr::V6(_) => "2001:db8:9::1",
     }
+}
+
+/// App and agent ask the same server from the same port: connection tracking must not take one for the other.
+fn same_port(net: &Pod, mode: &Mode) -> Option<String> {
+    let to: SocketAddr = "10.9.0.1:53".parse().expect("an address");
+    let port = net.pod.free_udp_port();
+    for round in 0..3 {
+        for (who, from, answers) in [("app", App, "agent"), ("agent", User, "outside")] {
+            let found = net.pod.ask_from(Pod::caller(mode, from, to), port, to);
+            if found != answers {
+                return Some(format!(
+                    "DNS from one port, round {round}: the {who} got {found}, expected {answers}"
+                ));
+            }
+        }
+    }
+    None
 }
 
 /// One inbound connection makes one entry of connection tracking, translated or not as the mode says.

@@ -124,7 +124,20 @@ impl Namespace {
 
     /// Sends a datagram and gives the answer.
     pub(crate) fn ask(&self, caller: Caller, to: SocketAddr) -> String {
-        self.run(move || caller.udp(to))
+        self.ask_from(caller, 0, to)
+    }
+
+    /// The same from that port.
+    pub(crate) fn ask_from(&self, caller: Caller, port: u16, to: SocketAddr) -> String {
+        self.run(move || caller.udp(port, to))
+    }
+
+    /// A port that nobody has.
+    pub(crate) fn free_udp_port(&self) -> u16 {
+        self.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("an address");
+            socket.local_addr().expect("it is bound").port()
+        })
     }
 }
 
@@ -177,14 +190,14 @@ impl Caller {
         call().unwrap_or_else(|e| format!("error: {e}"))
     }
 
-    fn udp(self, to: SocketAddr) -> String {
+    fn udp(self, port: u16, to: SocketAddr) -> String {
         let _restore = self.act();
         let ask = || -> std::io::Result<String> {
             let any: IpAddr = match to {
                 SocketAddr::V4(_) => [0, 0, 0, 0].into(),
                 SocketAddr::V6(_) => [0; 16].into(),
             };
-            let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+            let socket = UdpSocket::bind(SocketAddr::new(any, port))?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.send(b"?")?;
