@@ -323,3 +323,98 @@ async fn readiness_waits_for_both_types_and_says_which_is_missing() {
             .contains("the server is terminated")
     );
 }
+
+/// Answers with the mesh's names where they are asked for, and tells what became of it.
+struct NamesPlane {
+    events: mpsc::UnboundedSender<Event>,
+    table: Vec<u8>,
+}
+
+impl Handler for NamesPlane {
+    async fn open(
+        &self,
+        mode: Mode,
+        request: tonic::Request<Incoming>,
+    ) -> Result<Responses, tonic::Status> {
+        let (send, receive) = mpsc::unbounded_channel();
+        let (events, table) = (self.events.clone(), self.table.clone());
+        let mut requests = request.into_inner();
+        tokio::spawn(async move {
+            let mut stream = Stream::new(mode);
+            while let Some(Ok(request)) = requests.next().await {
+                let event = stream.request(&request);
+                if let Event::Respond { type_url, .. } = &event
+                    && &**type_url == NDS
+                {
+                    let set = [Arc::new(Resource::new("", NDS, &table))]
+                        .into_iter()
+                        .collect();
+                    let response = stream.update(NDS, &Arc::new(set), "v1", Phase::All);
+                    send.send(Ok(response.unwrap())).unwrap();
+                }
+                events.send(event).unwrap();
+            }
+        });
+        Ok(Box::pin(UnboundedReceiverStream::new(receive)))
+    }
+}
+
+#[tokio::test]
+async fn the_relay_takes_the_meshs_names_and_answers_for_them() {
+    use prost::Message as _;
+    use proto::istio::networking::nds::v1::{NameTable, name_table::NameInfo};
+
+    let info = NameInfo {
+        ips: vec!["10.96.0.7".into()],
+        registry: "Kubernetes".into(),
+        shortname: "reviews".into(),
+        namespace: "shop".into(),
+        alt_hosts: Vec::new(),
+    };
+    let table = NameTable {
+        table: [("reviews.shop.svc.cluster.local".to_owned(), info)].into(),
+        name_info: None,
+    };
+    for mode in [Mode::Delta, Mode::Sotw] {
+        for (table, good) in [(table.encode_to_vec(), true), (vec![0xff], false)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let upstream = listener.local_addr().unwrap().to_string();
+            let (events, mut seen) = mpsc::unbounded_channel();
+            let plane = Arc::new(NamesPlane { events, table });
+            tokio::spawn(
+                tonic::transport::Server::builder()
+                    .add_service(Service::new(plane))
+                    .serve_with_incoming(TcpListenerStream::new(listener)),
+            );
+            let dir = tempfile::tempdir().unwrap();
+            let socket = dir.path().join("XDS");
+            let place = outrigger_agent::dns::table::Place {
+                namespace: "shop".into(),
+                search: Vec::new(),
+            };
+            let dns = Arc::new(outrigger_agent::dns::Dns::new(place));
+            let relay = Relay::new(&upstream, &[]).unwrap();
+            let relay = Arc::new(relay.with_names(Some(dns.clone())));
+            tokio::spawn(relay.serve(&socket).unwrap());
+            let mut session = Session::new(mode, Node::default());
+            session.watch(CDS, Want::All);
+            session.connected();
+            let first = vec![session.next_request().unwrap()];
+            let target = Target::Unix(socket.clone());
+            let _connection = client::connect(&target, mode, &[], first).await.unwrap();
+            // The proxy's request comes first, as it says who this is.
+            let event = seen.recv().await.unwrap();
+            assert!(matches!(event, Event::Respond { type_url, .. } if &*type_url == CDS));
+            let event = seen.recv().await.unwrap();
+            assert!(matches!(event, Event::Respond { type_url, .. } if &*type_url == NDS));
+            match seen.recv().await.unwrap() {
+                Event::Ack { type_url, .. } => assert!(good && &*type_url == NDS),
+                Event::Nack { type_url, .. } => assert!(!good && &*type_url == NDS),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(dns.ready(), good);
+            let found = dns.table().and_then(|t| t.look_up("reviews", false));
+            assert_eq!(found.is_some(), good);
+        }
+    }
+}

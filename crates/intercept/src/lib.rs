@@ -21,6 +21,7 @@ pub mod guard;
 pub mod model;
 pub mod nft;
 pub mod options;
+mod outsider;
 pub mod program;
 pub mod restore;
 pub mod routes;

@@ -2,7 +2,9 @@
 
 use std::{env, ffi::OsString, process::ExitCode};
 
-use crate::{Error, config::Config, explain, guard, program, selftest, surroundings::Addresses};
+use crate::{
+    Error, config::Config, explain, guard, outsider, program, selftest, surroundings::Addresses,
+};
 
 const USAGE: &str = "\
 Usage: outrigger intercept COMMAND [ARGUMENTS]
@@ -54,7 +56,7 @@ fn verify(args: &[String]) -> Result<(), Error> {
     config.fill_from_pod(&addresses)?;
     config.validate()?;
     let rules = program::rules(&config)?;
-    selftest::run(&config, &addresses, &rules, &mut |text| {
-        println!("info\t{text}");
-    })
+    let mut log = |text: String| println!("info\t{text}");
+    selftest::run(&config, &addresses, &rules, &mut log)?;
+    outsider::verify(&config, &mut log)
 }

@@ -200,6 +200,22 @@ fn verifies() {
         out.contains("the app's call to the outside to 192.0.2.1:15002 arrives"),
         "{out}"
     );
+    assert!(
+        out.contains("a call from elsewhere to 169.254.77.1:15002 arrives at port 15006"),
+        "{out}"
+    );
+    net.pod
+        .sh("iptables -t nat -D PREROUTING -p tcp -j ISTIO_INBOUND");
+    // The calls from inside still arrive: only the one from elsewhere shows it.
+    let (out, ok) = net
+        .pod
+        .try_sh(&format!("$RUN intercept verify {flags}; test $? = 126"));
+    assert!(
+        ok && out.contains("a call from elsewhere to 169.254.77.1:15002 does not arrive"),
+        "{out}"
+    );
+    let cards = net.pod.sh("ip link");
+    assert!(!cards.contains("or-verify"), "{cards}");
 }
 
 /// Killed at any moment: what is there is nothing, all, or what --reconcile makes whole.

@@ -165,3 +165,42 @@ fn an_answer_must_repeat_the_question() {
     assert!(!answers(&other, &asked));
     assert!(!answers(&asked, &asked) && !answers(&[0; 4], &asked));
 }
+
+/// Queries with bytes turned over, left out and repeated: an answer is always one, to that query, and fits.
+#[test]
+fn damaged_queries_never_break_anything() {
+    let table = table(100);
+    let mut q = query("db.a.", RecordType::A);
+    q.set_edns(Edns::new());
+    let good = q.to_vec().unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize
+    };
+    for _ in 0..50_000 {
+        let mut bad = good.clone();
+        for _ in 0..1 + random() % 4 {
+            let at = random() % bad.len();
+            match random() % 3 {
+                0 => bad[at] = random() as u8,
+                1 => bad.truncate(at.max(1)),
+                _ => bad.extend_from_within(at..),
+            }
+        }
+        match reply(Some(&table), &bad, false) {
+            Reply::Answer(answer) => {
+                assert_eq!(answer[..2], bad[..2]);
+                assert!(answer[2] & 0x80 != 0 && answer.len() <= usize::from(u16::MAX));
+            }
+            Reply::Forward { limit } => assert!(limit >= 512),
+            Reply::Nothing => assert!(bad.len() < HEADER || bad[2] & 0x80 != 0),
+        }
+        // And the same as an answer of a resolver.
+        bad.resize(bad.len().max(HEADER), 0);
+        let _ = answers(&bad, &good);
+        assert!(relay(bad.clone(), &good, 512).len() <= 512 || bad.len() <= 512);
+    }
+}
