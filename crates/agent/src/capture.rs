@@ -143,7 +143,11 @@ impl Capture {
                     self.most_entries.load(Ordering::Relaxed)
                 );
             }
-            thread::sleep(PERIOD);
+            // Until the first proof a pod waits for it to be called ready.
+            thread::sleep(match self.checked.load(Ordering::Relaxed) {
+                true => PERIOD,
+                false => FIRST,
+            });
         }
     }
 
@@ -274,6 +278,8 @@ fn dropped(text: &str) -> Option<u64> {
 }
 
 const GUARD: &str = "OUTRIGGER_CAPTURE_GUARD";
+/// Time between two looks until the first proof.
+const FIRST: Duration = Duration::from_millis(50);
 /// As the self-test of istio-iptables.
 const PROBE_PORT: u16 = 15002;
 const INBOUND_PORT: u16 = 15006;
