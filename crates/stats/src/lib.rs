@@ -19,7 +19,7 @@ pub use handle::{Counter, Gauge, Histogram, Scope, Text};
 pub use histogram::{Distribution, QUANTILES};
 pub use store::{Kind, Matcher, Sample, Stats, Store, Value};
 pub use tags::{TagError, TagRules};
-pub use text::Query;
+pub use text::{HistogramView, Query};
 
 #[doc(hidden)]
 pub mod __private {

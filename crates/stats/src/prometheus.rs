@@ -19,9 +19,9 @@ type Family<'a> = (&'static str, Vec<(Tagged, &'a Sample)>);
 impl Store {
     /// All stats that the query takes, grouped by name with one `# TYPE` line each. Texts have no Prometheus form.
     pub fn prometheus(&self, query: &Query) -> String {
-        let samples = self.samples();
+        let samples = self.samples_of(query);
         let mut families: BTreeMap<String, Family<'_>> = BTreeMap::new();
-        for sample in samples.iter().filter(|sample| query.take(sample)) {
+        for sample in &samples {
             let kind = match sample.value {
                 Value::Counter(_) => "counter",
                 Value::Gauge(_) => "gauge",

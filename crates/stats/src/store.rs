@@ -16,6 +16,7 @@ use crate::{
     handle::{Counter, Gauge, GaugeCell, Histogram, Scope, Text},
     histogram::{Buckets, Distribution},
     tags::{TagRules, Tagged},
+    text::Query,
 };
 
 /// Which stats exist at all (`stats_config.stats_matcher`): a name that it refuses is counted nowhere.
@@ -116,6 +117,32 @@ impl Store {
             thread: self.inner.threads.fetch_add(1, Relaxed),
             local: std::marker::PhantomData,
         }
+    }
+
+    /// The stats that a query takes, by name.
+    pub(crate) fn samples_of(&self, query: &Query) -> Vec<Sample> {
+        // The lock is held for the copy of the list only: a worker may be waiting to add a stat.
+        let metrics: Vec<_> = {
+            let all = self.inner.metrics.lock();
+            let kind = |metric: &Metric| metric.cells.kind();
+            all.iter()
+                .filter(|(_, metric)| query.kind.is_none_or(|wanted| wanted == kind(metric)))
+                .map(|(name, metric)| (name.clone(), metric.clone()))
+                .collect()
+        };
+        metrics
+            .into_iter()
+            .filter(|(name, metric)| query.wants(name, metric.cells.kind()))
+            .filter_map(|(name, metric)| {
+                let (used, value) = metric.value();
+                (used || !query.used_only).then_some(Sample {
+                    name,
+                    used,
+                    value,
+                    metric,
+                })
+            })
+            .collect()
     }
 
     /// Every stat, by name.

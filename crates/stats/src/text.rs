@@ -5,8 +5,8 @@ use std::fmt::Write;
 use regex::Regex;
 
 use crate::{
-    histogram::QUANTILES,
-    store::{Sample, Store, Value},
+    histogram::{BOUNDS, Distribution, QUANTILES},
+    store::{Kind, Store, Value},
 };
 
 /// Which stats a scrape shows.
@@ -16,15 +16,31 @@ pub struct Query {
     pub filter: Option<Regex>,
     /// Only stats that were ever touched.
     pub used_only: bool,
+    /// Only stats of this kind.
+    pub kind: Option<Kind>,
+    /// What is shown of a histogram.
+    pub histograms: HistogramView,
+}
+
+/// `histogram_buckets`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HistogramView {
+    /// Quantiles.
+    #[default]
+    Summary,
+    /// For each upper bound the values that are at most that.
+    Cumulative,
+    /// For each upper bound the values between it and the one before.
+    Disjoint,
 }
 
 impl Query {
-    pub(crate) fn take(&self, sample: &Sample) -> bool {
-        (sample.used || !self.used_only)
+    pub(crate) fn wants(&self, name: &str, kind: Kind) -> bool {
+        self.kind.is_none_or(|wanted| wanted == kind)
             && self
                 .filter
                 .as_ref()
-                .is_none_or(|filter| filter.is_match(&sample.name))
+                .is_none_or(|filter| filter.is_match(name))
     }
 }
 
@@ -33,37 +49,39 @@ impl Store {
     ///
     /// Both figures of a quantile are since the start: there is no flush interval here.
     pub fn text(&self, query: &Query) -> String {
-        let samples = self.samples();
-        let mut out = String::new();
-        for pass in 0..3 {
-            for sample in samples.iter().filter(|sample| query.take(sample)) {
+        let samples = self.samples_of(query);
+        let (mut texts, mut numbers, mut histograms) = (
+            String::new(),
+            String::with_capacity(samples.len() * 64),
+            String::new(),
+        );
+        let mut digits = itoa::Buffer::new();
+        for sample in &samples {
+            let name = &*sample.name;
+            let mut line = |value: &str| {
+                numbers.extend([name, ": ", value, "\n"]);
+            };
+            match &sample.value {
                 // Writing to a String cannot fail.
-                let _ = match &sample.value {
-                    Value::Text(text) if pass == 0 => writeln!(out, "{}: \"{text}\"", sample.name),
-                    Value::Counter(value) if pass == 1 => writeln!(out, "{}: {value}", sample.name),
-                    Value::Gauge(value) if pass == 1 => writeln!(out, "{}: {value}", sample.name),
-                    Value::Histogram(histogram) if pass == 2 && histogram.count == 0 => {
-                        writeln!(out, "{}: No recorded values", sample.name)
-                    }
-                    Value::Histogram(histogram) if pass == 2 => {
-                        let _ = write!(out, "{}:", sample.name);
-                        for percent in QUANTILES {
-                            let value = number(histogram.quantile(percent).unwrap_or_default());
-                            let _ = write!(out, " P{percent}({value},{value})");
-                        }
-                        writeln!(out)
-                    }
-                    _ => Ok(()),
-                };
+                Value::Text(text) => drop(writeln!(texts, "{name}: \"{text}\"")),
+                Value::Counter(value) => line(digits.format(*value)),
+                Value::Gauge(value) => line(digits.format(*value)),
+                Value::Histogram(histogram) => {
+                    histograms.extend([name, ":"]);
+                    histogram_text(&mut histograms, histogram, query.histograms);
+                    histograms.push('\n');
+                }
             }
         }
-        out
+        texts.push_str(&numbers);
+        texts.push_str(&histograms);
+        texts
     }
 
     /// Envoy's `format=json`.
     pub fn json(&self, query: &Query) -> String {
         let (mut stats, mut histograms) = (String::new(), String::new());
-        for sample in self.samples().iter().filter(|sample| query.take(sample)) {
+        for sample in &self.samples_of(query) {
             let out = if matches!(sample.value, Value::Histogram(_)) {
                 &mut histograms
             } else {
@@ -82,6 +100,17 @@ impl Store {
                     quote(out, text);
                     out.push('}');
                 }
+                Value::Histogram(histogram) if query.histograms != HistogramView::Summary => {
+                    out.push_str(",\"buckets\":[");
+                    for (index, (bound, count)) in bounds(histogram, query.histograms).enumerate() {
+                        let comma = if index == 0 { "" } else { "," };
+                        let _ = write!(
+                            out,
+                            "{comma}{{\"upper_bound\":{bound},\"interval\":{count},\"cumulative\":{count}}}"
+                        );
+                    }
+                    out.push_str("]}");
+                }
                 Value::Histogram(histogram) => {
                     out.push_str(",\"values\":[");
                     for (index, percent) in QUANTILES.into_iter().enumerate() {
@@ -99,17 +128,47 @@ impl Store {
             }
         }
         if !histograms.is_empty() {
-            let quantiles = QUANTILES.map(|percent| percent.to_string()).join(",");
-            if !stats.is_empty() {
-                stats.push(',');
+            let comma = if stats.is_empty() { "" } else { "," };
+            if query.histograms != HistogramView::Summary {
+                return format!("{{\"stats\":[{stats}{comma}{{\"histograms\":[{histograms}]}}]}}");
             }
+            let quantiles = QUANTILES.map(|percent| percent.to_string()).join(",");
             let _ = write!(
                 stats,
-                "{{\"histograms\":{{\"supported_quantiles\":[{quantiles}],\"computed_quantiles\":[{histograms}]}}}}"
+                "{comma}{{\"histograms\":{{\"supported_quantiles\":[{quantiles}],\"computed_quantiles\":[{histograms}]}}}}"
             );
         }
         format!("{{\"stats\":[{stats}]}}")
     }
+}
+
+fn histogram_text(out: &mut String, histogram: &Distribution, view: HistogramView) {
+    // Writing to a String cannot fail.
+    if view != HistogramView::Summary {
+        for (bound, count) in bounds(histogram, view) {
+            let _ = write!(out, " B{bound}({count},{count})");
+        }
+    } else if histogram.count == 0 {
+        out.push_str(" No recorded values");
+    } else {
+        for percent in QUANTILES {
+            let value = number(histogram.quantile(percent).unwrap_or_default());
+            let _ = write!(out, " P{percent}({value},{value})");
+        }
+    }
+}
+
+/// Each upper bound with its count.
+fn bounds(histogram: &Distribution, view: HistogramView) -> impl Iterator<Item = (f64, u64)> {
+    let mut below = 0;
+    BOUNDS.into_iter().map(move |bound| {
+        let most = histogram.at_most(bound);
+        let before = std::mem::replace(&mut below, most);
+        match view {
+            HistogramView::Disjoint => (bound, most - before),
+            _ => (bound, most),
+        }
+    })
 }
 
 /// A quantile without the noise of binary fractions.
@@ -164,15 +223,73 @@ mod tests {
         let query = Query {
             filter: Some(Regex::new("total|active").expect("it is valid")),
             used_only: true,
+            ..Query::default()
         };
         assert_eq!(store().text(&query), "b.total: 2\nc.active: 0\n");
+    }
+
+    #[test]
+    fn a_kind_is_shown_alone_and_histograms_by_their_bounds() {
+        let query = |kind, histograms| Query {
+            kind: Some(kind),
+            histograms,
+            ..Query::default()
+        };
+        let store = store();
+        assert_eq!(
+            store.text(&query(Kind::Gauge, HistogramView::Summary)),
+            "c.active: 0\n"
+        );
+        let text = store.text(&query(Kind::Histogram, HistogramView::Cumulative));
+        assert!(
+            text.starts_with("t_ms: B0.5(0,0) B1(1,1) B5(1,1) "),
+            "{text}"
+        );
+        let text = store.text(&query(Kind::Histogram, HistogramView::Disjoint));
+        assert!(
+            text.starts_with("t_ms: B0.5(0,0) B1(1,1) B5(0,0) "),
+            "{text}"
+        );
+        let json = store.json(&query(Kind::Histogram, HistogramView::Disjoint));
+        assert!(
+            json.starts_with(
+                r#"{"stats":[{"histograms":[{"name":"t_ms","buckets":[{"upper_bound":0.5,"interval":0,"cumulative":0},"#
+            ),
+            "{json}"
+        );
+    }
+
+    #[test]
+    fn many_stats_are_all_printed() {
+        let store = Store::default();
+        let stats = store.stats();
+        for cluster in 0..10_000 {
+            let scope = stats.scope(&format!(
+                "cluster.outbound|80||s{cluster}.ns.svc.cluster.local."
+            ));
+            for name in [
+                "membership_total",
+                "membership_healthy",
+                "upstream_cx_active",
+            ] {
+                scope.gauge(name).set(1);
+            }
+            for name in ["upstream_rq_total", "upstream_rq_200", "upstream_cx_total"] {
+                scope.counter(name).inc();
+            }
+        }
+        let start = std::time::Instant::now();
+        let text = store.text(&Query::default());
+        let took = start.elapsed();
+        assert_eq!(text.lines().count(), 60_000);
+        println!("{} bytes in {took:?}", text.len());
     }
 
     #[test]
     fn json_has_envoys_shape() {
         let query = Query {
             filter: Some(Regex::new("^(version|b|t_ms)").expect("it is valid")),
-            used_only: false,
+            ..Query::default()
         };
         let json = store().json(&query);
         assert!(

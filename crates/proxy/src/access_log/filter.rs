@@ -44,6 +44,9 @@ pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
                 status.is_some_and(|status| statuses.iter().any(|s| u32::from(*s) == status));
             listed != *exclude
         }
+        AccessLogFilter::LogType { types, exclude } => {
+            types.contains(&exchange.log_type) != *exclude
+        }
         AccessLogFilter::Metadata {
             matcher,
             match_if_key_not_found,

@@ -14,7 +14,10 @@ use crate::{
     http::Exchange,
     plan::{
         Metadata,
-        format::{AddressPart, GrpcStatusForm, Operator, OperatorKind, Original, Part, Template},
+        format::{
+            AddressPart, DurationUnit, GrpcStatusForm, Operator, OperatorKind, Original, Part,
+            Template, TimePoint,
+        },
         matcher::query_parameter,
     },
 };
@@ -165,6 +168,74 @@ fn value(
         }
         Op::QueryParam(name) => text_of(
             query_parameter(exchange.request.path().as_bytes(), name.as_bytes()),
+            out,
+        ),
+        Op::QueryParams { decoded } => {
+            let path = exchange.request.path();
+            let query = path.split_once('?').map(|(_, query)| query);
+            match (query, decoded) {
+                (Some(query), true) => not_empty(&unescape(query), out),
+                (query, _) => not_empty(query.unwrap_or_default(), out),
+            }
+        }
+        Op::CommonDuration { from, to, unit } => {
+            match point(*from, exchange).zip(point(*to, exchange)) {
+                Some((from, to)) => {
+                    let lasted = to.saturating_duration_since(from);
+                    let number_of = match unit {
+                        DurationUnit::Milliseconds => lasted.as_millis(),
+                        DurationUnit::Microseconds => lasted.as_micros(),
+                        DurationUnit::Nanoseconds => lasted.as_nanos(),
+                    };
+                    number(number_of as u64, out)
+                }
+                None => Presence::Absent,
+            }
+        }
+        Op::UniqueId => {
+            let id = uuid::Uuid::new_v4();
+            text_of(
+                Some(id.hyphenated().encode_lower(&mut [0; 36]).as_bytes()),
+                out,
+            )
+        }
+        Op::UpstreamHostsAttempted(part) => {
+            let at = out.len();
+            for host in &upstream.tried {
+                if out.len() > at {
+                    out.push(b',');
+                }
+                match &host.address {
+                    crate::plan::Address::Socket(socket) => {
+                        address(Some(*socket), *part, out);
+                    }
+                    other => out.extend_from_slice(other.to_string().as_bytes()),
+                }
+            }
+            if out.len() > at {
+                Presence::Text
+            } else {
+                Presence::Absent
+            }
+        }
+        Op::UpstreamHostNamesAttempted { with_port } => {
+            let name = |host: &std::sync::Arc<crate::cluster::Host>| {
+                let name = match host.hostname.is_empty() {
+                    true => host.address.to_string(),
+                    false => host.hostname.to_string(),
+                };
+                match with_port {
+                    true => name,
+                    false => crate::http::split_port(&name).0.to_owned(),
+                }
+            };
+            let names: Vec<String> = upstream.tried.iter().map(name).collect();
+            not_empty(&names.join(","), out)
+        }
+        Op::VirtualClusterName => not_empty(
+            route
+                .and_then(|(host, _)| host.virtual_cluster(exchange))
+                .unwrap_or_default(),
             out,
         ),
         Op::StartTime(format) => {
@@ -375,6 +446,44 @@ fn value(
         // What there is not (spans, kernel counters) is absent.
         _ => Presence::Absent,
     }
+}
+
+/// A point of time, where it was reached.
+fn point(point: TimePoint, exchange: &Exchange<'_>) -> Option<Instant> {
+    let progress = &exchange.progress;
+    match point {
+        TimePoint::DownstreamReceivedFirst => Some(progress.start),
+        TimePoint::DownstreamReceivedLast => progress.request_received,
+        TimePoint::UpstreamSentFirst => progress.upstream_first_sent,
+        TimePoint::UpstreamSentLast => progress.upstream_last_sent,
+        TimePoint::UpstreamReceivedFirst => progress.upstream_first_received,
+        TimePoint::UpstreamReceivedLast => progress.upstream_last_received,
+        TimePoint::DownstreamSentFirst => progress.downstream_first_sent,
+        TimePoint::DownstreamSentLast => progress.end,
+    }
+}
+
+/// A text with its percent escapes resolved; what is none stays.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let escaped = (byte == b'%')
+            .then(|| after.get(..2))
+            .flatten()
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        match escaped {
+            Some(byte) => {
+                out.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// gRPC status of a response, from its trailers or its head.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::plan::format::TimeFormat;
 
-/// Writes a time in UTC.
+/// Writes a time, in UTC unless its form says otherwise.
 pub(super) fn write(format: &TimeFormat, time: SystemTime, out: &mut Vec<u8>) {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     match format {
@@ -23,6 +23,18 @@ pub(super) fn write(format: &TimeFormat, time: SystemTime, out: &mut Vec<u8>) {
             }
             out.extend_from_slice(&text);
             let _ = write!(out, ".{:03}Z", since.subsec_millis());
+        }
+        TimeFormat::Local(format) => {
+            let zone = jiff::tz::TimeZone::system();
+            let stamp = jiff::Timestamp::from_second(since.as_secs() as i64)
+                .unwrap_or_default()
+                .to_zoned(zone);
+            let format = match &**format {
+                "" => "%Y-%m-%dT%H:%M:%S.%3f%:z",
+                format => format,
+            };
+            let format = fractions(format, since.as_secs(), since.subsec_nanos());
+            let _ = write!(out, "{}", stamp.strftime(&format));
         }
         TimeFormat::Strftime(format) => {
             let stamp = jiff::Timestamp::from_second(since.as_secs() as i64).unwrap_or_default();

@@ -10,7 +10,7 @@ use proto::envoy::{
     config::bootstrap::v3::Bootstrap as BootstrapMessage,
 };
 use serde_json::{Map, Value, json};
-use stats::Query;
+use stats::{HistogramView, Kind, Query};
 
 use super::{Admin, Answer, Params};
 use crate::{command::version, server::State, worker::drain};
@@ -128,9 +128,31 @@ pub(super) fn stats(admin: &Admin, params: &Params, format: Option<&str>) -> Ans
         .gauge("server.uptime")
         .set(server.started.elapsed().as_secs() as i64);
     server.publish_memberships();
+    let kind = match params.get("type") {
+        None | Some("" | "All") => None,
+        Some("Counters") => Some(Kind::Counter),
+        Some("Gauges") => Some(Kind::Gauge),
+        Some("Histograms") => Some(Kind::Histogram),
+        Some("TextReadouts") => Some(Kind::Text),
+        Some(_) => {
+            let usage = "usage: /stats?type=(TextReadouts|Counters|Gauges|Histograms|All)\n";
+            return Answer::text(usage).status(400);
+        }
+    };
+    let histograms = match params.get("histogram_buckets") {
+        None | Some("" | "summary") => HistogramView::Summary,
+        Some("cumulative") => HistogramView::Cumulative,
+        Some("disjoint") => HistogramView::Disjoint,
+        Some(_) => {
+            let usage = "usage: /stats?histogram_buckets=(summary|cumulative|disjoint)\n";
+            return Answer::text(usage).status(400);
+        }
+    };
     let query = Query {
         filter,
         used_only: params.has("usedonly"),
+        kind,
+        histograms,
     };
     match format.or(params.get("format")) {
         None | Some("" | "text") => Answer::text(server.store.text(&query)),

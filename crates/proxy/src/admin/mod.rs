@@ -235,6 +235,7 @@ const PATHS: &[(&str, bool, &str)] = &[
         false,
         "dump current configs (resource, mask, include_eds, name_regex)",
     ),
+    ("/contention", false, "tells that locks are not traced"),
     (
         "/drain_listeners",
         true,
@@ -281,7 +282,12 @@ const PATHS: &[(&str, bool, &str)] = &[
     (
         "/stats",
         false,
-        "print server stats (filter, usedonly, format=text|json|prometheus)",
+        "print server stats (filter, usedonly, type, format=text|json|prometheus, histogram_buckets)",
+    ),
+    (
+        "/stats/recentlookups",
+        false,
+        "tells that lookups of stats are not tracked",
     ),
     (
         "/stats/prometheus",
@@ -289,6 +295,12 @@ const PATHS: &[(&str, bool, &str)] = &[
         "print server stats in prometheus format (filter, usedonly)",
     ),
 ];
+
+/// Nothing here waits long for a lock, and nothing measures it.
+const CONTENTION: &str =
+    "Mutex contention tracing is not enabled. There is no switch for it: workers share no locks.\n";
+/// Envoy counts the names that its stats are looked up by; here a stat is found once and kept.
+const RECENT_LOOKUPS: &str = "stat lookups are not tracked: each stat is looked up once\n";
 
 impl Admin {
     /// The answer to a request.
@@ -333,7 +345,9 @@ impl Admin {
             "/reset_counters" => control::reset_counters(self),
             "/runtime" => info::runtime(self),
             "/server_info" => info::server_info(self),
+            "/contention" => Answer::text(CONTENTION).status(503),
             "/stats" => info::stats(self, &params, None),
+            "/stats/recentlookups" => Answer::text(RECENT_LOOKUPS).status(501),
             "/stats/prometheus" => info::stats(self, &params, Some("prometheus")),
             _ => help(),
         }

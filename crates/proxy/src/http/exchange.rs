@@ -10,6 +10,7 @@ use std::{
 
 use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
 use serde_json::Value;
+use smallvec::SmallVec;
 use tls::session::Session;
 
 use super::Flags;
@@ -94,6 +95,8 @@ pub struct UpstreamInfo {
     pub cluster: Option<Arc<Cluster>>,
     /// The host of the last attempt.
     pub host: Option<Arc<Host>>,
+    /// The hosts of all attempts, in order.
+    pub tried: SmallVec<[Arc<Host>; 2]>,
     /// Our side of the connection to it.
     pub local: Option<SocketAddr>,
     /// What TLS agreed on with it.

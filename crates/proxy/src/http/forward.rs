@@ -350,6 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             .choose(&context)
             .map_err(AttemptError::NoConnection)?;
         self.exchange.upstream.host = Some(host.clone());
+        self.exchange.upstream.tried.push(host.clone());
         let mut upstream = {
             let terminate = self.exchange.terminates_connect();
             let mut acquired = pin!(async {

@@ -16,6 +16,7 @@ mod pump;
 mod redirect;
 mod reply;
 mod respond;
+mod route_stats;
 mod serve;
 mod stats;
 mod streams;

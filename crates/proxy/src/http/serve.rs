@@ -6,7 +6,7 @@ use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, Re
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond,
+    Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond, route_stats,
     stats::ConnectionManagerStats,
 };
 use crate::{
@@ -83,6 +83,11 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
     exchange.find_route(routes(plan, cx.worker, exchange));
     clean_internal_only(exchange);
+    if plan.flush_access_log_on_new_request {
+        exchange.log_type = "DownstreamStart";
+        log(cx, exchange);
+        exchange.log_type = "DownstreamEnd";
+    }
     if exchange.request.expects_continue && !plan.proxy_100_continue {
         // A client that is gone is noticed by whoever reads next.
         let _ = writer.send_informational(100, &Headers::new());
@@ -323,7 +328,12 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
     stats
         .downstream_rq_time()
         .record(exchange.duration().as_millis() as u64);
+    route_stats::count(cx, exchange);
     cx.live.filters.complete(exchange, cx.worker);
+    log(cx, exchange);
+}
+
+fn log(cx: &Context<'_>, exchange: &Exchange<'_>) {
     for log in &cx.live.logs {
         log.log(exchange, cx.worker.random.bits());
     }

@@ -104,6 +104,13 @@ pub enum AccessLogFilter {
         /// Answer when the key is missing. Default true.
         match_if_key_not_found: bool,
     },
+    /// The moment of the line.
+    LogType {
+        /// As `%ACCESS_LOG_TYPE%` prints them.
+        types: Vec<&'static str>,
+        /// All but these.
+        exclude: bool,
+    },
 }
 
 /// A number compared with a fixed one.

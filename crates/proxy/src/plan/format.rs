@@ -63,6 +63,22 @@ pub enum OperatorKind {
     },
     /// Value of a query parameter.
     QueryParam(Arc<str>),
+    /// The whole query; as it came, or with its escapes resolved.
+    QueryParams {
+        decoded: bool,
+    },
+    /// From one point of time to another.
+    CommonDuration {
+        from: TimePoint,
+        to: TimePoint,
+        unit: DurationUnit,
+    },
+    /// A number of this log line alone.
+    UniqueId,
+    UpstreamHostsAttempted(AddressPart),
+    UpstreamHostNamesAttempted {
+        with_port: bool,
+    },
     StartTime(TimeFormat),
     EmitTime(TimeFormat),
     RequestDuration,
@@ -209,6 +225,29 @@ pub enum GrpcStatusForm {
     Number,
 }
 
+/// A point of time in the life of a request (`COMMON_DURATION`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // The names are Envoy's, in words: DS_RX_BEG is `DownstreamReceivedFirst`.
+pub enum TimePoint {
+    DownstreamReceivedFirst,
+    DownstreamReceivedLast,
+    UpstreamSentFirst,
+    UpstreamSentLast,
+    UpstreamReceivedFirst,
+    UpstreamReceivedLast,
+    DownstreamSentFirst,
+    DownstreamSentLast,
+}
+
+/// Unit of a duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum DurationUnit {
+    Milliseconds,
+    Microseconds,
+    Nanoseconds,
+}
+
 /// Form of a time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum TimeFormat {
@@ -217,6 +256,8 @@ pub enum TimeFormat {
     Rfc3339Millis,
     /// strftime with Envoy's `%f`, `%1f`–`%9f` (fraction of a second) and `%3s` (seconds with a fraction).
     Strftime(Arc<str>),
+    /// The same in the zone of the machine; empty is RFC 3339 with milliseconds.
+    Local(Arc<str>),
 }
 
 impl Template {
@@ -361,6 +402,26 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         }
         "PATH" => return path(argument.unwrap_or_default()),
         "QUERY_PARAM" => return Ok(K::QueryParam(needed()?.into())),
+        "QUERY_PARAMS" => {
+            return Ok(K::QueryParams {
+                decoded: match argument {
+                    None | Some("" | "ORIG") => false,
+                    Some("DECODED") => true,
+                    Some(other) => return Err(format!("`{other}` is neither ORIG nor DECODED")),
+                },
+            });
+        }
+        "COMMON_DURATION" => return common_duration(needed()?),
+        "START_TIME_LOCAL" => {
+            return Ok(K::StartTime(TimeFormat::Local(
+                argument.unwrap_or_default().into(),
+            )));
+        }
+        "EMIT_TIME_LOCAL" => {
+            return Ok(K::EmitTime(TimeFormat::Local(
+                argument.unwrap_or_default().into(),
+            )));
+        }
         "START_TIME" => return Ok(K::StartTime(time())),
         "EMIT_TIME" => return Ok(K::EmitTime(time())),
         "ENVIRONMENT" => return Ok(K::Environment(needed()?.into())),
@@ -410,6 +471,18 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
             let (key, plain, field) = state()?;
             return Ok(K::UpstreamFilterState { key, plain, field });
         }
+        "UNIQUE_ID" => K::UniqueId,
+        "UPSTREAM_HOSTS_ATTEMPTED" => K::UpstreamHostsAttempted(Whole),
+        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => K::UpstreamHostsAttempted(WithoutPort),
+        "UPSTREAM_HOST_NAMES_ATTEMPTED" => K::UpstreamHostNamesAttempted { with_port: true },
+        "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT" => {
+            K::UpstreamHostNamesAttempted { with_port: false }
+        }
+        // Heads are counted as they are, whichever way they were packed.
+        "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => K::UpstreamHeaderBytesSent,
+        "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => K::UpstreamHeaderBytesReceived,
+        "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => K::DownstreamHeaderBytesSent,
+        "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => K::DownstreamHeaderBytesReceived,
         "REQUEST_DURATION" => K::RequestDuration,
         "REQUEST_TX_DURATION" => K::RequestTxDuration,
         "RESPONSE_DURATION" => K::ResponseDuration,
@@ -496,6 +569,37 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         return Err("takes no argument".into());
     }
     Ok(simple)
+}
+
+/// `%COMMON_DURATION(FROM:TO:UNIT)%`.
+fn common_duration(argument: &str) -> Result<OperatorKind, String> {
+    let mut words = argument.split(':');
+    let point = |word: Option<&str>| {
+        Ok(match word {
+            Some("DS_RX_BEG") => TimePoint::DownstreamReceivedFirst,
+            Some("DS_RX_END") => TimePoint::DownstreamReceivedLast,
+            Some("US_TX_BEG") => TimePoint::UpstreamSentFirst,
+            Some("US_TX_END") => TimePoint::UpstreamSentLast,
+            Some("US_RX_BEG") => TimePoint::UpstreamReceivedFirst,
+            Some("US_RX_END") => TimePoint::UpstreamReceivedLast,
+            Some("DS_TX_BEG") => TimePoint::DownstreamSentFirst,
+            Some("DS_TX_END") => TimePoint::DownstreamSentLast,
+            other => {
+                return Err(format!(
+                    "`{}` is no point of time such as DS_RX_BEG, US_TX_END",
+                    other.unwrap_or_default()
+                ));
+            }
+        })
+    };
+    let (from, to) = (point(words.next())?, point(words.next())?);
+    let unit = match words.next() {
+        None | Some("ms") => DurationUnit::Milliseconds,
+        Some("us") => DurationUnit::Microseconds,
+        Some("ns") => DurationUnit::Nanoseconds,
+        Some(other) => return Err(format!("`{other}` is none of ms, us, ns")),
+    };
+    Ok(OperatorKind::CommonDuration { from, to, unit })
 }
 
 /// `%PATH(WQ|NQ:ORIG|PATH|ORIG_OR_PATH)%`.

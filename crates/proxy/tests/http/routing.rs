@@ -1,6 +1,6 @@
 //! Filters, replies and redirects that routes ask for, as clients and origins see them.
 
-use super::support::{Act, Mesh, OK, Origin, TO_A, run};
+use super::support::{Act, Mesh, OK, Origin, TO_A, run, within};
 
 const TYPE: &str = "\"@type\": type.googleapis.com/envoy.extensions";
 
@@ -278,6 +278,60 @@ fn replies_look_as_the_configuration_says() {
             answer.ends_with("{\"code\":403,\"text\":\"nope\"}\n"),
             "{answer}"
         );
+    });
+}
+
+#[test]
+fn log_lines_know_their_moment_their_virtual_cluster_and_what_was_tried() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let other = tempfile::tempdir().expect("a folder");
+        let path = other.path().join("lines");
+        let options = "flush_access_log_on_new_request: true";
+        let log = format!(
+            "{{name: typed, filter: {{log_type_filter: {{types: [DownstreamEnd, DownstreamStart]}}}}, typed_config: {{{TYPE}.access_loggers.file.v3.FileAccessLog, \
+             path: {}, log_format: {{json_format: {{type: \"%ACCESS_LOG_TYPE%\", code: \"%RESPONSE_CODE%\", hosts: \"%UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%\", \
+             query: \"%QUERY_PARAMS(DECODED)%\", cluster: \"%VIRTUAL_CLUSTER_NAME%\", took: \"%COMMON_DURATION(DS_RX_BEG:DS_TX_BEG:us)%\", \
+             nested: {{list: [\"%PROTOCOL%\", 7, true]}}}}}}}}}}",
+            path.display()
+        );
+        let routes = "          - match: {prefix: /}
+            stat_prefix: all
+            route: {cluster: a}
+          virtual_clusters: [{name: things, headers: [{name: \":path\", string_match: {prefix: /things}}]}]";
+        let mesh = Mesh::with_log(routes, options, &log, &[("a", origin.port)]).await;
+        assert!(mesh.get("/things?a=%20b").await.starts_with("HTTP/1.1 200"));
+        let text = within(async {
+            loop {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                if text.lines().count() >= 2 {
+                    return text;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        assert_eq!(lines[0]["type"], "DownstreamStart");
+        assert_eq!(lines[0]["code"], 0);
+        assert_eq!(lines[0]["hosts"], serde_json::Value::Null);
+        assert_eq!(lines[1]["type"], "DownstreamEnd");
+        assert_eq!(lines[1]["code"], 200);
+        assert_eq!(lines[1]["hosts"], "127.0.0.1");
+        assert_eq!(lines[1]["query"], "a= b");
+        assert_eq!(lines[1]["cluster"], "things");
+        assert!(lines[1]["took"].as_u64().is_some(), "{text}");
+        assert_eq!(
+            lines[1]["nested"]["list"],
+            serde_json::json!(["HTTP/1.1", 7, true])
+        );
+        mesh.server.publish();
+        let number = |name: &str| mesh.server.store.number(name);
+        assert_eq!(number("vhost.v.vcluster.things.upstream_rq_200"), 1);
+        assert_eq!(number("vhost.v.route.all.upstream_rq_2xx"), 1);
     });
 }
 

@@ -44,6 +44,28 @@ impl Mesh {
         clusters: &[(&str, u16)],
         cluster: &str,
     ) -> Mesh {
+        Mesh::make(routes, options, filters, clusters, cluster, "").await
+    }
+
+    /// [`Mesh::new`] without filters and with a further access log.
+    pub(crate) async fn with_log(
+        routes: &str,
+        options: &str,
+        log: &str,
+        clusters: &[(&str, u16)],
+    ) -> Mesh {
+        let log = format!("- {log}");
+        Mesh::make(routes, options, "", clusters, "", &log).await
+    }
+
+    async fn make(
+        routes: &str,
+        options: &str,
+        filters: &str,
+        clusters: &[(&str, u16)],
+        cluster: &str,
+        further: &str,
+    ) -> Mesh {
         let log = tempfile::tempdir().unwrap();
         let path = log.path().join("access.log");
         let yaml = format!(
@@ -62,6 +84,7 @@ filter_chains:
           \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
           path: {path}
           log_format: {{text_format_source: {{inline_string: \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\\n\"}}}}
+      {further}
       route_config:
         name: r
         virtual_hosts:

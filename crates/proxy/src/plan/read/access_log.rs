@@ -4,6 +4,7 @@ use proto::{
     Struct,
     envoy::{
         config::{accesslog::v3 as pb, core::v3 as core},
+        data::accesslog::v3 as data,
         extensions::access_loggers::{file::v3 as file, stream::v3 as stream},
     },
 };
@@ -249,10 +250,16 @@ pub(super) fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilte
                 m.name
             )));
         }
-        Some(F::LogTypeFilter(_)) => {
-            return Err(at
-                .field("log_type_filter")
-                .not_implemented("is not implemented; remove it"));
+        Some(F::LogTypeFilter(m)) => {
+            let at = at.field("log_type_filter");
+            let types = at.each("types", &m.types, |at, number| {
+                data::AccessLogType::try_from(*number)
+                    .map_err(|_| at.error(format!("{number} is no access log type")))
+            });
+            AccessLogFilter::LogType {
+                types: types.iter().map(|known| known.as_str_name()).collect(),
+                exclude: m.exclude,
+            }
         }
         None => return Err(at.error("needs a condition such as status_code_filter")),
     })
