@@ -28,6 +28,14 @@ struct Mesh {
 
 impl Mesh {
     async fn new(bootstrap: &str, cluster: &str, ports: &[u16]) -> Mesh {
+        Self::with_filter(bootstrap, cluster, ports, "").await
+    }
+
+    async fn with_filter(bootstrap: &str, cluster: &str, ports: &[u16], filter: &str) -> Mesh {
+        let filter = match filter {
+            "" => String::new(),
+            filter => format!("- {filter}"),
+        };
         let listener = "name: l
 address: {socket_address: {address: 127.0.0.1, port_value: 0}}
 filter_chains:
@@ -38,9 +46,11 @@ filter_chains:
       stat_prefix: test
       route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, route: {cluster: c}}]}]}
       http_filters:
+      FILTER
       - name: router
         typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
-";
+"
+        .replace("FILTER", &filter);
         let hosts: Vec<_> = ports
             .iter()
             .map(|port| {
@@ -63,7 +73,7 @@ filter_chains:
             .expect("it starts");
         let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&cluster));
         let plan = plan.unwrap_or_else(|error| panic!("{error}\n{cluster}"));
-        let listener = Listener::try_from(&message::<config::listener::v3::Listener>(listener));
+        let listener = Listener::try_from(&message::<config::listener::v3::Listener>(&listener));
         let changes = vec![
             Change::UpsertCluster(Arc::new(plan)),
             Change::UpsertListener(Arc::new(listener.expect("the listener is good"))),
@@ -78,16 +88,30 @@ filter_chains:
 
     /// The status of a `GET`, and the body.
     async fn get(&self) -> (u16, String) {
+        let (head, body) = self.ask("/").await;
+        let status = head.get(9..12).and_then(|status| status.parse().ok());
+        (status.expect("it has a status"), body)
+    }
+
+    /// Head and body of the answer to a `GET`.
+    async fn ask(&self, path: &str) -> (String, String) {
+        self.ask_with(path, "").await
+    }
+
+    async fn ask_with(&self, path: &str, headers: &str) -> (String, String) {
         let address = self.server.listener_address("l").expect("it listens");
         let mut stream = TcpStream::connect(address).await.expect("it accepts");
-        let request = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await.expect("it reads");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: h\r\n{headers}Connection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("it reads");
         let mut answer = String::new();
         let read = stream.read_to_string(&mut answer);
         within(read).await.expect("it answers");
-        let status = answer.get(9..12).and_then(|status| status.parse().ok());
-        let body = answer.split_once("\r\n\r\n").unwrap_or_default().1;
-        (status.expect("it has a status"), body.to_owned())
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        (format!("{head}\r\n"), body.to_owned())
     }
 
     fn stat(&self, name: &str) -> i64 {
@@ -432,5 +456,119 @@ fn a_host_with_errors_in_a_row_goes_and_comes_back() {
                 "{name}"
             );
         }
+    });
+}
+
+const FILTER: &str = "{name: hc, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck";
+
+#[test]
+fn the_filter_answers_checks_of_this_proxy() {
+    block_on(async {
+        let origin = Origin::default();
+        origin.check.replace(OK.to_owned());
+        origin.other.replace(OK.to_owned());
+        let port = origin.start().await;
+        let filter = format!(
+            "{FILTER}, pass_through_mode: false, cluster_min_healthy_percentages: {{c: {{value: 50}}}}, \
+             headers: [{{name: ':path', string_match: {{exact: /check}}}}]}}}}"
+        );
+        let cluster = format!(
+            "health_checks: [{{{FAST}, unhealthy_threshold: 1, http_health_check: {{path: /check}}}}]"
+        );
+        let bootstrap = "node: {id: n, cluster: us}";
+        let mesh = Mesh::with_filter(bootstrap, &cluster, &[port], &filter).await;
+        let (head, _) = mesh.ask("/check").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert!(
+            head.contains("x-envoy-upstream-healthchecked-cluster: us\r\n"),
+            "{head}"
+        );
+        assert!(!mesh.ask("/").await.0.contains("healthchecked-cluster"));
+        origin.check.replace(UNAVAILABLE.to_owned());
+        mesh.stat_is("health_check.healthy", |n| n == 0).await;
+        assert!(mesh.ask("/check").await.0.starts_with("HTTP/1.1 503"));
+        origin.check.replace(OK.to_owned());
+        mesh.stat_is("health_check.healthy", |n| n == 1).await;
+        mesh.server.fail_health_check(true);
+        assert!(mesh.ask("/check").await.0.starts_with("HTTP/1.1 503"));
+        let (head, body) = mesh.ask("/").await;
+        assert!(
+            head.contains("x-envoy-immediate-health-check-fail: true\r\n"),
+            "{head}"
+        );
+        assert_eq!(body, "ok");
+    });
+}
+
+#[test]
+fn the_filter_passes_checks_on_and_remembers_the_answer() {
+    block_on(async {
+        let origin = Origin::default();
+        origin.check.replace(OK.to_owned());
+        let port = origin.start().await;
+        let filter = format!(
+            "{FILTER}, pass_through_mode: true, cache_time: 600s, \
+             headers: [{{name: ':path', string_match: {{exact: /check}}}}]}}}}"
+        );
+        let mesh = Mesh::with_filter("{}", "", &[port], &filter).await;
+        assert_eq!(mesh.ask("/check").await.1, "ok");
+        origin.check.replace(UNAVAILABLE.to_owned());
+        let (head, body) = mesh.ask("/check").await;
+        assert!(
+            head.starts_with("HTTP/1.1 200") && body.is_empty(),
+            "{head}"
+        );
+    });
+}
+
+#[test]
+fn a_header_names_the_original_destination() {
+    block_on(async {
+        let origin = Origin::default();
+        origin.other.replace(OK.to_owned());
+        let port = origin.start().await;
+        let mesh = Mesh::new("{}", "", &[port]).await;
+        let cluster = "name: c\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\n\
+            original_dst_lb_config: {use_http_header: true}";
+        let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(cluster));
+        let change = Change::UpsertCluster(Arc::new(plan.expect("it is good")));
+        for result in mesh.server.apply(vec![change]) {
+            result.expect("it can be applied");
+        }
+        mesh.server.settled().await;
+        let named = format!("x-envoy-original-dst-host: 127.0.0.1:{port}\r\n");
+        assert_eq!(mesh.ask_with("/", &named).await.1, "ok");
+        let (head, _) = mesh
+            .ask_with("/", "x-envoy-original-dst-host: nowhere\r\n")
+            .await;
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        assert!(mesh.stat("original_dst_host_invalid") >= 1);
+    });
+}
+
+#[test]
+fn requests_are_dropped_to_relieve_a_cluster() {
+    block_on(async {
+        let origin = Origin::default();
+        let port = origin.start().await;
+        let endpoints = format!(
+            "{{cluster_name: c, policy: {{drop_overloads: [{{category: x, drop_percentage: {{numerator: 100}}}}]}}, endpoints: \
+             [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+        );
+        let mesh = Mesh::new("{}", "", &[port]).await;
+        let cluster = format!("name: c\ntype: STATIC\nload_assignment: {endpoints}");
+        let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&cluster));
+        for result in mesh
+            .server
+            .apply(vec![Change::UpsertCluster(Arc::new(plan.expect("good")))])
+        {
+            result.expect("it can be applied");
+        }
+        mesh.server.settled().await;
+        let (head, body) = mesh.ask("/").await;
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        assert!(head.contains("x-envoy-drop-overload: true\r\n"), "{head}");
+        assert_eq!(body, "drop overload");
+        assert_eq!(mesh.stat("upstream_rq_drop_overload"), 1);
     });
 }

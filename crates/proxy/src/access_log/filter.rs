@@ -12,9 +12,7 @@ pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
         AccessLogFilter::Duration(comparison) => {
             comparison.holds(exchange.duration().as_millis() as u64)
         }
-        // Health checks of our own do not come through listeners, and the filter that marks those
-        // of others is not here.
-        AccessLogFilter::NotHealthCheck => true,
+        AccessLogFilter::NotHealthCheck => exchange.filters.health_check.is_none(),
         AccessLogFilter::Traceable => exchange.traced,
         AccessLogFilter::Fraction {
             fraction,

@@ -13,11 +13,12 @@ use proto::envoy::{
             socket_address::PortSpecifier,
         },
     },
+    r#type::v3 as types,
 };
 
 use super::{Admin, Answer, Params};
 use crate::{
-    cluster::{ClusterEntry, Host},
+    cluster::{ClusterEntry, Host, Rates, shared::HealthFlag},
     plan::{
         Address,
         cluster::{Discovery, Thresholds},
@@ -71,9 +72,12 @@ fn text(admin: &Admin, entry: &ClusterEntry, out: &mut String) -> std::fmt::Resu
     let name = &plan.name;
     writeln!(out, "{name}::observability_name::{}", plan.stat_name())?;
     if plan.outlier_detection.is_some() {
-        for figure in ["success_rate_average", "success_rate_ejection_threshold"] {
-            writeln!(out, "{name}::outlier::{figure}::-1")?;
-            writeln!(out, "{name}::outlier::local_origin_{figure}::-1")?;
+        let rates = admin.server.success_rates(name);
+        for (which, prefix) in ["", "local_origin_"].into_iter().enumerate() {
+            let rates = rates.map_or(NO_RATES, |rates| rates[which]);
+            let at = format!("{name}::outlier::{prefix}success_rate");
+            writeln!(out, "{at}_average::{}", rates.average)?;
+            writeln!(out, "{at}_ejection_threshold::{}", rates.threshold)?;
         }
     }
     for (priority, limits) in [
@@ -107,8 +111,9 @@ fn text(admin: &Admin, entry: &ClusterEntry, out: &mut String) -> std::fmt::Resu
         writeln!(out, "{at}::sub_zone::{}", host.locality.sub_zone)?;
         writeln!(out, "{at}::canary::{}", canary(host))?;
         writeln!(out, "{at}::priority::{}", host.priority)?;
-        writeln!(out, "{at}::success_rate::-1")?;
-        writeln!(out, "{at}::local_origin_success_rate::-1")?;
+        let [own, local] = [0, 1].map(|which| host.shared.success_rate(which));
+        writeln!(out, "{at}::success_rate::{own}")?;
+        writeln!(out, "{at}::local_origin_success_rate::{local}")?;
     }
     Ok(())
 }
@@ -133,21 +138,35 @@ fn figures(host: &Host) -> [(&'static str, simple_metric::Type, u64); 8] {
     ]
 }
 
+/// Envoy's words, in its order.
 fn health_flags(host: &Host) -> String {
-    let mut flags = String::new();
-    if host.shared.ejected.load(Relaxed) {
-        flags.push_str("/failed_outlier_check");
-    }
-    flags.push_str(match host.health {
-        HealthStatus::Unknown | HealthStatus::Healthy => "",
-        HealthStatus::Unhealthy | HealthStatus::Timeout => "/failed_eds_health",
-        HealthStatus::Draining => "/eds_status_draining",
-        HealthStatus::Degraded => "/degraded_eds_health",
-    });
-    if flags.is_empty() {
-        "healthy".to_owned()
-    } else {
-        flags
+    let flag = |flag| host.shared.flag(flag);
+    let health = |status| host.health == status;
+    let failed = health(HealthStatus::Unhealthy) || health(HealthStatus::Timeout);
+    let flags: String = [
+        (flag(HealthFlag::FailedActiveHc), "/failed_active_hc"),
+        (host.shared.ejected.load(Relaxed), "/failed_outlier_check"),
+        (failed, "/failed_eds_health"),
+        (flag(HealthFlag::DegradedActiveHc), "/degraded_active_hc"),
+        (health(HealthStatus::Degraded), "/degraded_eds_health"),
+        (
+            flag(HealthFlag::PendingDynamicRemoval),
+            "/pending_dynamic_removal",
+        ),
+        (flag(HealthFlag::PendingActiveHc), "/pending_active_hc"),
+        (
+            flag(HealthFlag::ExcludedViaImmediateHcFail),
+            "/excluded_via_immediate_hc_fail",
+        ),
+        (flag(HealthFlag::ActiveHcTimeout), "/active_hc_timeout"),
+        (health(HealthStatus::Draining), "/eds_status_draining"),
+    ]
+    .into_iter()
+    .filter_map(|(set, word)| set.then_some(word))
+    .collect();
+    match flags.is_empty() {
+        true => "healthy".to_owned(),
+        false => flags,
     }
 }
 
@@ -165,7 +184,13 @@ fn status(admin: &Admin, entry: &ClusterEntry) -> ClusterStatus {
         ),
         (core::RoutingPriority::High, &plan.circuit_breakers.high),
     ];
+    let threshold = |which: usize| {
+        let rates = admin.server.success_rates(&plan.name)?;
+        percent(rates[which].threshold)
+    };
     ClusterStatus {
+        success_rate_ejection_threshold: threshold(0),
+        local_origin_success_rate_ejection_threshold: threshold(1),
         name: plan.name.to_string(),
         added_via_api: added_via_api(admin, &plan.name),
         host_statuses: entry
@@ -212,13 +237,19 @@ fn host_status(host: &Host) -> HostStatus {
         value,
         name: name.to_owned(),
     };
+    let flag = |flag| host.shared.flag(flag);
     HostStatus {
         address: Some(address_message(&host.address)),
         stats: figures(host).into_iter().map(metric).collect(),
         health_status: Some(HostHealthStatus {
+            failed_active_health_check: flag(HealthFlag::FailedActiveHc),
             failed_outlier_check: host.shared.ejected.load(Relaxed),
+            failed_active_degraded_check: flag(HealthFlag::DegradedActiveHc),
+            pending_dynamic_removal: flag(HealthFlag::PendingDynamicRemoval),
+            pending_active_hc: flag(HealthFlag::PendingActiveHc),
+            excluded_via_immediate_hc_fail: flag(HealthFlag::ExcludedViaImmediateHcFail),
+            active_hc_timeout: flag(HealthFlag::ActiveHcTimeout),
             eds_health_status: status as i32,
-            ..HostHealthStatus::default()
         }),
         weight: host.weight,
         hostname: host.hostname.to_string(),
@@ -228,9 +259,21 @@ fn host_status(host: &Host) -> HostStatus {
             zone: host.locality.zone.clone(),
             sub_zone: host.locality.sub_zone.clone(),
         }),
-        ..HostStatus::default()
+        success_rate: percent(host.shared.success_rate(0)),
+        local_origin_success_rate: percent(host.shared.success_rate(1)),
     }
 }
+
+/// A rate, where there is one.
+fn percent(rate: f64) -> Option<types::Percent> {
+    (rate >= 0.0).then_some(types::Percent { value: rate })
+}
+
+/// Where there is no outlier detection any more.
+const NO_RATES: Rates = Rates {
+    average: -1.0,
+    threshold: -1.0,
+};
 
 /// An address as a message.
 pub(super) fn address_message(address: &Address) -> AddressMessage {

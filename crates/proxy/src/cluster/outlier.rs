@@ -156,6 +156,10 @@ impl Detector {
         random: &Random,
     ) -> Vec<Event> {
         let mut events = Vec::new();
+        if self.monitors.is_empty() && hosts.iter().all(|host| is_untouched(host)) {
+            // A cluster without requests costs nothing.
+            return events;
+        }
         self.monitors
             .retain(|id, _| hosts.iter().any(|host| host.shared.id == *id));
         for host in hosts {
@@ -342,6 +346,19 @@ impl Detector {
         }
         tell(EventKind::Ejected(reason, enforced), monitor);
     }
+}
+
+/// Whether no request to the host has ended yet.
+fn is_untouched(host: &Host) -> bool {
+    let results = &host.shared.results;
+    [
+        &results.success,
+        &results.failure,
+        &results.local_success,
+        &results.local_failure,
+    ]
+    .iter()
+    .all(|count| count.load(Relaxed) == 0)
 }
 
 /// Mean of success rates (percent), and the mean less `factor` standard deviations.

@@ -10,6 +10,7 @@ mod cors;
 mod fault;
 mod grpc_stats;
 mod header_mutation;
+mod health_check;
 mod istio_stats;
 mod local_rate_limit;
 mod metadata;
@@ -40,6 +41,7 @@ use crate::{
 pub(crate) use cors::CorsData;
 pub(crate) use fault::ActiveFault;
 pub(crate) use grpc_stats::GrpcCounts;
+pub(crate) use health_check::HealthCheckRequest;
 pub(crate) use local_rate_limit::RateLimitState;
 pub(crate) use peer_metadata::{DOWNSTREAM_PEER, UPSTREAM_PEER, from_struct, to_struct, workload};
 pub(crate) use stateful_session::Session;
@@ -142,6 +144,8 @@ pub(crate) struct FilterData {
     pub(crate) header_to_metadata: Option<Arc<HeaderToMetadata>>,
     pub(crate) rate_limit: Option<RateLimitState>,
     pub(crate) session: Option<Session>,
+    /// It is a check of this proxy's health.
+    pub(crate) health_check: Option<HealthCheckRequest>,
     /// Filters that the route has switched off, as bits of their position.
     off: u64,
 }
@@ -224,6 +228,9 @@ impl Filters {
                 }
                 HttpFilterConfig::LocalRateLimit(config) => {
                     Box::new(local_rate_limit::LocalRateLimitFilter::new(config.clone()))
+                }
+                HttpFilterConfig::HealthCheck(config) => {
+                    Box::new(health_check::HealthCheckFilter::new(config.clone()))
                 }
                 HttpFilterConfig::Buffer(limit) => Box::new(buffer::BufferFilter(*limit)),
             };

@@ -322,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         let preferred = router::preferred::hosts(&cluster, self.exchange);
         let context = LbContext {
             hash: self.target.hash,
-            original_dst: self.exchange.connection.original_dst(),
+            original_dst: router::preferred::original_dst(&cluster, self.exchange),
             avoid: if avoid { tried } else { &[] },
             omit: omit.map(|policy| &**policy as &dyn Omit),
             avoid_attempts: match policy {

@@ -274,8 +274,21 @@ impl TcpProxy {
             tokio::join!(metrics, lines);
             std::future::pending::<()>().await
         };
+        let host = outcome.host.clone();
+        let copied = async {
+            let failed = async {
+                match &host {
+                    Some(host) => cluster.host_failed(host).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = both_ways(stream, &mut upstream, progress, self.may_splice) => ended,
+                () = failed => Ok(()),
+            }
+        };
         let ended: Option<Result<(), CopyError>> = tokio::select! {
-            ended = both_ways(stream, &mut upstream, progress, self.may_splice) => Some(ended),
+            ended = copied => Some(ended),
             () = idle(progress, self.plan.idle_timeout) => None,
             () = reports => None,
         };

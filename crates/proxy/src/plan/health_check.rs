@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
-use super::matcher::StringMatcher;
+use super::matcher::{HeaderMatcher, Percent, StringMatcher};
 
 /// `envoy.config.core.v3.HealthCheck`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,4 +103,17 @@ pub struct GrpcCheck {
     pub authority: Arc<str>,
     /// Metadata of the call.
     pub initial_metadata: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// `envoy.extensions.filters.http.health_check.v3.HealthCheck`: answers the checks that others make of this proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheckFilter {
+    /// Checks go on to the upstream, which answers them.
+    pub pass_through: bool,
+    /// How long an upstream's answer serves for further checks; only with `pass_through`.
+    pub cache_time: Option<Duration>,
+    /// Clusters of which a share of hosts must be healthy for a good answer.
+    pub min_healthy: Vec<(Arc<str>, Percent)>,
+    /// Which requests are checks: all of these must fit.
+    pub headers: Vec<HeaderMatcher>,
 }

@@ -7,6 +7,7 @@ use super::{
         HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Mutations, SetMetadata,
         StatefulSession,
     },
+    health_check::HealthCheckFilter,
     matcher::{Fraction, HeaderMatcher, StringMatcher},
     rbac::Rbac,
 };
@@ -53,6 +54,8 @@ pub enum HttpFilterConfig {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.buffer`: bytes of a request at most.
     Buffer(u32),
+    /// `envoy.filters.http.health_check`.
+    HealthCheck(Arc<HealthCheckFilter>),
     /// `envoy.filters.http.original_src`.
     OriginalSrc {
         /// SO_MARK of upstream connections; 0 sets none.

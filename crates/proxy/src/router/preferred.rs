@@ -1,11 +1,12 @@
-//! Hosts that a request names for itself, for the `override_host` load balancing policy.
+//! Hosts that a request names for itself: for the `override_host` load balancing policy, and for ORIGINAL_DST with
+//! `use_http_header`.
 
 use std::net::SocketAddr;
 
 use crate::{
     cluster::Cluster,
     http::Exchange,
-    plan::{lb::OverrideSource, route_match::RequestView},
+    plan::{cluster::Discovery, lb::OverrideSource, route_match::RequestView},
 };
 
 /// Most requests name one host.
@@ -26,4 +27,20 @@ pub(crate) fn hosts(cluster: &Cluster, exchange: &Exchange<'_>) -> Preferred {
         found.extend(addresses.filter_map(|address| address.trim().parse().ok()));
     }
     found
+}
+
+/// Where the client wanted to go: what a header says, where the cluster reads one, else what the connection was meant for.
+pub(crate) fn original_dst(cluster: &Cluster, exchange: &Exchange<'_>) -> Option<SocketAddr> {
+    if let Discovery::OriginalDst {
+        http_header: Some(name),
+        ..
+    } = &cluster.plan.discovery
+        && let Some(text) = exchange.request.get_str(name)
+    {
+        match text.trim().parse() {
+            Ok(address) => return Some(address),
+            Err(_) => cluster.stats().original_dst_host_invalid().inc(),
+        }
+    }
+    exchange.connection.original_dst()
 }

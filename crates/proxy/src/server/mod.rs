@@ -8,6 +8,7 @@ mod dns_task;
 mod health;
 mod outlier;
 mod sockets;
+mod stale;
 
 use std::{
     cell::{Cell, RefCell},
@@ -479,51 +480,6 @@ impl Server {
         let addresses = opened.iter().flat_map(Sockets::addresses);
         ports.extend(addresses.filter_map(|address| Some(address.socket()?.port())));
         Ok(opened)
-    }
-
-    /// Takes the endpoints away when they get too old, where they say so.
-    fn forget_when_stale(self: &Rc<Self>, assignment: &Arc<ClusterLoadAssignment>) {
-        let Some(after) = assignment.endpoint_stale_after else {
-            return;
-        };
-        let count = |server: &Server, name: &str| {
-            for cluster in server
-                .clusters
-                .borrow()
-                .of_service(&assignment.cluster_name)
-            {
-                let name = format!("cluster.{}.{name}", server.stat_name(&cluster));
-                server.stats.counter(&name).inc();
-            }
-        };
-        count(self, "assignment_timeout_received");
-        let (weak, assignment) = (Rc::downgrade(self), assignment.clone());
-        spawn_local(async move {
-            tokio::time::sleep(after).await;
-            let Some(server) = weak.upgrade() else { return };
-            let changes = server.clusters.borrow_mut().stale(&assignment);
-            if changes.is_empty() {
-                return;
-            }
-            for cluster in server
-                .clusters
-                .borrow()
-                .of_service(&assignment.cluster_name)
-            {
-                let name = server.stat_name(&cluster);
-                let name = format!("cluster.{name}.assignment_stale");
-                server.stats.counter(&name).inc();
-            }
-            server.broadcast(changes);
-            server.sync_checks_of(&assignment.cluster_name);
-        });
-    }
-
-    fn sync_checks_of(self: &Rc<Self>, service: &str) {
-        let clusters = self.clusters.borrow().of_service(service);
-        clusters
-            .iter()
-            .for_each(|cluster| self.sync_checks(cluster));
     }
 
     fn stat_name(&self, cluster: &str) -> Arc<str> {

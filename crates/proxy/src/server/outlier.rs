@@ -3,7 +3,7 @@
 use std::{
     rc::Rc,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Value, json};
@@ -46,6 +46,9 @@ impl Server {
                     server.broadcast(changes);
                     server.tell_outliers(&cluster, &events);
                 }
+                drop(server);
+                // Thousands of clusters, each with its own moment, are looked at together.
+                tokio::time::sleep(PAUSE).await;
             }
         });
     }
@@ -140,6 +143,9 @@ impl Server {
         scope.gauge("ejections_active").set(aside as i64);
     }
 }
+
+/// Between two looks at all clusters.
+const PAUSE: Duration = Duration::from_millis(20);
 
 fn ejected(hosts: &HostSet) -> usize {
     let relaxed = std::sync::atomic::Ordering::Relaxed;

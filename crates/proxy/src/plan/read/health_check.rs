@@ -4,14 +4,20 @@ use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use proto::envoy::{
     config::core::v3::{self as core, health_check as nested},
-    extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink,
+    extensions::{
+        filters::http::health_check::v3 as filter,
+        health_check::event_sinks::file::v3::HealthCheckEventFileSink,
+    },
     r#type::v3::{self as types, CodecClientType},
 };
 
-use super::common::{above_zero, enumeration, header_name, positive, string_matcher, typed_config};
+use super::common::{
+    above_zero, enumeration, header_matcher, header_name, percent, positive, string_matcher,
+    typed_config,
+};
 use crate::plan::{
     error::{At, Step, unsupported},
-    health_check::{Checker, GrpcCheck, HealthCheck, HttpCheck, TcpCheck},
+    health_check::{Checker, GrpcCheck, HealthCheck, HealthCheckFilter, HttpCheck, TcpCheck},
 };
 
 /// `HealthCheck`.
@@ -280,4 +286,34 @@ fn payload(at: At<'_>, m: &nested::Payload) -> Step<Arc<[u8]>> {
         }
         None => Err(at.error("needs one of text, binary")),
     }
+}
+
+/// `envoy.extensions.filters.http.health_check.v3.HealthCheck`.
+pub(super) fn health_check_filter(at: At<'_>, m: &filter::HealthCheck) -> Step<HealthCheckFilter> {
+    let filter::HealthCheck {
+        pass_through_mode,
+        cache_time,
+        cluster_min_healthy_percentages,
+        headers,
+    } = m;
+    let Some(pass_through) = *pass_through_mode else {
+        return Err(at.field("pass_through_mode").error("is required"));
+    };
+    let cache_time = positive(&at, "cache_time", cache_time)?;
+    if cache_time.is_some() && !pass_through {
+        at.field("cache_time")
+            .error("can only be given with pass_through_mode");
+    }
+    let field = at.field("cluster_min_healthy_percentages");
+    let least = cluster_min_healthy_percentages
+        .iter()
+        .filter_map(|(name, share)| {
+            Some((name.as_str().into(), percent(field.key(name), share).ok()?))
+        });
+    Ok(HealthCheckFilter {
+        pass_through,
+        cache_time,
+        min_healthy: least.collect(),
+        headers: at.each("headers", headers, header_matcher),
+    })
 }

@@ -29,6 +29,7 @@ use super::{
         string_matcher,
     },
     filter_config,
+    health_check::health_check_filter,
     rbac::{http_rbac, http_rbac_per_route},
     route::option,
 };
@@ -132,6 +133,10 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             let config = filter_config::local_rate_limit(at, &found.decode(&at)?)?;
             HttpFilterConfig::LocalRateLimit(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.health_check.v3.HealthCheck" => {
+            let config = health_check_filter(at, &found.decode(&at)?)?;
+            HttpFilterConfig::HealthCheck(Arc::new(config))
         }
         "envoy.extensions.filters.http.buffer.v3.Buffer" => {
             HttpFilterConfig::Buffer(filter_config::buffer(at, &found.decode(&at)?)?)
