@@ -20,6 +20,7 @@ use tokio::{
 use super::{
     Context, Exchange, Flags,
     failure::{self, Gone},
+    hedge::Hedged,
     mirror,
     pump::{Kept, Pump, PumpError},
     respond,
@@ -71,6 +72,11 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     sent: bool,
     /// The last attempt took too long.
     late: bool,
+    /// An attempt that takes too long goes on beside the next.
+    pub(super) hedge: bool,
+    /// Attempts that do; an older one that has won while the last was waited for.
+    pub(super) hedged: Vec<Hedged>,
+    winner: Option<Hedged>,
 }
 
 /// Forwards the request and its response. Where the response is a redirect that is followed here, the exchange holds the
@@ -89,6 +95,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         exchange,
         retries.policy().map(|policy| &**policy),
     );
+    let hedge = retry::hedges(exchange);
     let mirrors = mirror::chosen(exchange, cx.worker);
     let limit = exchange.route.get().and_then(|(virtual_host, route)| {
         route
@@ -130,6 +137,9 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         stale: 0,
         sent: false,
         late: false,
+        hedge,
+        hedged: Vec::new(),
+        winner: None,
     };
     forward.prepare_request();
     let mut timer = pin!(None::<Sleep>);
@@ -175,10 +185,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         let mut tried = Tried::new();
         let mut permit = None;
         loop {
-            let result = self.attempt(&mut tried, timer.as_mut()).await;
+            let mut result = self.attempt(&mut tried, timer.as_mut()).await;
+            self.late = matches!(
+                result,
+                Err(AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle))
+            );
             let stats = self.target.cluster.stats().clone();
-            let (answer, response) = match &result {
-                Ok((_, head)) => (self.retries.response(head), Some(head)),
+            let mut answer = match &result {
+                Ok((_, head)) => self.retries.response(head),
                 Err(AttemptError::Broken { stale: true, .. })
                     if self.stale < REPLAYS
                         && retry::is_repeatable(self.exchange)
@@ -191,12 +205,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                     continue;
                 }
                 Err(error) => match failure::kind(error) {
-                    Some(kind) => (self.retries.failure(kind), None),
-                    None => (Answer::No, None),
+                    // What goes on beside is repeated whatever the policy says about timeouts.
+                    Some(_) if self.late && !self.hedged.is_empty() => self.retries.again(),
+                    Some(kind) => self.retries.failure(kind),
+                    None => Answer::No,
                 },
             };
             drop(permit.take());
-            let mut answer = answer;
             let unprocessed = matches!(
                 result,
                 Err(AttemptError::Broken {
@@ -230,14 +245,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                     answer = Answer::No;
                 }
             }
+            if answer != Answer::Yes
+                && !self.hedged.is_empty()
+                && let Err(error) = &result
+                && failure::kind(error).is_some()
+            {
+                match self.last_hope(timer.as_mut()).await {
+                    Some(Ok((older, head))) => {
+                        answer = Answer::No;
+                        result = Ok((self.take_over(older), head));
+                    }
+                    Some(Err(error)) => {
+                        answer = Answer::No;
+                        result = Err(error);
+                    }
+                    None => {}
+                }
+            }
             match answer {
                 Answer::Yes => {
                     self.retries.begin();
-                    self.late = matches!(
-                        result,
-                        Err(AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle))
-                    );
                     stats.upstream_rq_retry().inc();
+                    let response = result.as_ref().ok().map(|(_, head)| head);
                     let (pause, limited) = self.retries.pause(response, &self.cx.worker.random);
                     match limited {
                         true => stats.upstream_rq_retry_backoff_ratelimited().inc(),
@@ -296,7 +325,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         self.sent = false;
         let now = TokioInstant::now();
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
-        self.deadlines.per_try_idle = self.timeouts.per_try_idle.map(|limit| now + limit);
+        self.deadlines
+            .start_per_try_idle(self.timeouts.per_try_idle);
         if self.reader.is_end() {
             self.start_request_timeout();
         }
@@ -396,7 +426,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         let result = self.response_head(&mut upstream, timer).await;
         match &result {
             Ok(head) => {
-                cluster.report(&host, Outcome::Status(effective_status(head)));
+                let host = self.winner.as_ref().map_or(&host, |older| &older.host);
+                cluster.report(host, Outcome::Status(effective_status(head)));
                 cluster.count_response(head.status);
                 if cluster.plan.health_check.is_some()
                     && head.headers.contains("x-envoy-immediate-health-check-fail")
@@ -423,8 +454,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             }
             Err(AttemptError::Expired(expired)) => {
                 cluster.stats().upstream_rq_timeout().inc();
-                if *expired == Expired::PerTry {
-                    cluster.stats().upstream_rq_per_try_timeout().inc();
+                match expired {
+                    Expired::PerTry => cluster.stats().upstream_rq_per_try_timeout().inc(),
+                    Expired::PerTryIdle => cluster.stats().upstream_rq_per_try_idle_timeout().inc(),
+                    _ => {}
                 }
                 cluster.report(&host, Outcome::Timeout);
             }
@@ -434,7 +467,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             _ => {}
         }
         match result {
-            Ok(head) => Ok((upstream, head)),
+            Ok(head) => match self.winner.take() {
+                None => Ok((upstream, head)),
+                Some(older) => {
+                    upstream.cancel();
+                    Ok((self.take_over(older), head))
+                }
+            },
+            Err(AttemptError::Expired(Expired::PerTry)) if self.hedges() => {
+                self.hedged.push(Hedged { upstream, host });
+                Err(AttemptError::Expired(Expired::PerTry))
+            }
             Err(error) => {
                 upstream.cancel();
                 Err(error)
@@ -545,6 +588,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         }
         if let Some(error) = broken {
             return Poll::Ready(Err(self.broken(error, upstream)));
+        }
+        if !self.hedged.is_empty()
+            && let Poll::Ready((older, head)) = self.poll_hedged(cx)
+        {
+            self.winner = Some(older);
+            return Poll::Ready(Ok(head));
         }
         if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
             return Poll::Ready(Err(AttemptError::Downstream(gone)));

@@ -10,6 +10,7 @@ mod exchange;
 mod failure;
 mod flags;
 mod forward;
+mod hedge;
 mod mirror;
 mod prepare;
 mod pump;

@@ -94,6 +94,14 @@ impl Pump {
         }
     }
 
+    /// Of an attempt whose whole request went up.
+    pub(super) fn finished() -> Pump {
+        Pump {
+            ended: true,
+            ..Pump::default()
+        }
+    }
+
     /// Whether all of the request went up.
     pub(super) fn is_ended(&self) -> bool {
         self.ended

@@ -34,6 +34,7 @@ pub(super) struct Deadlines {
     pub(super) receive: Option<Instant>,
     idle: Option<Instant>,
     idle_limit: Option<Duration>,
+    per_try_idle_limit: Option<Duration>,
 }
 
 impl Deadlines {
@@ -57,6 +58,15 @@ impl Deadlines {
         if let Some(limit) = self.idle_limit {
             self.idle = Some(Instant::now() + limit);
         }
+        if self.per_try_idle.is_some() {
+            self.start_per_try_idle(self.per_try_idle_limit);
+        }
+    }
+
+    /// An attempt begins, or bytes of it have moved.
+    pub(super) fn start_per_try_idle(&mut self, limit: Option<Duration>) {
+        self.per_try_idle_limit = limit;
+        self.per_try_idle = limit.map(|limit| Instant::now() + limit);
     }
 
     fn next(&self) -> Option<(Instant, Expired)> {

@@ -88,6 +88,8 @@ pub struct VirtualHost {
     pub include_is_timeout_retry_header: bool,
     /// For routes without one.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// `hedge_policy.hedge_on_per_try_timeout`, for routes without a policy.
+    pub hedge_on_per_try_timeout: Option<bool>,
     /// Copies of requests, where the route has no policy.
     pub mirrors: Vec<Mirror>,
     /// How many bytes of a request may be kept for retries and copies; the listener's limit when absent.
@@ -238,6 +240,9 @@ pub struct RouteAction {
     pub idle_timeout: Option<Option<Duration>>,
     /// Retries; `None` takes the virtual host's.
     pub retry_policy: Option<Arc<RetryPolicy>>,
+    /// `hedge_policy.hedge_on_per_try_timeout`: an attempt that takes too long goes on beside the next; `None` takes the
+    /// virtual host's.
+    pub hedge_on_per_try_timeout: Option<bool>,
     /// Copies of requests.
     pub mirrors: Vec<Mirror>,
     /// Which circuit breakers count.

@@ -135,6 +135,11 @@ impl Retries {
         self.answer(holds)
     }
 
+    /// What to do about an attempt that took too long and goes on beside the next one.
+    pub(crate) fn again(&self) -> Answer {
+        self.answer(true)
+    }
+
     /// What to do about an attempt without a response.
     pub(crate) fn failure(&self, failure: Failure) -> Answer {
         let on = |set| self.on.intersects(set);
@@ -280,6 +285,23 @@ pub(crate) fn is_repeatable(exchange: &Exchange<'_>) -> bool {
         || ["idempotency-key", "x-idempotency-key"]
             .into_iter()
             .any(|name| request.headers.contains(name))
+}
+
+/// Whether an attempt that takes too long goes on beside the next one: by the route's policy or the virtual host's, or
+/// by a header of an internal client, which is taken off.
+pub(crate) fn hedges(exchange: &mut Exchange<'_>) -> bool {
+    const HEADER: &str = "x-envoy-hedge-on-per-try-timeout";
+    if let Some(value) = exchange.request.headers.get_str(HEADER) {
+        let hedges = value == "true";
+        exchange.request.headers.remove(HEADER);
+        return hedges;
+    }
+    let own = exchange
+        .route
+        .action()
+        .and_then(|action| action.hedge_on_per_try_timeout);
+    own.or_else(|| exchange.route.get()?.0.hedge_on_per_try_timeout)
+        .unwrap_or(false)
 }
 
 /// Whether the operator has said that other requests, too, are repeated where the policy asks for it although a server

@@ -8,7 +8,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use super::support::{Mesh, OK, Origin, TO_A, run, within};
+use super::support::{Act, Mesh, OK, Origin, TO_A, run, within};
 
 /// Reads until the bytes end so.
 async fn until(stream: &mut TcpStream, end: &str) -> String {
@@ -450,4 +450,93 @@ fn replies_to_clients_that_are_gone_harm_nobody() {
         })
         .await;
     });
+}
+
+#[test]
+fn a_hedged_request_takes_the_first_good_answer() {
+    // The first attempt hangs for longer than one may; the second answers.
+    const HEDGED: &str = "          - {match: {prefix: /}, route: {cluster: a, timeout: 10s, \
+        hedge_policy: {hedge_on_per_try_timeout: true}, \
+        retry_policy: {retry_on: 5xx, num_retries: 1, per_try_timeout: 0.1s, retry_back_off: {base_interval: 0.001s}}}}";
+    run(async {
+        let origin = Origin::new(&[Act::Hang, OK]).await;
+        let mesh = Mesh::new(HEDGED, "", "", &[("a", origin.port)]).await;
+        let answer = mesh.get("/").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(mesh.log(1).await, "GET / 200 - via_upstream 2\n");
+    });
+    // The second attempt hangs, too, and no third is allowed: the first answers late and wins.
+    run(async {
+        let late = Act::SayLater(
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate",
+            Duration::from_millis(400),
+        );
+        let origin = Origin::new(&[late, Act::Hang]).await;
+        let mesh = Mesh::new(HEDGED, "", "", &[("a", origin.port)]).await;
+        let answer = mesh.get("/").await;
+        assert!(answer.ends_with("late"), "{answer}");
+        assert_eq!(origin.seen().len(), 2);
+    });
+    // A POST is not sent twice; its only attempt is waited for.
+    run(async {
+        let late = Act::SayLater(
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate",
+            Duration::from_millis(400),
+        );
+        let origin = Origin::new(&[late, OK]).await;
+        let mesh = Mesh::new(HEDGED, "", "", &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nConnection: close\r\n\r\nx")
+            .await;
+        assert!(answer.ends_with("late"), "{answer}");
+        assert_eq!(origin.seen().len(), 1);
+        assert_eq!(
+            mesh.server
+                .store
+                .number("cluster.a.upstream_rq_retry_unsafe"),
+            1
+        );
+    });
+}
+
+#[test]
+fn a_retry_asked_for_by_policy_is_withheld_where_a_server_may_be_at_work() {
+    let policy = "retry_policy: {retry_on: 'reset,retriable-status-codes', retriable_status_codes: [503], \
+        num_retries: 1, retry_back_off: {base_interval: 0.001s}}";
+    let post = |key: &str| {
+        format!(
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n{key}Connection: close\r\n\r\nx"
+        )
+    };
+    let bad = Act::Say("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+    for (first, key, metadata, status, arrivals) in [
+        // Nobody knows how far it came.
+        (Act::Close, "", "", 503, 1),
+        // The server has answered, and the policy says what that means.
+        (bad, "", "", 200, 2),
+        // The server tells repetitions itself.
+        (Act::Close, "Idempotency-Key: 7\r\n", "", 200, 2),
+        // The operator has switched the rule off.
+        (
+            Act::Close,
+            "",
+            "metadata: {filter_metadata: {outrigger: {retry_unsafe_requests: true}}}",
+            200,
+            2,
+        ),
+    ] {
+        let routes = format!(
+            "          - {{match: {{prefix: /}}, route: {{cluster: a, {policy}}}, {metadata}}}"
+        );
+        run(async move {
+            let origin = Origin::new(&[first, OK]).await;
+            let mesh = Mesh::new(&routes, "", "", &[("a", origin.port)]).await;
+            let answer = mesh.ask(&post(key)).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert_eq!(origin.seen().len(), arrivals);
+        });
+    }
 }

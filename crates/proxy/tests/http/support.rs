@@ -178,6 +178,8 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
 pub(crate) enum Act {
     /// Answers.
     Say(&'static str),
+    /// Answers after a while.
+    SayLater(&'static str, Duration),
     /// Closes without a word.
     Close,
     /// Says nothing.
@@ -214,6 +216,11 @@ impl Origin {
                             Some(Act::SayAndClose(answer)) => {
                                 stream.write_all(answer.as_bytes()).await.unwrap();
                                 return;
+                            }
+                            Some(Act::SayLater(answer, after)) => {
+                                tokio::time::sleep(after).await;
+                                // It may have been given up.
+                                let _ = stream.write_all(answer.as_bytes()).await;
                             }
                             Some(Act::Hang) => std::future::pending::<()>().await,
                             Some(Act::Close) | None => return,

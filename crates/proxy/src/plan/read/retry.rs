@@ -128,6 +128,21 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
     })
 }
 
+/// `HedgePolicy`: whether it hedges on a timeout of one attempt. Envoy does nothing with the rest, either.
+pub(super) fn hedge(at: At<'_>, m: &pb::HedgePolicy) -> Step<bool> {
+    let pb::HedgePolicy {
+        initial_requests,
+        additional_request_chance,
+        hedge_on_per_try_timeout,
+    } = m;
+    if initial_requests.is_some_and(|requests| requests > 1) {
+        at.field("initial_requests")
+            .not_implemented("is not implemented; write 1");
+    }
+    unsupported!(at, additional_request_chance);
+    Ok(*hedge_on_per_try_timeout)
+}
+
 fn back_off(at: At<'_>, m: &nested::RetryBackOff) -> Step<BackOff> {
     let Some(base) = above_zero(&at, "base_interval", &m.base_interval)? else {
         return Err(at.field("base_interval").error("is required"));

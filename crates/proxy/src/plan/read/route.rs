@@ -21,7 +21,7 @@ use super::{
     http_filter::per_filter,
     matcher_tree::matcher,
     rate_limit::rate_limits,
-    retry::retry_policy,
+    retry::{hedge, retry_policy},
     route_action::{mirror, route_action},
     route_match::route_match,
 };
@@ -145,7 +145,7 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         request_mirror_policies,
         metadata: free,
     } = m;
-    unsupported!(at, retry_policy_typed_config, hedge_policy);
+    unsupported!(at, retry_policy_typed_config);
     let require_tls = match enumeration(&at, "require_tls", *require_tls)? {
         pb::virtual_host::TlsRequirementType::None => RequireTls::None,
         pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -191,6 +191,7 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         retry_policy: at
             .optional("retry_policy", retry, retry_policy)?
             .map(Arc::new),
+        hedge_on_per_try_timeout: at.optional("hedge_policy", hedge_policy, hedge)?,
         mirrors: at.each("request_mirror_policies", request_mirror_policies, mirror),
         request_buffer_limit: request_body_buffer_limit
             .or(per_request_buffer_limit_bytes.map(u64::from)),

@@ -19,7 +19,7 @@ use super::{
     header::{header_mutations, operations},
     http_filter::per_filter,
     rate_limit::rate_limits,
-    retry::retry_policy,
+    retry::{hedge, retry_policy},
     route::option,
 };
 use crate::plan::{
@@ -72,7 +72,7 @@ pub(super) fn route_action(
         cluster_specifier,
         host_rewrite_specifier,
     } = m;
-    unsupported!(at, flush_timeout, retry_policy_typed_config, hedge_policy,);
+    unsupported!(at, flush_timeout, retry_policy_typed_config);
     let rewrites = [
         !prefix_rewrite.is_empty(),
         rewrite.is_some(),
@@ -152,6 +152,7 @@ pub(super) fn route_action(
         retry_policy: at
             .optional("retry_policy", retry, retry_policy)?
             .map(Arc::new),
+        hedge_on_per_try_timeout: at.optional("hedge_policy", hedge_policy, hedge)?,
         mirrors: at.each("request_mirror_policies", request_mirror_policies, mirror),
         priority: match enumeration(&at, "priority", *priority)? {
             core::RoutingPriority::Default => Priority::Default,
