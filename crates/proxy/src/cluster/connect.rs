@@ -21,6 +21,7 @@ use super::{
     error::UpstreamError,
     host::Host,
     pool::Acquire,
+    race::race,
     shared::{HostShared, Permit},
     stats::ClusterStats,
 };
@@ -71,7 +72,7 @@ impl Drop for Account {
     }
 }
 
-/// Connects to a host within the cluster's connect timeout. Its further addresses are tried when the first fails.
+/// Connects to a host within the cluster's connect timeout. Its further addresses are tried when the first fails or is slow.
 pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstream, UpstreamError> {
     let Acquire {
         plan, host, stats, ..
@@ -95,14 +96,13 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
         _permit: permit,
     };
     let result = timeout(plan.connect_timeout, async {
-        let mut result = one(plan, with.source, &host.address).await;
-        for address in &host.additional_addresses {
-            if result.is_ok() {
-                break;
+        let mut stream = match &host.additional_addresses[..] {
+            [] => one(plan, with.source, &host.address).await?,
+            more => {
+                let all = std::iter::once(&host.address).chain(more);
+                race(all, |address| one(plan, with.source, address)).await?
             }
-            result = one(plan, with.source, address).await;
-        }
-        let mut stream = result?;
+        };
         if let Some(proxy) = proxy {
             let mut header = BytesMut::new();
             proxy_header(proxy, with.downstream).write_to(&mut header);

@@ -67,13 +67,13 @@ impl Balancer {
     ) -> Option<Arc<Host>> {
         let set = with.set;
         match &set.subsets {
-            None => self.from_view(with, &set.all, context.hash, attempt),
+            None => self.from_view(with, &set.all, context, attempt),
             Some(subsets) => subsets.choose(
                 context.metadata_match,
                 &set.all,
                 with.stats,
                 &|found| match found {
-                    Found::View(view) => self.from_view(with, view, context.hash, attempt),
+                    Found::View(view) => self.from_view(with, view, context, attempt),
                     Found::Host(host) => Some(host.clone()),
                 },
             ),
@@ -84,15 +84,15 @@ impl Balancer {
         &self,
         with: Chooser<'_>,
         view: &View,
-        hash: Option<u64>,
+        context: &LbContext<'_>,
         attempt: u32,
     ) -> Option<Arc<Host>> {
         let hashes = with.plan.lb_policy.hashes();
-        let number = match hash {
+        let number = match context.hash {
             Some(hash) if hashes => hash,
             _ => with.random.bits(),
         };
-        let (level, degraded) = view.level(number)?;
+        let (level, degraded) = view.level(number, context.avoid_priorities)?;
         if level.load.panic {
             with.stats.lb_healthy_panic().inc();
         }

@@ -22,6 +22,7 @@ mod mt19937;
 pub(crate) mod outlier;
 mod pool;
 mod priority;
+mod race;
 pub mod registry;
 mod report;
 mod rest;
@@ -89,6 +90,8 @@ pub struct LbContext<'a> {
     pub original_dst: Option<SocketAddr>,
     /// Hosts that were tried for this request already and should be avoided where others are left.
     pub avoid: &'a [Arc<Host>],
+    /// Priorities that were tried and should be avoided where others can serve: a bit for each.
+    pub avoid_priorities: u64,
     /// Hosts that will not do for another reason, where others are left.
     pub omit: Option<&'a dyn Omit>,
     /// How often to look for another one. Envoy's default: 1, with Istio's predicate 5.

@@ -141,6 +141,7 @@ const ANY: LbContext<'static> = LbContext {
     hash: None,
     original_dst: None,
     avoid: &[],
+    avoid_priorities: 0,
     omit: None,
     avoid_attempts: 0,
     priority: Priority::Default,
@@ -585,4 +586,27 @@ fn http2_requests_share_a_connection_up_to_its_limit() {
         assert!(again.is_reused());
         assert_eq!(bench.store.number("cluster.c.upstream_cx_total"), 2);
     });
+}
+
+#[test]
+fn a_retry_can_leave_the_priority_that_was_tried() {
+    let mut bench = Bench::new(eds("lb_policy: ROUND_ROBIN"));
+    let groups = [
+        group("priority: 0", &[(1, "")]),
+        group("priority: 1", &[(2, "")]),
+    ];
+    bench.assign(&groups.concat());
+    let cluster = bench.cluster();
+    let chosen = |avoid_priorities| {
+        let context = LbContext {
+            avoid_priorities,
+            ..ANY
+        };
+        cluster.choose(&context).expect("there is a host").priority
+    };
+    assert_eq!(chosen(0), 0);
+    assert_eq!(chosen(0b01), 1);
+    assert_eq!(chosen(0b10), 0);
+    // Where all were tried, all are as good as before.
+    assert_eq!(chosen(0b11), 0);
 }

@@ -134,8 +134,25 @@ impl View {
         Self { levels }
     }
 
-    /// The priority that a number leads to, and whether its degraded hosts are meant.
-    pub(super) fn level(&self, number: u64) -> Option<(&Level, bool)> {
+    /// The priority that a number leads to, and whether its degraded hosts are meant. Priorities of `avoid` (a bit for
+    /// each) take nothing while others can serve.
+    pub(super) fn level(&self, number: u64, avoid: u64) -> Option<(&Level, bool)> {
+        if avoid != 0 {
+            let left = |(at, level): (usize, &Level)| match at < 64 && avoid >> at & 1 == 1 {
+                true => Census::default(),
+                false => level.census,
+            };
+            let left: Vec<_> = self.levels.iter().enumerate().map(left).collect();
+            if left
+                .iter()
+                .any(|census| census.healthy + census.degraded > 0)
+            {
+                // Without a threshold: who avoids a priority wants none of its hosts, in panic neither.
+                let loads = priority::loads(&left, 0);
+                let (at, degraded) = priority::choose(loads.into_iter(), number)?;
+                return Some((&self.levels[at], degraded));
+            }
+        }
         let loads = self.levels.iter().map(|level| level.load);
         let (at, degraded) = priority::choose(loads, number)?;
         Some((&self.levels[at], degraded))

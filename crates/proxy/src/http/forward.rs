@@ -354,6 +354,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             hash: self.target.hash,
             original_dst: router::preferred::original_dst(&cluster, self.exchange),
             avoid: if avoid { tried } else { &[] },
+            avoid_priorities: policy.map_or(0, |policy| policy.priorities_tried(tried)),
             omit: omit.map(|policy| &**policy as &dyn Omit),
             avoid_attempts: match policy {
                 Some(policy) if avoid || omit.is_some() => policy.host_selection_max_attempts,

@@ -261,6 +261,21 @@ impl Retries {
     }
 }
 
+impl RetryPolicy {
+    /// The priorities of the hosts that were tried, brought up to date after every so many attempts
+    /// (`retry_priority.previous_priorities`): a bit for each.
+    pub(crate) fn priorities_tried(&self, tried: &[Arc<Host>]) -> u64 {
+        let Some(frequency) = self.previous_priorities_update_frequency else {
+            return 0;
+        };
+        let known = tried.len() - tried.len() % frequency.max(1) as usize;
+        tried[..known]
+            .iter()
+            .filter(|host| host.priority < 64)
+            .fold(0, |all, host| all | 1 << host.priority)
+    }
+}
+
 impl Omit for RetryPolicy {
     fn omits(&self, host: &Host) -> bool {
         let lb = host.metadata.namespace("envoy.lb");
