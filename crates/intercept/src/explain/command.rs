@@ -12,7 +12,7 @@ use crate::{
     backend::Backend,
     config::Config,
     flags::{self, Flag, Kind, Values},
-    program, surroundings,
+    nft, program, surroundings,
     surroundings::Addresses,
 };
 
@@ -202,6 +202,11 @@ fn of_kernel(packet: &Packet) -> Result<Ruleset, Error> {
                 .into(),
         )),
         (Some(set), None) => Ok(set),
+        (None, _) if nft::listing()?.is_some() => Err(Error::Conflict(
+            "the rules here are nft's own (--native-nftables), in which no walk is built in: give the flags of \
+             istio-iptables that they were made with after --"
+                .into(),
+        )),
         (None, _) => Ok(Ruleset::default()),
     }
 }

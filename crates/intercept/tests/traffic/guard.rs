@@ -152,6 +152,12 @@ fn explains() {
     );
     let (out, ok) = net.pod.try_sh("$RUN intercept explain --to 10.9.0.5:80");
     assert!(!ok && out.contains("--from is needed"), "{out}");
+    let native = Pod::new(mode("nft"));
+    native.apply(mode("nft"), "");
+    let (out, ok) = native
+        .pod
+        .try_sh("$RUN intercept explain --from 10.9.0.5 --to 10.9.0.1:80");
+    assert!(!ok && out.contains("the rules here are nft's own"), "{out}");
     net.pod.sh("iptables-nft -t nat -A OUTPUT -j RETURN");
     let (out, ok) = net
         .pod
