@@ -1,12 +1,17 @@
 //! `proxy-config -f` against what a real istioctl printed: tables byte for byte, JSON and YAML as data.
 
-use std::{fs, path::PathBuf, process::Command};
+#[path = "../../testkit/src/conformance.rs"]
+mod finder;
+
+use std::{fs, process::Command};
 
 use serde_json::Value;
 
 #[test]
 fn proxy_config_prints_what_istioctl_prints() {
-    let Some(root) = conformance() else { return };
+    let Some(root) = finder::conformance("istioctl") else {
+        return;
+    };
     let mut checked = 0;
     let mut wrong = Vec::new();
     for dump in fs::read_dir(root)
@@ -63,27 +68,4 @@ fn data(text: &str, name: &str) -> Option<Value> {
     name.ends_with("-yaml")
         .then(|| proto::json::yaml_to_value(text).ok())
         .flatten()
-}
-
-fn conformance() -> Option<PathBuf> {
-    let root = std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../../../shared/conformance"
-            ))
-        },
-        PathBuf::from,
-    );
-    let path = root.join("istioctl");
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{} is missing",
-        path.display()
-    );
-    println!("skipped: no conformance data");
-    None
 }

@@ -13,6 +13,8 @@ mod telemetry;
 mod virtual_service;
 mod wasm;
 
+pub use virtual_service::GRPC_STATUS;
+
 use std::fmt::Display;
 
 use proto::{

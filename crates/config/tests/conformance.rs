@@ -1,31 +1,17 @@
 //! Every object that a real istiod was given is accepted.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+#[path = "../../testkit/src/conformance.rs"]
+mod finder;
+
+use std::{fs, path::Path};
 
 use outrigger_config::{Kind, Severity, Snapshot};
 
-fn conformance() -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
-    let dir =
-        PathBuf::from(std::env::var("OUTRIGGER_CONFORMANCE").unwrap_or_else(|_| default.into()));
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "no conformance data at {}",
-        dir.display()
-    );
-    println!("skipped: no conformance data");
-    None
-}
-
 #[test]
 fn real_inputs_are_accepted() {
-    let Some(dir) = conformance() else { return };
+    let Some(dir) = finder::conformance("") else {
+        return;
+    };
     let base = dir.join("istiod-xds/mesh.yaml");
     let base_text = fs::read_to_string(&base).unwrap();
     let mut scenarios = 0;

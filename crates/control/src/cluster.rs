@@ -8,7 +8,7 @@ mod draft;
 mod inbound;
 mod outbound;
 mod policy;
-mod tls;
+pub(crate) mod tls;
 
 pub use inbound::inbound;
 pub use outbound::outbound;
@@ -17,10 +17,6 @@ use std::collections::BTreeSet;
 
 use crate::model::{Mesh, Proxy, Resource};
 
-/// Where everything goes that no service stands for.
-pub const PASSTHROUGH: &str = "PassthroughCluster";
-/// Where nothing goes on.
-pub const BLACK_HOLE: &str = "BlackHoleCluster";
 /// Inbound traffic to a port that no service names.
 pub const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 

@@ -1,29 +1,13 @@
 //! What our kube-inject makes of a pod, against what the real one makes of it. Compared as data.
 
-use std::{fs, path::PathBuf};
+#[path = "../../testkit/src/conformance.rs"]
+mod finder;
+
+use std::fs;
 
 use inject::{Settings, Values, workload};
 use outrigger_inject as inject;
 use serde_json::Value;
-
-fn data() -> Option<PathBuf> {
-    let root = std::env::var_os("OUTRIGGER_CONFORMANCE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance").into()
-        });
-    let folder = root.join("kube-inject");
-    if folder.join("values.json").exists() {
-        return Some(folder);
-    }
-    println!("skipped: no conformance data");
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "no conformance data at {}",
-        folder.display()
-    );
-    None
-}
 
 fn documents(text: &str) -> Vec<Value> {
     config::yaml::documents(text)
@@ -93,7 +77,9 @@ fn differences(path: &str, expected: &Value, found: &Value, out: &mut Vec<String
 
 #[test]
 fn every_case_is_equal_as_data() {
-    let Some(folder) = data() else { return };
+    let Some(folder) = finder::conformance("kube-inject") else {
+        return;
+    };
     let settings = settings(&folder);
     let mut problems = Vec::new();
     let mut cases = 0;

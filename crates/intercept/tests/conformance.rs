@@ -4,10 +4,13 @@
 //! with `istio-iptables` as its first argument it runs the room's command line. Needs root, unshare, ip and iptables;
 //! what is missing fails where `CI` is set and is said aloud elsewhere.
 
+#[path = "../../testkit/src/conformance.rs"]
+mod finder;
+
 use std::{
     collections::BTreeMap,
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     time::Instant,
 };
@@ -47,17 +50,7 @@ fn main() -> ExitCode {
             check(name, test());
         }
     }
-    let data = env::var_os("OUTRIGGER_CONFORMANCE")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance").into()
-        });
-    let data = data.join("istio-iptables");
-    if !data.join("cases.json").exists() {
-        if absent("no conformance data") == ExitCode::FAILURE {
-            return ExitCode::FAILURE;
-        }
-    } else {
+    if let Some(data) = finder::conformance("istio-iptables") {
         let cases = read_cases(&data);
         for (name, case) in &cases {
             for back_end in ["nft", "legacy"] {

@@ -756,7 +756,8 @@ const RETRY_ON: [&str; 16] = [
     "unavailable",
 ];
 
-const GRPC_STATUS: [&str; 17] = [
+/// The statuses of gRPC by number.
+pub const GRPC_STATUS: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",

@@ -17,7 +17,6 @@ use proto::{
 };
 
 use super::{
-    BLACK_HOLE, PASSTHROUGH,
     draft::{Draft, passthrough_http, text},
     policy, tls,
 };
@@ -28,7 +27,7 @@ use crate::{
         MergedRule, Mesh, Origin, Port, Protocol, Proxy, Resolution, Resource, Service,
         destination_rule, kubernetes::keeps_sessions,
     },
-    names,
+    names::{self, BLACK_HOLE, PASSTHROUGH},
 };
 
 /// How much a DNS refresh may be early or late.

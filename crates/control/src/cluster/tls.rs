@@ -331,8 +331,9 @@ fn names(sans: &[String]) -> CertificateValidationContext {
     }
 }
 
+/// What is checked about a peer, with the roots that SDS gives.
 #[allow(deprecated)]
-fn combined(
+pub(crate) fn combined(
     context: CertificateValidationContext,
     roots: SdsSecretConfig,
 ) -> ValidationContextType {

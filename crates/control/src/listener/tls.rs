@@ -10,10 +10,8 @@ use proto::{
         },
         extensions::transport_sockets::tls::v3::{
             CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
-            TlsParameters,
-            certificate_validation_context::TrustChainVerification,
-            common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
-            tls_parameters::TlsProtocol,
+            TlsParameters, certificate_validation_context::TrustChainVerification,
+            common_tls_context::ValidationContextType, tls_parameters::TlsProtocol,
         },
         r#type::matcher::v3::StringMatcher,
     },
@@ -26,7 +24,10 @@ use proto::{
     },
 };
 
-use crate::route::{exact, prefix};
+use crate::{
+    cluster::tls::combined,
+    route::{exact, prefix},
+};
 
 /// The secret that holds a workload's own certificate.
 pub const OWN_CERTIFICATE: &str = "default";
@@ -337,18 +338,6 @@ fn with_names(names: Vec<StringMatcher>) -> CertificateValidationContext {
         match_subject_alt_names: names,
         ..Default::default()
     }
-}
-
-#[allow(deprecated)]
-fn combined(
-    context: CertificateValidationContext,
-    roots: SdsSecretConfig,
-) -> ValidationContextType {
-    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
-        default_validation_context: Some(context),
-        validation_context_sds_secret_config: Some(roots),
-        ..Default::default()
-    })
 }
 
 fn certificate_name(certificate: &str, key: &str) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use config::validate::GRPC_STATUS;
 use proto::{
     Any, any,
     envoy::{
@@ -94,26 +95,7 @@ fn abort(a: &Abort) -> Option<FaultAbort> {
 
 /// The number of a gRPC status by its canonical name; a name that validation lets through is one of these.
 fn grpc_status(name: &str) -> u32 {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    NAMES.iter().position(|n| *n == name).unwrap_or(0) as u32
+    GRPC_STATUS.iter().position(|n| *n == name).unwrap_or(0) as u32
 }
 
 fn cors(policy: &CorsPolicy) -> EnvoyCorsPolicy {

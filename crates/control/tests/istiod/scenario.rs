@@ -1,8 +1,11 @@
 //! A captured scenario: its objects as a mesh, and what istiod sent to each of its nodes.
 
+#[path = "../../../testkit/src/conformance.rs"]
+mod finder;
+
 use std::{
     collections::BTreeSet,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,26 +24,7 @@ const BASE_MESH: &str = "defaultConfig: {discoveryAddress: 'istiod.istio-system.
 
 /// The folder of captures; `None` (and a line in the log) where it is missing. In CI it must be there.
 pub(crate) fn data() -> Option<PathBuf> {
-    let root = env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../../../shared/conformance"
-            ))
-        },
-        PathBuf::from,
-    );
-    let root = root.join("istiod-xds");
-    if root.join("mesh.yaml").exists() {
-        return Some(root);
-    }
-    assert!(
-        env::var_os("CI").is_none(),
-        "no conformance data at {}",
-        root.display()
-    );
-    println!("skipped: no conformance data");
-    None
+    finder::conformance("istiod-xds")
 }
 
 pub(crate) struct Scenario {

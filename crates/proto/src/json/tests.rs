@@ -1,4 +1,7 @@
-use std::{fs, path::PathBuf};
+#[path = "../../../testkit/src/conformance.rs"]
+mod finder;
+
+use std::fs;
 
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -88,7 +91,7 @@ fn well_known_types_inside_an_any_stand_under_value() {
 /// Every resource that a real istiod sent reads strictly and writes back as the same JSON.
 #[test]
 fn what_a_real_istiod_sends_survives_the_round_trip() {
-    let Some(root) = conformance("istiod-xds") else {
+    let Some(root) = finder::conformance("istiod-xds") else {
         return;
     };
     let types = [
@@ -131,29 +134,6 @@ fn what_a_real_istiod_sends_survives_the_round_trip() {
         }
     }
     assert!(checked > 1000, "only {checked} resources");
-}
-
-fn conformance(part: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../../../shared/conformance"
-            ))
-        },
-        PathBuf::from,
-    );
-    let path = root.join(part);
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "{} is missing",
-        path.display()
-    );
-    println!("skipped: no conformance data");
-    None
 }
 
 #[test]

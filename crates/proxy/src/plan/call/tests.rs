@@ -1,22 +1,4 @@
-use std::path::PathBuf;
-
 use super::*;
-
-fn conformance() -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
-    let root =
-        std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(|| default.into(), PathBuf::from);
-    if root.is_dir() {
-        return Some(root);
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "no conformance data at {}",
-        root.display()
-    );
-    println!("skipped: no conformance data");
-    None
-}
 
 /// The lists of a captured answer, wrapped as a dump.
 fn dump_of(answer: &Value) -> Value {
@@ -116,7 +98,9 @@ fn differs_as_envoy_does(
 /// Every recorded call comes to the end that Istio's own traffic simulation gives it.
 #[test]
 fn calls_end_where_istio_says() {
-    let Some(root) = conformance() else { return };
+    let Some(root) = crate::plan::read::tests::conformance() else {
+        return;
+    };
     let mut calls = 0;
     let mut documented = 0;
     let mut wrong = Vec::new();

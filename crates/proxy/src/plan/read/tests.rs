@@ -1,3 +1,6 @@
+#[path = "../../../../testkit/src/conformance.rs"]
+mod finder;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -40,19 +43,7 @@ pub(crate) fn is_later(text: &str) -> bool {
 }
 
 pub(crate) fn conformance() -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/conformance");
-    let root =
-        std::env::var_os("OUTRIGGER_CONFORMANCE").map_or_else(|| default.into(), PathBuf::from);
-    if root.is_dir() {
-        return Some(root);
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "no conformance data at {}",
-        root.display()
-    );
-    println!("skipped: no conformance data");
-    None
+    finder::conformance("")
 }
 
 pub(crate) fn answers(root: &Path) -> Vec<(String, Value)> {
