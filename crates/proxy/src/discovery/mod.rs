@@ -7,12 +7,14 @@
 //! its routes were; the former version serves until then. A resource that is wrong is refused by itself; the others of
 //! its response are taken.
 
+mod entries;
 mod secrets;
 mod stream;
 mod truth;
 
+pub use entries::{Config, Entry, ErrorState, Version};
 pub use stream::Discovery;
-pub use truth::{Apply, Config, Entry, ErrorState, Failure, Phase, Truth, Version};
+pub use truth::{Apply, Failure, Phase, Truth};
 
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use prost::Message;
 use proto::{
     Any,
     envoy::{
@@ -24,9 +23,10 @@ use xds::{
     type_url::{CDS, EDS, LDS, RDS, SDS},
 };
 
+use super::entries::{Config, Entry, Version, answered, applied, finish, refused, take, version};
 use crate::{
     plan::{
-        Bootstrap, Cluster, ClusterLoadAssignment, Listener, PlanErrors, RouteConfiguration,
+        Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
         bootstrap::{ConfigSource, ConfigSourceKind},
         cluster::Discovery,
         network::NetworkFilterConfig,
@@ -38,143 +38,6 @@ use crate::{
 
 /// Hands a batch to the server; the answer has one entry for each change.
 pub type Apply<'a> = dyn FnMut(Vec<Change>) -> Vec<Result<(), ChangeError>> + 'a;
-
-/// One version of a resource.
-#[derive(Debug, Clone)]
-pub struct Version<T> {
-    /// What it means.
-    pub plan: Arc<T>,
-    /// As it came.
-    pub resource: Any,
-    /// The control plane's name for this version; empty for a static resource.
-    pub version: String,
-    /// When it came.
-    pub updated: SystemTime,
-}
-
-/// The last version that was refused.
-#[derive(Debug, Clone)]
-pub struct ErrorState {
-    /// As it came.
-    pub resource: Any,
-    /// Its version.
-    pub version: String,
-    /// Why.
-    pub details: String,
-    /// When.
-    pub attempted: SystemTime,
-}
-
-/// What is known under one name.
-#[derive(Debug, Clone)]
-pub struct Entry<T> {
-    /// From the bootstrap, and never changed by discovery.
-    pub fixed: bool,
-    /// In force.
-    pub active: Option<Version<T>>,
-    /// Waiting for what it refers to.
-    pub warming: Option<Version<T>>,
-    /// When waiting ends in any case.
-    deadline: Option<Instant>,
-    /// Refused.
-    pub error: Option<ErrorState>,
-}
-
-impl<T> Default for Entry<T> {
-    fn default() -> Self {
-        Self {
-            fixed: false,
-            active: None,
-            warming: None,
-            deadline: None,
-            error: None,
-        }
-    }
-}
-
-/// Resources of one kind by name.
-#[derive(Debug)]
-pub struct Config<T> {
-    /// By name.
-    pub entries: BTreeMap<String, Entry<T>>,
-    /// Version of the last response that was taken as a whole.
-    pub version: String,
-    /// Whether a first response was processed.
-    pub answered: bool,
-}
-
-impl<T> Default for Config<T> {
-    fn default() -> Self {
-        Self {
-            entries: BTreeMap::new(),
-            version: String::new(),
-            answered: false,
-        }
-    }
-}
-
-impl<T> Config<T> {
-    /// Every version there is, active or warming.
-    fn versions(&self) -> impl Iterator<Item = &Version<T>> {
-        self.entries
-            .values()
-            .flat_map(|e| e.active.iter().chain(&e.warming))
-    }
-
-    /// How many are warming.
-    pub fn warming(&self) -> usize {
-        self.entries
-            .values()
-            .filter(|e| e.warming.is_some())
-            .count()
-    }
-
-    /// Takes resources in that others refer to by name (EDS, RDS): what is sound is in force at once.
-    fn receive(
-        &mut self,
-        (type_url, received): (&'static str, &Received),
-        planned: Vec<Result<Version<T>, ErrorState>>,
-        absent: &mut BTreeSet<(&'static str, String)>,
-        change: impl Fn(Arc<T>) -> Change,
-        apply: &mut Apply<'_>,
-    ) -> Vec<(String, String)>
-    where
-        T: PartialEq,
-    {
-        let mut errors = Vec::new();
-        let mut batch = Vec::new();
-        for (r, planned) in received.resources.iter().zip(planned) {
-            absent.remove(&(type_url, r.name.clone()));
-            let entry = self.entries.entry(r.name.clone()).or_default();
-            match planned {
-                Ok(new) => {
-                    if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
-                        batch.push(change(new.plan.clone()));
-                    }
-                    entry.error = None;
-                    entry.active = Some(new);
-                }
-                Err(state) => {
-                    errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
-                }
-            }
-        }
-        // What does not exist (yet) is an answer as well: nobody waits for it any longer.
-        absent.extend(received.removed.iter().map(|name| (type_url, name.clone())));
-        if !batch.is_empty() {
-            apply(batch);
-        }
-        errors
-    }
-
-    fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        self.entries
-            .values()
-            .filter(|e| e.warming.is_some())
-            .filter_map(|e| e.deadline)
-    }
-}
 
 /// How far the start has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -779,96 +642,6 @@ impl Truth {
                     .collect::<Vec<_>>()
             })
             .collect()
-    }
-}
-
-/// A new version waits; the same plan again only gets the new version's name.
-fn take<T: PartialEq>(entry: &mut Entry<T>, new: Version<T>, deadline: Option<Instant>) {
-    entry.error = None;
-    if let Some(active) = &mut entry.active
-        && active.plan == new.plan
-    {
-        // Bytes may differ where the meaning does not (accepted without effect): the dump shows the latest.
-        entry.warming = None;
-        let plan = active.plan.clone();
-        *active = Version { plan, ..new };
-        return;
-    }
-    entry.warming = Some(new);
-    entry.deadline = deadline;
-}
-
-fn finish<T>(config: &mut Config<T>, received: &Received, errors: &[(String, String)]) {
-    config.answered = true;
-    if errors.is_empty() {
-        config.version.clone_from(&received.version);
-    }
-}
-
-/// Whether waiting for a name is over. As in Envoy a refused answer ends it, too: without a limit of time a mistake in one
-/// route would keep its listener, and the start, waiting for ever.
-fn answered<T>(
-    config: &Config<T>,
-    absent: &BTreeSet<(&'static str, String)>,
-    type_url: &'static str,
-    name: &str,
-) -> bool {
-    config
-        .entries
-        .get(name)
-        .is_some_and(|e| e.active.is_some() || e.error.is_some())
-        || absent.contains(&(type_url, name.to_owned()))
-}
-
-/// Decodes and plans one resource.
-fn version<M, P>(r: &ReceivedResource) -> Result<Version<P>, ErrorState>
-where
-    M: Message + Default,
-    P: for<'m> TryFrom<&'m M, Error = PlanErrors>,
-{
-    let message = M::decode(r.resource.value.as_slice())
-        .map_err(|e| refused(r, format!("is not a {}: {e}", r.resource.type_url)))?;
-    let plan = P::try_from(&message).map_err(|e| refused(r, e.to_string()))?;
-    Ok(Version {
-        plan: Arc::new(plan),
-        resource: r.resource.clone(),
-        version: r.version.clone(),
-        updated: SystemTime::now(),
-    })
-}
-
-fn refused(r: &ReceivedResource, details: String) -> ErrorState {
-    ErrorState {
-        resource: r.resource.clone(),
-        version: r.version.clone(),
-        details,
-        attempted: SystemTime::now(),
-    }
-}
-
-/// The outcome of a change: the version is in force, or refused (and the former one stays).
-fn applied<T>(entry: Option<&mut Entry<T>>, result: Result<(), ChangeError>) -> Option<String> {
-    let entry = entry?;
-    let version = entry.warming.take()?;
-    match result {
-        Ok(()) => {
-            entry.error = None;
-            entry.active = Some(version);
-            None
-        }
-        Err(why) => {
-            entry.error = Some(late(version, why.to_string()));
-            Some(why.to_string())
-        }
-    }
-}
-
-fn late<T>(version: Version<T>, details: String) -> ErrorState {
-    ErrorState {
-        resource: version.resource,
-        version: version.version,
-        details,
-        attempted: SystemTime::now(),
     }
 }
 
