@@ -219,6 +219,7 @@ impl HostPool {
             .borrow_mut()
             .drain(..)
             .for_each(|connection| connection.retire());
+        self.http2_changed.notify_waiters();
     }
 
     /// Closes connections at rest for the sake of another pool; `true` when nothing is left.

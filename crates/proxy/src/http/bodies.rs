@@ -59,6 +59,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             self.pump.hold = false;
             self.exchange.request.upgrade = false;
         }
+        if !self.keeps && self.pump.is_caught_up(&self.kept) {
+            // No attempt follows: a stream that lasts need not hold what it has sent.
+            self.kept.stop();
+        }
         self.exchange.details = "via_upstream".into();
         self.exchange.progress.downstream_first_sent = Some(Instant::now());
         if !self.kept.complete && !tunnel {

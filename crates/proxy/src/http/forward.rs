@@ -63,6 +63,8 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     pub(super) retries: Retries,
     pub(super) timeouts: Timeouts,
     pub(super) kept: Kept,
+    /// What was kept is needed even when there is a response: for copies, and for redirects that are followed here.
+    pub(super) keeps: bool,
     pub(super) pump: Pump,
     pub(super) deadlines: Deadlines,
     /// Attempts that came to nothing without anybody's fault: on resting connections that turned out closed, and such
@@ -123,6 +125,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
             .speaks_http2(exchange.request.version == Version::Http2);
     let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, cx.live.plan.request_timeout);
     let kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
+    let keeps = follows || !mirrors.is_empty();
     let mut forward = Forward {
         cx,
         exchange,
@@ -132,6 +135,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         retries,
         timeouts,
         kept,
+        keeps,
         pump: Pump::default(),
         deadlines,
         stale: 0,

@@ -102,6 +102,11 @@ impl Pump {
         }
     }
 
+    /// Whether everything that was kept went up.
+    pub(super) fn is_caught_up(&self, kept: &Kept) -> bool {
+        self.position >= kept.pieces.len()
+    }
+
     /// Whether all of the request went up.
     pub(super) fn is_ended(&self) -> bool {
         self.ended
