@@ -4,4 +4,5 @@ pub mod backoff;
 pub mod cidr;
 pub mod clock;
 pub mod log;
+pub mod memory;
 pub mod spiffe;

@@ -238,6 +238,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         })?;
     server.load(folder.snapshot().clone(), folder.problems().clone());
     let follow = tokio::spawn(server.clone().follow(folder.watch()?, timing));
+    let tidy = tokio::spawn(server.clone().tidy());
 
     let until = || {
         let mut stopped = stopped.clone();
@@ -287,6 +288,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         }
     }
     follow.abort();
+    tidy.abort();
     drop(stop);
     // Streams of proxies end by themselves only when the proxy goes: they are cut off when there is no more time.
     server.close_streams();

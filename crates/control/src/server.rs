@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use config::{Problem, Severity, Snapshot, Update, Watch};
@@ -51,6 +51,8 @@ pub struct Server {
     connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
     next_connection: AtomicU64,
     throttle: Semaphore,
+    /// Responses so far.
+    sent: AtomicU64,
 }
 
 impl std::fmt::Debug for Server {
@@ -75,6 +77,7 @@ impl Server {
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
             throttle: Semaphore::new(throttle()),
+            sent: AtomicU64::new(0),
         };
         server
             .metrics
@@ -121,6 +124,24 @@ impl Server {
             .time("pilot_pushcontext_init_seconds", &[], started.elapsed());
         self.note_sizes(&mesh);
         *self.current.write() = Some(Arc::new(Push::first(mesh, version(1))));
+    }
+
+    /// Gives memory back whenever nothing was sent for a while: what a push or the start of a fleet took would else stay
+    /// until the next one.
+    pub async fn tidy(self: Arc<Self>) {
+        const QUIET: Duration = Duration::from_secs(2);
+        // What reading the configuration took is given back too.
+        let (mut seen, mut given) = (0, u64::MAX);
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let sent = self.sent.load(Ordering::Relaxed);
+            if sent == seen && sent != given {
+                given = sent;
+                // A thread of its own may take its time.
+                let _ = tokio::task::spawn_blocking(base::memory::give_back_heap).await;
+            }
+            seen = sent;
+        }
     }
 
     /// Pushes what a watch tells of, until it ends.

@@ -369,6 +369,7 @@ impl Connection {
     ) {
         let label = type_label(&response.type_url);
         let labels = [("type", label.as_str())];
+        server.sent.fetch_add(1, Ordering::Relaxed);
         server.metrics.count("pilot_xds_pushes", &labels);
         server.metrics.observe(
             "pilot_xds_config_size_bytes",

@@ -1,6 +1,6 @@
 //! From arguments to a running proxy, and to its end.
 
-use std::{io, path::Path, process::ExitCode, sync::Arc, thread, time::Duration};
+use std::{io, path::Path, process::ExitCode, rc::Rc, sync::Arc, thread, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -134,7 +134,7 @@ async fn serve(
         }
     };
     tokio::task::spawn_local(discovery.run());
-    tokio::task::spawn_local(trim());
+    tokio::task::spawn_local(trim(server.clone()));
     tokio::task::spawn_local(reopen_logs(reopen));
     let end = async {
         if init_only {
@@ -159,19 +159,26 @@ async fn reopen_logs(mut signal: tokio::signal::unix::Signal) {
     }
 }
 
-/// Lets the allocator give back what the start took, and after that what configuration or a dump took: Istio's filters and
-/// dumps come as JSON, whose descriptors are larger than all the rest of a small proxy.
-async fn trim() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
+/// Gives back what only the start needed, when it is over and once more when its last followers have ended: memory that
+/// was freed, and pages of the program that nothing runs through any more. After that, memory after each burst of changes.
+async fn trim(server: Rc<Server>) {
+    server.reached(State::Live).await;
+    for pause in [
+        Duration::ZERO,
+        Duration::from_millis(300),
+        Duration::from_secs(5),
+    ] {
+        tokio::time::sleep(pause).await;
+        base::memory::give_back_heap();
+        base::memory::give_back_files();
+    }
     loop {
-        // The allocator does so when a heap ends some time after memory was freed, which in a proxy that rests would be
-        // never. Without the thread the memory stays, which is all.
-        let _ = thread::Builder::new().spawn(|| drop(std::hint::black_box(vec![0u8; 1 << 20])));
-        loop {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            if bootstrap::forget_idle_descriptors() {
-                break;
-            }
+        // Now and then: what is given back and needed again costs page faults.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let changed = tokio::time::timeout(Duration::ZERO, server.changed.notified()).await;
+        // Istio's filters and dumps come as JSON, whose descriptors are larger than all the rest of a small proxy.
+        if bootstrap::forget_idle_descriptors() || changed.is_ok() {
+            base::memory::give_back_heap();
         }
     }
 }

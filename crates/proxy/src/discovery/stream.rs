@@ -272,7 +272,15 @@ impl Discovery {
             LDS => Some("listener_manager.lds"),
             _ => None,
         };
-        let errors = self.with_truth(|truth, apply| truth.receive(received, Instant::now(), apply));
+        let now = Instant::now();
+        let errors = if received.type_url == EDS {
+            // How long it takes to reach the last worker is counted.
+            let server = self.server.clone();
+            let mut apply = |changes| server.apply_since(changes, now);
+            self.truth.borrow_mut().receive(received, now, &mut apply)
+        } else {
+            self.with_truth(|truth, apply| truth.receive(received, now, apply))
+        };
         let rejected = !errors.is_empty() || received.malformed.is_some();
         if let Some(prefix) = prefix {
             stats.counter(&format!("{prefix}.update_attempt")).inc();

@@ -33,7 +33,9 @@ use crate::{
         tls::{SdsSecret, Secret},
     },
     transport::{self, Keeper, Material, Owner, Source},
-    worker::{Command, Options, Seed, WorkerChange, WorkerHandle, drain::DrainStrategy, spawn},
+    worker::{
+        Command, Options, Seed, Timing, WorkerChange, WorkerHandle, drain::DrainStrategy, spawn,
+    },
 };
 use dns_task::DnsTask;
 use sockets::Sockets;
@@ -147,6 +149,8 @@ pub struct Server {
     stop: watch::Sender<bool>,
     /// A graceful drain has begun.
     draining: Cell<bool>,
+    /// After each batch of changes.
+    pub(crate) changed: Notify,
 }
 
 impl Server {
@@ -219,6 +223,7 @@ impl Server {
             workers: RefCell::new(workers),
             state: watch::Sender::new(State::PreInitializing),
             stop: watch::Sender::new(false),
+            changed: Notify::new(),
             draining: Cell::new(false),
         });
         server.set_state(State::PreInitializing);
@@ -253,6 +258,25 @@ impl Server {
 
     /// Applies a batch: all workers see all of it or nothing. The answer has one entry for each change, in order.
     pub fn apply(self: &Rc<Self>, changes: Vec<Change>) -> Vec<Result<(), ChangeError>> {
+        self.apply_batch(changes, None)
+    }
+
+    /// The same, with the time from `began` (when the change was read) until the last worker has applied it counted in
+    /// `cluster_manager.eds.apply_time_us`, and the batch in `cluster_manager.eds.applied`.
+    pub(crate) fn apply_since(
+        self: &Rc<Self>,
+        changes: Vec<Change>,
+        began: Instant,
+    ) -> Vec<Result<(), ChangeError>> {
+        let workers = self.workers.borrow().len();
+        self.apply_batch(changes, Some(Arc::new(Timing::new(began, workers))))
+    }
+
+    fn apply_batch(
+        self: &Rc<Self>,
+        changes: Vec<Change>,
+        timing: Option<Arc<Timing>>,
+    ) -> Vec<Result<(), ChangeError>> {
         let count = self.workers.borrow().len();
         let mut batches: Vec<Vec<WorkerChange>> = (0..count).map(|_| Vec::new()).collect();
         let mut results = Vec::with_capacity(changes.len());
@@ -261,10 +285,11 @@ impl Server {
         }
         for (worker, batch) in self.workers.borrow().iter().zip(batches) {
             if !batch.is_empty() {
-                worker.send(Command::Changes(batch));
+                worker.send(Command::Changes(batch, timing.clone()));
             }
         }
         self.update_gauges();
+        self.changed.notify_one();
         results
     }
 
@@ -512,7 +537,7 @@ impl Server {
         }
         for worker in self.workers.borrow().iter() {
             let changes = changes.iter().map(WorkerChange::share).collect();
-            worker.send(Command::Changes(changes));
+            worker.send(Command::Changes(changes, None));
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 pub use random::Random;
-pub(crate) use run::{Command, Seed, WorkerChange, WorkerHandle, spawn};
+pub(crate) use run::{Command, Seed, Timing, WorkerChange, WorkerHandle, spawn};
 
 use crate::{
     cluster::{Clusters, shared::ProcessShared},

@@ -4,9 +4,12 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -26,7 +29,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Command {
     /// A batch, applied between two polls.
-    Changes(Vec<WorkerChange>),
+    Changes(Vec<WorkerChange>, Option<Arc<Timing>>),
     /// An accepted connection.
     Connection {
         listener: Arc<str>,
@@ -45,6 +48,27 @@ pub(crate) enum Command {
     Barrier(oneshot::Sender<()>),
     /// Ends the thread; connections are closed.
     Stop,
+}
+
+/// How long a batch takes to reach every worker.
+#[derive(Debug)]
+pub(crate) struct Timing {
+    began: Instant,
+    left: AtomicUsize,
+}
+
+impl Timing {
+    pub(crate) fn new(began: Instant, workers: usize) -> Self {
+        Self {
+            began,
+            left: AtomicUsize::new(workers),
+        }
+    }
+
+    /// One more worker is done; the last one learns how long it took.
+    fn applied(&self) -> Option<Duration> {
+        (self.left.fetch_sub(1, Relaxed) == 1).then(|| self.began.elapsed())
+    }
 }
 
 /// One change as a worker sees it.
@@ -197,8 +221,13 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
     while let Some(command) = commands.recv().await {
         match command {
             // No await in here: nothing else runs on this thread before the whole batch is in place.
-            Command::Changes(changes) => {
+            Command::Changes(changes, timing) => {
                 changes.into_iter().for_each(|change| worker.apply(change));
+                if let Some(took) = timing.and_then(|timing| timing.applied()) {
+                    let scope = worker.stats.scope("cluster_manager.eds.");
+                    scope.counter("apply_time_us").add(took.as_micros() as u64);
+                    scope.counter("applied").inc();
+                }
             }
             Command::Connection {
                 listener,
