@@ -208,7 +208,6 @@ fn status(admin: &Admin, entry: &ClusterEntry) -> ClusterStatus {
         }),
         observability_name: plan.stat_name().to_string(),
         eds_service_name: eds_service_name(entry).to_owned(),
-        ..ClusterStatus::default()
     }
 }
 

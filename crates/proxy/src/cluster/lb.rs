@@ -67,20 +67,20 @@ impl Balancer {
     ) -> Option<Arc<Host>> {
         let set = with.set;
         match &set.subsets {
-            None => self.from_view(with, &set.all, context, attempt),
+            None => self.choose_in_view(with, &set.all, context, attempt),
             Some(subsets) => subsets.choose(
                 context.metadata_match,
                 &set.all,
                 with.stats,
                 &|found| match found {
-                    Found::View(view) => self.from_view(with, view, context, attempt),
+                    Found::View(view) => self.choose_in_view(with, view, context, attempt),
                     Found::Host(host) => Some(host.clone()),
                 },
             ),
         }
     }
 
-    fn from_view(
+    fn choose_in_view(
         &self,
         with: Chooser<'_>,
         view: &View,
@@ -106,7 +106,7 @@ impl Balancer {
             false if !level.healthy.localities.is_empty() => self.by_locality(with, &level.healthy),
             false => in_zone(with, level),
         }?;
-        self.from_list(with, list)
+        self.choose_in_list(with, list)
     }
 
     /// Localities take turns by weight, where weights count.
@@ -127,7 +127,7 @@ impl Balancer {
         }
     }
 
-    fn from_list(&self, with: Chooser<'_>, at: usize) -> Option<Arc<Host>> {
+    fn choose_in_list(&self, with: Chooser<'_>, at: usize) -> Option<Arc<Host>> {
         let list = &with.set.lists[at];
         let hosts = &list.hosts;
         let random = with.random;

@@ -49,7 +49,7 @@ pub struct HealthCheck {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Checker {
     /// A request and the status of its response.
-    Http(HttpCheck),
+    Http(Box<HttpCheck>),
     /// Bytes there and back, or only a connection.
     Tcp(TcpCheck),
     /// `grpc.health.v1.Health/Check`.

@@ -86,7 +86,7 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
             );
         }
         Some(nested::HealthChecker::HttpHealthCheck(m)) => {
-            Checker::Http(http(at.field("http_health_check"), m)?)
+            Checker::Http(Box::new(http(at.field("http_health_check"), m)?))
         }
         Some(nested::HealthChecker::TcpHealthCheck(m)) => {
             Checker::Tcp(tcp(at.field("tcp_health_check"), m)?)

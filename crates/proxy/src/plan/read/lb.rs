@@ -289,9 +289,9 @@ fn inner(
 
 fn metadata_key(at: &At<'_>, m: &metadata_pb::MetadataKey) -> Step<OverrideSource> {
     use metadata_pb::metadata_key::path_segment::Segment;
-    let path = m.path.iter().filter_map(|segment| match &segment.segment {
-        Some(Segment::Key(key)) => Some(Arc::from(key.as_str())),
-        None => None,
+    let path = m.path.iter().filter_map(|segment| {
+        let Segment::Key(key) = segment.segment.as_ref()?;
+        Some(Arc::from(key.as_str()))
     });
     Ok(OverrideSource::Metadata(
         at.text("key", &m.key)?,

@@ -285,11 +285,11 @@ impl On<'_> {
     /// What a check calls the host: as configured, else the host's own name for checks, else the cluster's name.
     fn authority(&self, configured: &Arc<str>) -> Arc<str> {
         let own = self.host.health_check.as_ref().map(|own| &own.hostname);
-        let given = [Some(configured), own].into_iter().flatten();
+        let mut given = [Some(configured), own].into_iter().flatten();
         given
-            .cloned()
             .find(|name| !name.is_empty())
-            .unwrap_or_else(|| self.plan.name.clone())
+            .unwrap_or(&self.plan.name)
+            .clone()
     }
 
     fn scheme(&self) -> &'static str {
