@@ -69,7 +69,9 @@ pub(super) fn message(
     if desc.full_name() == "google.protobuf.Any" {
         return any(desc, value, path);
     }
-    if is_well_known(desc.full_name()) {
+    // Not canonical, but configurations of Envoy have `timeout: {seconds: 30}`, which its own reader takes.
+    let by_field = value.is_object() && is_plain_well_known(desc.full_name());
+    if is_well_known(desc.full_name()) && !by_field {
         return DynamicMessage::deserialize(desc.clone(), value)
             .or_else(|e| path.error(format!("not a {}: {e}", desc.full_name())));
     }
@@ -83,6 +85,27 @@ pub(super) fn message(
     };
     fill(&mut out, entries.iter(), path)?;
     Ok(out)
+}
+
+/// Well-known types whose canonical form is no object, so that an object can only mean their fields.
+fn is_plain_well_known(full_name: &str) -> bool {
+    let Some(name) = full_name.strip_prefix("google.protobuf.") else {
+        return false;
+    };
+    matches!(
+        name,
+        "Duration"
+            | "Timestamp"
+            | "BoolValue"
+            | "BytesValue"
+            | "DoubleValue"
+            | "FloatValue"
+            | "Int32Value"
+            | "Int64Value"
+            | "StringValue"
+            | "UInt32Value"
+            | "UInt64Value"
+    )
 }
 
 fn any(

@@ -180,3 +180,19 @@ fn words_that_yaml_once_took_for_booleans_are_what_the_field_is() {
         "{error}"
     );
 }
+
+#[test]
+fn durations_and_wrappers_may_be_written_field_by_field() {
+    type Route = crate::envoy::config::route::v3::RouteAction;
+    let read = |value| from_value::<Route>(&value);
+    let route = read(json!({"timeout": {"seconds": 30}, "auto_host_rewrite": {"value": true}}))
+        .expect("as Envoy takes it");
+    assert_eq!(route.timeout.expect("a timeout").seconds, 30);
+    let error = read(json!({"timeout": {"second": 30}})).expect_err("no such field");
+    assert!(
+        error
+            .to_string()
+            .starts_with("timeout.second: unknown field"),
+        "{error}"
+    );
+}

@@ -1,6 +1,6 @@
 //! Replies of our own: Envoy's texts, statuses and details, and their gRPC form.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use outrigger_http::{Framing, Headers, Method, ResponseHead};
@@ -27,8 +27,6 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Further headers.
     pub headers: Headers,
-    /// Makes the body that is sent of the text, which it knows as `%LOCAL_REPLY_BODY%`.
-    pub format: Option<Arc<BodyFormat>>,
 }
 
 impl LocalReply {
@@ -41,7 +39,6 @@ impl LocalReply {
             flags: Flags::default(),
             grpc_status: None,
             headers: Headers::new(),
-            format: None,
         }
     }
 
@@ -60,6 +57,16 @@ impl LocalReply {
     /// With a header.
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
         self.headers.append(name, value);
+        self
+    }
+
+    /// With a body that a format makes of the text, which it knows as `%LOCAL_REPLY_BODY%`.
+    pub(crate) fn formatted(mut self, format: &BodyFormat, exchange: &mut Exchange<'_>) -> Self {
+        exchange.local_reply = Cow::Owned(String::from_utf8_lossy(&self.body).into_owned());
+        // The format knows the reply as the response.
+        exchange.response = Some(ResponseHead::new(self.status));
+        self.fill(format, exchange);
+        exchange.response = None;
         self
     }
 
@@ -120,9 +127,6 @@ impl LocalReply {
         exchange.details = std::mem::take(&mut self.details);
         if !self.body.is_empty() {
             exchange.local_reply = Cow::Owned(String::from_utf8_lossy(&self.body).into_owned());
-        }
-        if let Some(format) = self.format.take() {
-            self.fill(&format, exchange);
         }
         self.rewrite(exchange, config);
         let mut head = ResponseHead::new(self.status);

@@ -149,9 +149,11 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
             }
             Action::DirectResponse(direct) => {
                 outcome.redirect = redirect::location(&STAYS, &route.matches, &exchange.request);
-                let mut reply = LocalReply::new(direct.status, "", "").body(direct.body.clone());
-                reply.format.clone_from(&direct.body_format);
-                Some(reply)
+                let reply = LocalReply::new(direct.status, "", "").body(direct.body.clone());
+                Some(match &direct.body_format {
+                    Some(format) => reply.formatted(format, &mut exchange),
+                    None => reply,
+                })
             }
             Action::NonForwarding => None,
         },

@@ -54,10 +54,12 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
                 .header("location", location));
         }
         Action::DirectResponse(direct) => {
-            let mut reply =
+            let reply =
                 LocalReply::new(direct.status, "", "direct_response").body(direct.body.clone());
-            reply.format = direct.body_format.clone();
-            return Err(reply);
+            return Err(match direct.body_format.clone() {
+                Some(format) => reply.formatted(&format, exchange),
+                None => reply,
+            });
         }
         Action::NonForwarding => {
             return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));

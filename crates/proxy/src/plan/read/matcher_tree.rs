@@ -43,7 +43,7 @@ pub(super) fn matcher<A>(at: At<'_>, m: &pb::Matcher, convert: Convert<'_, A>) -
                 Some(T::PrefixMatchMap(m)) => {
                     let map = match_map(at.field("prefix_match_map"), m, convert);
                     let mut list: Vec<_> = map.into_iter().collect();
-                    list.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()));
+                    list.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
                     Branches::Prefix(input, list)
                 }
                 Some(T::CustomMatch(_)) => {
