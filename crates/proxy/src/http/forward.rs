@@ -437,7 +437,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 if cluster.plan.health_check.is_some()
                     && head.headers.contains("x-envoy-immediate-health-check-fail")
                 {
-                    cluster.immediate_health_check_fail(&host);
+                    cluster.immediate_health_check_fail(host);
                 }
                 self.exchange.progress.upstream_first_received = Some(Instant::now());
                 self.exchange.upstream.response_time = Some(
