@@ -10,17 +10,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http_body::Frame;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body::{Body as _, Frame};
 use prost::Message;
 use proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use tokio_stream::{Stream, StreamExt};
-use tonic::{
-    Status, Streaming,
-    codec::{DecodeBuf, Decoder},
-    metadata::MetadataMap,
-    server::NamedService,
-};
+use tonic::{Status, metadata::MetadataMap, server::NamedService};
 
 use super::{Request, Response};
 use crate::Mode;
@@ -106,12 +101,12 @@ where
     R: Message + Default + Into<Request> + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let requests = Streaming::new_request(
-        RequestDecoder::<R>(PhantomData),
+    let requests = Requests::<R> {
         body,
-        None,
-        Some(MAX_REQUEST),
-    );
+        buffer: BytesMut::new(),
+        ended: false,
+        message: PhantomData,
+    };
     let incoming: Incoming = Box::pin(requests.map(|r| r.map(Into::into)));
     let metadata = MetadataMap::from_headers(parts.headers);
     let request = tonic::Request::from_parts(metadata, parts.extensions, incoming);
@@ -219,16 +214,143 @@ fn message_head(response: &Response) -> Result<Bytes, Status> {
 /// One HTTP/2 frame of the default size.
 const PIECE: usize = 16 << 10;
 
-#[derive(Debug)]
-struct RequestDecoder<R>(PhantomData<R>);
+/// Requests out of gRPC frames. tonic's own decoder keeps a buffer of at least its largest message for the life of the
+/// stream; a proxy sends a few kilobytes once (its node) and hardly anything afterwards.
+struct Requests<R> {
+    body: tonic::body::Body,
+    /// The beginning of a request that is not complete.
+    buffer: BytesMut,
+    ended: bool,
+    message: PhantomData<fn() -> R>,
+}
 
-impl<R: Message + Default> Decoder for RequestDecoder<R> {
-    type Item = R;
-    type Error = Status;
+impl<R: Message + Default> Requests<R> {
+    /// The next request, where all of it is there.
+    fn next_message(&mut self) -> Result<Option<R>, Status> {
+        let Some((head, rest)) = self.buffer.split_first_chunk::<FRAME_HEAD>() else {
+            return Ok(None);
+        };
+        let [compressed, length @ ..] = *head;
+        if compressed != 0 {
+            return Err(Status::unimplemented("requests are not taken compressed"));
+        }
+        let length = u32::from_be_bytes(length) as usize;
+        if length > MAX_REQUEST {
+            return Err(Status::out_of_range(format!(
+                "a request of {length} bytes is above the limit of {MAX_REQUEST}"
+            )));
+        }
+        let Some(message) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let request = R::decode(message)
+            .map_err(|e| Status::invalid_argument(format!("not a discovery request: {e}")))?;
+        self.buffer.advance(FRAME_HEAD + length);
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        Ok(Some(request))
+    }
+}
 
-    fn decode(&mut self, bytes: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
-        R::decode(bytes)
-            .map(Some)
-            .map_err(|e| Status::invalid_argument(format!("not a discovery request: {e}")))
+impl<R: Message + Default> Stream for Requests<R> {
+    type Item = Result<R, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        while !this.ended {
+            match this.next_message() {
+                Ok(None) => {}
+                Ok(Some(request)) => return Poll::Ready(Some(Ok(request))),
+                Err(status) => {
+                    this.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+            }
+            match Pin::new(&mut this.body).poll_frame(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        this.buffer.extend_from_slice(&data);
+                    }
+                }
+                Poll::Ready(Some(Err(status))) => {
+                    this.ended = true;
+                    return Poll::Ready(Some(Err(status)));
+                }
+                Poll::Ready(None) => {
+                    this.ended = true;
+                    if !this.buffer.is_empty() {
+                        let status = Status::internal("the stream ended within a request");
+                        return Poll::Ready(Some(Err(status)));
+                    }
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+/// gRPC's five bytes before a message.
+const FRAME_HEAD: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What arrives when the body comes in pieces of `size` bytes.
+    async fn read(bytes: &[u8], size: usize) -> (Vec<String>, Option<tonic::Code>, usize) {
+        let pieces: Vec<Result<Frame<Bytes>, Status>> = bytes
+            .chunks(size)
+            .map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece))))
+            .collect();
+        let body = http_body_util::StreamBody::new(tokio_stream::iter(pieces));
+        let mut requests = Requests::<DiscoveryRequest> {
+            body: tonic::body::Body::new(body),
+            buffer: BytesMut::new(),
+            ended: false,
+            message: PhantomData,
+        };
+        let (mut types, mut code) = (Vec::new(), None);
+        while let Some(next) = requests.next().await {
+            match next {
+                Ok(request) => types.push(request.type_url),
+                Err(status) => code = Some(status.code()),
+            }
+        }
+        (types, code, requests.buffer.capacity())
+    }
+
+    fn framed(type_url: &str) -> Vec<u8> {
+        let message = DiscoveryRequest {
+            type_url: type_url.to_owned(),
+            ..Default::default()
+        };
+        let mut out = vec![0];
+        out.extend((message.encoded_len() as u32).to_be_bytes());
+        out.extend(message.encode_to_vec());
+        out
+    }
+
+    #[tokio::test]
+    async fn requests_arrive_however_they_are_cut_and_leave_no_buffer() {
+        let long = "x".repeat(5000);
+        let bytes = [framed("a"), framed(&long), framed("b")].concat();
+        for size in [1, 7, 4096, bytes.len()] {
+            let want = vec!["a".to_owned(), long.clone(), "b".to_owned()];
+            assert_eq!(read(&bytes, size).await, (want, None, 0));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_request_ends_the_stream() {
+        let (_, code, _) = read(&[1, 0, 0, 0, 0], 5).await;
+        assert_eq!(code, Some(tonic::Code::Unimplemented));
+        let (_, code, _) = read(&[0, 255, 255, 255, 255], 5).await;
+        assert_eq!(code, Some(tonic::Code::OutOfRange));
+        let (_, code, _) = read(&[0, 0, 0, 0, 1, 0xff], 6).await;
+        assert_eq!(code, Some(tonic::Code::InvalidArgument));
+        let (types, code, _) = read(&[&framed("a")[..], &[0, 0, 0]].concat(), 4).await;
+        assert_eq!((types.len(), code), (1, Some(tonic::Code::Internal)));
     }
 }
