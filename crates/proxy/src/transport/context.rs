@@ -122,7 +122,7 @@ impl Parts {
     fn validate(
         &mut self,
         rules: &Rules,
-        found: Vec<(Authorities, Option<Rules>)>,
+        found: Vec<(Authorities, Option<Box<Rules>>)>,
     ) -> Result<(), HandshakeError> {
         let mut merged = rules.clone();
         let mut authorities = Authorities::default();

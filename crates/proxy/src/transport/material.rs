@@ -58,7 +58,7 @@ pub(crate) enum Material {
     /// Who is believed; from SDS with conditions that come along.
     Validation {
         authorities: Authorities,
-        rules: Option<Validation>,
+        rules: Option<Box<Validation>>,
     },
 }
 
@@ -93,7 +93,7 @@ impl Material {
             SecretKind::Certificate { chain, key } => Self::certificate(chain, key),
             SecretKind::Validation(rules) => Ok(Self::Validation {
                 authorities: Authorities::read(&AuthoritySources::of(rules))?,
-                rules: Some(rules.clone()),
+                rules: Some(Box::new(rules.clone())),
             }),
         }
     }

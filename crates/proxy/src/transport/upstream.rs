@@ -48,10 +48,13 @@ struct Context {
     materials: Vec<Arc<Material>>,
     config: Arc<ClientConfig>,
     /// The same with other protocols.
-    variants: RefCell<Vec<(Vec<Vec<u8>>, Arc<ClientConfig>)>>,
+    variants: RefCell<Vec<Variant>>,
     local: Option<Arc<Certificate>>,
     trusts: bool,
 }
+
+/// Protocols to offer, and the client that offers them.
+type Variant = (Vec<Vec<u8>>, Arc<ClientConfig>);
 
 impl Upstreams {
     /// `scope` is the cluster's.
