@@ -495,6 +495,33 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Bytes that begin like a header of version 2, with any rest.
+        #[test]
+        fn no_bytes_are_read_as_more_than_they_say(
+            command in 0x1f..0x23u8,
+            family in 0..0x33u8,
+            length in 0..300u16,
+            body in proptest::collection::vec(proptest::num::u8::ANY, 0..300),
+        ) {
+            let bytes = [SIGNATURE_V2, &[command, family], &length.to_be_bytes(), &body].concat();
+            if let Ok(Parsed::Header(header, taken)) = parse(&bytes) {
+                assert_eq!(taken, FIXED_V2 + usize::from(length));
+                let mut out = BytesMut::new();
+                header.write_to(&mut out);
+                let (again, _) = self::header(&out);
+                assert_eq!((again.addresses, again.tlvs), (header.addresses, header.tlvs));
+            }
+        }
+
+        #[test]
+        fn lines_are_safe(line in "PROXY (TCP4|TCP6|UNKNOWN)[ 0-9a-f.:]{0,100}\r?\n?") {
+            if let Ok(Parsed::Header(_, taken)) = parse(line.as_bytes()) {
+                assert!(line.as_bytes()[..taken].ends_with(b"\r\n"));
+            }
+        }
+    }
+
     #[test]
     fn what_is_written_is_read_again() {
         let tlvs = vec![Tlv {
