@@ -30,7 +30,7 @@ pub(super) async fn serve(
     live: Rc<ConnectionManager>,
     worker: Rc<Worker>,
     stream: Stream,
-    info: ConnectionInfo,
+    info: Box<ConnectionInfo>,
     drain: Drain,
 ) {
     let stats = &live.stats;
@@ -56,7 +56,7 @@ pub(super) async fn serve(
         h2::ServerConnection::handshake(stream, &settings).await
     };
     match tokio::time::timeout(limit, handshake).await {
-        Ok(Ok(connection)) => streams(&live, &worker, connection, Rc::new(info), &drain).await,
+        Ok(Ok(connection)) => streams(&live, &worker, connection, Rc::from(info), &drain).await,
         Ok(Err(error)) => {
             tracing::debug!(connection = info.id, %error, "no HTTP/2 connection");
             stats.downstream_cx_protocol_error().inc();

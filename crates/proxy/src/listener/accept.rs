@@ -204,7 +204,7 @@ fn begin(
     let Some(open) = Open::new(&listener, worker) else {
         return;
     };
-    let info = ConnectionInfo {
+    let info = Box::new(ConnectionInfo {
         id: worker.shared.next_connection.fetch_add(1, Relaxed),
         accepted: Instant::now(),
         accepted_at: SystemTime::now(),
@@ -225,7 +225,7 @@ fn begin(
         source: None,
         proxy: None,
         termination_details: None,
-    };
+    });
     let worker = worker.clone();
     spawn_local(async move {
         let _open = open;
@@ -236,7 +236,7 @@ fn begin(
 /// The whole life of a connection on its worker.
 async fn serve(
     mut stream: Stream,
-    mut info: ConnectionInfo,
+    mut info: Box<ConnectionInfo>,
     mut listener: Rc<LiveListener>,
     worker: &Rc<Worker>,
 ) {

@@ -22,8 +22,8 @@ use crate::{
 pub struct Connection {
     /// The bytes; what listener filters looked at comes again.
     pub stream: Stream,
-    /// What is known about it.
-    pub info: ConnectionInfo,
+    /// What is known about it; in a box, since a connection passes through many hands.
+    pub info: Box<ConnectionInfo>,
     /// Tells when the listener or the chain goes away.
     pub drain: Drain,
 }

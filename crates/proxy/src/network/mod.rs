@@ -141,7 +141,8 @@ impl NetworkChain {
         }
         match &self.terminal {
             Terminal::Http(manager) => {
-                manager.serve(connection, worker).await;
+                // In a box: TCP connections should not carry room for it.
+                Box::pin(manager.serve(connection, worker)).await;
                 None
             }
             Terminal::Tcp(proxy) => Some(proxy.serve(connection, worker).await),

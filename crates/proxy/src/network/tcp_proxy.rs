@@ -17,7 +17,7 @@ use crate::{
     filter::{IstioTcpStats, TcpReport},
     io::Stream,
     listener::{Connection, ConnectionInfo},
-    plan,
+    plan::{self, route::MetadataMatch},
     worker::Worker,
 };
 
@@ -216,9 +216,12 @@ impl TcpProxy {
         worker: &Rc<Worker>,
     ) {
         let sni = connection.info.requested_server_name.as_ref();
-        let name = match sni.filter(|_| self.sni_cluster) {
-            Some(sni) => sni.clone(),
-            None => self.plan.cluster.pick(worker.random.bits()).clone(),
+        let (name, wanted) = match sni.filter(|_| self.sni_cluster) {
+            Some(sni) => (sni.clone(), &self.plan.metadata_match),
+            None => {
+                let (name, wanted) = self.plan.target(worker.random.bits());
+                (name.clone(), wanted)
+            }
         };
         outcome.cluster_name = Some(name.clone());
         let Some(cluster) = worker.clusters.find(&name) else {
@@ -227,7 +230,7 @@ impl TcpProxy {
             return;
         };
         outcome.cluster = Some(cluster.plan.clone());
-        let connected = self.connect(&cluster, &connection.info, outcome).await;
+        let connected = self.connect(&cluster, wanted, &connection.info, outcome).await;
         let (mut upstream, _account) = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -343,6 +346,7 @@ impl TcpProxy {
     async fn connect(
         &self,
         cluster: &Cluster,
+        wanted: &MetadataMatch,
         info: &ConnectionInfo,
         outcome: &mut TcpOutcome,
     ) -> Result<(Stream, UpstreamAccount), UpstreamError> {
@@ -356,6 +360,7 @@ impl TcpProxy {
             downstream_connection: info.id,
             downstream: Some(info),
             source: info.source,
+            metadata_match: wanted.as_deref(),
             ..LbContext::default()
         };
         let mut backoff = self.plan.backoff.map(|(base, cap)| Backoff::new(base, cap));

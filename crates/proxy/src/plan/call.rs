@@ -202,11 +202,14 @@ impl Configuration {
                     TcpClusters::Weighted { clusters, .. } => {
                         end.weighted_clusters = clusters
                             .iter()
-                            .map(|(name, weight)| (name.to_string(), *weight))
+                            .map(|(name, weight, _)| (name.to_string(), *weight))
                             .collect();
                     }
                 }
                 end
+            }
+            Some(NetworkFilterConfig::Echo | NetworkFilterConfig::DirectResponse(_)) => {
+                end.error("the filter chain answers its connections itself")
             }
             _ => end.error("the filter chain closes its connections"),
         }

@@ -12,6 +12,7 @@ use super::{
     http_filter::{IstioStats, MetadataExchange},
     matcher::Percent,
     rbac::Rbac,
+    route::MetadataMatch,
 };
 
 /// One network filter of a chain.
@@ -68,6 +69,8 @@ pub struct TcpProxy {
     pub stat_prefix: Arc<str>,
     /// Where connections go.
     pub cluster: TcpClusters,
+    /// Only hosts whose `envoy.lb` metadata has these values; weighted clusters have their own.
+    pub metadata_match: MetadataMatch,
     /// Closes a connection without bytes in either direction; `None` never. Default 1 h.
     pub idle_timeout: Option<Duration>,
     /// Closes a connection of this age; `None` never.
@@ -143,28 +146,29 @@ pub enum TcpClusters {
     Cluster(Arc<str>),
     /// By weight; the sum is at least 1.
     Weighted {
-        /// Cluster names with their weights.
-        clusters: Vec<(Arc<str>, u32)>,
+        /// Cluster names with their weights and what hosts' metadata must hold.
+        clusters: Vec<(Arc<str>, u32, MetadataMatch)>,
         /// Sum of the weights.
         total: u64,
     },
 }
 
-impl TcpClusters {
-    /// The cluster for a connection with this random number.
-    pub fn pick(&self, random: u64) -> &Arc<str> {
-        match self {
-            Self::Cluster(name) => name,
-            Self::Weighted { clusters, total } => {
+impl TcpProxy {
+    /// The cluster for a connection with this random number, and what its hosts' metadata must hold.
+    pub fn target(&self, random: u64) -> (&Arc<str>, &MetadataMatch) {
+        match &self.cluster {
+            TcpClusters::Cluster(name) => (name, &self.metadata_match),
+            TcpClusters::Weighted { clusters, total } => {
                 let mut rest = random % total;
-                for (name, weight) in clusters {
+                for (name, weight, wanted) in clusters {
                     let weight = u64::from(*weight);
                     if rest < weight {
-                        return name;
+                        return (name, wanted);
                     }
                     rest -= weight;
                 }
-                &clusters[clusters.len() - 1].0
+                let (name, _, wanted) = &clusters[clusters.len() - 1];
+                (name, wanted)
             }
         }
     }

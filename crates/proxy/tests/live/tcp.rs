@@ -260,6 +260,30 @@ live! {
         }
     }
 
+    async fn only_hosts_with_the_wanted_metadata_are_chosen() {
+        let (one, two) = (origin("1").await, origin("2").await);
+        let host = |port: u16, version: &str| format!(
+            "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}, metadata: {{filter_metadata: {{envoy.lb: {{version: {version}}}}}}}}}"
+        );
+        let server = server(1);
+        let wanted = "metadata_match: {filter_metadata: {envoy.lb: {version: v2}}}";
+        let (name, plain) = tcp_proxy("a", &format!(", {wanted}"));
+        let weighted = format!(", stat_prefix: a, weighted_clusters: {{clusters: [{{name: a, weight: 1, {wanted}}}]}}");
+        apply(&server, vec![
+            cluster(&format!(
+                "name: a\ntype: STATIC\nlb_subset_config: {{subset_selectors: [{{keys: [version]}}]}}\nload_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}, {}]}}]}}",
+                host(one, "v1"), host(two, "v2")
+            )),
+            tcp_listener("plain", 0, &chain(&[(name, &plain)]), ""),
+            tcp_listener("weighted", 0, &chain(&[(name, &weighted)]), ""),
+        ]).await;
+        for listener in ["plain", "weighted"] {
+            for _ in 0..4 {
+                assert_eq!(read(&mut connect(&server, listener).await, 1).await, "2");
+            }
+        }
+    }
+
     async fn another_host_is_tried_when_one_refuses() {
         let unused = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let dead = unused.local_addr().expect("it is bound").port();

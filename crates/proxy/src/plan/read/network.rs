@@ -21,6 +21,7 @@ use super::{
     http_filter::istio_stats,
     rbac::network_rbac,
     route::option,
+    route_action::{merged, metadata_match_of},
 };
 use crate::plan::{
     error::{At, Step, unsupported},
@@ -265,12 +266,12 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
     unsupported!(
         at,
         on_demand,
-        metadata_match,
         downstream_idle_timeout,
         upstream_idle_timeout,
         proxy_protocol_tlvs,
         upstream_connect_mode,
     );
+    let wanted = metadata_match_of(metadata_match);
     let cluster = match cluster_specifier {
         Some(C::Cluster(name)) => at.text("cluster", name).map(TcpClusters::Cluster),
         Some(C::WeightedClusters(m)) => {
@@ -281,13 +282,13 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
                     weight,
                     metadata_match,
                 } = m;
-                unsupported!(at, metadata_match);
                 if *weight == 0 {
                     at.field("weight").error("must be at least 1");
                 }
-                Ok((at.text("name", name)?, *weight))
+                let own = merged(&wanted, &metadata_match_of(metadata_match));
+                Ok((at.text("name", name)?, *weight, own))
             });
-            let total = clusters.iter().map(|(_, w)| u64::from(*w)).sum();
+            let total = clusters.iter().map(|(_, w, _)| u64::from(*w)).sum();
             match total {
                 0 => Err(at.field("clusters").error("needs at least one cluster")),
                 _ => Ok(TcpClusters::Weighted { clusters, total }),
@@ -323,6 +324,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
     Ok(TcpProxy {
         stat_prefix: stat_prefix?,
         cluster: cluster?,
+        metadata_match: wanted,
         idle_timeout: or_disabled(
             &at,
             "idle_timeout",

@@ -175,11 +175,24 @@ pub(super) fn route_action(
 }
 
 /// The `envoy.lb` part of a metadata match.
-fn metadata_match_of(m: &Option<core::Metadata>) -> MetadataMatch {
+pub(super) fn metadata_match_of(m: &Option<core::Metadata>) -> MetadataMatch {
     let values = m.as_ref()?.filter_metadata.get("envoy.lb")?;
     match json(values) {
         Value::Object(map) if !map.is_empty() => Some(Arc::new(map.into_iter().collect())),
         _ => None,
+    }
+}
+
+/// One metadata match with another over it.
+pub(super) fn merged(one: &MetadataMatch, over: &MetadataMatch) -> MetadataMatch {
+    match (one, over) {
+        (None, None) => None,
+        (Some(only), None) | (None, Some(only)) => Some(only.clone()),
+        (Some(one), Some(over)) => {
+            let mut all = (**one).clone();
+            all.extend(over.iter().map(|(k, v)| (k.clone(), v.clone())));
+            Some(Arc::new(all))
+        }
     }
 }
 

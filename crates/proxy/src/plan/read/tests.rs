@@ -292,7 +292,7 @@ filter_chains:
         panic!("not weighted")
     };
     assert_eq!(*total, 4);
-    let share = (0..400).filter(|n| &**tcp.cluster.pick(*n) == "b").count();
+    let share = (0..400).filter(|n| &**tcp.target(*n).0 == "b").count();
     assert_eq!(share, 300);
 }
 
