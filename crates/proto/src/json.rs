@@ -62,11 +62,21 @@ pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonE
 
 /// Reads any message of this crate by its full name, and gives its wire form.
 pub fn value_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
+    encoded(full_name, value, read::Path::default())
+}
+
+fn encoded(full_name: &str, value: &Value, mut path: read::Path) -> Result<Vec<u8>, JsonError> {
     let descriptor = descriptor(full_name).ok_or_else(|| JsonError::Field {
         path: String::new(),
         message: format!("unknown message type {full_name}"),
     })?;
-    Ok(read::message(&descriptor, value, &mut read::Path::default())?.encode_to_vec())
+    Ok(read::message(&descriptor, value, &mut path)?.encode_to_vec())
+}
+
+/// [`value_to_encoded`] for the values of a `TypedStruct`, which know no types: where the message has a text, `true` and
+/// `7` are texts that YAML took for something else.
+pub fn struct_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
+    encoded(full_name, value, read::Path::untyped())
 }
 
 /// Reads a message from JSON text.

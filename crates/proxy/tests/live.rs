@@ -428,7 +428,7 @@ live! {
     async fn a_tls_cluster_refuses_and_counts() {
         let server = server(1);
         let chain = format!("- {}", tcp_to("t"));
-        let tls = "transport_socket:\n  name: tls\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext}";
+        let tls = "transport_socket:\n  name: tls\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {tls_certificate_sds_secret_configs: [{name: default, sds_config: {api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: none}}]}}}]}}";
         apply(&server, vec![static_cluster("t", &[9], tls), tcp_listener("l", 0, &chain, "")]).await;
         assert_eq!(rest(&mut connect(&server, "l").await).await.unwrap_or_default(), b"");
         stat(&server, "cluster.t.client_ssl_socket_factory.upstream_context_secrets_not_ready", 1).await;

@@ -120,7 +120,7 @@ struct ValidationInput {
 enum Number {
     #[default]
     Absent,
-    Number(u64),
+    Whole(u64),
     Text(String),
 }
 
@@ -218,7 +218,7 @@ impl ValidationInput {
         }
         let random = match self.random_value {
             Number::Absent => 0,
-            Number::Number(number) => number,
+            Number::Whole(number) => number,
             Number::Text(text) => text.parse().context("input.random_value")?,
         };
         let headers = |list: Vec<HeaderValue>| {

@@ -21,7 +21,11 @@ const MAX_DEPTH: usize = 100;
 
 /// Where the reader stands.
 #[derive(Default)]
-pub(super) struct Path(Vec<Segment>);
+pub(super) struct Path {
+    segments: Vec<Segment>,
+    /// The values were written without the message's type in view: a text field takes `true` and `7` as texts.
+    untyped: bool,
+}
 
 enum Segment {
     Index(usize),
@@ -30,9 +34,17 @@ enum Segment {
 }
 
 impl Path {
+    /// For the values of a `google.protobuf.Struct`.
+    pub(super) fn untyped() -> Self {
+        Self {
+            untyped: true,
+            ..Self::default()
+        }
+    }
+
     fn error<T>(&self, message: impl Into<String>) -> Result<T, JsonError> {
         let mut path = String::new();
-        for segment in &self.0 {
+        for segment in &self.segments {
             match segment {
                 Segment::Index(i) => path.push_str(&format!("[{i}]")),
                 Segment::Key(k) => path.push_str(&format!("[{k:?}]")),
@@ -51,12 +63,12 @@ impl Path {
         segment: Segment,
         read: impl FnOnce(&mut Self) -> Result<T, JsonError>,
     ) -> Result<T, JsonError> {
-        self.0.push(segment);
-        if self.0.len() > MAX_DEPTH {
+        self.segments.push(segment);
+        if self.segments.len() > MAX_DEPTH {
             return self.error(format!("nested deeper than {MAX_DEPTH} levels"));
         }
         let out = read(self)?;
-        self.0.pop();
+        self.segments.pop();
         Ok(out)
     }
 }
@@ -263,6 +275,7 @@ fn one(kind: &Kind, value: &Value, path: &mut Path) -> Result<Field, JsonError> 
         Kind::Message(desc) => Field::Message(message(desc, value, path)?),
         Kind::String => match value {
             Value::String(s) => Field::String(s.clone()),
+            Value::Bool(_) | Value::Number(_) if path.untyped => Field::String(value.to_string()),
             other => return path.error(format!("expected text, got {}", kind_of(other))),
         },
     })

@@ -158,6 +158,16 @@ fn the_caller_says_how_large_a_text_may_be() {
 }
 
 #[test]
+fn a_struct_s_words_are_texts_where_the_message_has_texts() {
+    let value = json!({"id": true, "cluster": 7});
+    let encoded = crate::json::struct_to_encoded("envoy.config.core.v3.Node", &value).unwrap();
+    let node = <Node as prost::Message>::decode(&*encoded).unwrap();
+    assert_eq!((node.id.as_str(), node.cluster.as_str()), ("true", "7"));
+    assert!(crate::json::value_to_encoded("envoy.config.core.v3.Node", &value).is_err());
+}
+
+#[test]
+#[allow(deprecated)] // Few fields of clusters are booleans.
 fn words_that_yaml_once_took_for_booleans_are_what_the_field_is() {
     let node: Node = from_yaml("{id: n, cluster: on, locality: {region: No}}").unwrap();
     assert_eq!((node.id.as_str(), node.cluster.as_str()), ("n", "on"));

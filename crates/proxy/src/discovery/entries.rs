@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use prost::Message;
@@ -53,6 +53,8 @@ pub struct Entry<T> {
     pub warming: Option<Version<T>>,
     /// When waiting ends in any case.
     pub(super) deadline: Option<Instant>,
+    /// When waiting for secrets ends; `None` once it has.
+    pub(super) secrets_deadline: Option<Instant>,
     /// Refused.
     pub error: Option<ErrorState>,
 }
@@ -64,6 +66,7 @@ impl<T> Default for Entry<T> {
             active: None,
             warming: None,
             deadline: None,
+            secrets_deadline: None,
             error: None,
         }
     }
@@ -149,12 +152,17 @@ impl<T> Config<T> {
         self.entries
             .values()
             .filter(|e| e.warming.is_some())
-            .filter_map(|e| e.deadline)
+            .flat_map(|e| e.deadline.into_iter().chain(e.secrets_deadline))
     }
 }
 
 /// A new version waits; the same plan again only gets the new version's name.
-pub(super) fn take<T: PartialEq>(entry: &mut Entry<T>, new: Version<T>, deadline: Option<Instant>) {
+pub(super) fn take<T: PartialEq>(
+    entry: &mut Entry<T>,
+    new: Version<T>,
+    deadline: Option<Instant>,
+    secrets_deadline: Option<Instant>,
+) {
     entry.error = None;
     if let Some(active) = &mut entry.active
         && active.plan == new.plan
@@ -167,7 +175,13 @@ pub(super) fn take<T: PartialEq>(entry: &mut Entry<T>, new: Version<T>, deadline
     }
     entry.warming = Some(new);
     entry.deadline = deadline;
+    entry.secrets_deadline = secrets_deadline;
 }
+
+/// How long a version waits for its secrets. One certificate that is not there must not keep a whole listener, or the
+/// proxy, from serving: its chain refuses until the certificate comes. (Envoy waits as long as the configuration says,
+/// which may be for ever.)
+pub(super) const SECRETS_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn finish<T>(config: &mut Config<T>, received: &Received, errors: &[(String, String)]) {
     config.answered = true;

@@ -23,7 +23,9 @@ use xds::{
     type_url::{CDS, EDS, LDS, RDS, SDS},
 };
 
-use super::entries::{Config, Entry, Version, answered, applied, finish, refused, take, version};
+use super::entries::{
+    Config, Entry, SECRETS_WAIT, Version, answered, applied, finish, refused, take, version,
+};
 use crate::{
     plan::{
         Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
@@ -153,6 +155,10 @@ impl Truth {
                 .warming
                 .as_ref()
                 .and_then(|v| cluster_deadline(&v.plan, now));
+            entry.secrets_deadline = entry
+                .warming
+                .as_ref()
+                .and_then(|v| patience(transport::secrets_of_cluster(&v.plan), now));
         }
         self.settle(now, apply);
     }
@@ -164,6 +170,10 @@ impl Truth {
                 .warming
                 .as_ref()
                 .and_then(|v| listener_deadline(&v.plan, now));
+            entry.secrets_deadline = entry
+                .warming
+                .as_ref()
+                .and_then(|v| patience(transport::secrets_of_listener(&v.plan), now));
         }
         self.listeners_begun = true;
         self.settle(now, apply);
@@ -233,7 +243,8 @@ impl Truth {
                 Ok(new) => {
                     // EDS is asked again only on a new stream: endpoints that are held count as its answer.
                     let deadline = cluster_deadline(&new.plan, now);
-                    take(entry, new, deadline);
+                    let patience = patience(transport::secrets_of_cluster(&new.plan), now);
+                    take(entry, new, deadline, patience);
                 }
                 Err(state) => {
                     errors.push((r.name.clone(), state.details.clone()));
@@ -286,7 +297,8 @@ impl Truth {
             match version::<ListenerMessage, Listener>(r) {
                 Ok(new) => {
                     let deadline = listener_deadline(&new.plan, now);
-                    take(entry, new, deadline);
+                    let patience = patience(transport::secrets_of_listener(&new.plan), now);
+                    take(entry, new, deadline, patience);
                 }
                 Err(state) => {
                     errors.push((r.name.clone(), state.details.clone()));
@@ -490,22 +502,30 @@ impl Truth {
             let Some(waiting) = &entry.warming else {
                 continue;
             };
+            let patient = entry.secrets_deadline.filter(|d| *d > now);
+            entry.secrets_deadline = patient;
             let ready = over(entry.deadline)
                 || eds(&waiting.plan)
                     .is_none_or(|(service, _)| answered(endpoints, absent, EDS, service))
-                    && transport::secrets_of_cluster(&waiting.plan).all(|s| is_here(secrets, s));
+                    && (patient.is_none()
+                        || transport::secrets_of_cluster(&waiting.plan)
+                            .all(|s| is_here(secrets, s)));
             if ready {
                 batch.push(Change::UpsertCluster(waiting.plan.clone()));
             }
         }
         let routes = &self.routes;
         for entry in self.listeners.entries.values_mut() {
+            let patient = entry.secrets_deadline.filter(|d| *d > now);
+            entry.secrets_deadline = patient;
             let Some(waiting) = entry.warming.as_ref().filter(|_| self.listeners_begun) else {
                 continue;
             };
             let ready = over(entry.deadline)
                 || rds(&waiting.plan).all(|(name, _)| answered(routes, absent, RDS, name))
-                    && transport::secrets_of_listener(&waiting.plan).all(|s| is_here(secrets, s));
+                    && (patient.is_none()
+                        || transport::secrets_of_listener(&waiting.plan)
+                            .all(|s| is_here(secrets, s)));
             if ready {
                 batch.push(Change::UpsertListener(waiting.plan.clone()));
             }
@@ -678,6 +698,11 @@ fn rds(listener: &Listener) -> impl Iterator<Item = (&str, &ConfigSource)> {
 fn listener_deadline(listener: &Listener, now: Instant) -> Option<Instant> {
     let secrets = transport::secrets_of_listener(listener).filter_map(|s| s.source.as_ref());
     latest(now, rds(listener).map(|(_, source)| source).chain(secrets))
+}
+
+/// When waiting for these secrets ends.
+fn patience<'s>(mut secrets: impl Iterator<Item = &'s SdsSecret>, now: Instant) -> Option<Instant> {
+    secrets.next().map(|_| now + SECRETS_WAIT)
 }
 
 /// When a cluster stops waiting, see [`listener_deadline`].

@@ -230,7 +230,9 @@ impl TcpProxy {
             return;
         };
         outcome.cluster = Some(cluster.plan.clone());
-        let connected = self.connect(&cluster, wanted, &connection.info, outcome).await;
+        let connected = self
+            .connect(&cluster, wanted, &connection.info, outcome)
+            .await;
         let (mut upstream, _account) = match connected {
             Ok(connected) => connected,
             Err(error) => {

@@ -235,7 +235,7 @@ impl Extension<'_> {
             Content::Json(value) => {
                 let at = at.field("value");
                 converted =
-                    proto::json::value_to_encoded(&self.name, value).map_err(|e| match e {
+                    proto::json::struct_to_encoded(&self.name, value).map_err(|e| match e {
                         JsonError::Field { path, message } if !path.is_empty() => {
                             at.field(&path).error(message)
                         }
