@@ -84,6 +84,17 @@ fn synced(mesh: &Mesh) -> Option<(usize, bool)> {
     Some((proxies.len(), output.status.success()))
 }
 
+/// How many pods run a proxy.
+fn sidecars(mesh: &Mesh) -> usize {
+    let status = mesh.status();
+    let pods = status["pods"].as_array().expect("pods");
+    let has_proxy = |pod: &&Value| {
+        let containers = pod["containers"].as_array().expect("containers");
+        containers.iter().any(|c| c["name"] == "istio-proxy")
+    };
+    pods.iter().filter(has_proxy).count()
+}
+
 fn serves(gateway: &str, path: &str) {
     eventually("the gateway serves", Duration::from_secs(20), || {
         let mut stream = TcpStream::connect(gateway).ok()?;
@@ -148,8 +159,14 @@ pub(crate) fn edits_under_load_lose_no_request(mesh: &Mesh) {
 const EDITS: u32 = 500;
 
 pub(crate) fn a_killed_control_plane_loses_no_request(mesh: &Mesh) {
-    mesh.output(&["proxy-status", "--wait", "10"]);
-    let (proxies, _) = synced(mesh).expect("the control plane answers");
+    // Every sidecar, not only those that are connected just now: the case before may have cut them off.
+    let proxies = sidecars(mesh);
+    let all_synced = || (synced(mesh)? == (proxies, true)).then_some(());
+    eventually(
+        "all proxies are synced",
+        Duration::from_secs(30),
+        all_synced,
+    );
     let gateway = forward(mesh, "istio-ingressgateway", 80);
     let control = forward(mesh, "istiod", 15014);
     serves(&gateway, "/");
@@ -177,7 +194,7 @@ pub(crate) fn a_killed_control_plane_loses_no_request(mesh: &Mesh) {
     eventually(
         "all proxies are synced again",
         Duration::from_secs(30),
-        || (synced(mesh)? == (proxies, true)).then_some(()),
+        all_synced,
     );
     let took = back.elapsed();
     let requests = wrk.stop();
