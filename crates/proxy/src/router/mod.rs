@@ -139,22 +139,13 @@ fn cluster_name(
     }
 }
 
-/// The route's conditions on metadata, with those of the weighted entry over them.
+/// The conditions on metadata: the route's, or those of the weighted entry, which the plan has joined with them.
 fn metadata_match(action: &RouteAction, weighted: Option<usize>) -> MetadataMatch {
     let entry = match (&action.cluster, weighted) {
         (ClusterSpecifier::Weighted(clusters), Some(index)) => clusters.clusters.get(index),
         _ => None,
     };
-    match (
-        &action.metadata_match,
-        entry.and_then(|e| e.metadata_match.as_ref()),
-    ) {
-        (None, None) => None,
-        (Some(one), None) | (None, Some(one)) => Some(one.clone()),
-        (Some(route), Some(entry)) => {
-            let mut all = (**route).clone();
-            all.extend(entry.iter().map(|(k, v)| (k.clone(), v.clone())));
-            Some(Arc::new(all))
-        }
-    }
+    entry
+        .map_or(&action.metadata_match, |e| &e.metadata_match)
+        .clone()
 }

@@ -138,8 +138,15 @@ pub(super) fn route_action(
         .map(Arc::new);
     let idle_timeout = at.optional("idle_timeout", idle_timeout, duration)?;
     let max_grpc_timeout = at.optional("max_grpc_timeout", max_grpc_timeout, duration)?;
+    let wanted = metadata_match_of(metadata_match);
+    let mut cluster = cluster?;
+    if let ClusterSpecifier::Weighted(weighted) = &mut cluster {
+        for entry in &mut weighted.clusters {
+            entry.metadata_match = merged(&wanted, &entry.metadata_match);
+        }
+    }
     Ok(RouteAction {
-        cluster: cluster?,
+        cluster,
         cluster_not_found_status,
         prefix_rewrite: option(prefix_rewrite),
         regex_rewrite: at.optional("regex_rewrite", rewrite, regex_rewrite)?,
@@ -167,7 +174,7 @@ pub(super) fn route_action(
             stream_duration,
         )?,
         upgrades: at.each("upgrade_configs", upgrade_configs, upgrade),
-        metadata_match: metadata_match_of(metadata_match),
+        metadata_match: wanted,
         rate_limits: rate_limits(&at, limits),
         include_vh_rate_limits: include_vh_rate_limits.unwrap_or(false),
         internal_redirect,
