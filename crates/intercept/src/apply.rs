@@ -35,10 +35,11 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     let sides = sides(config, rules, log)?;
     if config.cleanup_only {
         release(config, log, || {
+            let mut changed = false;
             for side in &sides {
-                side.release()?;
+                changed |= side.release()?;
             }
-            Ok(())
+            Ok(changed)
         });
         // What is there is read anew: the ways in may be gone by now.
         write(&self::sides(config, rules, log)?, &[], log)?;
@@ -76,13 +77,22 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
 }
 
 /// Before rules go: `detach` makes that nothing new is captured, and what is under way may end, while the chains that
-/// are left still make the kernel translate for it. Nothing of it is needed where no connection is under way, and a
-/// clean-up goes on without it where it cannot be done.
-pub(crate) fn release(config: &Config, log: Log<'_>, detach: impl FnOnce() -> Result<(), Error>) {
-    if !conntrack::translated(config).is_ok_and(|list| list.iter().any(|e| e.alive)) {
-        return;
-    }
-    match detach().and_then(|()| conntrack::drain(config)) {
+/// are left still make the kernel translate for it. A look at connection tracking before that proves nothing: a
+/// connection that begins after the look would lose its translation with the rules. `detach` tells whether there was
+/// anything to take away; a clean-up goes on where this cannot be done.
+pub(crate) fn release(
+    config: &Config,
+    log: Log<'_>,
+    detach: impl FnOnce() -> Result<bool, Error>,
+) {
+    let waited = detach().and_then(|changed| {
+        // A clean-up that was killed may have taken the ways in already.
+        match changed || conntrack::translated(config)?.iter().any(|e| e.alive) {
+            true => conntrack::drain(config),
+            false => Ok(0),
+        }
+    });
+    match waited {
         Ok(0) => {}
         Ok(left) => log(format!(
             "warning: {left} captured connections are still open and are cut"
@@ -103,8 +113,8 @@ pub(crate) fn forget(config: &Config, log: Log<'_>) {
 }
 
 impl Side {
-    /// Takes away the ways from the built-in chains into ours.
-    fn release(&self) -> Result<(), Error> {
+    /// Takes away the ways from the built-in chains into ours; whether there were any.
+    fn release(&self) -> Result<bool, Error> {
         let mut text = String::new();
         for table in Table::ALL {
             let mut jumps = self.there.removals(table, &self.should);
@@ -114,8 +124,8 @@ impl Side {
             }
         }
         match text.is_empty() {
-            true => Ok(()),
-            false => self.backend.restore(&text, false),
+            true => Ok(false),
+            false => self.backend.restore(&text, false).map(|()| true),
         }
     }
 }

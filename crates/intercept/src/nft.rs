@@ -49,8 +49,8 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     Ok(())
 }
 
-/// Empties the built-in chains of our tables.
-fn detach() -> Result<(), Error> {
+/// Empties the built-in chains of our tables; whether there were any.
+fn detach() -> Result<bool, Error> {
     let mut text = String::new();
     let mut table = String::new();
     for line in listing()?.unwrap_or_default().lines().map(str::trim) {
@@ -63,7 +63,10 @@ fn detach() -> Result<(), Error> {
             }
         }
     }
-    run(&["-f", "-"], &text).map(drop)
+    if text.is_empty() {
+        return Ok(false);
+    }
+    run(&["-f", "-"], &text).map(|_| true)
 }
 
 /// The input of `nft -f`.
