@@ -1,4 +1,7 @@
-//! Generates the Rust types from the committed descriptor sets: no protoc, no network.
+//! Generates the Rust types and the tables behind JSON from the committed descriptor sets: no protoc, no network.
+
+#[path = "build/schema.rs"]
+mod schema;
 
 use std::{env, fs, io, path::PathBuf};
 
@@ -25,6 +28,7 @@ const SERVICES: &[&str] = &[
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=descriptors");
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=build");
     let mut set = FileDescriptorSet::default();
     for name in ["envoy", "istio"] {
         let path = format!("descriptors/{name}.binpb");
@@ -33,7 +37,7 @@ fn main() -> io::Result<()> {
         set.file.extend(part.file);
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    fs::write(out.join("descriptors.binpb"), set.encode_to_vec())?;
+    fs::write(out.join("schema.bin"), schema::pack(&set))?;
 
     for file in &mut set.file {
         file.service.retain(|s| SERVICES.contains(&s.name()));

@@ -4,19 +4,19 @@
 //! the field (`static_resources.clusters[0].connect_timeout`). Writing never fails: an `Any` of a type that this
 //! program does not know is shown as `{"@type": …, "value": base64}`, so that a dump is never lost.
 
+mod path;
 mod read;
+mod scalar;
+mod well_known;
 mod write;
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
-
 use prost::{Message, Name};
-pub use prost_reflect::MessageDescriptor;
-use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
 use serde_saphyr::budget::BudgetBreach;
+
+use read::Texts;
+
+pub use crate::schema::MessageDescriptor;
 
 /// Why a JSON or YAML text is not the message it was read as.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,41 +42,44 @@ pub fn to_value<M: Message + Name>(message: &M) -> Value {
 
 /// Like [`to_value`] for a message at hand only as bytes; `None` when the type is unknown or the bytes are not one.
 pub fn encoded_to_value(full_name: &str, bytes: &[u8]) -> Option<Value> {
-    let message = DynamicMessage::decode(descriptor(full_name)?, bytes).ok()?;
-    Some(write::message(&message))
+    write::message(descriptor(full_name)?, bytes, 0).ok()
 }
 
 /// An `Any` as JSON: `@type` beside the message's own fields, or base64 where the type is unknown.
 pub fn any_to_value(any: &prost_types::Any) -> Value {
-    write::any(&any.type_url, &any.value)
+    write::any(&any.type_url, &any.value, 0)
 }
 
 /// Reads a message from a JSON value; unknown fields are errors.
 pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
-    let bytes = value_to_encoded(&M::full_name(), value)?;
-    M::decode(bytes.as_slice()).map_err(|e| JsonError::Field {
-        path: String::new(),
-        message: format!("not a {}: {e}", M::full_name()),
-    })
+    decode(&value_to_encoded(&M::full_name(), value)?)
 }
 
 /// Reads any message of this crate by its full name, and gives its wire form.
 pub fn value_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
-    encoded(full_name, value, read::Path::default())
-}
-
-fn encoded(full_name: &str, value: &Value, mut path: read::Path) -> Result<Vec<u8>, JsonError> {
-    let descriptor = descriptor(full_name).ok_or_else(|| JsonError::Field {
-        path: String::new(),
-        message: format!("unknown message type {full_name}"),
-    })?;
-    Ok(read::message(&descriptor, value, &mut path)?.encode_to_vec())
+    read::read(known(full_name)?, value, Texts::Quoted)
 }
 
 /// [`value_to_encoded`] for the values of a `TypedStruct`, which know no types: where the message has a text, `true` and
 /// `7` are texts that YAML took for something else.
 pub fn struct_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
-    encoded(full_name, value, read::Path::untyped())
+    read::read(known(full_name)?, value, Texts::Any)
+}
+
+/// The wire form of a message that is read from YAML text of up to `nodes` nodes, as [`yaml_of_size`] counts them. JSON is
+/// read several times faster than other YAML, without a tree in between.
+pub fn text_to_encoded(full_name: &str, text: &str, nodes: usize) -> Result<Vec<u8>, JsonError> {
+    let descriptor = known(full_name)?;
+    // What is no JSON after all may be a flow mapping of YAML.
+    if is_json(text) {
+        let mut from = serde_json::Deserializer::from_str(text);
+        match read::read(descriptor, &mut from, Texts::Quoted) {
+            Ok(encoded) if from.end().is_ok() => return Ok(encoded),
+            Err(error @ JsonError::Field { .. }) => return Err(error),
+            _ => {}
+        }
+    }
+    read::read(descriptor, &yaml_of_size(text, nodes)?, Texts::Quoted)
 }
 
 /// Reads a message from JSON text.
@@ -146,39 +149,28 @@ pub fn value_to_yaml(value: &Value) -> String {
 
 /// The descriptor of a message of this crate.
 pub fn descriptor(full_name: &str) -> Option<MessageDescriptor> {
-    USES.fetch_add(1, Ordering::Relaxed);
-    let mut pool = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-    pool.get_or_insert_with(|| {
-        DescriptorPool::decode(crate::DESCRIPTORS).expect("the committed descriptor set is valid")
+    MessageDescriptor::find(full_name)
+}
+
+fn known(full_name: &str) -> Result<MessageDescriptor, JsonError> {
+    descriptor(full_name).ok_or_else(|| JsonError::Field {
+        path: String::new(),
+        message: format!("unknown message type {full_name}"),
     })
-    .get_message_by_name(full_name)
 }
 
-/// Gives the memory of the descriptors back (about 20 MB); the next use decodes them again. For programs that read JSON at
-/// their start and then hardly ever.
-pub fn forget_descriptors() {
-    *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
+fn decode<M: Message + Name + Default>(encoded: &[u8]) -> Result<M, JsonError> {
+    M::decode(encoded).map_err(|e| JsonError::Field {
+        path: String::new(),
+        message: format!("not a {}: {e}", M::full_name()),
+    })
 }
 
-/// [`forget_descriptors`] where nobody has used them since the last call of this; says whether there was something to
-/// give back. For a program that reads JSON now and then, called at intervals.
-pub fn forget_idle_descriptors() -> bool {
-    let uses = USES.load(Ordering::Relaxed);
-    if USES_SEEN.swap(uses, Ordering::Relaxed) != uses {
-        return false;
-    }
-    POOL.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take()
-        .is_some()
+/// Whether a text is an object as JSON writes it. A flow mapping of YAML looks the same up to its first key's quote.
+fn is_json(text: &str) -> bool {
+    let inside = text.trim_start().strip_prefix('{').map(str::trim_start);
+    inside.is_some_and(|inside| inside.starts_with(['"', '}']))
 }
-
-/// How often a descriptor was looked up, and how often at the last [`forget_idle_descriptors`].
-static USES: AtomicU64 = AtomicU64::new(0);
-static USES_SEEN: AtomicU64 = AtomicU64::new(0);
-
-/// Decoded at first use (about 27 ms): only dumps, bootstraps and users' YAML come here, never a request.
-static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
 
 #[cfg(test)]
 mod tests;

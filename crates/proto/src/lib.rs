@@ -7,6 +7,8 @@
 pub mod any;
 pub mod json;
 pub mod merge;
+pub mod schema;
+pub mod wire;
 
 pub use prost_types::{self, Any, Duration, Struct, Timestamp, Value};
 
@@ -22,6 +24,3 @@ mod generated {
 }
 
 pub use generated::*;
-
-/// The descriptor set behind the generated types, as serialised `FileDescriptorSet`.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

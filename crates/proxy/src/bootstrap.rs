@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prost::Message;
+use prost::{Message, Name};
 use proto::{envoy::config::bootstrap::v3::Bootstrap as BootstrapMessage, json::JsonError};
 use serde_json::Value;
 
@@ -71,17 +71,6 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Gives back what reading took: the descriptors are larger than all the rest of a small proxy, and only dumps need them
-/// again.
-pub fn forget_descriptors() {
-    proto::json::forget_descriptors();
-}
-
-/// The same where nobody has needed them since the last call; says whether there was something to give back.
-pub fn forget_idle_descriptors() -> bool {
-    proto::json::forget_idle_descriptors()
-}
-
 /// Reads, merges and plans.
 pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
     let mut texts = Vec::new();
@@ -100,6 +89,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
     for (origin, text) in &texts {
+        // Straight to the wire; what is wrong in any way is read again, for all its mistakes at once.
+        let full_name = BootstrapMessage::full_name();
+        if let Ok(message) = proto::json::text_to_encoded(&full_name, text, NODES) {
+            encoded.extend(message);
+            continue;
+        }
         let read =
             read(text, sources.allow_unknown_fields).map_err(|message| BootstrapError::Syntax {
                 origin: origin.clone(),
@@ -112,6 +107,20 @@ pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
     }
     let mut message = BootstrapMessage::decode(encoded.as_slice())
         .expect("encodings of two messages of one type, one after the other, are one");
+    drop((encoded, texts));
+    #[expect(deprecated, reason = "it is taken, with a warning")]
+    let text_log = message
+        .admin
+        .as_mut()
+        .map(|admin| std::mem::take(&mut admin.access_log_path));
+    if let Some(path) = text_log
+        && !matches!(path.as_str(), "" | "/dev/null")
+    {
+        // Legal still, and without effect: kept out of the message on purpose.
+        warnings.push(format!(
+            "{origin}: admin.access_log_path ({path}) has no effect; write access_log"
+        ));
+    }
     let node = message.node.get_or_insert_default();
     for (field, given) in [
         (&mut node.id, &sources.service_node),

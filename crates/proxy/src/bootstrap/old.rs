@@ -128,13 +128,6 @@ fn replace(members: &mut Map<String, Value>, path: &str, errors: &mut Vec<PlanEr
             .entry("safe_regex")
             .or_insert(json!({ "regex": regex }));
     }
-    if let Some(path) = members
-        .remove("access_log_path")
-        .filter(|p| *p != "/dev/null" && *p != "")
-    {
-        // Legal still, and without effect: kept out of the message on purpose.
-        tracing::warn!("admin.access_log_path ({path}) has no effect; write access_log");
-    }
 }
 
 /// Names of extensions, old and new, with the type of their configuration.

@@ -10,7 +10,7 @@ use tokio::{
 use super::{Arguments, Mode};
 use crate::{
     admin::{self, Admin},
-    bootstrap::{self, BootstrapError, Sources, load},
+    bootstrap::{BootstrapError, Sources, load},
     discovery::Discovery,
     plan::{
         Bootstrap,
@@ -88,7 +88,6 @@ fn read(arguments: &Arguments) -> Result<Bootstrap, BootstrapError> {
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
-    bootstrap::forget_descriptors();
     Ok(loaded.bootstrap)
 }
 
@@ -173,13 +172,10 @@ async fn trim(server: Rc<Server>) {
         base::memory::give_back_files();
     }
     loop {
+        server.changed.notified().await;
         // Now and then: what is given back and needed again costs page faults.
         tokio::time::sleep(Duration::from_secs(30)).await;
-        let changed = tokio::time::timeout(Duration::ZERO, server.changed.notified()).await;
-        // Istio's filters and dumps come as JSON, whose descriptors are larger than all the rest of a small proxy.
-        if bootstrap::forget_idle_descriptors() || changed.is_ok() {
-            base::memory::give_back_heap();
-        }
+        base::memory::give_back_heap();
     }
 }
 

@@ -22,9 +22,9 @@ use super::{
 pub struct Bootstrap {
     /// Who we are.
     pub node: Node,
-    /// Clusters that are always there, with their original encoding.
+    /// Clusters that are always there, with their encoding, a part of [`Bootstrap::encoded`].
     pub static_clusters: Vec<(Arc<Cluster>, Bytes)>,
-    /// Listeners that are always there, with their original encoding.
+    /// Listeners that are always there, with their encoding, a part of [`Bootstrap::encoded`].
     pub static_listeners: Vec<(Arc<Listener>, Bytes)>,
     /// Secrets that are always there.
     pub static_secrets: Vec<Secret>,

@@ -9,6 +9,7 @@ use super::{
     format::Template,
     header::{HeaderMutation, HeaderMutations},
     http_filter::PerFilterConfig,
+    lazy::LazyVirtualHost,
     matcher::{
         FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryMatcher, RuntimeFraction,
     },
@@ -27,7 +28,7 @@ pub struct RouteConfiguration {
     /// Name; empty for a nameless inline one.
     pub name: Arc<str>,
     /// In the order of the message.
-    pub virtual_hosts: Vec<VirtualHost>,
+    pub virtual_hosts: Vec<LazyVirtualHost>,
     /// Which virtual host serves a domain.
     pub(crate) domains: DomainTable,
     /// Header operations of every request.

@@ -102,7 +102,7 @@ impl RouteConfiguration {
         let Some(virtual_host_index) = self.virtual_host_of(request) else {
             return RouteOutcome::NoVirtualHost;
         };
-        let virtual_host = &self.virtual_hosts[virtual_host_index as usize];
+        let virtual_host: &VirtualHost = &self.virtual_hosts[virtual_host_index as usize];
         if tls_redirect(virtual_host.require_tls, request) {
             return RouteOutcome::TlsRedirect(virtual_host);
         }
@@ -130,7 +130,7 @@ impl RouteConfiguration {
 
     /// The route at the numbers of a [`Found`] of this configuration.
     pub fn route_at(&self, virtual_host: u32, route: u32) -> Option<(&VirtualHost, &Route)> {
-        let virtual_host = self.virtual_hosts.get(virtual_host as usize)?;
+        let virtual_host: &VirtualHost = self.virtual_hosts.get(virtual_host as usize)?;
         Some((virtual_host, virtual_host.routes.get(route as usize)?))
     }
 

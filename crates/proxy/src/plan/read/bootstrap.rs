@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use prost::Message;
 use proto::envoy::config::{
     bootstrap::v3 as pb, cluster::v3 as cluster_pb, core::v3 as core, listener::v3 as listener_pb,
@@ -135,11 +136,16 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
             clusters,
             secrets,
         } = m;
+        // What dumps show of each is a part of the whole: there may be ten thousand.
+        let mut parts = parts_of(&plan.encoded, 1);
         plan.static_listeners = at.each("listeners", listeners, |at, m: &listener_pb::Listener| {
-            Ok((Arc::new(listener(at, m)?), m.encode_to_vec().into()))
+            let encoded = parts.next();
+            Ok((Arc::new(listener(at, m)?), encoded.unwrap_or_default()))
         });
+        let mut parts = parts_of(&plan.encoded, 2);
         plan.static_clusters = at.each("clusters", clusters, |at, m: &cluster_pb::Cluster| {
-            Ok((Arc::new(cluster(at, m)?), m.encode_to_vec().into()))
+            let encoded = parts.next().unwrap_or_default();
+            Ok((Arc::new(cluster(at, m)?), encoded))
         });
         plan.static_secrets = at.each("secrets", secrets, secret);
         unique(
@@ -211,6 +217,13 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         }
     }
     Ok(plan)
+}
+
+/// The encodings of one list of the static resources.
+fn parts_of(bootstrap: &Bytes, list: u32) -> impl Iterator<Item = Bytes> + use<> {
+    const STATIC_RESOURCES: u32 = 2;
+    let parts = proto::wire::parts(bootstrap, &[STATIC_RESOURCES, list]);
+    parts.unwrap_or_default().into_iter()
 }
 
 fn unique<'a>(at: &At<'_>, field: &str, names: impl Iterator<Item = &'a str>) {

@@ -48,6 +48,8 @@ use super::{
     RouteConfiguration, error::collect, tls::Secret,
 };
 
+pub(super) use route::planned_again as virtual_host;
+
 impl TryFrom<&listener_pb::Listener> for Listener {
     type Error = PlanErrors;
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use prost::Message;
 use proto::{
     envoy::config::{core::v3 as core, route::v3 as pb},
     xds::r#type::matcher::v3 as xds,
@@ -26,8 +27,9 @@ use super::{
     route_match::route_match,
 };
 use crate::plan::{
-    error::{At, Step, unsupported},
+    error::{At, Step, collect_lenient, unsupported},
     http_filter::{PerFilterConfig, RouteFilterConfig},
+    lazy::LazyVirtualHost,
     matcher_tree::Matcher,
     route::{
         Action, Decorator, DirectResponse, Redirect, RedirectPath, RedirectScheme, RequireTls,
@@ -64,10 +66,20 @@ pub(super) fn route_configuration(
     } = m;
     unsupported!(at, vhds, cluster_specifier_plugins);
     let body_limit = max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
+    let many = virtual_hosts.len() > PLANNED_AT_ONCE;
+    let mut heads = Vec::with_capacity(virtual_hosts.len());
     let virtual_hosts = at.each("virtual_hosts", virtual_hosts, |at, m| {
-        virtual_host(at, m, body_limit)
+        let plan = virtual_host(at, m, body_limit)?;
+        heads.push((plan.name.clone(), plan.domains.clone()));
+        // A body may come from a file, which is read once.
+        let reads = |r: &Route| matches!(r.action, Action::DirectResponse(_));
+        Ok(if many && !plan.routes.iter().any(reads) {
+            LazyVirtualHost::later(m.encode_to_vec().into(), body_limit)
+        } else {
+            plan.into()
+        })
     });
-    let domains = domain_table(&at, &virtual_hosts);
+    let domains = domain_table(&at, &heads);
     Ok(RouteConfiguration {
         name: name.as_str().into(),
         domains,
@@ -94,19 +106,32 @@ pub(super) fn route_configuration(
     })
 }
 
-fn domain_table(at: &At<'_>, virtual_hosts: &[VirtualHost]) -> DomainTable {
+/// Up to so many virtual hosts keep their plans. Of more, most will never see a request: each is planned again at its
+/// first one.
+const PLANNED_AT_ONCE: usize = 100;
+
+/// The plan of a virtual host that was planned without an error before, strictly or leniently.
+pub(in crate::plan) fn planned_again(encoded: &[u8], body_limit: usize) -> VirtualHost {
+    let planned = pb::VirtualHost::decode(encoded)
+        .ok()
+        .and_then(|m| collect_lenient(|at| virtual_host(at, &m, body_limit)).ok());
+    planned
+        .map(|(plan, _)| plan)
+        .expect("a plan depends on its message alone, and there was one")
+}
+
+fn domain_table(at: &At<'_>, virtual_hosts: &[(Arc<str>, Vec<Arc<str>>)]) -> DomainTable {
     let mut table = DomainTable::default();
     let at = at.field("virtual_hosts");
     let mut names: HashMap<&str, usize> = HashMap::new();
-    for (index, host) in virtual_hosts.iter().enumerate() {
-        if let Some(first) = names.insert(&host.name, index) {
+    for (index, (name, domains)) in virtual_hosts.iter().enumerate() {
+        if let Some(first) = names.insert(name, index) {
             let at = at.index(index);
             at.field("name").error(format!(
-                "`{}` is also the name of virtual_hosts[{first}]",
-                host.name
+                "`{name}` is also the name of virtual_hosts[{first}]"
             ));
         }
-        for (number, domain) in host.domains.iter().enumerate() {
+        for (number, domain) in domains.iter().enumerate() {
             if !table.insert(domain, index as u32) {
                 let at = at.index(index);
                 let at = at.field("domains");

@@ -400,6 +400,32 @@ fn ciphers_that_rustls_lacks_are_dropped_while_one_remains() {
 }
 
 #[test]
+fn of_many_virtual_hosts_each_is_planned_again_at_its_first_request() {
+    let hosts = |last: &str| {
+        let mut yaml = String::from("name: r\nvirtual_hosts:\n");
+        for i in 0..150 {
+            let cluster = if i == 149 { last } else { "c" };
+            yaml += &format!(
+                "- {{name: h{i}, domains: [h{i}.example], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}\n"
+            );
+        }
+        routes(&yaml)
+    };
+    let config = hosts("last").expect("good");
+    assert_eq!(config.virtual_hosts.len(), 150);
+    assert_eq!(&*config.virtual_hosts[149].routes[0].name, "");
+    assert!(format!("{:?}", config.virtual_hosts[149].routes[0].action).contains("last"));
+    assert_eq!(Ok(&config), hosts("last").as_ref());
+    assert_ne!(Ok(&config), hosts("other").as_ref());
+    // What is wrong is found at once, wherever it is.
+    let errors = hosts("''").expect_err("a route without a cluster");
+    assert!(
+        errors.to_string().contains("virtual_hosts[149]"),
+        "{errors}"
+    );
+}
+
+#[test]
 fn routes_keep_their_order_and_their_timeouts() {
     let planned = routes(
         r#"
