@@ -278,6 +278,7 @@ impl Arguments {
             file_flush_interval: Duration::from_millis(self.file_flush_interval_msec),
             restart_epoch: self.restart_epoch,
             command_line,
+            clock: base::clock::Clock::system(),
         }
     }
 }

@@ -12,6 +12,7 @@ mod grpc_stats;
 mod header_mutation;
 mod health_check;
 mod istio_stats;
+mod jwt_authn;
 mod local_rate_limit;
 mod metadata;
 mod original_src;
@@ -21,7 +22,7 @@ mod stateful_session;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outrigger_http::{Headers, ResponseHead, Version};
@@ -47,7 +48,6 @@ pub(crate) use peer_metadata::{DOWNSTREAM_PEER, UPSTREAM_PEER, from_struct, to_s
 pub(crate) use stateful_session::Session;
 
 /// What a filter decides about a request.
-#[derive(Debug)]
 pub(crate) enum Step {
     /// It goes on.
     Continue,
@@ -55,8 +55,32 @@ pub(crate) enum Step {
     Wait(Duration),
     /// It waits until all of it is here, up to so many bytes.
     Buffer(u32),
+    /// It waits for somebody else; then [`Filter::answered`] is asked. In a box, since the few filters that do this
+    /// wait for another process anyway.
+    Ask(Pending),
     /// It ends here.
     Reply(LocalReply),
+}
+
+/// What a filter waits for. Dropped when the client goes away.
+pub(crate) type Pending = Pin<Box<dyn Future<Output = Answer>>>;
+
+/// What has come.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// Keys, or none, are where they are looked for.
+    Keys,
+}
+
+/// Where a filter stands with a request.
+#[derive(Debug)]
+pub(crate) enum Stage {
+    /// It has not seen it.
+    Head,
+    /// It has waited.
+    Resumed,
+    /// It has asked.
+    Answered(Answer),
 }
 
 /// The phases that a filter wants to see.
@@ -104,6 +128,18 @@ pub(crate) trait Filter: fmt::Debug {
         worker: &Worker,
     ) -> Step {
         let _ = (exchange, config, worker);
+        Step::Continue
+    }
+
+    /// After a [`Step::Ask`].
+    fn answered(
+        &self,
+        exchange: &mut Exchange<'_>,
+        config: Option<&RouteFilterConfig>,
+        worker: &Worker,
+        answer: Answer,
+    ) -> Step {
+        let _ = (exchange, config, worker, answer);
         Step::Continue
     }
 
@@ -208,6 +244,11 @@ impl Filters {
                     &plan.stat_prefix,
                     worker,
                 )),
+                HttpFilterConfig::JwtAuthn(config) => Box::new(jwt_authn::JwtAuthnFilter::new(
+                    config.clone(),
+                    &plan.stat_prefix,
+                    worker,
+                )),
                 HttpFilterConfig::IstioStats(config) => {
                     Box::new(istio_stats::IstioStatsFilter::new(config.clone(), worker))
                 }
@@ -275,12 +316,12 @@ impl Filters {
         self.filters.len()
     }
 
-    /// Runs one filter on the request; `resumed` after its wait.
+    /// Runs one filter on the request, from its beginning or after what it waited for.
     pub(crate) fn request(
         &self,
         index: usize,
         exchange: &mut Exchange<'_>,
-        resumed: bool,
+        at: Stage,
         worker: &Worker,
     ) -> Step {
         let live = &self.filters[index];
@@ -298,9 +339,10 @@ impl Filters {
         if !live.interests.has(Interests::REQUEST) {
             return Step::Continue;
         }
-        match resumed {
-            false => live.filter.request(exchange, config, worker),
-            true => live.filter.resumed(exchange, config, worker),
+        match at {
+            Stage::Head => live.filter.request(exchange, config, worker),
+            Stage::Resumed => live.filter.resumed(exchange, config, worker),
+            Stage::Answered(answer) => live.filter.answered(exchange, config, worker, answer),
         }
     }
 

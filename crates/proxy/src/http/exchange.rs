@@ -58,6 +58,8 @@ pub struct Exchange<'c> {
     pub dynamic_metadata: BTreeMap<String, Value>,
     /// The host that a session names (`address:port`), and whether no other will do.
     pub override_host: Option<(Box<str>, bool)>,
+    /// A filter has changed what the route was chosen by.
+    pub(crate) clear_route: bool,
     /// Redirects of the upstream that were followed: how many, and to which routes.
     pub(crate) redirects: Vec<(u32, u32)>,
     /// What single filters keep from one phase to the next.
@@ -160,6 +162,7 @@ impl<'c> Exchange<'c> {
                 .as_ref()
                 .map_or_else(BTreeMap::new, |proxy| proxy.metadata.clone()),
             override_host: None,
+            clear_route: false,
             redirects: Vec::new(),
             filters: FilterData::default(),
             local_reply: Cow::Borrowed(""),

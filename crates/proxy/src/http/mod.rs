@@ -19,6 +19,7 @@ mod reply;
 mod respond;
 mod route_stats;
 mod serve;
+mod side_call;
 mod stats;
 mod streams;
 mod timers;
@@ -32,6 +33,7 @@ pub use flags::Flags;
 pub(crate) use prepare::{append, split_port};
 pub use reply::LocalReply;
 pub(crate) use reply::http_status_of;
+pub(crate) use side_call::side_call;
 
 use crate::{
     access_log::Logger,

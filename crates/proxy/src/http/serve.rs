@@ -10,7 +10,7 @@ use super::{
     stats::ConnectionManagerStats,
 };
 use crate::{
-    filter::Step,
+    filter::{Stage, Step},
     plan::{
         HttpConnectionManager, RouteConfiguration,
         http::RouteSource,
@@ -121,7 +121,10 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
     kept: &mut Option<Kept>,
 ) -> Result<Option<router::Target>, LocalReply> {
     for index in 0..cx.live.filters.len() {
-        let mut step = cx.live.filters.request(index, exchange, false, cx.worker);
+        let mut step = cx
+            .live
+            .filters
+            .request(index, exchange, Stage::Head, cx.worker);
         loop {
             match step {
                 Step::Continue => break,
@@ -133,14 +136,23 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
                     break;
                 }
                 Step::Wait(pause) => {
-                    if !wait(pause, reader, writer).await {
-                        super::failure::Gone::Closed.tell(exchange);
-                        respond::abort(writer);
-                        return Ok(None);
+                    let slept = tokio::time::sleep(pause);
+                    if while_there(slept, reader, writer).await.is_none() {
+                        return Ok(gone(exchange, writer));
                     }
-                    step = cx.live.filters.request(index, exchange, true, cx.worker);
+                    step = (cx.live.filters).request(index, exchange, Stage::Resumed, cx.worker);
+                }
+                Step::Ask(answer) => {
+                    let Some(answer) = while_there(answer, reader, writer).await else {
+                        return Ok(gone(exchange, writer));
+                    };
+                    let stage = Stage::Answered(answer);
+                    step = cx.live.filters.request(index, exchange, stage, cx.worker);
                 }
             }
+        }
+        if std::mem::take(&mut exchange.clear_route) {
+            exchange.find_route(routes(&cx.live.plan, cx.worker, exchange));
         }
     }
     let target = match router::target(exchange, cx.worker) {
@@ -266,14 +278,28 @@ pub(super) fn overloaded(stats: &ConnectionManagerStats) -> LocalReply {
     LocalReply::new(503, "envoy overloaded", "overload").flag(Flags::OVERLOAD_MANAGER)
 }
 
-/// Waits for a filter; `false` when the client went away.
-async fn wait<S: AsyncRead + AsyncWrite + Unpin>(
-    pause: std::time::Duration,
+/// What a filter waits for; `None` when the client went away before.
+async fn while_there<S: AsyncRead + AsyncWrite + Unpin, T>(
+    what: impl Future<Output = T>,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
-) -> bool {
+) -> Option<T> {
     let gone = std::future::poll_fn(|cx| super::failure::poll_gone(cx, reader, writer));
-    tokio::time::timeout(pause, gone).await.is_err()
+    tokio::select! {
+        biased;
+        value = what => Some(value),
+        _ = gone => None,
+    }
+}
+
+/// Nobody waits for an answer any more.
+fn gone<S: AsyncRead + AsyncWrite + Unpin>(
+    exchange: &mut Exchange<'_>,
+    writer: &mut BodyWriter<'_, S>,
+) -> Option<router::Target> {
+    super::failure::Gone::Closed.tell(exchange);
+    respond::abort(writer);
+    None
 }
 
 /// Counts a request that the router answers itself.

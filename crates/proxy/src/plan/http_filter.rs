@@ -8,6 +8,7 @@ use super::{
         StatefulSession,
     },
     health_check::HealthCheckFilter,
+    jwt_authn::JwtAuthn,
     matcher::{Fraction, HeaderMatcher, StringMatcher},
     rbac::Rbac,
 };
@@ -40,6 +41,8 @@ pub enum HttpFilterConfig {
     PeerMetadata(PeerMetadata),
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<Rbac>),
+    /// `envoy.filters.http.jwt_authn`.
+    JwtAuthn(Arc<JwtAuthn>),
     /// `istio.stats`.
     IstioStats(Arc<IstioStats>),
     /// `envoy.filters.http.header_mutation`.
@@ -304,6 +307,8 @@ pub enum RouteFilterConfig {
     Buffer(u32),
     /// Policies of its own.
     Rbac(Arc<Rbac>),
+    /// What `jwt_authn` needs, by the name of a requirement.
+    JwtRequirement(Arc<str>),
 }
 
 /// `typed_per_filter_config`: configuration by filter name.

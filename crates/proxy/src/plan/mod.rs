@@ -26,6 +26,7 @@ pub mod header;
 pub mod health_check;
 pub mod http;
 pub mod http_filter;
+pub mod jwt_authn;
 pub mod lazy;
 pub mod lb;
 pub mod listener;

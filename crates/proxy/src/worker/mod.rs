@@ -13,11 +13,12 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     net::SocketAddr,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use base::clock::Clock;
 use tokio::{
     net::TcpStream,
     sync::mpsc::{self, error::SendError},
@@ -51,6 +52,8 @@ pub struct Options {
     pub restart_epoch: u32,
     /// The arguments as given, for `/server_info`.
     pub command_line: Vec<String>,
+    /// What decisions about the validity of tokens go by.
+    pub clock: Clock,
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
             file_flush_interval: Duration::from_secs(10),
             restart_epoch: 0,
             command_line: Vec::new(),
+            clock: Clock::system(),
         }
     }
 }
@@ -87,11 +91,21 @@ pub struct Worker {
     /// What all workers share.
     pub shared: Arc<ProcessShared>,
     pub(crate) listeners: Listeners,
+    /// Itself, for tasks that outlive who began them.
+    me: WorkerRef,
     /// The ways to all workers, this one included.
     pub(crate) peers: Vec<mpsc::UnboundedSender<Command>>,
 }
 
+/// A worker that may have ended.
+pub(crate) type WorkerRef = Weak<Worker>;
+
 impl Worker {
+    /// For a task of its own.
+    pub(crate) fn weak(&self) -> WorkerRef {
+        self.me.clone()
+    }
+
     /// Gives an accepted connection to the worker with the fewest, where that is another one; else it comes back.
     pub(crate) fn hand_over(
         &self,

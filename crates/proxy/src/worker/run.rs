@@ -18,7 +18,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{Options, Random, Routes, Worker, drain::DrainStrategy};
+use super::{Options, Random, Routes, Worker, WorkerRef, drain::DrainStrategy};
 use crate::{
     cluster::{ClusterEntry, Clusters, Report, SWEEP_INTERVAL, shared::ProcessShared},
     listener::{ListenSocket, Listeners, handed_over},
@@ -156,7 +156,7 @@ pub(crate) fn spawn(
     let thread = thread::Builder::new()
         .name(format!("wrk:worker_{}", seed.index))
         .spawn(move || {
-            let worker = Rc::new(Worker::new(seed));
+            let worker = Rc::new_cyclic(|me| Worker::new(seed, me.clone()));
             LocalSet::new().block_on(&runtime, run(worker, commands));
         })?;
     Ok(WorkerHandle {
@@ -166,7 +166,7 @@ pub(crate) fn spawn(
 }
 
 impl Worker {
-    pub(crate) fn new(seed: Seed) -> Self {
+    pub(crate) fn new(seed: Seed, me: WorkerRef) -> Self {
         let stats = seed.store.stats();
         let random = Rc::new(Random::default());
         Self {
@@ -184,6 +184,7 @@ impl Worker {
             routes: Routes::default(),
             shared: seed.shared,
             listeners: Listeners::default(),
+            me,
             peers: seed.peers,
         }
     }

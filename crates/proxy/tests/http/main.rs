@@ -2,6 +2,7 @@
 
 mod cases;
 mod http2;
+mod jwt;
 mod routing;
 mod support;
 

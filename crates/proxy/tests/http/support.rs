@@ -1,7 +1,14 @@
 //! A proxy with one HTTP listener, a client and a scripted origin.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
 
+use base::clock::Clock;
 use outrigger_proxy as proxy;
 use prost::{Message, Name};
 use proto::envoy::config;
@@ -23,8 +30,13 @@ fn message<M: Message + Name + Default>(yaml: &str) -> M {
 /// A proxy with one listener, whose routes, filters and options a test says, and clusters by port.
 pub(crate) struct Mesh {
     pub(crate) server: Rc<Server>,
+    /// What the validity of tokens goes by; it stands still at [`NOW`].
+    pub(crate) clock: Clock,
     log: tempfile::TempDir,
 }
+
+/// Seconds since the epoch.
+pub(crate) const NOW: u64 = 1_800_000_000;
 
 impl Mesh {
     pub(crate) async fn new(
@@ -101,11 +113,13 @@ filter_chains:
             path = path.display()
         );
         let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default()).unwrap();
+        let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(NOW));
         let settings = Options {
             concurrency: 1,
             drain_time: Duration::from_millis(200),
             drain_strategy: DrainStrategy::Immediate,
             file_flush_interval: Duration::from_millis(1),
+            clock: clock.clone(),
             ..Options::default()
         };
         let server = Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
@@ -125,7 +139,7 @@ filter_chains:
             result.unwrap();
         }
         server.settled().await;
-        Mesh { server, log }
+        Mesh { server, clock, log }
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {

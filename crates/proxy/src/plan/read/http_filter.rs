@@ -30,6 +30,7 @@ use super::{
     },
     filter_config,
     health_check::health_check_filter,
+    jwt_authn::{self, jwt_authn},
     rbac::{http_rbac, http_rbac_per_route},
     route::option,
 };
@@ -106,6 +107,9 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilterConfig::Rbac(Arc::new(http_rbac(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
+            HttpFilterConfig::JwtAuthn(Arc::new(jwt_authn(at, &found.decode(&at)?)?))
         }
         "stats.PluginConfig" => {
             HttpFilterConfig::IstioStats(Arc::new(istio_stats(at, &found.decode(&at)?)?))
@@ -467,6 +471,9 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
                 None => RouteFilterConfig::Disabled,
             }
         }
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
+            jwt_authn::per_route(at, &found.decode(&at)?)?
+        }
         _ => return Err(found.unknown(&at, "HTTP filter configuration")),
     }))
 }
@@ -482,6 +489,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     ]
     .contains(&name)

@@ -18,6 +18,7 @@ mod header;
 mod health_check;
 mod http;
 mod http_filter;
+mod jwt_authn;
 mod lb;
 mod listener;
 mod matcher_tree;

@@ -25,7 +25,6 @@ use crate::plan::{
 
 /// Extensions of later versions, with the word that names them in a rejection.
 const LATER: &[&str] = &[
-    "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
     "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
     "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
     "envoy.extensions.filters.http.lua.v3.Lua",
