@@ -80,11 +80,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
 /// are left still make the kernel translate for it. A look at connection tracking before that proves nothing: a
 /// connection that begins after the look would lose its translation with the rules. `detach` tells whether there was
 /// anything to take away; a clean-up goes on where this cannot be done.
-pub(crate) fn release(
-    config: &Config,
-    log: Log<'_>,
-    detach: impl FnOnce() -> Result<bool, Error>,
-) {
+pub(crate) fn release(config: &Config, log: Log<'_>, detach: impl FnOnce() -> Result<bool, Error>) {
     let waited = detach().and_then(|changed| {
         // A clean-up that was killed may have taken the ways in already.
         match changed || conntrack::translated(config)?.iter().any(|e| e.alive) {
@@ -139,6 +135,15 @@ pub fn verify(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
         }
     }
     Ok(out)
+}
+
+/// ISTIO rules that are here where `rules` has none of their family, a sentence each.
+pub(crate) fn foreign(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
+    let sides = sides(config, rules, &mut |_| {})?;
+    let there = sides
+        .iter()
+        .filter(|s| s.should.0.is_empty() && s.there.has_ours());
+    Ok(there.flat_map(|s| s.there.differences(&s.should)).collect())
 }
 
 /// Prints what would be done; `file` also gets every command and text (`DRY_RUN_FILE_PATH`).

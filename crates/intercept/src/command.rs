@@ -5,7 +5,7 @@ use std::{env, ffi::OsString, fs::File, process::ExitCode};
 use nix::sched::{CloneFlags, setns};
 
 use crate::{
-    Error, apply, config::Config, nft, options, program, selftest, surroundings::Addresses,
+    Error, apply, config::Config, ebpf, nft, options, program, selftest, surroundings::Addresses,
 };
 
 /// Runs the command; `args[0]` is its own name. Ends with 1 for settings, programs and rules that fail, 126 when the
@@ -54,16 +54,41 @@ fn run(args: &[String]) -> Result<(), Error> {
     }
     let rules = program::rules(&config)?;
     if !config.skip_rule_apply {
-        if config.native_nftables {
-            nft::apply(&config, &rules, &mut log)?;
+        if config.ebpf() {
+            ebpf::apply(&config, &rules, &mut log)?;
+        } else if config.native_nftables {
+            beside_programs(&config, &mut log, |log| nft::apply(&config, &rules, log))?;
         } else if config.dry_run {
             apply::dry_run(&config, &rules, environment("DRY_RUN_FILE_PATH"), &mut log)?;
         } else {
-            apply::apply(&config, &rules, &mut log)?;
+            beside_programs(&config, &mut log, |log| apply::apply(&config, &rules, log))?;
         }
     }
     if config.run_validation {
         selftest::run(&config, &addresses, &rules, &mut log)?;
+    }
+    Ok(())
+}
+
+/// Runs `apply` where eBPF programs may capture already: they go when they are to, and otherwise are in the way.
+fn beside_programs(
+    config: &Config,
+    log: apply::Log<'_>,
+    apply: impl FnOnce(apply::Log<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if config.cleanup_only && !config.dry_run {
+        ebpf::remove(log)?;
+        return apply(log);
+    }
+    if !config.reconcile && !config.dry_run && ebpf::present() {
+        return Err(Error::Conflict(
+            "eBPF programs capture here; nothing was changed. --reconcile replaces them, --cleanup-only removes them"
+                .into(),
+        ));
+    }
+    apply(log)?;
+    if config.reconcile && !config.dry_run {
+        ebpf::remove(log)?;
     }
     Ok(())
 }

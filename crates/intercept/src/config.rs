@@ -25,7 +25,7 @@ pub struct Config {
     pub proxy_uid: String,
     /// Groups whose traffic is the proxy's own (`-g`), comma-separated.
     pub proxy_gid: String,
-    /// `TPROXY`; anything else is REDIRECT (`-m`).
+    /// `TPROXY` or `EBPF`; anything else is REDIRECT (`-m`).
     pub inbound_interception_mode: String,
     /// Firewall mark of TPROXY (`-t`).
     pub inbound_tproxy_mark: String,
@@ -85,6 +85,15 @@ pub struct Config {
     pub force_iptables_binary: String,
     /// Whose rules are written: `1.3`, `1.5`, `1.13` or `current` (ours, not a flag of istio-iptables).
     pub rules_version: String,
+    /// EBPF: the pod's cgroup; empty is this process's (ours, as the next three).
+    pub ebpf_cgroup: String,
+    /// EBPF: between whom bytes pass by the TCP stack: `off`, `pod` (app and proxy), `proxies` (of this node, or of
+    /// those with the same NAME: `proxies=NAME`), or `node` (both).
+    pub ebpf_sockmap: String,
+    /// EBPF: programs that are not used, comma-separated; what needs them is left to iptables.
+    pub ebpf_without: String,
+    /// EBPF: leave to iptables what the kernel's programs cannot do.
+    pub ebpf_fallback: bool,
     /// What counts as loopback in the IPv4 rules (`ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR`).
     pub host_ipv4_loopback_cidr: String,
     /// Whether IPv6 is captured; found from the pod's addresses.
@@ -133,6 +142,10 @@ impl Default for Config {
             native_nftables: false,
             force_iptables_binary: String::new(),
             rules_version: "current".into(),
+            ebpf_cgroup: String::new(),
+            ebpf_sockmap: "off".into(),
+            ebpf_without: String::new(),
+            ebpf_fallback: false,
             host_ipv4_loopback_cidr: "127.0.0.1/32".into(),
             enable_inbound_ipv6: false,
             dns_servers_v4: Vec::new(),
@@ -197,6 +210,7 @@ impl Config {
         }
         self.loopback()?;
         self.check_version()?;
+        self.check_ebpf()?;
         match self.force_iptables_binary.as_str() {
             "" | "legacy" | "nft" => Ok(()),
             other => Err(Error::Invalid(format!(
@@ -238,6 +252,45 @@ impl Config {
         Ok(())
     }
 
+    /// Programs see sockets, not packets: what asks about a packet's way is refused.
+    fn check_ebpf(&self) -> Result<(), Error> {
+        match self.ebpf_sockmap.as_str() {
+            "" | "off" | "pod" | "proxies" | "node" => {}
+            named
+                if named.split_once('=').is_some_and(|(what, name)| {
+                    matches!(what, "proxies" | "node") && is_name(name)
+                }) => {}
+            other => {
+                return Err(Error::Invalid(format!(
+                    "invalid value {other:?} for --ebpf-sockmap: use off, pod, proxies or node, the last two \
+                     also with =NAME (letters, digits and -)"
+                )));
+            }
+        }
+        if !self.ebpf() {
+            return Ok(());
+        }
+        for (asked, flag) in [
+            (
+                !self.exclude_interfaces.is_empty(),
+                "--istio-exclude-interfaces",
+            ),
+            (
+                !self.kube_virt_interfaces.is_empty(),
+                "--kube-virt-interfaces",
+            ),
+            (self.drop_invalid, "--drop-invalid"),
+            (self.rules_version != "current", "--rules-version"),
+        ] {
+            if asked {
+                return Err(Error::Invalid(format!(
+                    "{flag} does not go with --istio-inbound-interception-mode=EBPF: leave one of them out"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// What counts as IPv4 loopback.
     pub fn loopback(&self) -> Result<Cidr, Error> {
         let text = &self.host_ipv4_loopback_cidr;
@@ -262,6 +315,11 @@ impl Config {
     /// Whether inbound traffic is steered by TPROXY.
     pub fn tproxy(&self) -> bool {
         self.inbound_interception_mode == "TPROXY"
+    }
+
+    /// Whether eBPF programs capture.
+    pub fn ebpf(&self) -> bool {
+        self.inbound_interception_mode == "EBPF"
     }
 
     /// Whether the address that Envoy's passthrough binds to counts as loopback, which disarms the self-call rules.
@@ -340,7 +398,7 @@ impl Config {
             "inbound-tunnel-port" => &mut self.inbound_tunnel_port,
             "proxy-uid" => &mut self.proxy_uid,
             "proxy-gid" => &mut self.proxy_gid,
-            "istio-inbound-interception-mode" => &mut self.inbound_interception_mode,
+            "istio-inbound-interception-mode" | "mode" => &mut self.inbound_interception_mode,
             "istio-inbound-ports" => &mut self.inbound_ports_include,
             "istio-local-exclude-ports" => &mut self.inbound_ports_exclude,
             "istio-exclude-interfaces" => &mut self.exclude_interfaces,
@@ -354,6 +412,10 @@ impl Config {
             "network-namespace" => &mut self.network_namespace,
             "force-iptables-binary" => &mut self.force_iptables_binary,
             "rules-version" => &mut self.rules_version,
+            "ebpf-cgroup" => &mut self.ebpf_cgroup,
+            "ebpf-sockmap" => &mut self.ebpf_sockmap,
+            "ebpf-without" => &mut self.ebpf_without,
+            "ebpf-fallback" => return self.ebpf_fallback = on,
             "dry-run" => return self.dry_run = on,
             "skip-rule-apply" => return self.skip_rule_apply = on,
             "run-validation" => return self.run_validation = on,
@@ -387,6 +449,10 @@ pub fn split(list: &str) -> Vec<&str> {
         .map(str::trim)
         .filter(|s| !s.is_empty())
         .collect()
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// They all become matches of one rule, and iptables takes no more.

@@ -3,7 +3,8 @@
 //! [`Config`] (flags and environment of istio-iptables) becomes, in [`program`], one ordered list of
 //! [`model::Rule`]s. Back ends turn that list into text: [`restore`] for `iptables-restore`, [`state`] for the form that
 //! `iptables-save` prints (used to compare what is there with what should be, in order), [`nft`] for nft. [`apply`] writes the rules,
-//! table by table atomically, and takes everything back when one table fails; [`selftest`] proves that the capture
+//! table by table atomically, and takes everything back when one table fails; [`ebpf`] does the same rules with programs
+//! in the kernel instead; [`selftest`] proves that the capture
 //! works, [`guard`] notices when it no longer may, and [`explain`] tells where a packet ends. [`command`] is the command
 //! line of istio-iptables, [`tool`] that of `outrigger intercept`.
 //!
@@ -15,6 +16,7 @@ pub mod backend;
 pub mod command;
 pub mod config;
 mod conntrack;
+pub mod ebpf;
 pub mod explain;
 pub mod flags;
 pub mod guard;
@@ -64,6 +66,9 @@ pub enum Error {
         /// What the operator can do, or nothing.
         hint: String,
     },
+    /// Mode EBPF cannot be had here, or its programs cannot be reached.
+    #[error("mode EBPF: {0}")]
+    Ebpf(String),
     /// Other ISTIO rules are in the way.
     #[error("{0}")]
     Conflict(String),

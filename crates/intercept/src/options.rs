@@ -83,7 +83,7 @@ pub const FLAGS: &[Flag] = &[
     text(
         "istio-inbound-interception-mode",
         Some('m'),
-        "REDIRECT or TPROXY",
+        "REDIRECT, TPROXY or EBPF",
     ),
     text(
         "istio-inbound-ports",
@@ -201,6 +201,31 @@ pub const FLAGS: &[Flag] = &[
         "rules-version",
         None,
         "write the rules of an older Istio: 1.3, 1.5, 1.13 (current)",
+    ),
+    text(
+        "mode",
+        None,
+        "the same as --istio-inbound-interception-mode",
+    ),
+    text(
+        "ebpf-cgroup",
+        None,
+        "EBPF: the pod's folder in cgroup2 (the one of this process)",
+    ),
+    text(
+        "ebpf-sockmap",
+        None,
+        "EBPF: pass bytes from socket to socket: off, pod (app and proxy), proxies[=NAME] (of one node) or node[=NAME] (both)",
+    ),
+    text(
+        "ebpf-without",
+        None,
+        "EBPF: programs not to use (steer, connect4 ...); what needs them is left to iptables",
+    ),
+    switch(
+        "ebpf-fallback",
+        None,
+        "EBPF: leave to iptables what this kernel's programs cannot do",
     ),
     // Gone from istio-iptables, still in manifests.
     switch("restore-format", Some('f'), ""),

@@ -30,6 +30,7 @@ use base::cidr::Cidr;
 use crate::{
     Error, apply,
     config::{Config, split},
+    ebpf,
     model::Rule,
     surroundings::{self, Addresses},
 };
@@ -75,7 +76,10 @@ pub fn run(
         }
     }
     // Rules written by someone else (the CNI plug-in) may differ and work; ours must be there to the letter.
-    let missing = (!config.native_nftables).then(|| apply::verify(config, rules));
+    let missing = (!config.native_nftables).then(|| match config.ebpf() {
+        true => ebpf::verify(config, rules),
+        false => apply::verify(config, rules),
+    });
     if let Some(Ok(missing)) = missing
         && (!config.skip_rule_apply || !failures.is_empty())
     {

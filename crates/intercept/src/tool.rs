@@ -3,7 +3,8 @@
 use std::{env, ffi::OsString, process::ExitCode};
 
 use crate::{
-    Error, config::Config, explain, guard, outsider, program, selftest, surroundings::Addresses,
+    Error, config::Config, ebpf, explain, guard, outsider, program, selftest,
+    surroundings::Addresses,
 };
 
 const USAGE: &str = "\
@@ -12,6 +13,7 @@ Usage: outrigger intercept COMMAND [ARGUMENTS]
 Commands:
   explain   walk a packet through the rules: which match, and where it ends
   verify    prove with connections that the capture works here (takes istio-iptables' flags; exit status 126 if not)
+  ebpf      show the eBPF programs of this network namespace, their rules with packets, and counters
   guard     watch the rules of this network namespace and report, or with --repair undo, every change
 ";
 
@@ -26,6 +28,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("explain") => explain::command::run(rest).map(|story| print!("{story}")),
         Some("verify") => verify(rest),
+        Some("ebpf") => ebpf::report::text().map(|text| print!("{text}")),
         Some("guard") => guard::command(rest),
         None | Some("help" | "-h" | "--help") => {
             print!("{USAGE}");

@@ -183,6 +183,7 @@ fn verifies() {
     let net = Pod {
         pod: Namespace::new(),
         outside: Namespace::new(),
+        cgroup: None,
     };
     net.pod.sh(&format!(
         "ip link set lo up; ip link add eth0 type veth peer name eth0 netns {}; ip link set eth0 up\n\

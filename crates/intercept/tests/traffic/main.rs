@@ -5,6 +5,7 @@
 //! This binary is also the command under test (`istio-iptables`, `intercept`).
 
 mod churn;
+mod ebpf;
 mod guard;
 mod matrix;
 mod net;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
             Box::new(|| churn::run(mode)),
         ));
     }
-    for (name, test) in guard::TESTS {
+    for (name, test) in guard::TESTS.iter().chain(ebpf::TESTS) {
         tests.push(((*name).into(), Box::new(test)));
     }
     if env::args().any(|a| a == "--list") {
@@ -61,6 +62,13 @@ fn main() -> ExitCode {
         };
     }
     let mut failed = Vec::new();
+    if !outrigger_intercept::ebpf::built() {
+        println!("skipped: tests of mode EBPF need clang at the time of the build");
+        tests.retain(|(name, _)| !name.contains("ebpf"));
+        if env::var_os("CI").is_some() {
+            failed.push("ebpf".into());
+        }
+    }
     for (name, test) in &tests {
         if !filter.is_empty() && !filter.iter().any(|f| name.contains(f.as_str())) {
             continue;

@@ -1,8 +1,12 @@
 //! The table of calls and modes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    process::Command,
+};
 
-use crate::net::{Caller, Namespace};
+use crate::net::{Caller, Cgroup, Namespace};
 
 /// A way to capture: one column.
 pub(crate) struct Mode {
@@ -11,14 +15,18 @@ pub(crate) struct Mode {
     pub(crate) flags: &'static str,
     /// Whether the proxy's inbound socket is transparent.
     pub(crate) transparent: bool,
-    /// Whether an inbound connection needs an entry of address translation.
+    /// Entries of connection tracking that an inbound connection makes.
+    pub(crate) entries: usize,
+    /// Whether they are of address translation.
     pub(crate) inbound_nat: bool,
+    /// Whether the pod has a cgroup of its own, which programs are attached to.
+    pub(crate) cgroup: bool,
     /// User and group of the proxy.
     pub(crate) proxy: (u32, u32),
     /// Lists ISTIO_OUTPUT with counters; gives packets by rule.
     pub(crate) counters: fn(&Namespace) -> Vec<u64>,
-    /// Deletes the n-th rule of ISTIO_OUTPUT, from 1.
-    pub(crate) delete: fn(&Namespace, usize),
+    /// Deletes the n-th rule of ISTIO_OUTPUT, from 1; by how many places those behind it move up.
+    pub(crate) delete: fn(&Namespace, usize) -> usize,
 }
 
 pub(crate) const MODES: &[Mode] = &[
@@ -26,25 +34,31 @@ pub(crate) const MODES: &[Mode] = &[
         name: "iptables_nft",
         flags: "-m REDIRECT --force-iptables-binary nft",
         transparent: false,
+        entries: 1,
         inbound_nat: true,
+        cgroup: false,
         proxy: (1337, 1337),
         counters: |pod| iptables_counters(pod, "iptables-nft"),
-        delete: |pod, n| drop(pod.sh(&format!("iptables-nft -t nat -D ISTIO_OUTPUT {n}"))),
+        delete: |pod, n| iptables_delete(pod, "iptables-nft", n),
     },
     Mode {
         name: "iptables_legacy",
         flags: "-m REDIRECT --force-iptables-binary legacy",
         transparent: false,
+        entries: 1,
         inbound_nat: true,
+        cgroup: false,
         proxy: (1337, 1337),
         counters: |pod| iptables_counters(pod, "iptables-legacy"),
-        delete: |pod, n| drop(pod.sh(&format!("iptables-legacy -t nat -D ISTIO_OUTPUT {n}"))),
+        delete: |pod, n| iptables_delete(pod, "iptables-legacy", n),
     },
     Mode {
         name: "nft",
         flags: "-m REDIRECT --native-nftables",
         transparent: false,
+        entries: 1,
         inbound_nat: true,
+        cgroup: false,
         proxy: (1337, 1337),
         counters: nft_counters,
         delete: nft_delete,
@@ -53,13 +67,37 @@ pub(crate) const MODES: &[Mode] = &[
         name: "tproxy",
         flags: "-m TPROXY",
         transparent: true,
+        entries: 1,
         inbound_nat: false,
+        cgroup: false,
         // NET_ADMIN needs root; the group tells the proxy.
         proxy: (0, 1337),
         counters: |pod| iptables_counters(pod, "iptables-nft"),
-        delete: |pod, n| drop(pod.sh(&format!("iptables-nft -t nat -D ISTIO_OUTPUT {n}"))),
+        delete: |pod, n| iptables_delete(pod, "iptables-nft", n),
+    },
+    Mode {
+        name: "ebpf",
+        flags: "-m EBPF",
+        ..EBPF
+    },
+    Mode {
+        name: "ebpf_sockmap",
+        flags: "-m EBPF --ebpf-sockmap pod",
+        ..EBPF
     },
 ];
+
+const EBPF: Mode = Mode {
+    name: "",
+    flags: "",
+    transparent: false,
+    entries: 0,
+    inbound_nat: false,
+    cgroup: true,
+    proxy: (1337, 1337),
+    counters: ebpf_counters,
+    delete: ebpf_delete,
+};
 
 /// What every mode is asked for.
 pub(crate) const FLAGS: &str = "-p 15001 -z 15006 -u 1337 -i '*' -x 198.51.100.0/24,2001:db8:51::/48 -b '*' \
@@ -209,12 +247,27 @@ const NINE: [usize; 9] = [3, 4, 5, 6, 7, 8, 9, 11, 13];
 pub(crate) struct Pod {
     pub(crate) pod: Namespace,
     pub(crate) outside: Namespace,
+    pub(crate) cgroup: Option<Cgroup>,
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if self.cgroup.is_some() {
+            // Programs outlive what they were made for.
+            self.pod.last(|| {
+                let run = env::current_exe().expect("a path");
+                let args = ["istio-iptables", "--cleanup-only"];
+                Command::new(run).args(args).output()
+            });
+        }
+    }
 }
 
 impl Pod {
     /// A pod without rules: its peers, its card, and the world outside.
     pub(crate) fn new(mode: &Mode) -> Pod {
         let (pod, outside) = (Namespace::new(), Namespace::new());
+        let cgroup = mode.cgroup.then(|| Cgroup::around(&pod));
         let loose = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done\n";
         pod.sh(&format!(
             "set -e\nip link set lo up\n\
@@ -259,7 +312,11 @@ impl Pod {
         ] {
             outside.udp_peer("outside", Caller::ROOT, at.parse().expect("an address"));
         }
-        Pod { pod, outside }
+        Pod {
+            pod,
+            outside,
+            cgroup,
+        }
     }
 
     /// Carriers come up on their own time: the first packet over the card tells.
@@ -328,7 +385,7 @@ pub(crate) fn run(mode: &Mode) {
     }
     let mut hits: Vec<u64> = (mode.counters)(&net.pod);
     // The third rule takes what the sixth would: with the third gone, the sixth must do its work.
-    (mode.delete)(&net.pod, NINE[2]);
+    let moved = (mode.delete)(&net.pod, NINE[2]);
     let to: SocketAddr = "10.9.0.5:80".parse().expect("an address");
     let found = net.pod.call(Pod::caller(mode, App, to), to);
     if !found.starts_with("app ") {
@@ -337,7 +394,7 @@ pub(crate) fn run(mode: &Mode) {
         ));
     }
     let after = (mode.counters)(&net.pod);
-    hits[NINE[5] - 1] += after[NINE[5] - 2];
+    hits[NINE[5] - 1] += after[NINE[5] - 1 - moved];
     for (n, at) in NINE.iter().enumerate() {
         if hits.get(at - 1).is_none_or(|packets| *packets == 0) {
             problems.push(format!(
@@ -382,7 +439,7 @@ fn same_port(net: &Pod, mode: &Mode) -> Option<String> {
     None
 }
 
-/// One inbound connection makes one entry of connection tracking, translated or not as the mode says.
+/// One inbound connection makes as many entries of connection tracking as the mode says, translated or not.
 fn translated(net: &Pod, mode: &Mode) -> Option<String> {
     if !net.pod.try_sh("command -v conntrack").1 {
         return None;
@@ -394,10 +451,10 @@ fn translated(net: &Pod, mode: &Mode) -> Option<String> {
     let entries: Vec<&str> = list.lines().filter(|l| l.contains("dport=4321")).collect();
     // A translated entry is answered by another port than was called.
     let nat = entries.iter().any(|l| !l.contains("sport=4321"));
-    if entries.len() != 1 || nat != mode.inbound_nat {
+    if entries.len() != mode.entries || nat != mode.inbound_nat {
         return Some(format!(
-            "an inbound connection: expected one entry, translated: {}; found {entries:?}",
-            mode.inbound_nat
+            "an inbound connection: expected entries: {}, translated: {}; found {entries:?}",
+            mode.entries, mode.inbound_nat
         ));
     }
     None
@@ -407,6 +464,58 @@ fn iptables_counters(pod: &Namespace, program: &str) -> Vec<u64> {
     let list = pod.sh(&format!("{program} -t nat -L ISTIO_OUTPUT -v -n -x"));
     let packets = |line: &str| line.split_whitespace().next()?.parse().ok();
     list.lines().skip(2).filter_map(packets).collect()
+}
+
+fn iptables_delete(pod: &Namespace, program: &str, n: usize) -> usize {
+    pod.sh(&format!("{program} -t nat -D ISTIO_OUTPUT {n}"));
+    1
+}
+
+/// Records of one rule are added up.
+fn ebpf_counters(pod: &Namespace) -> Vec<u64> {
+    let mut out: Vec<u64> = Vec::new();
+    for (number, packets) in ebpf_records(pod) {
+        out.resize(out.len().max(number), 0);
+        out[number - 1] += packets;
+    }
+    out
+}
+
+/// The records of the outbound rules for IPv4: number of the rule and packets.
+fn ebpf_records(pod: &Namespace) -> Vec<(usize, u64)> {
+    let text = pod.sh("$RUN intercept ebpf");
+    text.lines()
+        .skip_while(|l| *l != "Rules, outbound IPv4:")
+        .skip(1)
+        .map_while(|line| {
+            let mut words = line.strip_prefix("  ")?.split_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Nothing can be taken out of the list, so the record gets a condition that nothing meets.
+fn ebpf_delete(pod: &Namespace, n: usize) -> usize {
+    use aya::maps::{Array, Map, MapData};
+    let at = ebpf_records(pod)
+        .iter()
+        .position(|(number, _)| *number == n);
+    let set = pod.sh("ls -d /sys/fs/bpf/outrigger/$(stat -Lc %i /proc/self/ns/net)/*");
+    let map = |name| MapData::from_pin(format!("{}/map_{name}", set.trim())).expect("it is pinned");
+    let generation: Array<_, u32> = Map::Array(map("generation")).try_into().expect("an array");
+    let settings: Array<_, [u8; 72]> = Map::Array(map("settings")).try_into().expect("an array");
+    let mut rules: Array<_, [u8; 88]> = Map::Array(map("rules")).try_into().expect("an array");
+    let now = generation.get(&0, 0).expect("a number");
+    let first = settings.get(&now, 0).expect("settings")[..4]
+        .try_into()
+        .expect("four bytes");
+    let index = u32::from_ne_bytes(first) + at.expect("the rule") as u32;
+    let mut record = rules.get(&index, 0).expect("a record");
+    // A protocol, and one that nobody speaks.
+    record[0] = 8;
+    record[84] = 255;
+    rules.set(index, record, 0).expect("a record");
+    0
 }
 
 /// Rules with an address stand once for each family in the one chain: their counters are added up, so that the places
@@ -428,7 +537,7 @@ fn nft_counters(pod: &Namespace) -> Vec<u64> {
     out
 }
 
-fn nft_delete(pod: &Namespace, n: usize) {
+fn nft_delete(pod: &Namespace, n: usize) -> usize {
     let list = pod.sh("nft -a list chain inet istio-proxy-nat istio-output");
     let mut rules = list
         .lines()
@@ -438,4 +547,5 @@ fn nft_delete(pod: &Namespace, n: usize) {
     pod.sh(&format!(
         "nft delete rule inet istio-proxy-nat istio-output handle {handle}"
     ));
+    1
 }

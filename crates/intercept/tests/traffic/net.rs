@@ -5,9 +5,11 @@
 //! which destination it sees and who called.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
+    path::PathBuf,
     process::Command,
     sync::{
         Arc,
@@ -48,6 +50,15 @@ impl Namespace {
         });
         let thread = wait.recv().expect("a namespace");
         Namespace { jobs, thread }
+    }
+
+    /// Runs `f` there, unless a job has broken the namespace's thread: for clean-up.
+    pub(crate) fn last<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) {
+        let (give, take) = mpsc::channel();
+        let job = Box::new(move || drop(give.send(f())));
+        if self.jobs.send(job).is_ok() {
+            let _ = take.recv();
+        }
     }
 
     /// Runs `f` there.
@@ -138,6 +149,40 @@ impl Namespace {
             let socket = UdpSocket::bind("0.0.0.0:0").expect("an address");
             socket.local_addr().expect("it is bound").port()
         })
+    }
+}
+
+/// A cgroup of a pod's own. Only threads are moved there: pods share this process.
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    pod: Namespace,
+}
+
+impl Cgroup {
+    /// Moves the pod's thread, and so what it makes from now on.
+    pub(crate) fn around(pod: &Namespace) -> Cgroup {
+        let mount = outrigger_intercept::ebpf::cgroup_mount().expect("cgroup2");
+        let path = mount.join(format!(
+            "outrigger-test-{}-{}",
+            std::process::id(),
+            pod.thread
+        ));
+        fs::create_dir(&path).expect("a cgroup");
+        fs::write(path.join("cgroup.type"), "threaded").expect("a threaded cgroup");
+        let threads = path.join("cgroup.threads");
+        pod.run(move || fs::write(threads, "0").expect("a thread moves"));
+        Cgroup {
+            path,
+            pod: pod.clone(),
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let threads = self.path.with_file_name("cgroup.threads");
+        self.pod.last(move || fs::write(threads, "0"));
+        let _ = fs::remove_dir(&self.path);
     }
 }
 

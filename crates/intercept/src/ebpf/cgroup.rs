@@ -1,0 +1,87 @@
+//! The pod's control group: what the programs for its sockets are attached to.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use crate::Error;
+
+/// The pod's group in the cgroup2 hierarchy.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// Its folder.
+    pub(crate) path: PathBuf,
+    /// The kernel's number of it.
+    pub(crate) id: u64,
+}
+
+impl Group {
+    /// The group at `path` (`--ebpf-cgroup`), or where that is empty the one that this process is in.
+    pub(crate) fn find(path: &str) -> Result<Group, Error> {
+        let mount = mount()?;
+        let path = match path {
+            "" => own(&mount)?,
+            path => PathBuf::from(path),
+        };
+        let fail = |why: String| Error::Ebpf(format!("cgroup {}: {why}", path.display()));
+        let found = fs::metadata(&path).map_err(|e| fail(e.to_string()))?;
+        let root = fs::metadata(&mount).map_err(|e| fail(e.to_string()))?;
+        if found.dev() != root.dev() {
+            return Err(fail(format!(
+                "it is not below the cgroup2 mount {}",
+                mount.display()
+            )));
+        }
+        if found.ino() == root.ino() {
+            return Err(fail(
+                "programs there would act on every process of the machine; name the pod's own with --ebpf-cgroup".into(),
+            ));
+        }
+        Ok(Group {
+            id: found.ino(),
+            path,
+        })
+    }
+}
+
+/// Where cgroup2 is mounted; beside version 1 (a hybrid) counts.
+pub fn mount() -> Result<PathBuf, Error> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounted(&mounts).ok_or_else(|| {
+        Error::Ebpf(
+            "no cgroup2 is mounted here: mode EBPF attaches to the pod's cgroup (mount -t cgroup2)"
+                .into(),
+        )
+    })
+}
+
+fn mounted(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (path, kind) = (words.nth(1)?, words.next()?);
+        (kind == "cgroup2").then(|| path.into())
+    })
+}
+
+fn own(mount: &Path) -> Result<PathBuf, Error> {
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or_else(|| Error::Ebpf("/proc/self/cgroup names no group of cgroup2".into()))?;
+    Ok(mount.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_mount_counts() {
+        let text = "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(mounted(text), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(mounted("proc /proc proc rw 0 0\n"), None);
+    }
+}
