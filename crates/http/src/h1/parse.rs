@@ -338,8 +338,10 @@ fn target<'a>(method: &Method, target: &'a str) -> Result<Target<'a>, Refusal> {
     })
 }
 
-/// A host with an optional port: no userinfo, path, space or zone.
+/// A host with an optional port (RFC 3986 section 3.2): no userinfo, path, space or zone; brackets around an IPv6
+/// address alone, and digits in a port.
 fn check_host(host: &[u8]) -> Result<(), Refusal> {
+    const INVALID: Refusal = Refusal::bad("http1.invalid_host");
     let valid = |byte: &u8| {
         byte.is_ascii_alphanumeric()
             || matches!(
@@ -358,20 +360,28 @@ fn check_host(host: &[u8]) -> Result<(), Refusal> {
                     | b','
                     | b';'
                     | b'='
-                    | b':'
-                    | b'['
-                    | b']'
+                    | b'%'
             )
             || *byte >= 0x80
     };
-    let percent = memchr::memchr(b'%', host).is_some_and(|_| host.starts_with(b"["));
-    if percent || !host.iter().all(|byte| valid(byte) || *byte == b'%') {
-        return Err(Refusal::bad("http1.invalid_host"));
+    let text = std::str::from_utf8(host).map_err(|_| INVALID)?;
+    let (name_is_valid, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((address, port))) => (address.parse::<std::net::Ipv6Addr>().is_ok(), port),
+        Some(None) => (false, ""),
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (name.bytes().all(|byte| valid(&byte)), port)
+        }
+    };
+    let port_is_valid = match port.strip_prefix(':') {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_digit()),
+        None => port.is_empty(),
+    };
+    if name_is_valid && port_is_valid {
+        Ok(())
+    } else {
+        Err(INVALID)
     }
-    if std::str::from_utf8(host).is_err() {
-        return Err(Refusal::bad("http1.invalid_host"));
-    }
-    Ok(())
 }
 
 /// Digits only, one spelling for each number: `010` and `+1` mean different things to different
@@ -452,3 +462,42 @@ const NEVER_TRAILERS: [&str; 15] = [
     "content-range",
     "expect",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::check_host;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_and_perhaps_a_port() {
+        for host in [
+            "a",
+            "a.b:80",
+            "a:",
+            "[::1]",
+            "[fe80::1]:8080",
+            "a,b",
+            "192.0.2.1:1",
+            "bücher.test",
+        ] {
+            assert!(check_host(host.as_bytes()).is_ok(), "{host}");
+        }
+        for host in [
+            "a:b",
+            "a:80:90",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[a]",
+            "[fe80::1%eth0]",
+            "a b",
+            "a/b",
+            "u@a",
+            "a\0",
+            "a]",
+            "a:+1",
+        ] {
+            assert!(check_host(host.as_bytes()).is_err(), "{host}");
+        }
+        assert!(check_host(b"a\xff").is_err());
+    }
+}

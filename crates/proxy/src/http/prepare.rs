@@ -287,10 +287,12 @@ const INTERNAL: [&str; 14] = [
     "hedge-on-per-try-timeout",
 ];
 /// `x-envoy-…` headers that pass inside the mesh, but not in from outside.
-const EDGE: [&str; 3] = [
+const EDGE: [&str; 5] = [
     "decorator-operation",
     "downstream-service-cluster",
     "downstream-service-node",
+    "original-host",
+    "original-path",
 ];
 
 /// Gives the request an id where it has none, and decides about its trace.
