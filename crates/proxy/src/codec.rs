@@ -40,6 +40,7 @@ stats::group! {
         counter inbound_empty_frames_flood,
         counter inbound_priority_frames_flood,
         counter inbound_window_update_frames_flood,
+        counter outbound_control_flood,
         counter keepalive_timeout,
         counter rx_messaging_error,
         counter rx_reset,
@@ -100,6 +101,7 @@ impl Http2Meter {
             match flood {
                 h2::Flood::Empty => self.stats.inbound_empty_frames_flood().inc(),
                 h2::Flood::Priority => self.stats.inbound_priority_frames_flood().inc(),
+                h2::Flood::Control => self.stats.outbound_control_flood().inc(),
                 h2::Flood::WindowUpdate => self.stats.inbound_window_update_frames_flood().inc(),
             }
         }

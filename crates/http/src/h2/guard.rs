@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,7 +26,8 @@ pub struct FloodLimits {
     pub max_inbound_priority_frames_per_stream: u32,
     /// WINDOW_UPDATE frames for each DATA frame sent (10).
     pub max_inbound_window_update_frames_per_data_frame_sent: u32,
-    /// Frames that answer the peer's own faults: resets that it made us send (1000).
+    /// Frames that a peer makes us send: resets for its own faults, and answers to PING and SETTINGS within a second
+    /// (1000).
     pub max_outbound_control_frames: u32,
 }
 
@@ -50,6 +51,8 @@ pub enum Flood {
     Priority,
     /// WINDOW_UPDATE frames.
     WindowUpdate,
+    /// PING and SETTINGS frames, each of which wants an answer.
+    Control,
 }
 
 /// What has passed on one connection; counts only grow.
@@ -77,6 +80,9 @@ pub struct Facts {
     priorities: Cell<u64>,
     window_updates: Cell<u64>,
     empty_in_a_row: Cell<u32>,
+    /// PING and SETTINGS since a moment, which is looked at again when the budget is used up.
+    wanting_answer: Cell<u32>,
+    wanting_since: Cell<Option<Instant>>,
     /// DATA frames without payload that were handed on.
     empty_data: Cell<u32>,
     flood: Cell<Option<Flood>>,
@@ -117,11 +123,20 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 /// No type that anybody has defined; a receiver passes over it (RFC 9113, 5.5).
 const UNKNOWN: u8 = 0xfb;
+
+/// ACK of PING and SETTINGS.
+const ACK: u8 = 1;
+
+/// The time in which `max_outbound_control_frames` answers may be asked for. Envoy counts the answers that wait to be
+/// written; `h2` writes each before it reads on, so the rate is what a flood can be told by.
+const ANSWERS_PER: Duration = Duration::from_secs(1);
 
 /// END_STREAM of DATA and HEADERS; END_HEADERS of CONTINUATION is another bit.
 const END_STREAM: u8 = 1;
@@ -253,6 +268,20 @@ impl<S> Guard<S> {
             }
             RST_STREAM => {
                 add(&facts.resets_received);
+            }
+            PING | SETTINGS if flags & ACK == 0 => {
+                let count = facts.wanting_answer.get() + 1;
+                facts.wanting_answer.set(count);
+                if count > limits.max_outbound_control_frames {
+                    let now = Instant::now();
+                    let since = facts.wanting_since.replace(Some(now));
+                    if since.is_none_or(|since| now - since < ANSWERS_PER) {
+                        facts.flood.set(Some(Flood::Control));
+                    }
+                    facts.wanting_answer.set(1);
+                } else if count == 1 {
+                    facts.wanting_since.set(Some(Instant::now()));
+                }
             }
             GOAWAY => {
                 add(&facts.goaways_received);

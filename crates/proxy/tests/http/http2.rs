@@ -309,7 +309,7 @@ fn floods_end_with_goaway_enhance_your_calm() {
     };
     let begin = || frame(HEADERS, END_HEADERS, 1, POST);
     let with = |begin: Vec<u8>, flood: Vec<u8>| [begin, flood.repeat(400)].concat();
-    let floods: [(&str, Vec<u8>); 4] = [
+    let floods: [(&str, Vec<u8>); 6] = [
         (
             "http.test.downstream_rq_too_many_premature_resets",
             (0..2000).flat_map(reset).collect(),
@@ -325,6 +325,14 @@ fn floods_end_with_goaway_enhance_your_calm() {
         (
             "http2.inbound_window_update_frames_flood",
             with(begin(), frame(8, 0, 0, &[0, 0, 0, 1])),
+        ),
+        (
+            "http2.outbound_control_flood",
+            frame(6, 0, 0, &[0; 8]).repeat(1100),
+        ),
+        (
+            "http2.outbound_control_flood",
+            frame(4, 0, 0, &[]).repeat(1100),
         ),
     ];
     for (stat, bytes) in floods {

@@ -89,6 +89,8 @@ async fn budgets_grow_with_streams_and_with_data_sent() {
             5 + 2 * (1 + 10),
             Flood::WindowUpdate,
         ),
+        (PING, &[0; 8], 1000, Flood::Control),
+        (SETTINGS, &[0, 3, 0, 0, 0, 9], 1000, Flood::Control),
     ] {
         let (near, mut far) = tokio::io::duplex(1 << 16);
         let (mut guard, facts) = guard(near, true);
