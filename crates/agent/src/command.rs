@@ -2,16 +2,20 @@
 
 use std::{env, ffi::OsString, process::ExitCode, sync::Arc, time::Duration};
 
+use base::clock::Clock;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use tracing::{error, info};
 
 use crate::{
     AgentError, bootstrap,
     capture::Capture,
+    control_plane::{ControlPlane, Secure},
     dns::{self, Dns},
     flags::Flags,
+    identity::{self, Workload},
     relay::Relay,
     request,
+    sds::{Place, Sds},
     settings::Settings,
     status::Status,
     supervise,
@@ -153,13 +157,6 @@ fn run(flags: &Flags) -> ExitCode {
 
 async fn serve(flags: &Flags) -> Result<u8, AgentError> {
     let settings = Settings::read(flags)?;
-    if !settings.plaintext {
-        return Err(AgentError::Config(format!(
-            "control plane {}: TLS to the control plane is not built in yet; use port 15010, or set \
-             controlPlaneAuthPolicy: NONE in ProxyConfig where the network is trusted",
-            settings.discovery_address
-        )));
-    }
     info!(
         "node {}, control plane {}",
         settings.node_id(),
@@ -173,15 +170,54 @@ async fn serve(flags: &Flags) -> Result<u8, AgentError> {
         false => None,
     };
     let capture = Capture::start(&settings)?;
-    let relay =
-        Relay::new(&settings.discovery_address, &headers(&metadata))?.with_names(dns.clone());
-    let (status, orders) = Status::with(&settings, dns, capture)?;
+    let headers = headers(&metadata);
+    let clock = Clock::system();
+    let control_plane = match settings.plaintext {
+        true => ControlPlane::plaintext(&settings.discovery_address),
+        false => ControlPlane::secure(
+            &settings.discovery_address,
+            Secure::read("XDS_ROOT_CA", clock.clone()),
+        ),
+    }
+    .with_headers(&headers)?;
+    let relay = Relay::new(control_plane).with_names(dns.clone());
+    let (workload, secrets) = secrets(identity::Options::read(&settings, &headers, clock)?)?;
+    let (status, orders) = Status::with(&settings, dns, capture, workload.clone())?;
     let relay = Arc::new(relay).serve(&settings.config_path.join(bootstrap::XDS_SOCKET))?;
     let server = status.clone().serve(settings.status_port).await?;
+    if let Some(workload) = workload {
+        tokio::spawn(workload.run());
+    }
+    let servers = async {
+        tokio::select! {
+            end = relay => end,
+            end = server => end,
+            end = secrets => end,
+        }
+    };
     tokio::select! {
         code = supervise::run(&settings, &bootstrap, &status, orders) => code,
-        end = relay => end.map(|()| 1),
-        end = server => end.map(|()| 1),
+        end = servers => end.map(|()| 1),
+    }
+}
+
+/// The workload's certificate and the service that gives it out; where another serves it, files alone.
+fn secrets(
+    options: identity::Options,
+) -> Result<
+    (
+        Option<Arc<Workload>>,
+        impl Future<Output = Result<(), AgentError>>,
+    ),
+    AgentError,
+> {
+    match Place::find(&options)? {
+        Place::Own(path) => {
+            let workload = Workload::new(options);
+            let server = Sds::new(workload.clone()).serve(&path)?;
+            Ok((Some(workload), server))
+        }
+        Place::Beside(path) => Ok((None, Sds::files().serve(&path)?)),
     }
 }
 

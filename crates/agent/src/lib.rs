@@ -2,18 +2,23 @@
 //! and runs the proxy as its child (`pilot-agent` in Istio).
 //!
 //! The way through: [`command`] reads flags; [`settings`] settles what holds; [`bootstrap`] writes the file;
-//! [`relay`], [`dns`] and [`status`] serve; [`capture`] watches the rules; [`supervise`] runs the proxy until one of its ends.
+//! [`identity`] keeps the workload's certificate good and [`sds`] gives it out; [`relay`], [`dns`] and [`status`] serve;
+//! [`capture`] watches the rules; [`supervise`] runs the proxy until one of its ends. [`control_plane`] is the way to
+//! the other end of the first two.
 
 pub mod bootstrap;
 pub mod capture;
 pub mod command;
+pub mod control_plane;
 pub mod dns;
 pub mod flags;
 mod http_client;
+pub mod identity;
 mod metrics;
 mod probes;
 pub mod relay;
 mod request;
+pub mod sds;
 pub mod settings;
 pub mod status;
 mod supervise;

@@ -10,7 +10,6 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    time::Duration,
 };
 
 use prost::Message as _;
@@ -30,16 +29,12 @@ use tokio_stream::{
     Stream,
     wrappers::{UnboundedReceiverStream, UnixListenerStream},
 };
-use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::{MetadataKey, MetadataMap, MetadataValue},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
 use tracing::{info, warn};
 
 use xds::type_url::NDS;
 
-use crate::{AgentError, dns::Dns};
+use crate::{AgentError, control_plane::ControlPlane, dns::Dns};
 
 /// Types that only the agent understands are not passed to the proxy.
 const PROXY_TYPES: [&str; 2] = [
@@ -50,8 +45,7 @@ const PROXY_TYPES: [&str; 2] = [
 /// The relay.
 #[derive(Debug)]
 pub struct Relay {
-    upstream: String,
-    headers: MetadataMap,
+    control_plane: ControlPlane,
     /// Who takes the mesh's names, where DNS is captured: they are asked for beside what the proxy asks for.
     names: Option<Arc<Dns>>,
     /// Counts streams of the proxy: an older one ends when it sees a newer one.
@@ -59,28 +53,13 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Relays to `upstream` (`host:port`, plaintext). `headers` go along with each stream.
-    pub fn new(upstream: &str, headers: &[(String, String)]) -> Result<Self, AgentError> {
-        let mut map = MetadataMap::new();
-        for (name, value) in headers {
-            let bad = |what: &str| {
-                AgentError::Config(format!(
-                    "xDS header {name}={value:?}: the {what} is not valid in HTTP"
-                ))
-            };
-            let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes())
-                .map_err(|_| bad("name"))?;
-            map.insert(
-                key,
-                MetadataValue::try_from(value).map_err(|_| bad("value"))?,
-            );
-        }
-        Ok(Self {
-            upstream: upstream.to_owned(),
-            headers: map,
+    /// Relays to the control plane.
+    pub fn new(control_plane: ControlPlane) -> Self {
+        Self {
+            control_plane,
             names: None,
             newest: watch::Sender::new(0),
-        })
+        }
     }
 
     /// Subscribes to the mesh's names as well, for `dns`.
@@ -121,31 +100,21 @@ impl Relay {
         })
     }
 
-    async fn client(&self) -> Result<AggregatedDiscoveryServiceClient<Channel>, Status> {
-        let unavailable = |e: tonic::transport::Error| {
-            let mut why = e.to_string();
-            let mut source = std::error::Error::source(&e);
-            while let Some(inner) = source {
-                why = format!("{why}: {inner}");
-                source = inner.source();
-            }
-            warn!("control plane {}: {why}", self.upstream);
-            Status::unavailable(format!("control plane {}: {why}", self.upstream))
+    /// A connection a stream, and what goes along with its first request: a token is read when it is needed.
+    async fn client(
+        &self,
+    ) -> Result<(AggregatedDiscoveryServiceClient<Channel>, MetadataMap), Status> {
+        let unavailable = |why: String| {
+            let why = format!("control plane {}: {why}", self.control_plane.address());
+            warn!("{why}");
+            Status::unavailable(why)
         };
-        // A connection a stream: names are looked up anew, and a dead connection is never met again.
-        let channel = Endpoint::from_shared(format!("http://{}", self.upstream))
-            .map_err(unavailable)?
-            .connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(2 << 20)
-            .connect()
-            .await
-            .map_err(unavailable)?;
-        Ok(AggregatedDiscoveryServiceClient::new(channel)
+        let metadata = self.control_plane.metadata().map_err(unavailable)?;
+        let channel = self.control_plane.connect().await.map_err(unavailable)?;
+        let client = AggregatedDiscoveryServiceClient::new(channel)
             .max_decoding_message_size(usize::MAX)
-            .max_encoding_message_size(usize::MAX))
+            .max_encoding_message_size(usize::MAX);
+        Ok((client, metadata))
     }
 
     /// Reads the proxy's requests into a queue. It is unbounded on purpose: with a bound, a control plane that
@@ -153,6 +122,7 @@ impl Relay {
     fn requests<T: Ask>(
         &self,
         mut from: Streaming<T>,
+        metadata: MetadataMap,
     ) -> (
         Request<UnboundedReceiverStream<T>>,
         mpsc::UnboundedSender<T>,
@@ -172,7 +142,7 @@ impl Relay {
             }
         });
         let mut request = Request::new(UnboundedReceiverStream::new(receive));
-        *request.metadata_mut() = self.headers.clone();
+        *request.metadata_mut() = metadata;
         (request, own)
     }
 
@@ -187,7 +157,7 @@ impl Relay {
         self.newest.send_replace(mine);
         let mut newest = self.newest.subscribe();
         let (send, receive) = mpsc::channel(1);
-        let upstream = self.upstream.clone();
+        let upstream = self.control_plane.address().to_owned();
         tokio::spawn(async move {
             loop {
                 let message = tokio::select! {
@@ -340,10 +310,13 @@ impl AggregatedDiscoveryService for Relay {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let mut client = self.client().await?;
-        let (requests, own) = self.requests(request.into_inner());
+        let (mut client, metadata) = self.client().await?;
+        let (requests, own) = self.requests(request.into_inner(), metadata);
         let responses = client.stream_aggregated_resources(requests).await?;
-        info!("relaying a state-of-the-world stream to {}", self.upstream);
+        info!(
+            "relaying a state-of-the-world stream to {}",
+            self.control_plane.address()
+        );
         Ok(Response::new(self.responses(responses.into_inner(), own)))
     }
 
@@ -351,10 +324,13 @@ impl AggregatedDiscoveryService for Relay {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let mut client = self.client().await?;
-        let (requests, own) = self.requests(request.into_inner());
+        let (mut client, metadata) = self.client().await?;
+        let (requests, own) = self.requests(request.into_inner(), metadata);
         let responses = client.delta_aggregated_resources(requests).await?;
-        info!("relaying a delta stream to {}", self.upstream);
+        info!(
+            "relaying a delta stream to {}",
+            self.control_plane.address()
+        );
         Ok(Response::new(self.responses(responses.into_inner(), own)))
     }
 }

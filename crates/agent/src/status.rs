@@ -27,6 +27,7 @@ use crate::{
     capture::Capture,
     dns::Dns,
     http_client::{Dial, send},
+    identity::Workload,
     metrics::{AgentMetrics, AppScrape},
     probes::Probes,
     settings::Settings,
@@ -55,19 +56,22 @@ pub struct Status {
     orders: mpsc::Sender<Order>,
     dns: Option<Arc<Dns>>,
     capture: Option<Arc<Capture>>,
+    workload: Option<Arc<Workload>>,
 }
 
 impl Status {
     /// Reads probes and scrape targets from the environment; orders go to the returned receiver.
     pub fn new(settings: &Settings) -> Result<(Arc<Self>, mpsc::Receiver<Order>), AgentError> {
-        Self::with(settings, None, None)
+        Self::with(settings, None, None, None)
     }
 
-    /// The same with what else must be ready: the name server and the capture, where this pod has them.
+    /// The same with what else must be ready: the name server, the capture and the certificate, where this pod has
+    /// them.
     pub fn with(
         settings: &Settings,
         dns: Option<Arc<Dns>>,
         capture: Option<Arc<Capture>>,
+        workload: Option<Arc<Workload>>,
     ) -> Result<(Arc<Self>, mpsc::Receiver<Order>), AgentError> {
         let (orders, receiver) = mpsc::channel(4);
         let probes = match env::var("ISTIO_KUBE_APP_PROBERS") {
@@ -90,6 +94,7 @@ impl Status {
             orders,
             dns,
             capture,
+            workload,
         });
         Ok((status, receiver))
     }
@@ -136,6 +141,10 @@ impl Status {
         let captured = self.capture.as_ref().and_then(|c| c.not_ready());
         if captured.is_some() && self.ready.load(Ordering::Relaxed) {
             return captured;
+        }
+        // So is this: a certificate that has expired is refused by every peer.
+        if let Some(why) = self.workload.as_ref().and_then(|w| w.not_ready()) {
+            return Some(why);
         }
         if self.ready.load(Ordering::Relaxed) {
             return None;
@@ -241,13 +250,12 @@ fn text(status: StatusCode, body: impl Into<Body>) -> AxumResponse {
 
 async fn ready(State(status): State<Arc<Status>>) -> AxumResponse {
     match status.not_ready().await {
-        None => text(
-            StatusCode::OK,
-            status
-                .capture
-                .as_ref()
-                .map_or(String::new(), |c| c.detail()),
-        ),
+        None => {
+            let mut detail = String::new();
+            detail.extend(status.capture.as_ref().map(|c| c.detail()));
+            detail.extend(status.workload.as_ref().map(|w| w.detail()));
+            text(StatusCode::OK, detail)
+        }
         Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
     }
 }
@@ -259,6 +267,7 @@ async fn metrics(State(status): State<Arc<Status>>, headers: HeaderMap) -> AxumR
         .as_ref()
         .map_or(String::new(), |d| d.figures.text());
     more.extend(status.capture.as_ref().map(|c| c.text()));
+    more.extend(status.workload.as_ref().map(|w| w.text()));
     let (kind, body) = status
         .metrics
         .scrape(status.prometheus_port, app, &headers, &more)

@@ -11,6 +11,7 @@ use std::{
 
 use outrigger_agent::{
     bootstrap,
+    control_plane::ControlPlane,
     relay::Relay,
     settings::{Role, Settings},
     status::Status,
@@ -111,11 +112,11 @@ fn the_bootstrap_is_written_under_both_names_and_is_one() {
 }
 
 /// Answers CDS, and slips in a type that only an agent understands.
-struct ControlPlane {
+struct Scripted {
     stop: Arc<tokio::sync::Notify>,
 }
 
-impl Handler for ControlPlane {
+impl Handler for Scripted {
     async fn open(
         &self,
         mode: Mode,
@@ -164,7 +165,7 @@ async fn the_relay_carries_both_forms_keeps_agent_types_back_and_ends_with_its_u
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap().to_string();
     let stop = Arc::new(tokio::sync::Notify::new());
-    let control = Arc::new(ControlPlane { stop: stop.clone() });
+    let control = Arc::new(Scripted { stop: stop.clone() });
     tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(Service::new(control))
@@ -174,7 +175,11 @@ async fn the_relay_carries_both_forms_keeps_agent_types_back_and_ends_with_its_u
     let socket = dir.path().join("XDS");
     std::fs::write(&socket, "stale").unwrap();
     let headers = [("ClusterID".to_owned(), "Kubernetes".to_owned())];
-    let relay = Arc::new(Relay::new(&upstream, &headers).unwrap());
+    let relay = Arc::new(Relay::new(
+        ControlPlane::plaintext(&upstream)
+            .with_headers(&headers)
+            .unwrap(),
+    ));
     tokio::spawn(relay.serve(&socket).unwrap());
 
     for mode in [Mode::Delta, Mode::Sotw] {
@@ -230,7 +235,9 @@ async fn an_unreachable_control_plane_is_named_to_the_proxy() {
         .local_addr()
         .unwrap()
         .port();
-    let relay = Arc::new(Relay::new(&format!("127.0.0.1:{port}"), &[]).unwrap());
+    let relay = Arc::new(Relay::new(ControlPlane::plaintext(&format!(
+        "127.0.0.1:{port}"
+    ))));
     tokio::spawn(relay.serve(&socket).unwrap());
     let error = client::connect(&Target::Unix(socket), Mode::Delta, &[], Vec::new())
         .await
@@ -393,7 +400,7 @@ async fn the_relay_takes_the_meshs_names_and_answers_for_them() {
                 search: Vec::new(),
             };
             let dns = Arc::new(outrigger_agent::dns::Dns::new(place));
-            let relay = Relay::new(&upstream, &[]).unwrap();
+            let relay = Relay::new(ControlPlane::plaintext(&upstream));
             let relay = Arc::new(relay.with_names(Some(dns.clone())));
             tokio::spawn(relay.serve(&socket).unwrap());
             let mut session = Session::new(mode, Node::default());

@@ -106,6 +106,11 @@ impl Certificate {
         hex(digest.as_ref())
     }
 
+    /// The certificate in PEM.
+    pub fn pem(&self) -> String {
+        pem(&self.der)
+    }
+
     /// The certificate in PEM, percent-encoded as Envoy puts it into headers and logs.
     pub fn url_encoded_pem(&self) -> String {
         url_encoded_pem(&self.der)
