@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use base::clock::Clock;
@@ -78,6 +78,9 @@ struct Flags {
         value_name = "DIR"
     )]
     ca_certs: PathBuf,
+    /// How long a new root is given out to everybody before it signs.
+    #[arg(long = "rootOverlap", default_value = "1h", value_name = "DURATION", value_parser = duration)]
+    root_overlap: Duration,
     /// Public keys (JWKS) of who signs service account tokens.
     #[arg(long = "tokenKeys", value_name = "FILE")]
     token_keys: Option<PathBuf>,
@@ -253,6 +256,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
             .http2_keepalive_timeout(Some(flags.keepalive_timeout))
     };
     let mut serving = JoinSet::new();
+    let mut turning = None;
     if let Some(listener) = grpc {
         info!("grpcAddr: xDS on {}", listener.local_addr()?);
         let service = xds::server::Service::new(Arc::new(Ads::open(server.clone())));
@@ -266,6 +270,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
             listener.local_addr()?
         );
         let (authority, authenticator, tls) = authority(&flags, &server)?;
+        turning = Some(tokio::spawn(turn(authority.clone(), server.clone())));
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
         let certificates =
             Certificates::new(authority, authenticator, server.clone(), Clock::system());
@@ -289,6 +294,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     }
     follow.abort();
     tidy.abort();
+    turning.inspect(|task| task.abort());
     drop(stop);
     // Streams of proxies end by themselves only when the proxy goes: they are cut off when there is no more time.
     server.close_streams();
@@ -299,11 +305,41 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// Does what the authority has to do by itself, as long as there is one.
+async fn turn(authority: Arc<Authority>, server: Arc<Server>) {
+    let mut failed = false;
+    loop {
+        tokio::time::sleep(TURN).await;
+        let ends = authority.not_after().duration_since(SystemTime::UNIX_EPOCH);
+        server.metrics.set(
+            "citadel_server_root_cert_expiry_timestamp",
+            &[],
+            ends.unwrap_or_default().as_secs_f64(),
+        );
+        match authority.turn() {
+            Ok(()) => failed = false,
+            Err(error) => {
+                // Said once: it is tried again every second.
+                if !std::mem::replace(&mut failed, true) {
+                    warn!("certificate authority: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// How often the authority is looked after.
+const TURN: Duration = Duration::from_secs(1);
+
+/// What the secure port stands on.
+type Secured = (
+    Arc<Authority>,
+    Authenticator,
+    watch::Receiver<Arc<rustls::ServerConfig>>,
+);
+
 /// The certificate authority, who may ask it, and the TLS settings of the port where they do.
-fn authority(
-    flags: &Flags,
-    server: &Server,
-) -> Result<(Arc<Authority>, Authenticator, Arc<rustls::ServerConfig>), CommandError> {
+fn authority(flags: &Flags, server: &Server) -> Result<Secured, CommandError> {
     let current = server.current();
     let mesh = current.as_ref().map(|push| push.mesh.config());
     let trust_domain = mesh.map_or("cluster.local", |m| &m.trust_domain).to_owned();
@@ -315,8 +351,10 @@ fn authority(
         plugged: flags.ca_certs.clone(),
     };
     let clock = Clock::system();
-    let authority = Arc::new(Authority::open(&files, &trust_domain, clock.clone())?);
-    let tls = secure::server_config(&authority, &secure::names(&namespace))?;
+    let authority = Authority::open(&files, &trust_domain, clock.clone())?;
+    let authority = Arc::new(authority.with_overlap(flags.root_overlap));
+    let names = secure::names(&namespace);
+    let tls = secure::keep(authority.clone(), names, clock.clone())?;
     let tokens = match &flags.token_keys {
         Some(file) => Some(Arc::new(KeyFile::open(file, clock)?) as Arc<dyn TokenReviewer>),
         None => None,
@@ -325,7 +363,7 @@ fn authority(
         tokens,
         trust_domain,
     };
-    Ok((authority, authenticator, Arc::new(tls)))
+    Ok((authority, authenticator, tls))
 }
 
 async fn bind(flag: &'static str, given: &str) -> Result<Option<TcpListener>, CommandError> {

@@ -16,6 +16,7 @@ pub mod names;
 mod names_table;
 pub mod push;
 pub mod route;
+pub mod secret;
 pub mod security;
 pub mod server;
 pub mod translate;

@@ -70,7 +70,7 @@ fn web() -> Identity {
 #[test]
 fn keys_are_made_once_and_for_nobody_else() {
     let dir = tempfile::tempdir().expect("dir");
-    let first = authority(dir.path(), Clock::system()).roots().to_owned();
+    let first = authority(dir.path(), Clock::system()).roots();
     let mode = |name: &str| {
         let meta = fs::metadata(dir.path().join(name)).expect(name);
         meta.permissions().mode() & 0o777
@@ -114,7 +114,7 @@ fn a_certificate_is_for_the_caller_and_no_longer_than_asked() {
         .sign(&web(), &csr, Duration::from_secs(3600))
         .expect("signed");
     assert_eq!(chain.len(), 2);
-    assert_eq!(chain[1], authority.roots());
+    assert_eq!(*chain[1], *authority.roots());
     let der = CertificateDer::from_pem_slice(chain[0].as_bytes()).expect("pem");
     let (_, leaf) = x509_parser::parse_x509_certificate(&der).expect("x509");
     let names = leaf.subject_alternative_name().expect("san").expect("san");
@@ -168,6 +168,155 @@ fn an_expired_authority_signs_nothing_and_says_so() {
         .sign(&web(), &csr, Duration::ZERO)
         .expect_err("expired");
     assert!(error.to_string().contains("not valid now"), "{error}");
+}
+
+/// What a root is called by.
+fn issuer_of(pem: &str) -> Vec<u8> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem");
+    let (_, leaf) = x509_parser::parse_x509_certificate(&der).expect("x509");
+    // Roots of one trust domain have one name: their keys tell them apart.
+    let id = leaf
+        .iter_extensions()
+        .find_map(|e| match e.parsed_extension() {
+            x509_parser::extensions::ParsedExtension::AuthorityKeyIdentifier(id) => {
+                id.key_identifier.as_ref().map(|id| id.0.to_vec())
+            }
+            _ => None,
+        });
+    id.expect("an authority key identifier")
+}
+
+fn count(roots: &str) -> usize {
+    roots.matches("BEGIN CERTIFICATE").count()
+}
+
+#[test]
+fn one_root_follows_another_and_both_are_trusted_while_either_is_needed() {
+    let dir = tempfile::tempdir().expect("dir");
+    let state = dir.path().join("state");
+    let hour = Duration::from_secs(3600);
+    let start = SystemTime::now();
+    let clock = Clock::manual(start);
+    let open = || authority(dir.path(), clock.clone()).with_overlap(hour);
+    let csr = Csr::read(&request(&[WEB], false).0, &web()).expect("csr");
+    let sign = |authority: &Authority| {
+        let chain = authority.sign(&web(), &csr, 2 * hour).expect("signed");
+        assert_eq!(
+            *chain[1],
+            *authority.roots(),
+            "the answer has the roots of the moment"
+        );
+        issuer_of(&chain[0])
+    };
+    let first = open();
+    let (old, signed_by_old) = (first.roots(), sign(&first));
+    first.turn().expect("nothing to do");
+    assert_eq!(first.roots(), old);
+
+    // Introduced: given out, and not signed with; also for a control plane that starts anew.
+    fs::write(state.join("rotate"), "").expect("wish");
+    first.turn().expect("introduced");
+    assert!(!state.join("rotate").exists());
+    for authority in [&first, &open()] {
+        authority.turn().expect("waits");
+        assert_eq!(count(&authority.roots()), 2);
+        assert!(authority.roots().contains(&*old));
+        assert_eq!(sign(authority), signed_by_old);
+    }
+    let given_out = fs::read_to_string(state.join("root-cert.pem")).expect("roots");
+    assert_eq!(given_out, *first.roots());
+
+    // A clock that is set back delays it, and one that is set forth does not skip a step.
+    clock.set(start - hour);
+    first.turn().expect("waits");
+    assert_eq!(sign(&first), signed_by_old);
+    clock.set(start + hour);
+    first.turn().expect("switched");
+    let second = open();
+    for authority in [&first, &second] {
+        assert_ne!(sign(authority), signed_by_old);
+        assert_eq!(count(&authority.roots()), 2);
+    }
+    assert!(
+        !state.join("ca-key.pem").exists(),
+        "the key that signs no more"
+    );
+    let mode = |name: &str| {
+        let meta = fs::metadata(state.join(name)).expect(name);
+        meta.permissions().mode() & 0o777
+    };
+    assert_eq!(
+        (mode("ca-2-key.pem"), mode("authority.json")),
+        (0o600, 0o600)
+    );
+
+    // Dropped when the last certificate of the old one has ended.
+    clock.set(start + 3 * hour - Duration::from_secs(2));
+    second.turn().expect("waits");
+    assert_eq!(count(&second.roots()), 2);
+    clock.set(start + 3 * hour);
+    second.turn().expect("dropped");
+    assert_eq!(count(&second.roots()), 1);
+    assert!(!second.roots().contains(&*old));
+    assert_eq!(open().roots(), second.roots());
+}
+
+#[test]
+fn a_root_is_replaced_before_it_ends() {
+    let dir = tempfile::tempdir().expect("dir");
+    let start = SystemTime::now();
+    let clock = Clock::manual(start);
+    let authority = authority(dir.path(), clock.clone());
+    let day = Duration::from_secs(24 * 3600);
+    clock.set(start + 2900 * day);
+    authority.turn().expect("nothing to do");
+    assert_eq!(count(&authority.roots()), 1);
+    clock.set(start + 2925 * day);
+    authority.turn().expect("introduced");
+    assert_eq!(count(&authority.roots()), 2);
+}
+
+#[test]
+fn a_plugged_authority_is_read_anew_where_its_old_root_is_still_trusted() {
+    let dir = tempfile::tempdir().expect("dir");
+    let make = || {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (
+            params.self_signed(&key).expect("root").pem(),
+            key.serialize_pem(),
+        )
+    };
+    let put = |(root, key): &(String, String), roots: &str| {
+        fs::write(dir.path().join("ca-key.pem"), key).expect("write");
+        fs::write(dir.path().join("ca-cert.pem"), root).expect("write");
+        fs::write(dir.path().join("cert-chain.pem"), "").expect("write");
+        fs::write(dir.path().join("root-cert.pem"), roots).expect("write");
+    };
+    let (one, two) = (make(), make());
+    put(&one, &one.0);
+    let files = Files {
+        state: dir.path().join("state"),
+        plugged: dir.path().to_owned(),
+    };
+    let authority = Authority::open(&files, "cluster.local", Clock::system()).expect("plugged");
+    let csr = Csr::read(&request(&[], false).0, &web()).expect("csr");
+    let signed = || {
+        let chain = authority
+            .sign(&web(), &csr, Duration::ZERO)
+            .expect("signed");
+        issuer_of(&chain[0])
+    };
+    let first = signed();
+    put(&two, &two.0);
+    authority.turn().expect("refused with a word in the log");
+    assert_eq!(*authority.roots(), *one.0);
+    assert_eq!(signed(), first);
+    put(&two, &format!("{}{}", one.0, two.0));
+    authority.turn().expect("read");
+    assert_eq!(count(&authority.roots()), 2);
+    assert_ne!(signed(), first);
 }
 
 /// Signs tokens and publishes the public key.
@@ -290,18 +439,19 @@ impl Secured {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let tls = secure::server_config(&authority, &secure::names("istio-system")).expect("tls");
+        let names = secure::names("istio-system");
+        let tls = secure::keep(authority.clone(), names, Clock::system()).expect("tls");
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
-        let roots = authority.roots().to_owned();
+        let roots = authority.roots();
         let certificates = Certificates::new(authority, authenticator, server, Clock::system());
         let serving = tonic::transport::Server::builder()
             .add_service(xds::server::Service::new(Arc::new(ads)))
             .add_service(IstioCertificateServiceServer::new(certificates))
-            .serve_with_incoming(secure::incoming(listener, Arc::new(tls)));
+            .serve_with_incoming(secure::incoming(listener, tls));
         tokio::spawn(serving);
         Self {
             address,
-            roots,
+            roots: roots.to_string(),
             issuer,
             _dir: dir,
         }

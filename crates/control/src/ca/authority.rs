@@ -1,37 +1,42 @@
-//! The key of the authority and what it signs.
+//! The authority: the key that signs now, the roots that are given out, and how one root follows another.
+//!
+//! A root of our own is replaced in three steps, none of which any peer has to notice. The next root is *introduced*:
+//! it is given out beside the present one, which goes on signing. After the overlap, when everybody trusts both, the
+//! authority has *switched*: the next root signs. When the last certificate of the former has ended it is *dropped*.
+//! Which step it is stands in the state folder, so that a restart goes on where it was. It begins by itself when a
+//! fifth of the present root's life is left, or when the operator puts a file `rotate` into the folder.
 
 use std::{
     fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base::{clock::Clock, spiffe::Identity};
-use base64::{Engine, engine::general_purpose::STANDARD};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber, string::Ia5String,
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{
+    CaError, Csr, files,
+    signer::{DEFAULT_LIFETIME, LONGEST_LIFETIME, Signer, make_root},
 };
-use rustls_pki_types::{CertificateDer, pem::PemObject};
-use time::OffsetDateTime;
 
-use super::{CaError, Csr};
-
-/// Life of a certificate where the request does not say.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
-/// The longest life that is signed.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
-/// Life of a root that is made here.
-const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
-/// Clocks of peers may be behind ours by this much.
-const SKEW: Duration = Duration::from_secs(120);
+/// How long a new root is given out before it signs, where the operator does not say.
+pub const DEFAULT_OVERLAP: Duration = Duration::from_secs(3600);
+/// The part of a root's life that is left when it is replaced.
+const LEFT: u32 = 5;
 
 const KEY: &str = "ca-key.pem";
 const CERTIFICATE: &str = "ca-cert.pem";
 const CHAIN: &str = "cert-chain.pem";
 const ROOT: &str = "root-cert.pem";
+/// Which root signs, and which come and go.
+const RECORD: &str = "authority.json";
+/// The operator's wish for another root.
+const WISH: &str = "rotate";
 
 /// Where keys are kept.
 #[derive(Debug, Clone)]
@@ -44,20 +49,64 @@ pub struct Files {
 
 /// Signs certificates.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    /// Certificates between a leaf and the root, PEM each.
-    intermediates: Vec<String>,
-    /// The roots that peers are to trust, PEM.
-    roots: String,
-    not_after: SystemTime,
+    place: Place,
+    trust_domain: String,
+    overlap: Duration,
     clock: Clock,
+    signing: Mutex<Signing>,
+    roots: watch::Sender<Arc<str>>,
+}
+
+/// Where the keys are of an authority.
+#[derive(Debug)]
+enum Place {
+    /// Made here, and replaced here.
+    Own(PathBuf),
+    /// Somebody else's, who replaces them.
+    Plugged(PathBuf),
+}
+
+struct Signing {
+    signer: Arc<Signer>,
+    record: Record,
+    /// What plugged-in files looked like when they were read.
+    seen: Vec<Option<SystemTime>>,
+}
+
+/// How far a rotation is, as it is kept. Roots go by name: `NAME-key.pem`, `NAME-cert.pem`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// Who signs.
+    signer: String,
+    /// Who will, and since when it is given out (seconds since 1970).
+    next: Option<(String, u64)>,
+    /// Who did, and until when its certificates are good.
+    former: Option<(String, u64)>,
+    /// How many roots there were.
+    count: u64,
+    /// The longest life that was asked for, in seconds.
+    longest: u64,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            signer: "ca".to_owned(),
+            next: None,
+            former: None,
+            count: 1,
+            longest: 0,
+        }
+    }
 }
 
 impl std::fmt::Debug for Authority {
     /// Without its key.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority")
-            .field("not_after", &self.not_after)
+            .field("place", &self.place)
+            .field("overlap", &self.overlap)
             .finish_non_exhaustive()
     }
 }
@@ -65,92 +114,86 @@ impl std::fmt::Debug for Authority {
 impl Authority {
     /// The plugged-in authority, else the one in the state folder, which is made at the first start.
     pub fn open(files: &Files, trust_domain: &str, clock: Clock) -> Result<Self, CaError> {
-        match Self::plugged(&files.plugged, clock.clone())? {
-            Some(plugged) => Ok(plugged),
-            None => Self::own(&files.state, trust_domain, clock),
-        }
-    }
-
-    fn plugged(folder: &Path, clock: Clock) -> Result<Option<Self>, CaError> {
         let names = [KEY, CERTIFICATE, CHAIN, ROOT];
-        let missing: Vec<_> = names
-            .into_iter()
-            .filter(|name| !folder.join(name).exists())
-            .collect();
-        if missing.len() == names.len() {
-            return Ok(None);
-        }
-        if let Some(missing) = missing.first() {
-            return Err(CaError::Incomplete {
-                folder: folder.to_owned(),
-                missing,
-            });
-        }
-        let chain = certificates(&folder.join(CHAIN))?;
-        let roots = read(&folder.join(ROOT))?;
-        Self::load(folder, chain, roots, clock).map(Some)
-    }
-
-    fn own(folder: &Path, trust_domain: &str, clock: Clock) -> Result<Self, CaError> {
-        let key = folder.join(KEY);
-        if !key.exists() {
-            make_root(folder, trust_domain, &clock)?;
-        }
-        private(&key)?;
-        let roots = read(&folder.join(CERTIFICATE))?;
-        Self::load(folder, Vec::new(), roots, clock)
-    }
-
-    fn load(
-        folder: &Path,
-        intermediates: Vec<String>,
-        roots: String,
-        clock: Clock,
-    ) -> Result<Self, CaError> {
-        let (key_path, cert_path) = (folder.join(KEY), folder.join(CERTIFICATE));
-        let pem = |path: &Path, problem: String| CaError::Pem {
-            path: path.to_owned(),
-            problem,
+        let folder = &files.plugged;
+        let missing = names.into_iter().filter(|n| !folder.join(n).exists());
+        let missing: Vec<_> = missing.collect();
+        let place = match missing.first() {
+            None => Place::Plugged(folder.clone()),
+            Some(_) if missing.len() == names.len() => Place::Own(files.state.clone()),
+            Some(missing) => {
+                return Err(CaError::Incomplete {
+                    folder: folder.clone(),
+                    missing,
+                });
+            }
         };
-        // What is wrong with a key is told without any of it.
-        let key = KeyPair::from_pem(&read(&key_path)?)
-            .map_err(|_| pem(&key_path, "no private key in PEM (PKCS#8)".to_owned()))?;
-        let text = read(&cert_path)?;
-        let der = CertificateDer::from_pem_slice(text.as_bytes())
-            .map_err(|e| pem(&cert_path, format!("no certificate in PEM: {e}")))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&der)
-            .map_err(|e| pem(&cert_path, e.to_string()))?;
-        if !parsed.is_ca() {
-            return Err(pem(
-                &cert_path,
-                "not the certificate of an authority".to_owned(),
-            ));
-        }
-        if parsed.public_key().raw != key.subject_public_key_info().as_slice() {
-            return Err(pem(
-                &cert_path,
-                format!("not the certificate of the key in {KEY}"),
-            ));
-        }
-        let not_after = parsed.validity().not_after.timestamp();
-        let not_after = UNIX_EPOCH + Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
-        let issuer =
-            Issuer::from_ca_cert_der(&der, key).map_err(|e| pem(&cert_path, e.to_string()))?;
-        Ok(Self {
-            issuer,
-            intermediates,
-            roots,
-            not_after,
+        let (signing, roots) = match &place {
+            Place::Plugged(folder) => {
+                let seen = stamps(folder);
+                let (signer, roots) = plugged(folder, &clock)?;
+                let record = Record::default();
+                (
+                    Signing {
+                        signer,
+                        record,
+                        seen,
+                    },
+                    roots,
+                )
+            }
+            Place::Own(folder) => {
+                let record = open_record(folder, trust_domain, &clock)?;
+                let signer = own(folder, &record.signer, &clock)?;
+                let roots = bundle(folder, &record)?;
+                let seen = Vec::new();
+                (
+                    Signing {
+                        signer,
+                        record,
+                        seen,
+                    },
+                    roots,
+                )
+            }
+        };
+        let authority = Self {
+            place,
+            trust_domain: trust_domain.to_owned(),
+            overlap: DEFAULT_OVERLAP,
             clock,
-        })
+            signing: Mutex::new(signing),
+            roots: watch::Sender::new("".into()),
+        };
+        match &authority.place {
+            Place::Own(folder) => authority.give_out(folder, roots)?,
+            Place::Plugged(_) => _ = authority.roots.send_replace(roots.into()),
+        }
+        Ok(authority)
+    }
+
+    /// How long a new root is given out before it signs.
+    pub fn with_overlap(mut self, overlap: Duration) -> Self {
+        self.overlap = overlap;
+        self
     }
 
     /// The roots that peers are to trust, PEM.
-    pub fn roots(&self) -> &str {
-        &self.roots
+    pub fn roots(&self) -> Arc<str> {
+        self.roots.borrow().clone()
     }
 
-    /// Signs the key of a request for `identity`: the leaf, what is between, and the root.
+    /// Tells whenever the roots, or who signs, have changed.
+    pub fn changes(&self) -> watch::Receiver<Arc<str>> {
+        self.roots.subscribe()
+    }
+
+    /// When the certificate ends that is signed with.
+    pub fn not_after(&self) -> SystemTime {
+        self.signing.lock().signer.not_after
+    }
+
+    /// Signs the key of a request for `identity`: the leaf, what is between, and the roots.
     ///
     /// `lifetime` zero is the default; a certificate never outlives the authority.
     pub fn sign(
@@ -159,169 +202,229 @@ impl Authority {
         csr: &Csr,
         lifetime: Duration,
     ) -> Result<Vec<String>, CaError> {
-        let uri =
-            Ia5String::try_from(identity.to_string()).map_err(|e| CaError::Sign(e.to_string()))?;
-        let mut params = self.leaf(lifetime)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        let leaf = params
-            .signed_by(&csr.key, &self.issuer)
-            .map_err(|e| CaError::Sign(e.to_string()))?;
-        let mut out = vec![leaf.pem()];
-        out.extend(self.intermediates.iter().cloned());
-        out.push(self.roots.clone());
+        // Before it is signed: no root may be dropped in between.
+        self.remember(lifetime.min(LONGEST_LIFETIME))?;
+        let signer = self.signing.lock().signer.clone();
+        let mut out = signer.sign(identity, csr, lifetime)?;
+        out.push(self.roots().to_string());
         Ok(out)
     }
 
     /// A certificate and key of ours for these DNS names, PEM: for the ports that proxies and the API server call.
     pub fn serve(&self, names: &[String]) -> Result<(String, String), CaError> {
-        let sign = |e: rcgen::Error| CaError::Sign(e.to_string());
-        let key = KeyPair::generate().map_err(sign)?;
-        let mut params = self.leaf(LONGEST_LIFETIME)?;
-        for name in names {
-            let name = Ia5String::try_from(name.as_str()).map_err(sign)?;
-            params.subject_alt_names.push(SanType::DnsName(name));
-        }
-        let leaf = params.signed_by(&key, &self.issuer).map_err(sign)?;
-        let chain = std::iter::once(leaf.pem()).chain(self.intermediates.iter().cloned());
-        Ok((chain.collect(), key.serialize_pem()))
+        let signer = self.signing.lock().signer.clone();
+        signer.serve(names)
     }
 
-    /// What is the same in every leaf (X.509 as Istio's CA writes it: no subject, so that only the name counts).
-    fn leaf(&self, lifetime: Duration) -> Result<CertificateParams, CaError> {
-        let lifetime = match lifetime {
-            Duration::ZERO => DEFAULT_LIFETIME,
-            asked if asked > LONGEST_LIFETIME => {
-                return Err(CaError::Lifetime {
-                    asked,
-                    longest: LONGEST_LIFETIME,
-                });
-            }
-            asked => asked,
-        };
+    /// Does what is due now: a step of a rotation, or reading plugged-in files that were replaced.
+    pub fn turn(&self) -> Result<(), CaError> {
+        match &self.place {
+            Place::Own(folder) => self.rotate(folder),
+            Place::Plugged(folder) => self.reload(folder),
+        }
+    }
+
+    fn rotate(&self, folder: &Path) -> Result<(), CaError> {
         let now = self.clock.now();
-        if now >= self.not_after {
-            return Err(CaError::AuthorityExpired {
-                until: OffsetDateTime::from(self.not_after).to_string(),
-            });
+        let mut signing = self.signing.lock();
+        let mut record = signing.record.clone();
+        let what = if let Some((name, until)) = record.former.clone() {
+            if seconds(now) < until {
+                return Ok(());
+            }
+            record.former = None;
+            format!("root {name} is dropped: the last of its certificates has ended")
+        } else if let Some((name, since)) = record.next.clone() {
+            if seconds(now) < since.saturating_add(self.overlap.as_secs()) {
+                return Ok(());
+            }
+            let longest = record.longest.max(1);
+            let until = seconds(now).saturating_add(longest);
+            let former = std::mem::replace(&mut record.signer, name.clone());
+            record.former = Some((former.clone(), until));
+            record.next = None;
+            signing.signer = own(folder, &name, &self.clock)?;
+            format!("root {name} signs from now on; {former} is dropped in {longest} s")
+        } else if self.wished(folder) || is_aging(&signing.signer, now) {
+            record.count += 1;
+            let name = format!("ca-{}", record.count);
+            write_root(folder, &name, &self.trust_domain, &self.clock)?;
+            record.next = Some((name.clone(), seconds(now)));
+            format!("root {name} is given out, and signs in {:?}", self.overlap)
+        } else {
+            return Ok(());
+        };
+        write_record(folder, &record)?;
+        // The wish is fulfilled, the key that signs no more is not needed; only now, so that a crash loses nothing.
+        files::remove(&folder.join(WISH))?;
+        if let Some((name, _)) = &record.former {
+            files::remove(&key_of(folder, name))?;
         }
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.not_before = (now - SKEW).into();
-        params.not_after = (now + lifetime).min(self.not_after).into();
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyEncipherment,
-        ];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        params.serial_number = Some(serial()?);
-        Ok(params)
+        let dropped = signing.record.former.iter().map(|(name, _)| name);
+        for name in dropped.filter(|_| record.former.is_none()) {
+            files::remove(&certificate_of(folder, name))?;
+        }
+        signing.record = record;
+        let roots = bundle(folder, &signing.record)?;
+        drop(signing);
+        info!("certificate authority: {what}");
+        self.give_out(folder, roots)
+    }
+
+    fn wished(&self, folder: &Path) -> bool {
+        folder.join(WISH).exists()
+    }
+
+    /// A new root must come beside the old one first, or every peer would refuse every other.
+    fn reload(&self, folder: &Path) -> Result<(), CaError> {
+        let seen = stamps(folder);
+        let mut signing = self.signing.lock();
+        if signing.seen == seen {
+            return Ok(());
+        }
+        signing.seen = seen;
+        let (signer, roots) = plugged(folder, &self.clock)?;
+        let before = self.roots();
+        let kept = roots_of(&before)
+            .iter()
+            .any(|r| roots_of(&roots).contains(r));
+        if !kept {
+            warn!(
+                "{}: none of the roots that are trusted now is in it: the new authority is not used. Put the old roots \
+                 beside the new ones first",
+                folder.join(ROOT).display()
+            );
+            return Ok(());
+        }
+        signing.signer = signer;
+        drop(signing);
+        info!("certificate authority: {} is read anew", folder.display());
+        self.roots.send_replace(roots.into());
+        Ok(())
+    }
+
+    /// Gives the roots to who listens, and to who reads them from the state folder.
+    fn give_out(&self, folder: &Path, roots: String) -> Result<(), CaError> {
+        files::folder(folder)?;
+        let path = folder.join(ROOT);
+        if fs::read_to_string(&path).ok().as_deref() != Some(&roots) {
+            files::write(&path, roots.as_bytes(), 0o644)?;
+        }
+        self.roots.send_replace(roots.into());
+        Ok(())
+    }
+
+    /// A root that is replaced is trusted as long as anybody may have a certificate of it.
+    fn remember(&self, lifetime: Duration) -> Result<(), CaError> {
+        let asked = match lifetime {
+            Duration::ZERO => DEFAULT_LIFETIME.as_secs(),
+            asked => asked.as_secs(),
+        };
+        let mut signing = self.signing.lock();
+        if asked > signing.record.longest {
+            signing.record.longest = asked;
+            if let Place::Own(folder) = &self.place {
+                write_record(folder, &signing.record)?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// 127 random bits: positive, and not to be guessed.
-fn serial() -> Result<SerialNumber, CaError> {
-    let mut bytes = [0; 16];
-    getrandom(&mut bytes)?;
-    bytes[0] &= 0x7f;
-    Ok(SerialNumber::from_slice(&bytes))
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
-fn getrandom(bytes: &mut [u8]) -> Result<(), CaError> {
-    rustls::crypto::aws_lc_rs::default_provider()
-        .secure_random
-        .fill(bytes)
-        .map_err(|_| CaError::Sign("no random numbers".to_owned()))
+/// Whether less than a fifth of its life is left.
+fn is_aging(signer: &Signer, now: SystemTime) -> bool {
+    let life = signer.not_after.duration_since(signer.not_before);
+    let left = signer.not_after.duration_since(now);
+    left.unwrap_or_default() < life.unwrap_or_default() / LEFT
 }
 
-/// A root of our own. Its key is written last: it is what the next start looks for.
-fn make_root(folder: &Path, trust_domain: &str, clock: &Clock) -> Result<(), CaError> {
-    let sign = |e: rcgen::Error| CaError::Sign(e.to_string());
-    let key = KeyPair::generate().map_err(sign)?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain);
-    let now = clock.now();
-    params.not_before = (now - SKEW).into();
-    params.not_after = (now + ROOT_LIFETIME).into();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(serial()?);
-    let root = params.self_signed(&key).map_err(sign)?;
-    let file = |path: &Path| {
-        let path = path.to_owned();
-        |source| CaError::File { path, source }
-    };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(file(folder))?;
-    let certificate = folder.join(CERTIFICATE);
-    write(&certificate, root.pem().as_bytes(), 0o644).map_err(file(&certificate))?;
-    let path = folder.join(KEY);
-    write(&path, key.serialize_pem().as_bytes(), 0o600).map_err(file(&path))
+fn key_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-key.pem"))
 }
 
-/// Under another name first, so that nobody ever finds half a file.
-fn write(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+fn certificate_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("{name}-cert.pem"))
 }
 
-fn read(path: &Path) -> Result<String, CaError> {
-    fs::read_to_string(path).map_err(|source| CaError::File {
-        path: path.to_owned(),
-        source,
-    })
+fn own(folder: &Path, name: &str, clock: &Clock) -> Result<Arc<Signer>, CaError> {
+    let key = key_of(folder, name);
+    files::private(&key)?;
+    let signer = Signer::load(
+        &key,
+        &certificate_of(folder, name),
+        Vec::new(),
+        clock.clone(),
+    )?;
+    Ok(Arc::new(signer))
 }
 
-fn certificates(path: &Path) -> Result<Vec<String>, CaError> {
-    let text = read(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
-    found
-        .map_err(|e| CaError::Pem {
-            path: path.to_owned(),
-            problem: format!("no certificates in PEM: {e}"),
-        })
-        .map(|all| all.iter().map(|der| pem(der)).collect())
-}
-
-/// A certificate in PEM (RFC 7468: 64 characters a line).
-fn pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        out.extend(line.iter().map(|b| char::from(*b)));
-        out.push('\n');
-    }
-    out.push_str("-----END CERTIFICATE-----\n");
-    out
-}
-
-/// A key that others may read is not a secret.
-fn private(path: &Path) -> Result<(), CaError> {
-    let meta = fs::metadata(path).map_err(|source| CaError::File {
-        path: path.to_owned(),
-        source,
-    })?;
-    if meta.mode() & 0o077 != 0 {
-        return Err(CaError::Exposed {
-            path: path.to_owned(),
+/// What stands in the folder; the first root is made where nothing does.
+fn open_record(folder: &Path, trust_domain: &str, clock: &Clock) -> Result<Record, CaError> {
+    let path = folder.join(RECORD);
+    if path.exists() {
+        let text = files::read(&path)?;
+        return serde_json::from_str(&text).map_err(|e| CaError::Pem {
+            path,
+            problem: format!("not the authority's record: {e}"),
         });
     }
-    Ok(())
+    let record = Record::default();
+    if !key_of(folder, &record.signer).exists() {
+        files::folder(folder)?;
+        write_root(folder, &record.signer, trust_domain, clock)?;
+    }
+    Ok(record)
+}
+
+fn write_record(folder: &Path, record: &Record) -> Result<(), CaError> {
+    let text = serde_json::to_string_pretty(record).map_err(|e| CaError::Sign(e.to_string()))?;
+    files::write(&folder.join(RECORD), text.as_bytes(), 0o600)
+}
+
+/// Its key is written last: it is what the next start looks for.
+fn write_root(folder: &Path, name: &str, trust_domain: &str, clock: &Clock) -> Result<(), CaError> {
+    let (certificate, key) = make_root(trust_domain, clock)?;
+    files::write(&certificate_of(folder, name), certificate.as_bytes(), 0o644)?;
+    files::write(&key_of(folder, name), key.as_bytes(), 0o600)
+}
+
+/// All that peers are to trust: who signs, who will, who did.
+fn bundle(folder: &Path, record: &Record) -> Result<String, CaError> {
+    let others = [&record.next, &record.former];
+    let others = others.into_iter().flatten().map(|(name, _)| name);
+    std::iter::once(&record.signer)
+        .chain(others)
+        .map(|name| files::read(&certificate_of(folder, name)))
+        .collect()
+}
+
+fn plugged(folder: &Path, clock: &Clock) -> Result<(Arc<Signer>, String), CaError> {
+    let chain = files::certificates(&folder.join(CHAIN))?;
+    let roots = files::read(&folder.join(ROOT))?;
+    let (key, certificate) = (folder.join(KEY), folder.join(CERTIFICATE));
+    let signer = Signer::load(&key, &certificate, chain, clock.clone())?;
+    Ok((Arc::new(signer), roots))
+}
+
+fn stamps(folder: &Path) -> Vec<Option<SystemTime>> {
+    [KEY, CERTIFICATE, CHAIN, ROOT]
+        .map(|name| {
+            let found = fs::metadata(folder.join(name));
+            found.and_then(|m| m.modified()).ok()
+        })
+        .to_vec()
+}
+
+/// The certificates of a bundle, without what stands between them.
+fn roots_of(bundle: &str) -> Vec<Vec<u8>> {
+    use rustls_pki_types::{CertificateDer, pem::PemObject};
+    CertificateDer::pem_slice_iter(bundle.as_bytes())
+        .filter_map(|der| Some(der.ok()?.to_vec()))
+        .collect()
 }

@@ -1,20 +1,22 @@
 //! The certificate authority: who asks is proven by a token or a certificate, and gets a certificate for the identity
 //! that was proven, whatever the request says.
 //!
-//! [`Authority`] holds the key and signs; [`csr`] says what may be signed; [`token`] proves callers; [`service`] is
+//! [`Authority`] knows which key signs and which roots are given out; [`csr`] says what may be signed; [`token`] proves callers; [`service`] is
 //! Istio's `CreateCertificate` over them. Keys live in the state folder (or the folder of a plugged-in authority) and
 //! nowhere else: no log, no dump, no watched folder.
 
 mod authority;
 mod csr;
+mod files;
 pub mod service;
+mod signer;
 pub mod token;
 
 use std::{io, path::PathBuf, time::Duration};
 
 use base::spiffe::{Identity, NotAnIdentity};
 
-pub use authority::{Authority, Files};
+pub use authority::{Authority, DEFAULT_OVERLAP, Files};
 pub use csr::Csr;
 
 /// Why no certificate was signed, or why there is nobody to sign.

@@ -9,12 +9,13 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use base::spiffe::Identity;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use xds::{
     Mode, ResourceSet,
     server::{Event, Phase, Request, Response, Stream},
-    type_url::{CDS, EDS, LDS, NDS, PUSH_ORDER, RDS},
+    type_url::{CDS, EDS, LDS, NDS, PUSH_ORDER, RDS, SDS},
 };
 
 use super::{Rejection, Server, rejection};
@@ -23,6 +24,7 @@ use crate::{
     metrics::type_label,
     model::{Node, Proxy},
     push::{Own, Push, View, names_key},
+    secret,
 };
 
 /// An open stream.
@@ -36,6 +38,8 @@ pub struct Connection {
     pub node: Arc<Node>,
     /// Where from.
     pub peer: String,
+    /// Who it has proven to be; secrets are given to nobody else.
+    pub caller: Option<Identity>,
     /// Since when.
     pub connected: SystemTime,
     /// Which form of the protocol.
@@ -94,12 +98,19 @@ pub(super) struct Answer {
 }
 
 impl Connection {
-    pub(super) fn new(number: u64, node: Arc<Node>, mode: Mode, peer: String) -> Self {
+    pub(super) fn new(
+        number: u64,
+        node: Arc<Node>,
+        mode: Mode,
+        peer: String,
+        caller: Option<Identity>,
+    ) -> Self {
         Connection {
             number,
             id: format!("{}-{number}", node.workload),
             node,
             peer,
+            caller,
             connected: SystemTime::now(),
             mode,
             state: Mutex::new(State {
@@ -329,6 +340,18 @@ impl Connection {
             placed
                 .view
                 .named(scope, type_url, &placed.proxy, key, stream.names(type_url))
+        } else if let (SDS, Some(caller)) = (&**type_url, &self.caller) {
+            // This proxy's alone, and kept nowhere.
+            let names: Vec<&str> = state.stream.names(type_url).map(|n| &**n).collect();
+            let found = secret::build(&push.mesh, caller, &names);
+            if found.len() < names.len() {
+                server
+                    .metrics
+                    .count("pilot_sds_certificate_errors_total", &[]);
+            }
+            let found = found.into_iter();
+            let found = found.map(|r| Arc::new(xds::Resource::new(r.name, SDS, &r.value)));
+            Arc::new(found.collect())
         } else {
             // Nothing of it is served here: an empty answer ends the client's waiting.
             Arc::default()

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use base::spiffe::Identity;
+use base::{clock::Clock, spiffe::Identity};
 use rustls::{
     RootCertStore, ServerConfig,
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +29,10 @@ use crate::ca::{Authority, CaError};
 
 /// A handshake takes a few round trips; who needs longer is no proxy.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Age at which the port's certificate is replaced: it is signed for 90 days.
+const RENEW: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How often that age is looked at.
+const LOOK: Duration = Duration::from_secs(60);
 /// Handshakes at once: what they cost is spent before anybody has proven anything.
 const HANDSHAKES: usize = 256;
 
@@ -82,13 +86,47 @@ fn clients(
         .map_err(|e| sign(&e))
 }
 
-/// Accepts connections and shakes hands with each on a task of its own.
+/// Keeps the TLS settings of a port in step with the authority, and its certificate good; ends with its receivers.
+pub fn keep(
+    authority: Arc<Authority>,
+    names: Vec<String>,
+    clock: Clock,
+) -> Result<watch::Receiver<Arc<ServerConfig>>, CaError> {
+    let first = Arc::new(server_config(&authority, &names)?);
+    let (send, receive) = watch::channel(first);
+    let mut roots = authority.changes();
+    roots.mark_unchanged();
+    tokio::spawn(async move {
+        let mut made = clock.now();
+        loop {
+            let changed = tokio::select! {
+                changed = roots.changed() => changed.is_ok(),
+                () = tokio::time::sleep(LOOK) => false,
+                () = send.closed() => return,
+            };
+            // A clock that was set back makes a certificate that has not begun.
+            let age = clock.now().duration_since(made);
+            if !changed && age.is_ok_and(|age| age < RENEW) {
+                continue;
+            }
+            match server_config(&authority, &names) {
+                Ok(config) => {
+                    made = clock.now();
+                    send.send_replace(Arc::new(config));
+                }
+                Err(error) => warn!("secureGRPCAddr: the former certificate stays: {error}"),
+            }
+        }
+    });
+    Ok(receive)
+}
+
+/// Accepts connections and shakes hands with each on a task of its own, with the settings of the moment.
 pub fn incoming(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    config: watch::Receiver<Arc<ServerConfig>>,
 ) -> ReceiverStream<io::Result<Secure>> {
     let (send, receive) = mpsc::channel(64);
-    let acceptor = TlsAcceptor::from(config);
     let places = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
         loop {
@@ -108,7 +146,8 @@ pub fn incoming(
             let Ok(place) = places.clone().acquire_owned().await else {
                 return;
             };
-            let (acceptor, send) = (acceptor.clone(), send.clone());
+            let acceptor = TlsAcceptor::from(config.borrow().clone());
+            let send = send.clone();
             tokio::spawn(async move {
                 let _ = stream.set_nodelay(true);
                 match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {

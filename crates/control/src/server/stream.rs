@@ -102,7 +102,7 @@ async fn serve(
         }
     };
     // Registered before the current state is read: no push can fall between the two.
-    let connection = server.register(|number| Connection::new(number, node, mode, peer));
+    let connection = server.register(|number| Connection::new(number, node, mode, peer, caller));
     let _registered = Registered {
         server: &server,
         connection: &connection,
