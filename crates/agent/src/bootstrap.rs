@@ -34,6 +34,23 @@ pub fn write(settings: &Settings) -> Result<PathBuf, AgentError> {
     Ok(path)
 }
 
+/// Where the workload's certificate is served: by the agent, or by another who was there before (SPIRE).
+pub(crate) fn workload_socket() -> PathBuf {
+    let name = env::var("WORKLOAD_IDENTITY_SOCKET_FILE").ok();
+    let name = name.filter(|n| !n.is_empty());
+    Path::new("/var/run/secrets/workload-spiffe-uds").join(name.as_deref().unwrap_or("socket"))
+}
+
+/// Where the agent serves files while another serves the workload's socket.
+pub(crate) const FILES_SOCKET: &str = "/var/run/secrets/credential-uds/files-socket";
+/// An external secret service of the operator's, for `sds://NAME`.
+const CREDENTIAL_SOCKET: &str = "/var/run/secrets/credential-uds/socket";
+
+/// Whether somebody listens there; the agent itself does so only later.
+fn is_served(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_ok()
+}
+
 /// The bootstrap as canonical JSON; it is known to be one.
 pub fn build(settings: &Settings) -> Result<Value, AgentError> {
     let socket = settings.config_path.join(XDS_SOCKET);
@@ -68,7 +85,7 @@ pub fn build(settings: &Settings) -> Result<Value, AgentError> {
             "clusters": [
                 static_cluster("prometheus_stats", json!(socket_address("127.0.0.1", settings.admin_port))),
                 static_cluster("agent", json!(socket_address("127.0.0.1", settings.status_port))),
-                grpc_cluster("sds-grpc", "./var/run/secrets/workload-spiffe-uds/socket"),
+                grpc_cluster("sds-grpc", &format!(".{}", workload_socket().display())),
                 grpc_cluster("xds-grpc", &socket.to_string_lossy()),
             ],
             "listeners": [
@@ -77,6 +94,12 @@ pub fn build(settings: &Settings) -> Result<Value, AgentError> {
             ],
         },
     });
+    let mut value = value;
+    if is_served(&workload_socket())
+        && let Some(clusters) = value["staticResources"]["clusters"].as_array_mut()
+    {
+        clusters.push(grpc_cluster("sds-files-grpc", FILES_SOCKET));
+    }
     // Read it the way the proxy will, so that a mistake shows here and not in a restart loop.
     let message: Bootstrap = proto::json::from_value(&value)
         .map_err(|e| AgentError::Config(format!("the bootstrap is not valid: {e}")))?;
@@ -166,6 +189,15 @@ pub fn metadata(settings: &Settings) -> Result<Map<String, Value>, AgentError> {
             && !value.is_empty()
         {
             out.entry(key).or_insert_with(|| value.into());
+        }
+    }
+    // Which names the control plane may use: `sds://NAME`, and files beside a workload socket that is another's.
+    for (key, served) in [
+        ("credential", is_served(Path::new(CREDENTIAL_SOCKET))),
+        ("file-credential", is_served(&workload_socket())),
+    ] {
+        if served {
+            out.insert(key.into(), "true".into());
         }
     }
     for (key, default) in [

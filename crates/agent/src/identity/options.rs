@@ -8,6 +8,7 @@ use tls::request::KeyKind;
 use super::rotation::Policy;
 use crate::{
     AgentError,
+    bootstrap::{FILES_SOCKET, workload_socket},
     control_plane::{ControlPlane, Secure},
     settings::{Settings, duration},
 };
@@ -72,11 +73,6 @@ impl Mounted {
     }
 }
 
-/// Folder of the workload's socket, as both proxy and application know it.
-const SOCKET_FOLDER: &str = "/var/run/secrets/workload-spiffe-uds";
-/// Where files are served while SPIRE serves the workload's socket.
-const FILES_SOCKET: &str = "/var/run/secrets/credential-uds/files-socket";
-
 impl Options {
     /// Reads the environment.
     ///
@@ -88,7 +84,7 @@ impl Options {
         clock: Clock,
     ) -> Result<Self, AgentError> {
         let output = text("OUTPUT_CERTS").map(PathBuf::from);
-        let name = text("WORKLOAD_IDENTITY_SOCKET_FILE").unwrap_or_else(|| "socket".to_owned());
+        let socket = workload_socket();
         Ok(Self {
             source: source(settings, headers, &clock)?,
             key: key()?,
@@ -103,8 +99,8 @@ impl Options {
                 Some(path) if path != "SYSTEM" => path.into(),
                 _ => crate::control_plane::ROOT.into(),
             },
-            foreign_socket: name != "socket",
-            socket: PathBuf::from(SOCKET_FOLDER).join(name),
+            foreign_socket: !socket.ends_with("socket"),
+            socket,
             files_socket: FILES_SOCKET.into(),
             clock,
         })
