@@ -38,6 +38,16 @@ impl StateDir {
         self.root.join("config")
     }
 
+    /// The keys of the control plane's authority, and the roots that it gives out.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.root.join("authority")
+    }
+
+    /// The public keys of who signs service account tokens; a folder, so that the file in it can be replaced.
+    pub(crate) fn token_keys(&self) -> PathBuf {
+        self.root.join("token-keys")
+    }
+
     /// This program and the links by which pod templates name it, readable by every user.
     pub(crate) fn bin(&self) -> PathBuf {
         self.root.join("bin")

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use base::clock::Clock;
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
@@ -36,19 +37,21 @@ use crate::{
     },
     objects::{
         Key,
+        builtin::{Folders, TOKEN_KEYS},
         document::{self, SourceFile},
         publish::Publisher,
         service::{Backend, port_name},
         text,
+        token::Issuer,
         world::{Builder, PodPlan, World},
     },
     pod::{
         environment::hostname,
-        image::Images,
+        image::{Images, PROXY_USER},
         lifecycle::{Context, SharedStatus, run_pod},
         root::directory,
     },
-    state::{Forward, PodStatus, StateDir, Status, process_start},
+    state::{Forward, PodStatus, StateDir, Status, process_start, write_atomically},
 };
 
 /// Runs the mesh of a folder until SIGTERM.
@@ -69,6 +72,9 @@ pub(crate) fn supervise(folder: &Path, state: &StateDir, images: Images) -> Resu
     network::set_up_node()?;
     let program = install_programs(state)?;
     let publisher = Publisher::new(&state.config())?;
+    let clock = Clock::system();
+    let issuer = Issuer::new(clock.clone())?;
+    let folders = make_folders(state, &issuer)?;
     let context = Rc::new(Context {
         state: state.clone(),
         program,
@@ -76,6 +82,10 @@ pub(crate) fn supervise(folder: &Path, state: &StateDir, images: Images) -> Resu
         changed: Notify::new(),
         config_maps: RefCell::default(),
         secrets: RefCell::default(),
+        roots: RefCell::default(),
+        sources: watch::Sender::new(()),
+        issuer,
+        clock,
     });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -83,7 +93,7 @@ pub(crate) fn supervise(folder: &Path, state: &StateDir, images: Images) -> Resu
         .doing(|| "start the runtime".to_owned())?;
     let mut mesh = Mesh {
         folder: folder.to_owned(),
-        builder: Builder::new(&state.config()),
+        builder: Builder::new(folders),
         context,
         host,
         world: World::default(),
@@ -96,6 +106,25 @@ pub(crate) fn supervise(folder: &Path, state: &StateDir, images: Images) -> Resu
         problems: Vec::new(),
     };
     LocalSet::new().block_on(&runtime, mesh.run())
+}
+
+/// What the control plane works with beside the objects: a folder of its own for the keys of its authority, which
+/// outlives its process, and the public key of who signs tokens here.
+fn make_folders(state: &StateDir, issuer: &Issuer) -> Result<Folders> {
+    let folders = Folders {
+        config: state.config(),
+        authority: state.authority(),
+        token_keys: state.token_keys(),
+    };
+    directory(&folders.authority, 0o700)?;
+    std::os::unix::fs::chown(&folders.authority, Some(PROXY_USER), Some(PROXY_USER))
+        .doing(|| format!("give {} to the control plane", folders.authority.display()))?;
+    directory(&folders.token_keys, 0o755)?;
+    write_atomically(
+        &folders.token_keys.join(TOKEN_KEYS),
+        issuer.jwks().as_bytes(),
+    )?;
+    Ok(folders)
 }
 
 /// Makes this program, and the names by which pod templates call it, appear in the state folder's `bin`.
@@ -178,7 +207,10 @@ impl Mesh {
         });
         let edited = Rc::new(Notify::new());
         let _watch = watch_folder(&self.folder, edited.clone())?;
+        let rooted = Rc::new(Notify::new());
+        let _roots = watch_folder(&self.context.state.authority(), rooted.clone())?;
         self.read_folder().await;
+        self.read_roots();
         self.step().await?;
         loop {
             let context = self.context.clone();
@@ -191,7 +223,10 @@ impl Mesh {
                     {}
                     self.read_folder().await;
                 }
-                () = context.changed.notified() => sleep(GATHER).await,
+                () = async { tokio::select! {
+                    () = context.changed.notified() => sleep(GATHER).await,
+                    () = rooted.notified() => self.read_roots(),
+                } } => {}
                 _ = async { tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} } } => break,
             }
             // Nothing that fails here ends the mesh: it is reported, and tried again at the next change.
@@ -233,6 +268,7 @@ impl Mesh {
                 }
                 *self.context.config_maps.borrow_mut() = world.config_maps.clone();
                 *self.context.secrets.borrow_mut() = world.secrets.clone();
+                self.context.sources.send_replace(());
                 self.world = world;
             }
             Err(e) => {
@@ -242,6 +278,20 @@ impl Mesh {
                     self.world.problems.push(text);
                 }
             }
+        }
+    }
+
+    /// The roots that the control plane gives out: each namespace has them as a ConfigMap.
+    fn read_roots(&self) {
+        let path = self.context.state.authority().join(ROOTS);
+        let Ok(text) = fs::read_to_string(&path) else {
+            // It is there once the control plane has made its authority.
+            return;
+        };
+        let roots = Some(text).filter(|t| !t.is_empty());
+        if *self.context.roots.borrow() != roots {
+            *self.context.roots.borrow_mut() = roots;
+            self.context.sources.send_replace(());
         }
     }
 
@@ -572,6 +622,8 @@ fn watch_folder(folder: &Path, edited: Rc<Notify>) -> Result<JoinHandle<()>> {
     }))
 }
 
+/// The roots that peers are trusted by, in the folder of the control plane's authority.
+const ROOTS: &str = "root-cert.pem";
 /// How long the folder must be quiet before it is read.
 const QUIET: Duration = Duration::from_millis(40);
 /// How long is waited for quiet at most: somebody may write all the time.

@@ -1,29 +1,11 @@
 //! The capture as the pod's agent sees it: names that are answered in the pod, and rules that are lost.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use crate::mesh::{Mesh, eventually};
 
-/// Runs a command in a pod's network namespace, with the machine's files; its output.
 fn in_pod(mesh: &Mesh, pod: &str, script: &str) -> String {
-    let status = mesh.status();
-    let processes = status["processes"].as_array().expect("processes");
-    let process = processes
-        .iter()
-        .find(|p| p["pod"] == pod && p["namespace"] == "shop")
-        .expect("a process");
-    let output = Command::new("nsenter")
-        .args([
-            "-n",
-            "--target",
-            &process["pid"].to_string(),
-            "sh",
-            "-c",
-            script,
-        ])
-        .output()
-        .expect("nsenter");
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    mesh.inside("shop", pod, script)
 }
 
 pub(crate) fn names_are_answered_in_the_pod(mesh: &Mesh) {

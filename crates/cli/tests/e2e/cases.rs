@@ -32,6 +32,22 @@ pub(crate) const CASES: &[Case] = &[
         "a_lost_capture_is_told",
         crate::capture::a_lost_capture_is_told,
     ),
+    (
+        "each_end_knows_the_other",
+        crate::mtls::each_end_knows_the_other,
+    ),
+    (
+        "strict_refuses_who_is_outside",
+        crate::mtls::strict_refuses_who_is_outside,
+    ),
+    (
+        "nothing_is_plain_on_the_bridge",
+        crate::mtls::nothing_is_plain_on_the_bridge,
+    ),
+    (
+        "the_certificate_is_the_pods_own",
+        crate::mtls::the_certificate_is_the_pods_own,
+    ),
     ("one_request_id_in_both_logs", one_request_id_in_both_logs),
     ("a_pod_calls_its_own_service", a_pod_calls_its_own_service),
     ("route_by_header", route_by_header),

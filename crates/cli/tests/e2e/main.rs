@@ -7,6 +7,7 @@ mod capture;
 mod cases;
 mod load;
 mod mesh;
+mod mtls;
 
 use std::{env, panic, process::ExitCode, time::Instant};
 
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         };
     }
     let begun = Instant::now();
-    let mesh = mesh::Mesh::start();
+    let mesh = mesh::Mesh::start("e2e/mesh", 10);
     println!(
         "the mesh is up after {:.1} s",
         begun.elapsed().as_secs_f32()

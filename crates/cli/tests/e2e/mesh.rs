@@ -26,7 +26,7 @@ pub(crate) fn cannot_run() -> Option<String> {
         })
 }
 
-/// A mesh of the folder `mesh` beside this file, ended when dropped.
+/// A mesh of a folder of the tests, ended when dropped.
 pub(crate) struct Mesh {
     program: PathBuf,
     /// A copy of the folder, which cases may edit.
@@ -35,19 +35,21 @@ pub(crate) struct Mesh {
 }
 
 impl Mesh {
-    pub(crate) fn start() -> Self {
+    /// Starts the mesh of a folder below `tests`, and waits until as many pods are ready.
+    pub(crate) fn start(folder: &str, wanted: usize) -> Self {
         let program = env::var_os("OUTRIGGER_BIN")
             .map_or_else(|| env!("CARGO_BIN_EXE_outrigger").into(), PathBuf::from);
-        let folder = tempfile::tempdir().expect("a folder for the YAML");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/mesh");
+        let copy = tempfile::tempdir().expect("a folder for the YAML");
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+        let source = tests.join(folder);
         for file in fs::read_dir(&source).expect("the tests' YAML") {
             let file = file.expect("an entry").path();
-            fs::copy(&file, folder.path().join(file.file_name().expect("a name")))
+            fs::copy(&file, copy.path().join(file.file_name().expect("a name")))
                 .expect("copy the YAML");
         }
         let mesh = Self {
             program,
-            folder,
+            folder: copy,
             state: tempfile::tempdir().expect("a state folder"),
         };
         let up = mesh.run(&[
@@ -74,7 +76,7 @@ impl Mesh {
                 .iter()
                 .filter(|p| p["ready"] != true && p["name"] != "half-unready")
                 .collect();
-            if pods.len() >= 10 && waiting.is_empty() {
+            if pods.len() >= wanted && waiting.is_empty() {
                 return mesh;
             }
             if Instant::now() > deadline {
@@ -89,7 +91,7 @@ impl Mesh {
     pub(crate) fn run(&self, args: &[&str]) -> Output {
         Command::new(&self.program)
             .args(args)
-            .env("OUTRIGGER_STATE", self.state.path().join("mesh"))
+            .env("OUTRIGGER_STATE", self.state())
             .output()
             .expect("the program starts")
     }
@@ -142,6 +144,34 @@ impl Mesh {
 
     pub(crate) fn log(&self, namespace: &str, pod: &str, container: &str) -> String {
         self.output(&["local", "logs", "-n", namespace, pod, "-c", container])
+    }
+
+    /// Where the mesh keeps what is its own.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.state.path().join("mesh")
+    }
+
+    /// The process in whose network the bridge is.
+    pub(crate) fn supervisor(&self) -> u64 {
+        let text = fs::read(self.state().join("status.json")).expect("a status");
+        let status: Value = serde_json::from_slice(&text).expect("JSON");
+        status["supervisor"].as_u64().expect("a process")
+    }
+
+    /// Runs a command in a pod's network namespace, with the machine's files; its output.
+    pub(crate) fn inside(&self, namespace: &str, pod: &str, script: &str) -> String {
+        let status = self.status();
+        let processes = status["processes"].as_array().expect("processes");
+        let process = processes
+            .iter()
+            .find(|p| p["pod"] == pod && p["namespace"] == namespace)
+            .expect("a process");
+        let pid = process["pid"].to_string();
+        let output = Command::new("nsenter")
+            .args(["-n", "--target", &pid, "sh", "-c", script])
+            .output()
+            .expect("nsenter");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// What helps to understand a failure.

@@ -92,7 +92,7 @@ mod tests {
             .collect();
         assert_eq!(names, ["web", "istio-proxy"]);
         assert!(
-            out.to_string().contains("istiod.istio-system.svc:15010"),
+            out.to_string().contains("istiod.istio-system.svc:15012"),
             "{out}"
         );
         assert_eq!(admit(pod.clone(), &json!({}), &settings).unwrap(), pod);

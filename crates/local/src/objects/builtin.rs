@@ -3,14 +3,28 @@
 //! An object of the user's with the same kind, namespace and name replaces each of them; of the settings only the keys
 //! that the user writes.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::{text, workload::NODE};
 
-/// The objects, for a mesh whose completed objects lie in `config`.
-pub(crate) fn objects(config: &Path) -> Vec<Value> {
+/// Folders of the mesh that the control plane works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Folders {
+    /// The completed objects.
+    pub(crate) config: PathBuf,
+    /// The keys of its authority.
+    pub(crate) authority: PathBuf,
+    /// The public keys of who signs tokens.
+    pub(crate) token_keys: PathBuf,
+}
+
+/// The public keys of who signs tokens, in their folder.
+pub(crate) const TOKEN_KEYS: &str = "keys.json";
+
+/// The objects, for a mesh with these folders.
+pub(crate) fn objects(folders: &Folders) -> Vec<Value> {
     vec![
         json!({"apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": "default", "labels": {"kubernetes.io/metadata.name": "default"}}}),
@@ -42,13 +56,23 @@ pub(crate) fn objects(config: &Path) -> Vec<Value> {
                     "containers": [{
                         "name": "discovery",
                         "image": "outrigger.local/control",
-                        "args": ["--config", "/etc/outrigger/config"],
+                        "args": ["--config", "/etc/outrigger/config", "--secureGRPCAddr", ":15012",
+                            "--stateDir", "/var/lib/outrigger",
+                            // Pods here have a new root within a second or two.
+                            "--rootOverlap", "20s",
+                            "--tokenKeys", format!("/etc/outrigger/token-keys/{TOKEN_KEYS}")],
                         "ports": [{"containerPort": 15010, "name": "grpc-xds"},
+                            {"containerPort": 15012, "name": "https-dns"},
                             {"containerPort": 15014, "name": "monitoring"}],
                         "readinessProbe": {"httpGet": {"path": "/ready", "port": 15014}, "periodSeconds": 1},
-                        "volumeMounts": [{"name": "config", "mountPath": "/etc/outrigger/config", "readOnly": true}],
+                        "volumeMounts": [
+                            {"name": "config", "mountPath": "/etc/outrigger/config", "readOnly": true},
+                            {"name": "token-keys", "mountPath": "/etc/outrigger/token-keys", "readOnly": true},
+                            {"name": "authority", "mountPath": "/var/lib/outrigger"}],
                     }],
-                    "volumes": [{"name": "config", "hostPath": {"path": config}}],
+                    "volumes": [{"name": "config", "hostPath": {"path": folders.config}},
+                        {"name": "token-keys", "hostPath": {"path": folders.token_keys}},
+                        {"name": "authority", "hostPath": {"path": folders.authority}}],
                 }}}}),
     ]
 }
@@ -57,10 +81,10 @@ pub(crate) fn objects(config: &Path) -> Vec<Value> {
 pub(crate) fn mesh_defaults() -> Value {
     json!({
         "accessLogFile": "/dev/stdout",
-        "enableAutoMtls": false,
+        "enableAutoMtls": true,
         "trustDomain": "cluster.local",
         "rootNamespace": "istio-system",
-        "defaultConfig": {"discoveryAddress": "istiod.istio-system.svc:15010"},
+        "defaultConfig": {"discoveryAddress": "istiod.istio-system.svc:15012"},
     })
 }
 
@@ -111,17 +135,17 @@ mod tests {
     #[test]
     fn the_users_settings_win_key_by_key() {
         let map =
-            json!({"data": {"mesh": "enableAutoMtls: true\ndefaultConfig:\n  concurrency: 1\n"}});
+            json!({"data": {"mesh": "enableAutoMtls: false\ndefaultConfig:\n  concurrency: 1\n"}});
         let mesh = mesh_settings(Some(&map)).unwrap();
-        assert_eq!(mesh["enableAutoMtls"], true);
+        assert_eq!(mesh["enableAutoMtls"], false);
         assert_eq!(mesh["defaultConfig"]["concurrency"], 1);
         assert_eq!(
             mesh["defaultConfig"]["discoveryAddress"],
-            "istiod.istio-system.svc:15010"
+            "istiod.istio-system.svc:15012"
         );
         assert_eq!(mesh["accessLogFile"], "/dev/stdout");
         let out = mesh_config_map(Some(&map), &mesh);
-        assert!(text(&out, &["data", "mesh"]).contains("enableAutoMtls: true"));
+        assert!(text(&out, &["data", "mesh"]).contains("enableAutoMtls: false"));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! [`document`] reads the folder; [`workload`] turns Deployments and their like into pods; [`service`] completes
 //! Services and finds their pods; [`admission`] says which pods get a sidecar and adds it; [`world`] puts all that
-//! together, and [`publish`] writes it where the control plane watches.
+//! together, and [`publish`] writes it where the control plane watches. [`token`] signs the pods' service account tokens.
 
 pub(crate) mod admission;
 pub(crate) mod builtin;
 pub(crate) mod document;
 pub(crate) mod publish;
 pub(crate) mod service;
+pub(crate) mod token;
 pub(crate) mod workload;
 pub(crate) mod world;
 

@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use serde_json::{Value, json};
 
 use super::{
-    Key, admission, at, at_mut, builtin,
+    Key, admission, at, at_mut,
+    builtin::{self, Folders},
     document::{Document, SourceFile, without_documents},
     key, list,
     service::Service,
@@ -55,7 +56,7 @@ pub(crate) struct World {
 /// Builds worlds one after the other, so that addresses and the last good content of a file survive an edit.
 #[derive(Debug)]
 pub(crate) struct Builder {
-    config: PathBuf,
+    folders: Folders,
     last_good: HashMap<PathBuf, Vec<Document>>,
     pod_addresses: HashMap<Key, u32>,
     service_addresses: HashMap<Key, Ipv4Addr>,
@@ -65,10 +66,10 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// `config` is the folder of completed objects.
-    pub(crate) fn new(config: &Path) -> Self {
+    /// For a mesh with these folders.
+    pub(crate) fn new(folders: Folders) -> Self {
         Self {
-            config: config.to_owned(),
+            folders,
             last_good: HashMap::new(),
             pod_addresses: HashMap::new(),
             service_addresses: HashMap::new(),
@@ -201,7 +202,7 @@ impl Builder {
             seen.insert(id, (d.file.clone(), d.lines.0));
             true
         });
-        for object in builtin::objects(&self.config) {
+        for object in builtin::objects(&self.folders) {
             if seen.contains_key(&identity(&object)) {
                 continue;
             }

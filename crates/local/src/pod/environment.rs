@@ -14,6 +14,8 @@ pub(crate) struct References<'a> {
     pub(crate) pod: &'a Value,
     pub(crate) config_maps: &'a HashMap<Key, Value>,
     pub(crate) secrets: &'a HashMap<Key, Value>,
+    /// What peers in the mesh are trusted by, PEM; none before the control plane has made it.
+    pub(crate) roots: Option<&'a str>,
 }
 
 impl References<'_> {
@@ -338,6 +340,7 @@ mod tests {
             pod: &pod,
             config_maps: &maps,
             secrets: &secrets,
+            roots: None,
         };
         variables(
             &container,

@@ -9,12 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base::clock::Clock;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStdin, Command},
     sync::{Notify, watch},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -30,7 +32,7 @@ use super::{
 use crate::{
     error::{Doing, Error, Result},
     node::network::{self, DNS, GATEWAY},
-    objects::{Key, list, text, world::PodPlan},
+    objects::{Key, list, text, token::Issuer, world::PodPlan},
     state::{ContainerStatus, PodStatus, StateDir, namespace_inode},
 };
 
@@ -44,6 +46,13 @@ pub(crate) struct Context {
     pub(crate) changed: Notify,
     pub(crate) config_maps: RefCell<std::collections::HashMap<Key, Value>>,
     pub(crate) secrets: RefCell<std::collections::HashMap<Key, Value>>,
+    /// What peers in the mesh are trusted by, PEM.
+    pub(crate) roots: RefCell<Option<String>>,
+    /// Told when the three above have changed.
+    pub(crate) sources: watch::Sender<()>,
+    /// Signs the pods' tokens.
+    pub(crate) issuer: Issuer,
+    pub(crate) clock: Clock,
 }
 
 /// A pod's status, shared between the pod and the supervisor.
@@ -230,12 +239,14 @@ impl Pod {
         {
             let config_maps = self.context.config_maps.borrow();
             let secrets = self.context.secrets.borrow();
+            let roots = self.context.roots.borrow();
             let refs = References {
                 pod: &pod,
                 config_maps: &config_maps,
                 secrets: &secrets,
+                roots: roots.as_deref(),
             };
-            volume::prepare(&volumes, &refs).map_err(|e| self.fail(e))?;
+            volume::prepare(&volumes, &refs, &self.context.issuer).map_err(|e| self.fail(e))?;
             for field in ["initContainers", "containers"] {
                 for container in list(&pod, &["spec", field]) {
                     let role = match (field, text(container, &["restartPolicy"])) {
@@ -275,6 +286,8 @@ impl Pod {
                 }
             }
         }
+        let keeper = self.clone().keep_volumes(volumes.clone(), pod.clone());
+        let _keeper = Aborted(tokio::task::spawn_local(keeper));
         self.update(|s| {
             s.phase = "Pending".to_owned();
             s.reason.clear();
@@ -366,6 +379,54 @@ impl Pod {
         Ok(())
     }
 }
+
+/// A task that ends with its owner.
+struct Aborted(JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Pod {
+    /// Gives the pod new tokens in time, and new content of what it mounts.
+    async fn keep_volumes(self: Rc<Self>, folder: PathBuf, pod: Value) {
+        let mut sources = self.context.sources.subscribe();
+        // Those that were there already may have changed while the volumes were made.
+        sources.mark_changed();
+        // As the kubelet does: when four fifths of a token's life are over.
+        let life = volume::token_life(&pod).mul_f64(0.8);
+        let mut signed = self.context.clock.now();
+        loop {
+            tokio::select! {
+                changed = sources.changed() => if changed.is_err() { return },
+                () = sleep(TOKEN_LOOK) => {}
+            }
+            let now = self.context.clock.now();
+            let due = now.duration_since(signed).map_or(true, |age| age >= life);
+            if due {
+                signed = now;
+            }
+            let config_maps = self.context.config_maps.borrow();
+            let secrets = self.context.secrets.borrow();
+            let roots = self.context.roots.borrow();
+            let refs = References {
+                pod: &pod,
+                config_maps: &config_maps,
+                secrets: &secrets,
+                roots: roots.as_deref(),
+            };
+            let issuer = due.then_some(&self.context.issuer);
+            if let Err(e) = volume::update(&folder, &refs, issuer) {
+                eprintln!("{}", self.fail(e));
+            }
+        }
+    }
+}
+
+/// How often the age of tokens is looked at: the clock may be set.
+const TOKEN_LOOK: Duration = Duration::from_secs(30);
 
 /// A container of a pod.
 struct Container {

@@ -275,6 +275,7 @@ mod tests {
             pod: &pod,
             config_maps: &HashMap::new(),
             secrets: &HashMap::new(),
+            roots: None,
         };
         specify(&container, &refs, &Images::default(), 1, Path::new("/v"))
     }

@@ -4,18 +4,21 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{environment::References, root::directory, run::Mount};
 use crate::{
     error::Doing,
-    objects::{list, text},
+    objects::{list, text, token::Issuer},
 };
 
 /// Makes the pod's volumes below `folder`. An error names the volume and what it lacks.
-pub(crate) fn prepare(folder: &Path, refs: &References<'_>) -> Result<(), String> {
+pub(crate) fn prepare(folder: &Path, refs: &References<'_>, issuer: &Issuer) -> Result<(), String> {
+    // Tokens and secrets are for the pod, not for whoever else is on this machine.
+    directory(folder, 0o700).map_err(|e| e.to_string())?;
     let group = refs.pod["spec"]["securityContext"]["fsGroup"]
         .as_u64()
         .map(|g| g as u32);
@@ -28,7 +31,7 @@ pub(crate) fn prepare(folder: &Path, refs: &References<'_>) -> Result<(), String
             continue;
         }
         directory(&target, 0o755).map_err(|e| e.to_string())?;
-        fill(&target, volume, refs).map_err(fail)?;
+        fill(&target, volume, refs, Some(issuer)).map_err(fail)?;
         if let Some(group) = group {
             chown(&target, None, Some(group))
                 .map_err(|e| fail(format!("give it to group {group}: {e}")))?;
@@ -37,15 +40,52 @@ pub(crate) fn prepare(folder: &Path, refs: &References<'_>) -> Result<(), String
     let automatic = folder.join(SERVICE_ACCOUNT);
     directory(&automatic, 0o755).map_err(|e| e.to_string())?;
     write(&automatic, "namespace", refs.namespace().as_bytes(), 0o644)?;
-    write(
-        &automatic,
-        "token",
-        token(refs, "https://kubernetes.default.svc", 3600).as_bytes(),
-        0o644,
-    )
+    automatic_token(&automatic, refs, issuer)
 }
 
-fn fill(target: &Path, volume: &Value, refs: &References<'_>) -> Result<(), String> {
+/// Brings volumes in step with what they are made of, as the kubelet does while a pod runs; tokens are signed anew
+/// where an issuer is given. A key that is gone leaves its file.
+pub(crate) fn update(
+    folder: &Path,
+    refs: &References<'_>,
+    issuer: Option<&Issuer>,
+) -> Result<(), String> {
+    for volume in list(refs.pod, &["spec", "volumes"]) {
+        let kinds = ["configMap", "secret", "projected"];
+        if kinds.iter().any(|kind| volume[*kind].is_object()) {
+            let name = text(volume, &["name"]);
+            fill(&folder.join(name), volume, refs, issuer)
+                .map_err(|e| format!("volume {name:?}: {e}"))?;
+        }
+    }
+    match issuer {
+        Some(issuer) => automatic_token(&folder.join(SERVICE_ACCOUNT), refs, issuer),
+        None => Ok(()),
+    }
+}
+
+/// How long the pod's tokens live: the shortest of them.
+pub(crate) fn token_life(pod: &Value) -> Duration {
+    list(pod, &["spec", "volumes"])
+        .iter()
+        .flat_map(|volume| list(volume, &["projected", "sources"]))
+        .filter_map(|source| source.get("serviceAccountToken"))
+        .map(|token| Issuer::life(token["expirationSeconds"].as_u64()))
+        .min()
+        .unwrap_or_else(|| Issuer::life(None))
+}
+
+fn automatic_token(target: &Path, refs: &References<'_>, issuer: &Issuer) -> Result<(), String> {
+    let token = issuer.sign(refs.pod, "", None).map_err(|e| e.to_string())?;
+    write(target, "token", token.as_bytes(), 0o644)
+}
+
+fn fill(
+    target: &Path,
+    volume: &Value,
+    refs: &References<'_>,
+    issuer: Option<&Issuer>,
+) -> Result<(), String> {
     let kind = volume
         .as_object()
         .and_then(|v| v.iter().find(|(k, v)| *k != "name" && !v.is_null()))
@@ -63,20 +103,14 @@ fn fill(target: &Path, volume: &Value, refs: &References<'_>) -> Result<(), Stri
                 let Some((kind, value)) = part.as_object().and_then(|p| p.iter().next()) else {
                     continue;
                 };
-                if kind == "serviceAccountToken" {
-                    let seconds = value["expirationSeconds"].as_u64().unwrap_or(3600);
-                    let audience = match text(value, &["audience"]) {
-                        "" => "https://kubernetes.default.svc",
-                        a => a,
-                    };
-                    write(
-                        target,
-                        text(value, &["path"]),
-                        token(refs, audience, seconds).as_bytes(),
-                        mode,
-                    )?;
-                } else {
+                if kind != "serviceAccountToken" {
                     source(target, kind, value, refs)?;
+                } else if let Some(issuer) = issuer {
+                    let seconds = value["expirationSeconds"].as_u64();
+                    let token = issuer
+                        .sign(refs.pod, text(value, &["audience"]), seconds)
+                        .map_err(|e| e.to_string())?;
+                    write(target, text(value, &["path"]), token.as_bytes(), mode)?;
                 }
             }
             Ok(())
@@ -123,8 +157,12 @@ fn source(target: &Path, kind: &str, value: &Value, refs: &References<'_>) -> Re
         "configMap" => {
             let name = text(value, &["name"]);
             match refs.config_map(name) {
-                // The certificate authority's root comes with it; without one the folder is empty.
-                None if name == "istio-ca-root-cert" => Ok(Vec::new()),
+                // The control plane makes the root: until it has, the folder is empty.
+                None if name == ROOT_MAP => Ok(refs
+                    .roots
+                    .map(|roots| (ROOT_KEY.to_owned(), roots.as_bytes().to_vec()))
+                    .into_iter()
+                    .collect()),
                 found => found
                     .ok_or_else(|| format!("there is no ConfigMap {}/{name}", refs.namespace())),
             }
@@ -180,12 +218,21 @@ fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), Str
         return Err(format!("{name:?} is not a path inside the volume"));
     }
     let path = folder.join(name);
+    if fs::read(&path).is_ok_and(|now| now == content) {
+        return Ok(());
+    }
+    // In one step: whoever reads it in the pod sees the old content or the new.
+    let temporary = path.with_file_name(format!(
+        ".{}.new",
+        path.file_name().unwrap_or_default().to_string_lossy()
+    ));
     let result = (|| {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        fs::write(&path, content)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+        fs::write(&temporary, content)?;
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(mode))?;
+        fs::rename(&temporary, &path)
     })();
     result
         .doing(|| format!("write {}", path.display()))
@@ -195,40 +242,6 @@ fn write(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), Str
 /// Modes are decimal in JSON and octal in YAML 1.1; both arrive as numbers.
 fn mode_of(value: &Value, default: u32) -> u32 {
     value.as_u64().map_or(default, |m| m as u32 & 0o777)
-}
-
-/// A token with the claims of a service account's. Nobody signs it: a mesh that checks tokens brings its own issuer.
-fn token(refs: &References<'_>, audience: &str, seconds: u64) -> String {
-    let account = text(refs.pod, &["spec", "serviceAccountName"]);
-    let namespace = refs.namespace();
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs());
-    let claims = json!({
-        "iss": "https://kubernetes.default.svc", "aud": [audience], "iat": now, "exp": now + seconds,
-        "sub": format!("system:serviceaccount:{namespace}:{account}"),
-        "kubernetes.io": {"namespace": namespace, "serviceaccount": {"name": account},
-            "pod": {"name": text(refs.pod, &["metadata", "name"]), "uid": text(refs.pod, &["metadata", "uid"])}},
-    });
-    format!(
-        "{}.{}.",
-        base64url(br#"{"alg":"none","typ":"JWT"}"#),
-        base64url(claims.to_string().as_bytes())
-    )
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let mut group = [0; 3];
-        group[..chunk.len()].copy_from_slice(chunk);
-        let n = u32::from_be_bytes([0, group[0], group[1], group[2]]);
-        for i in 0..=chunk.len() {
-            out.push(char::from(ALPHABET[(n >> (18 - 6 * i)) as usize & 63]));
-        }
-    }
-    out
 }
 
 /// Where each of a container's volumes comes from and goes to.
@@ -275,13 +288,18 @@ pub(crate) fn mounts(folder: &Path, container: &Value, pod: &Value) -> Result<Ve
     Ok(out)
 }
 
+/// The ConfigMap in which each namespace finds the mesh's roots.
+const ROOT_MAP: &str = "istio-ca-root-cert";
+const ROOT_KEY: &str = "root-cert.pem";
 const SERVICE_ACCOUNT: &str = ".service-account";
 const SERVICE_ACCOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashMap;
+    use base::clock::Clock;
+    use serde_json::json;
+    use std::{collections::HashMap, time::SystemTime};
 
     fn pod(volumes: Value) -> Value {
         json!({"metadata": {"name": "web", "namespace": "a", "labels": {"app": "web"}},
@@ -299,8 +317,9 @@ mod tests {
             pod: &pod,
             config_maps: &maps,
             secrets: &HashMap::new(),
+            roots: None,
         };
-        let result = prepare(dir.path(), &refs);
+        let result = prepare(dir.path(), &refs, &Issuer::new(Clock::system()).unwrap());
         (dir, result)
     }
 
@@ -325,6 +344,40 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o777);
+    }
+
+    #[test]
+    fn a_running_pod_gets_new_roots_and_tokens() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(SystemTime::now());
+        let issuer = Issuer::new(clock.clone()).unwrap();
+        let pod = pod(json!([
+            {"name": "roots", "configMap": {"name": "istio-ca-root-cert"}},
+            {"name": "token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": "istio-ca", "path": "t", "expirationSeconds": 900}}]}},
+        ]));
+        assert_eq!(token_life(&pod), Duration::from_secs(900));
+        let (maps, secrets) = (HashMap::new(), HashMap::new());
+        let refs = |roots| References {
+            pod: &pod,
+            config_maps: &maps,
+            secrets: &secrets,
+            roots,
+        };
+        let read = |p: &str| fs::read_to_string(dir.path().join(p));
+        prepare(dir.path(), &refs(None), &issuer).unwrap();
+        assert!(read("roots/root-cert.pem").is_err());
+        let first = read("token/t").unwrap();
+        let mode = fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+
+        update(dir.path(), &refs(Some("one")), None).unwrap();
+        assert_eq!(read("roots/root-cert.pem").unwrap(), "one");
+        assert_eq!(read("token/t").unwrap(), first);
+        clock.set(SystemTime::now() + Duration::from_secs(60));
+        update(dir.path(), &refs(Some("two")), Some(&issuer)).unwrap();
+        assert_eq!(read("roots/root-cert.pem").unwrap(), "two");
+        assert_ne!(read("token/t").unwrap(), first);
     }
 
     #[test]

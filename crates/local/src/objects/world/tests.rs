@@ -1,5 +1,7 @@
 //! From the user's text to what runs.
 
+use std::path::Path;
+
 use super::*;
 use crate::objects::document::parse;
 
@@ -20,7 +22,11 @@ const WEB: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespac
     ---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: a}\nspec: {hosts: [web]}\n";
 
 fn builder() -> Builder {
-    Builder::new(Path::new("/state/config"))
+    Builder::new(Folders {
+        config: "/state/config".into(),
+        authority: "/state/authority".into(),
+        token_keys: "/state/token-keys".into(),
+    })
 }
 
 #[test]
@@ -38,7 +44,7 @@ fn objects_are_completed_and_istio_files_keep_their_lines() {
         .collect();
     assert_eq!(names, ["a/web", "istio-system/istiod"]);
     let mesh = text(&world.objects[Path::new("istio.yaml")], &["data", "mesh"]);
-    assert!(mesh.contains("enableAutoMtls: false"), "{mesh}");
+    assert!(mesh.contains("enableAutoMtls: true"), "{mesh}");
 }
 
 #[test]
