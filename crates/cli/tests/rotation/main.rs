@@ -1,0 +1,367 @@
+//! Certificates that live ten seconds, a root that is replaced, and an authority that goes away: what traffic notices
+//! of it. Needs what the end-to-end tests need. A minute by default; `SOAK_SECONDS` asks for more (`./x test soak`).
+
+#[allow(dead_code)]
+#[path = "../e2e/mesh.rs"]
+mod mesh;
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mesh::{Mesh, eventually};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+/// Life of a certificate in this mesh.
+const LIFE: Duration = Duration::from_secs(10);
+/// A new root is given out for 20 s before it signs; its predecessor goes when the last certificate has ended.
+const ROTATION: Duration = Duration::from_secs(40);
+
+#[test]
+fn certificates_come_and_go_and_traffic_does_not_notice() {
+    if let Some(reason) = mesh::cannot_run() {
+        println!("skipped: {reason}");
+        assert!(env::var_os("CI").is_none(), "{reason}");
+        return;
+    }
+    let mesh = Mesh::start("rotation/mesh", 6);
+    let test = std::panic::AssertUnwindSafe(|| {
+        replaced_under_traffic(&mesh);
+        without_the_authority(&mesh);
+    });
+    if let Err(failure) = std::panic::catch_unwind(test) {
+        mesh.explain();
+        std::panic::resume_unwind(failure);
+    }
+}
+
+/// Leaves every five seconds, the root in the middle: no request fails, no connection drops.
+fn replaced_under_traffic(mesh: &Mesh) {
+    let seconds = env::var("SOAK_SECONDS").ok().and_then(|s| s.parse().ok());
+    let whole = Duration::from_secs(seconds.unwrap_or(60)).max(ROTATION + LIFE);
+    let gateway = gateway(mesh);
+    let url = format!("http://{gateway}/api/v1/products/0");
+    eventually("the gateway serves", Duration::from_secs(30), || {
+        (status_of(&gateway) == "200").then_some(())
+    });
+    let first = certificate_of(mesh, "echo");
+    let old_root = roots(mesh);
+
+    let begun = Instant::now();
+    let wrk = Wrk::start(&url);
+    let lasting = [Lasting::tcp(mesh), Lasting::http2(mesh)];
+    let rest = whole - ROTATION;
+    thread::sleep(rest / 2);
+    fs::write(mesh.state().join("authority/rotate"), "").expect("ask for another root");
+    eventually("both roots are trusted", Duration::from_secs(5), || {
+        (roots(mesh).len() == 2).then_some(())
+    });
+    eventually("the old root is dropped", ROTATION + LIFE, || {
+        let now = roots(mesh);
+        (now.len() == 1 && now != old_root).then_some(())
+    });
+    thread::sleep(whole.saturating_sub(begun.elapsed()));
+    let requests = wrk.stop();
+    let [tcp, http2] = lasting.map(Lasting::stop);
+    let renewals = figure(
+        mesh,
+        "echo",
+        "istio_agent_num_outgoing_requests{request_type=\"csr\"}",
+    );
+    println!(
+        "  {:.0} s: {requests} requests, {tcp} lines on one TCP connection, {http2} calls on one HTTP/2 connection; \
+         {renewals} certificates for one pod",
+        begun.elapsed().as_secs_f32()
+    );
+    assert!(requests > 100 && tcp > 100 && http2 > 100);
+    // Every five seconds and a bit of chance.
+    let expected = begun.elapsed().as_secs_f64() / 6.0;
+    assert!(renewals >= expected, "{renewals} of {expected}");
+    assert_ne!(certificate_of(mesh, "echo"), first);
+    // A new connection is good under the new root, too.
+    assert_eq!(hello(mesh), Some(()));
+}
+
+/// The authority is away for three lives but a second: certificates serve until they end, then every new connection is
+/// refused with a reason, and afterwards all comes right by itself.
+fn without_the_authority(mesh: &Mesh) {
+    let pid = process(mesh, "istio-system", "istiod", "discovery");
+    let stopped = Stopped::new(pid);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_eq!(
+            hello(mesh),
+            Some(()),
+            "the certificates are good for another while"
+        );
+    }
+    eventually("expired certificates are refused", 2 * LIFE, || {
+        hello(mesh).is_none().then_some(())
+    });
+    let ready = mesh.inside(
+        "shop",
+        "echo",
+        "curl -s http://127.0.0.1:15020/healthz/ready",
+    );
+    assert!(
+        ready.contains("the certificate of spiffe://cluster.local/ns/shop/sa/echo expired"),
+        "{ready}"
+    );
+    let log = mesh.log("shop", "client", "istio-proxy");
+    assert!(
+        log.lines()
+            .any(|l| l.contains("9000") && l.to_lowercase().contains("expired")),
+        "the reason is not in the log of the client's proxy"
+    );
+    thread::sleep((3 * LIFE - Duration::from_secs(1)).saturating_sub(begun.elapsed()));
+    drop(stopped);
+    let back = Instant::now();
+    eventually("it comes right by itself", Duration::from_secs(20), || {
+        hello(mesh)
+    });
+    eventually("and is ready", Duration::from_secs(20), || {
+        let all = mesh.status();
+        let pods = all["pods"].as_array().expect("pods").clone();
+        pods.iter().all(|p| p["ready"] == true).then_some(())
+    });
+    println!("  recovered after {:.1} s", back.elapsed().as_secs_f32());
+}
+
+/// The roots that are given out, PEM each.
+fn roots(mesh: &Mesh) -> Vec<String> {
+    let text = fs::read_to_string(mesh.state().join("authority/root-cert.pem"));
+    let text = text.unwrap_or_default();
+    let all = text.split_inclusive("-----END CERTIFICATE-----\n");
+    all.map(str::to_owned)
+        .filter(|c| !c.trim().is_empty())
+        .collect()
+}
+
+fn gateway(mesh: &Mesh) -> String {
+    let status = mesh.status();
+    let forwards = status["forwards"].as_array().expect("forwards");
+    let found = forwards
+        .iter()
+        .find(|f| f["service"] == "istio-ingressgateway");
+    let host = &found.expect("a way in")["host"];
+    host.as_str().expect("an address").to_owned()
+}
+
+fn status_of(gateway: &str) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(gateway)?;
+        let head = "GET /api/v1/products/0 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.split(' ').nth(1).unwrap_or_default().to_owned())
+    };
+    ask().unwrap_or_default()
+}
+
+fn figure(mesh: &Mesh, pod: &str, name: &str) -> f64 {
+    let text = mesh.inside("shop", pod, "curl -s http://127.0.0.1:15020/metrics");
+    let line = text.lines().find_map(|l| l.strip_prefix(name));
+    let value = line.unwrap_or_else(|| panic!("no {name} in {text}"));
+    value.trim().parse().expect("a number")
+}
+
+/// The certificate that a pod's proxy uses now.
+fn certificate_of(mesh: &Mesh, pod: &str) -> Value {
+    let text = mesh.inside("shop", pod, "curl -s http://127.0.0.1:15000/certs");
+    let certs: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    certs["certificates"][0]["cert_chain"][0]["serial_number"].clone()
+}
+
+/// A process of a container.
+fn process(mesh: &Mesh, namespace: &str, pod: &str, container: &str) -> u64 {
+    let status = mesh.status();
+    let all = status["processes"].as_array().expect("processes");
+    let fits =
+        |p: &&Value| p["namespace"] == namespace && p["pod"] == pod && p["container"] == container;
+    let found = all.iter().find(fits).expect("a process");
+    found["pid"].as_u64().expect("its number")
+}
+
+/// A process that is not let run, until dropped.
+struct Stopped(u64);
+
+impl Stopped {
+    fn new(pid: u64) -> Self {
+        signal("-STOP", pid);
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal("-CONT", self.0);
+    }
+}
+
+fn signal(name: &str, pid: u64) {
+    let done = Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(done.expect("kill").success(), "no process {pid}");
+}
+
+/// `wrk`, until it is told to stop.
+struct Wrk(Option<Child>);
+
+impl Wrk {
+    fn start(url: &str) -> Self {
+        let wrk = Command::new("wrk")
+            .args(["-t", "1", "-c", "4", "-d", "3600", "--timeout", "20", url])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("wrk runs (apt-get install wrk)");
+        Self(Some(wrk))
+    }
+
+    /// How many requests it made, of which none failed.
+    fn stop(mut self) -> u64 {
+        let wrk = self.0.take().expect("it is stopped once");
+        signal("-INT", u64::from(wrk.id()));
+        let output = wrk.wait_with_output().expect("wrk ends");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            !text.contains("Non-2xx") && !text.contains("Socket errors"),
+            "{text}"
+        );
+        let requests = text.lines().find_map(|line| {
+            let (count, rest) = line.trim().split_once(' ')?;
+            rest.starts_with("requests in")
+                .then(|| count.parse().ok())?
+        });
+        requests.unwrap_or_else(|| panic!("wrk says nothing of requests: {text}"))
+    }
+}
+
+impl Drop for Wrk {
+    fn drop(&mut self) {
+        if let Some(wrk) = &mut self.0 {
+            let _ = wrk.kill();
+            let _ = wrk.wait();
+        }
+    }
+}
+
+/// Joins the network of the client's pod with this thread: what it sends is captured like an application's.
+fn join(pid: u64) {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/net")).expect("a network");
+    setns(namespace, CloneFlags::CLONE_NEWNET).expect("join it");
+}
+
+/// One connection that is used all the time.
+struct Lasting {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<u64>,
+}
+
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Lasting {
+    fn start(mesh: &Mesh, port: u16, run: fn(String, &AtomicBool) -> u64) -> Self {
+        let pid = process(mesh, "shop", "client", "app");
+        let to = format!("{}:{port}", mesh.address("shop", "echo"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            join(pid);
+            run(to, &stopped)
+        });
+        Self { stop, thread }
+    }
+
+    fn tcp(mesh: &Mesh) -> Self {
+        Self::start(mesh, 9000, |to, stop| {
+            let mut stream = TcpStream::connect(&to).expect("connect");
+            let mut lines = BufReader::new(stream.try_clone().expect("a second handle"));
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let said = format!("line-{count}\n");
+                stream
+                    .write_all(said.as_bytes())
+                    .expect("the connection lasts");
+                let mut line = String::new();
+                lines.read_line(&mut line).expect("the connection lasts");
+                assert!(line.ends_with(&said), "{line:?}");
+                count += 1;
+                thread::sleep(PAUSE);
+            }
+            count
+        })
+    }
+
+    fn http2(mesh: &Mesh) -> Self {
+        Self::start(mesh, 9090, |to, stop| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let stream = tokio::net::TcpStream::connect(&to).await.expect("connect");
+                let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+                tokio::spawn(async move { connection.await.expect("the connection lasts") });
+                let mut count = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let request =
+                        http::Request::post(format!("http://{to}/outrigger.echo.v1.Echo/Say"))
+                            .header("content-type", "application/grpc")
+                            .header("te", "trailers")
+                            .body(())
+                            .expect("a request");
+                    let mut client = client.clone().ready().await.expect("the connection lasts");
+                    let (answer, mut body) = client.send_request(request, false).expect("sent");
+                    // An empty message.
+                    body.send_data(Bytes::from_static(&[0; 5]), true)
+                        .expect("sent");
+                    let answer = answer.await.expect("an answer");
+                    assert_eq!(answer.status(), 200);
+                    let mut body = answer.into_body();
+                    while let Some(data) = body.data().await {
+                        let length = data.expect("data").len();
+                        body.flow_control().release_capacity(length).expect("room");
+                    }
+                    let trailers = body.trailers().await.expect("the stream ends well");
+                    assert_eq!(trailers.expect("trailers")["grpc-status"], "0");
+                    count += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                count
+            })
+        })
+    }
+
+    /// How often it was used; panics where it broke.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the connection has lasted")
+    }
+}
+
+/// One line over a connection of its own, from the client to the echo: `None` where it is refused.
+fn hello(mesh: &Mesh) -> Option<()> {
+    let pid = process(mesh, "shop", "client", "app");
+    let to = format!("{}:9000", mesh.address("shop", "echo"));
+    let ask = move || -> Option<()> {
+        join(pid);
+        let mut stream = TcpStream::connect(&to).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.write_all(b"hello\n").ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        line.ends_with("hello\n").then_some(())
+    };
+    thread::spawn(ask).join().expect("no panic")
+}
