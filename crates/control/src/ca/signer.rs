@@ -139,6 +139,8 @@ impl Signer {
         params.not_before = (now - SKEW).into();
         params.not_after = (now + lifetime).min(self.not_after).into();
         params.is_ca = IsCa::ExplicitNoCa;
+        // Roots of one trust domain have one name: this says which of them it was.
+        params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
