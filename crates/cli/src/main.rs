@@ -5,10 +5,12 @@
 //! takes its own arguments apart: this file only finds it.
 
 mod completion;
+mod install;
 mod pod;
 mod proxy_config;
 mod proxy_status;
 mod router_check;
+mod validate;
 
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
@@ -67,6 +69,12 @@ const COMMANDS: &[Command] = &[
         run: local::samples::echo,
     },
     Command {
+        name: "install",
+        aliases: &[],
+        about: "install the mesh in a Kubernetes cluster, or print what that would apply",
+        run: install::install,
+    },
+    Command {
         name: "intercept",
         aliases: &[],
         about: "explain, verify and guard the interception of this network namespace",
@@ -113,6 +121,18 @@ const COMMANDS: &[Command] = &[
         aliases: &["router_check_tool"],
         about: "check a route configuration with tests in Envoy's router_check format",
         run: router_check::main,
+    },
+    Command {
+        name: "uninstall",
+        aliases: &[],
+        about: "take the mesh out of a Kubernetes cluster",
+        run: install::uninstall,
+    },
+    Command {
+        name: "validate",
+        aliases: &[],
+        about: "check files of Istio objects as the webhook would",
+        run: validate::main,
     },
 ];
 

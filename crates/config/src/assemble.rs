@@ -17,7 +17,28 @@ pub const MESH_CONFIG_MAP: &str = "istio";
 impl Snapshot {
     /// A snapshot of these objects; of two with one name the first wins and the second is a problem. What did not
     /// change since `previous` is shared with it. A MeshConfig that cannot be read leaves the one of `previous`.
+    /// Services without EndpointSlices get those that Kubernetes would write.
     pub fn assemble(
+        objects: impl IntoIterator<Item = AnyObject>,
+        previous: &Snapshot,
+    ) -> (Snapshot, Vec<Problem>) {
+        let (mut out, problems) = Self::collect(objects, previous);
+        endpoints::derive(&mut out, previous);
+        out.share(previous);
+        (out, problems)
+    }
+
+    /// The same for the objects of a cluster, whose own controller writes the EndpointSlices.
+    pub fn of_cluster(
+        objects: impl IntoIterator<Item = AnyObject>,
+        previous: &Snapshot,
+    ) -> (Snapshot, Vec<Problem>) {
+        let (mut out, problems) = Self::collect(objects, previous);
+        out.share(previous);
+        (out, problems)
+    }
+
+    fn collect(
         objects: impl IntoIterator<Item = AnyObject>,
         previous: &Snapshot,
     ) -> (Snapshot, Vec<Problem>) {
@@ -46,8 +67,6 @@ impl Snapshot {
             out.insert(object);
         }
         read_mesh(&mut out, previous, &mut problems);
-        endpoints::derive(&mut out, previous);
-        out.share(previous);
         (out, problems)
     }
 

@@ -31,6 +31,13 @@ pub fn document(document: &Document, file: &Arc<Path>) -> Decoded {
     out
 }
 
+/// Reads one object that an API server gave; its problems have no line, `file` says where it came from.
+pub fn value(value: &Value, file: &Arc<Path>) -> Decoded {
+    let mut out = Decoded::default();
+    item(value, &Lines::at(0), file, &mut out);
+    out
+}
+
 /// An object's metadata and content on their way to its type.
 pub(crate) struct Parts<'a> {
     meta: Meta,

@@ -21,7 +21,7 @@ use proto::istio::{
 };
 
 use crate::{
-    Object, ObjectKey, Source,
+    Meta, Object, ObjectKey, Source,
     decode::{self, DecodeError, Parts},
     kubernetes::{
         ConfigMap, EndpointSlice, Namespace, Node, Pod, Raw, Secret, Service, ServiceAccount,
@@ -78,6 +78,11 @@ macro_rules! kinds {
             /// Its kind.
             pub fn kind(&self) -> Kind {
                 match self { $(AnyObject::$variant(_) => Kind::$variant,)* }
+            }
+
+            /// Its metadata.
+            pub fn meta(&self) -> &Meta {
+                match self { $(AnyObject::$variant(o) => &o.meta,)* }
             }
 
             /// Where it was read.

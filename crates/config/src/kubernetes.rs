@@ -42,6 +42,17 @@ pub struct NodeStatus {
     /// Its addresses by type (`InternalIP`, `ExternalIP`, `Hostname` …).
     #[serde(deserialize_with = "null_as_default")]
     pub addresses: Vec<NodeAddress>,
+    /// What runs on it.
+    #[serde(rename = "nodeInfo", deserialize_with = "null_as_default")]
+    pub info: NodeInfo,
+}
+
+/// `status.nodeInfo` of a Node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeInfo {
+    /// e.g. `v1.36.3`.
+    pub kubelet_version: String,
 }
 
 /// One element of `status.addresses` of a Node.

@@ -13,6 +13,10 @@ use std::{
 use base::clock::Clock;
 use clap::Parser;
 use config::Folder;
+use kubernetes::{
+    Access, Client, ClusterError,
+    store::{self, Opened},
+};
 use proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer;
 use tokio::{
     net::TcpListener,
@@ -25,6 +29,7 @@ use tonic::transport::server::Server as Grpc;
 use tracing::{error, info, warn};
 
 use crate::{
+    apiserver::{self, ClusterTokens, Replica},
     ca::{
         Authority, CaError, Files,
         service::{Authenticator, Certificates},
@@ -36,17 +41,40 @@ use crate::{
     push::Timing,
     server::{Ads, Server, secure},
     translate::Istio,
+    webhook,
 };
 
-/// Run the control plane over a folder of Kubernetes and Istio YAML.
+/// Run the control plane over a Kubernetes cluster, or over a folder of Kubernetes and Istio YAML.
 ///
 /// An address is HOST:PORT or :PORT; an empty one turns that server off.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger control", version)]
 struct Flags {
     /// Folder with the objects, read with its subfolders and watched (*.yaml, *.yml, *.json).
-    #[arg(long = "config", alias = "configDir", value_name = "DIR")]
-    config: PathBuf,
+    #[arg(
+        long = "config",
+        alias = "configDir",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig"
+    )]
+    config: Option<PathBuf>,
+    /// Kubeconfig of the cluster with the objects; without one (and without --config) the cluster that this pod is in.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the control plane: settings, leases, the authority's key.
+    #[arg(
+        long,
+        default_value = "istio-system",
+        env = "POD_NAMESPACE",
+        value_name = "NAME"
+    )]
+    namespace: String,
+    /// Name of this replica in elections; the host's if not given.
+    #[arg(long = "replica", env = "POD_NAME", value_name = "NAME")]
+    replica: Option<String>,
+    /// Revision that this control plane serves.
+    #[arg(long, default_value = "default", env = "REVISION", value_name = "NAME")]
+    revision: String,
     /// Where proxies get their configuration, plaintext gRPC.
     #[arg(long = "grpcAddr", default_value = ":15010", value_name = "ADDRESS")]
     grpc: String,
@@ -84,7 +112,7 @@ struct Flags {
     /// Public keys (JWKS) of who signs service account tokens.
     #[arg(long = "tokenKeys", value_name = "FILE")]
     token_keys: Option<PathBuf>,
-    /// Webhooks. Not served yet: must be empty.
+    /// Webhooks: /inject and /validate, over TLS (:15017 in a cluster).
     #[arg(long = "httpsAddr", default_value = "", value_name = "ADDRESS")]
     https: String,
     /// Last part of the names of Kubernetes services.
@@ -144,10 +172,10 @@ enum CommandError {
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("--{flag} is not served yet; leave it out (proxies use --grpcAddr)")]
-    NotServed { flag: &'static str },
     #[error("--config {folder}: {source}")]
     Folder { folder: String, source: io::Error },
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
     #[error("certificate authority: {0}")]
     Authority(#[from] CaError),
     #[error("{0}")]
@@ -192,9 +220,6 @@ pub fn main(mut args: Vec<OsString>) -> ExitCode {
 }
 
 async fn run(flags: Flags) -> Result<(), CommandError> {
-    if !flags.https.is_empty() {
-        return Err(CommandError::NotServed { flag: "httpsAddr" });
-    }
     let settings = Settings {
         domain: flags.domain.clone(),
         cluster_id: flags.cluster_id.clone(),
@@ -229,18 +254,16 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     }
     let grpc = bind("grpcAddr", &flags.grpc).await?;
     let secure = bind("secureGRPCAddr", &flags.secure_grpc).await?;
+    let https = bind("httpsAddr", &flags.https).await?;
 
-    let root = flags.config.clone();
-    let opened = tokio::task::spawn_blocking(move || Folder::open(root)).await;
-    let folder = opened
-        .map_err(io::Error::other)
-        .and_then(|folder| folder)
-        .map_err(|source| CommandError::Folder {
-            folder: flags.config.display().to_string(),
-            source,
-        })?;
-    server.load(folder.snapshot().clone(), folder.problems().clone());
-    let follow = tokio::spawn(server.clone().follow(folder.watch()?, timing));
+    let replica = Replica {
+        name: flags.replica.clone().unwrap_or_else(apiserver::host_name),
+        namespace: flags.namespace.clone(),
+        revision: flags.revision.clone(),
+    };
+    let (client, opened) = open(&flags).await?;
+    server.load(opened.snapshot, opened.problems);
+    let follow = tokio::spawn(server.clone().follow(opened.watch, timing));
     let tidy = tokio::spawn(server.clone().tidy());
 
     let until = || {
@@ -257,6 +280,25 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     };
     let mut serving = JoinSet::new();
     let mut turning = None;
+    let mut beside = JoinSet::new();
+    let trusted = match secure.is_some() || https.is_some() {
+        true => Some(trust(&flags, &server, client.as_ref(), &replica).await?),
+        false => None,
+    };
+    if let Some(trusted) = &trusted {
+        let turned = turn(trusted.authority.clone(), server.clone());
+        turning = Some(tokio::spawn(turned));
+    }
+    if let (Some(listener), Some(trusted)) = (https, &trusted) {
+        info!("httpsAddr: webhooks on {}", listener.local_addr()?);
+        let injector = webhook::Injector::new(&replica.namespace, &replica.revision);
+        let pages = webhook::router(server.clone(), injector);
+        beside.spawn(webhook::serve(listener, trusted.tls.clone(), pages));
+    }
+    let cluster = client.as_ref().zip(trusted.as_ref()).map(|(client, t)| {
+        let roots = t.authority.changes();
+        apiserver::start(client, &replica, &server, &roots, &stopped)
+    });
     if let Some(listener) = grpc {
         info!("grpcAddr: xDS on {}", listener.local_addr()?);
         let service = xds::server::Service::new(Arc::new(Ads::open(server.clone())));
@@ -264,13 +306,16 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         let router = builder().add_service(service);
         serving.spawn(router.serve_with_incoming_shutdown(incoming, until()));
     }
-    if let Some(listener) = secure {
+    if let (Some(listener), Some(trusted)) = (secure, trusted) {
         info!(
             "secureGRPCAddr: xDS and certificates on {}",
             listener.local_addr()?
         );
-        let (authority, authenticator, tls) = authority(&flags, &server)?;
-        turning = Some(tokio::spawn(turn(authority.clone(), server.clone())));
+        let Trusted {
+            authority,
+            authenticator,
+            tls,
+        } = trusted;
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
         let certificates =
             Certificates::new(authority, authenticator, server.clone(), Clock::system());
@@ -302,6 +347,10 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     if tokio::time::timeout(flags.shutdown, ended).await.is_err() {
         warn!("streams were still open after {:?}", flags.shutdown);
     }
+    if let Some(mut cluster) = cluster {
+        let given_back = async { while cluster.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(GIVE_BACK, given_back).await;
+    }
     Ok(())
 }
 
@@ -331,15 +380,67 @@ async fn turn(authority: Arc<Authority>, server: Arc<Server>) {
 /// How often the authority is looked after.
 const TURN: Duration = Duration::from_secs(1);
 
-/// What the secure port stands on.
-type Secured = (
-    Arc<Authority>,
-    Authenticator,
-    watch::Receiver<Arc<rustls::ServerConfig>>,
-);
+/// All objects, and the cluster that they are of, if they are of one.
+async fn open(flags: &Flags) -> Result<(Option<Client>, Opened), CommandError> {
+    let Some(root) = flags.config.clone() else {
+        let access = Access {
+            kubeconfig: flags.kubeconfig.clone(),
+            context: None,
+        };
+        let client = kubernetes::connect(&access).await?;
+        let options = store::Options::new(&flags.namespace);
+        let opened = store::open(client.clone(), options).await;
+        return Ok((Some(client), opened));
+    };
+    let name = root.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || Folder::open(root)).await;
+    let folder = opened
+        .map_err(io::Error::other)
+        .and_then(|folder| folder)
+        .map_err(|source| CommandError::Folder {
+            folder: name,
+            source,
+        })?;
+    let opened = Opened {
+        snapshot: folder.snapshot().clone(),
+        problems: folder.problems().clone(),
+        watch: folder.watch()?,
+    };
+    Ok((None, opened))
+}
+
+/// What proves us to others and others to us.
+struct Trusted {
+    authority: Arc<Authority>,
+    authenticator: Authenticator,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+}
+
+/// The authority, with the key that all replicas of a cluster share.
+async fn trust(
+    flags: &Flags,
+    server: &Server,
+    client: Option<&Client>,
+    replica: &Replica,
+) -> Result<Trusted, CommandError> {
+    let Some(client) = client else {
+        return authority(flags, server, None);
+    };
+    let shared = apiserver::take_authority(client, replica, &flags.state).await?;
+    let mut trusted = authority(flags, server, Some(client))?;
+    let own = flags.state.join("ca-key.pem").exists();
+    if !shared && own && !apiserver::share_authority(client, replica, &flags.state).await? {
+        trusted = authority(flags, server, Some(client))?;
+    }
+    Ok(trusted)
+}
 
 /// The certificate authority, who may ask it, and the TLS settings of the port where they do.
-fn authority(flags: &Flags, server: &Server) -> Result<Secured, CommandError> {
+fn authority(
+    flags: &Flags,
+    server: &Server,
+    client: Option<&Client>,
+) -> Result<Trusted, CommandError> {
     let current = server.current();
     let mesh = current.as_ref().map(|push| push.mesh.config());
     let trust_domain = mesh.map_or("cluster.local", |m| &m.trust_domain).to_owned();
@@ -355,15 +456,20 @@ fn authority(flags: &Flags, server: &Server) -> Result<Secured, CommandError> {
     let authority = Arc::new(authority.with_overlap(flags.root_overlap));
     let names = secure::names(&namespace);
     let tls = secure::keep(authority.clone(), names, clock.clone())?;
-    let tokens = match &flags.token_keys {
-        Some(file) => Some(Arc::new(KeyFile::open(file, clock)?) as Arc<dyn TokenReviewer>),
-        None => None,
+    let tokens = match (&flags.token_keys, client) {
+        (Some(file), _) => Some(Arc::new(KeyFile::open(file, clock)?) as Arc<dyn TokenReviewer>),
+        (None, Some(client)) => Some(Arc::new(ClusterTokens(client.clone())) as _),
+        (None, None) => None,
     };
     let authenticator = Authenticator {
         tokens,
         trust_domain,
     };
-    Ok((authority, authenticator, tls))
+    Ok(Trusted {
+        authority,
+        authenticator,
+        tls,
+    })
 }
 
 async fn bind(flag: &'static str, given: &str) -> Result<Option<TcpListener>, CommandError> {
@@ -420,3 +526,6 @@ fn log_filter(level: &str) -> String {
         .next()
         .unwrap_or_else(|| "info".to_owned())
 }
+
+/// How long giving back leases may take.
+const GIVE_BACK: Duration = Duration::from_secs(2);

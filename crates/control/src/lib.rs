@@ -1,5 +1,6 @@
 //! The control plane: the user's objects in, xDS out. See docs/ARCHITECTURE.md.
 
+pub mod apiserver;
 pub mod ca;
 pub mod cluster;
 pub mod command;
@@ -21,3 +22,4 @@ pub mod security;
 pub mod server;
 pub mod translate;
 mod unserved;
+pub mod webhook;

@@ -17,14 +17,20 @@ use tracing::warn;
 
 use super::{Folder, Update};
 
-/// New states of a folder, as they come. Dropping it ends the watch.
+/// New states of a store (a folder, or a cluster's API server), as they come. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct Watch {
     updates: async_mpsc::Receiver<Update>,
 }
 
 impl Watch {
-    /// The next state; `None` when the watching thread is gone. Nothing is lost when the future is dropped.
+    /// A watch, and where its store sends new states. Room for one makes a slow reader get fewer and larger updates.
+    pub fn channel() -> (async_mpsc::Sender<Update>, Watch) {
+        let (send, updates) = async_mpsc::channel(1);
+        (send, Watch { updates })
+    }
+
+    /// The next state; `None` when the store is gone. Nothing is lost when the future is dropped.
     pub async fn next(&mut self) -> Option<Update> {
         self.updates.recv().await
     }
@@ -36,11 +42,11 @@ impl Folder {
     pub fn watch(self) -> io::Result<Watch> {
         let (events, woken) = mpsc::channel();
         let watching = Watching::start(self.root(), events);
-        let (send, updates) = async_mpsc::channel(1);
+        let (send, watch) = Watch::channel();
         thread::Builder::new()
             .name("config-folder".into())
             .spawn(move || run(self, watching, &woken, &send))?;
-        Ok(Watch { updates })
+        Ok(watch)
     }
 }
 

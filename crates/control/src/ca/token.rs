@@ -62,6 +62,8 @@ pub enum TokenError {
     Audience(Vec<String>),
     #[error("the subject {0:?} is no service account")]
     Subject(String),
+    #[error("{0}")]
+    Cluster(String),
     #[error("--tokenKeys {}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("--tokenKeys {}: {problem}", path.display())]

@@ -1,0 +1,226 @@
+//! `outrigger install` and `uninstall`: the manifests, in the order in which a cluster needs them.
+
+mod control_plane;
+mod gateway;
+mod manifests;
+mod rights;
+mod values;
+mod webhooks;
+
+use std::{
+    ffi::OsString,
+    io::Write,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use clap::{Args, Parser};
+use kubernetes::{
+    Access, Client,
+    apply::{self, Outcome},
+};
+use serde_json::{Value, json};
+
+use self::{manifests::Step, values::Values};
+
+/// What both commands need to know.
+#[derive(Debug, Args)]
+struct Common {
+    /// Kubeconfig of the cluster; $KUBECONFIG or ~/.kube/config if not given.
+    #[arg(short = 'c', long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig.
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Namespace of the control plane.
+    #[arg(
+        short = 'i',
+        long = "istioNamespace",
+        default_value = "istio-system",
+        value_name = "NAME"
+    )]
+    namespace: String,
+    /// Revision: several may be installed side by side.
+    #[arg(short, long, default_value = "default", value_name = "NAME")]
+    revision: String,
+    /// Values by path, as in global.hub=registry.example/mesh or pilot.replicaCount=2.
+    #[arg(short, long = "set", value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Files with values (YAML), in Istio's form; later ones win, --set wins over all.
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Print the manifests and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Nothing is asked, with or without this.
+    #[arg(short = 'y', long = "skip-confirmation")]
+    yes: bool,
+    /// Patience with each step.
+    #[arg(long = "readiness-timeout", alias = "timeout", default_value = "5m0s", value_name = "DURATION", value_parser = duration)]
+    patience: Duration,
+}
+
+/// Install the mesh in a Kubernetes cluster. Doing it again with other values changes what is there.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger install", version)]
+struct Install {
+    #[command(flatten)]
+    common: Common,
+    /// Come back when everything is ready.
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Take the mesh out of a cluster. Definitions and the objects of users stay, unless --purge is given.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger uninstall", version)]
+struct Uninstall {
+    #[command(flatten)]
+    common: Common,
+    /// Also remove the definitions with all objects of them, and the namespace.
+    #[arg(long)]
+    purge: bool,
+}
+
+/// Runs `install`; `args[0]` is its own name.
+pub(crate) fn install(args: Vec<OsString>) -> ExitCode {
+    crate::finish(Install::try_parse_from(args), |flags| {
+        let steps = steps(&flags.common)?;
+        if flags.common.dry_run {
+            return print(steps.iter().flat_map(|s| &s.objects));
+        }
+        block_on(put(&flags, steps))
+    })
+}
+
+/// Runs `uninstall`; `args[0]` is its own name.
+pub(crate) fn uninstall(args: Vec<OsString>) -> ExitCode {
+    crate::finish(Uninstall::try_parse_from(args), |flags| {
+        let steps = steps(&flags.common)?;
+        if flags.common.dry_run {
+            let kept = |s: &&Step| flags.purge || !s.kept;
+            return print(steps.iter().rev().filter(kept).flat_map(|s| &s.objects));
+        }
+        block_on(take(&flags, steps))
+    })
+}
+
+fn steps(common: &Common) -> anyhow::Result<Vec<Step>> {
+    let values = Values::read(&common.files, &common.set)?;
+    manifests::steps(&manifests::Place {
+        namespace: common.namespace.clone(),
+        revision: common.revision.clone(),
+        values,
+    })
+}
+
+async fn put(flags: &Install, steps: Vec<Step>) -> anyhow::Result<()> {
+    let client = client(&flags.common).await?;
+    let begun = Instant::now();
+    for step in steps {
+        let started = Instant::now();
+        let (mut created, mut changed) = (0, 0);
+        for object in &step.objects {
+            match apply::apply(&client, object).await? {
+                Outcome::Created => created += 1,
+                Outcome::Changed => changed += 1,
+                Outcome::Unchanged => {}
+            }
+        }
+        // Objects of a definition cannot be made before it is established, whoever waits for the rest.
+        if flags.wait || step.must_wait {
+            for object in &step.objects {
+                apply::wait(&client, object, flags.common.patience).await?;
+            }
+        }
+        println!(
+            "{:<22} {:>2} objects, {created} new, {changed} changed  ({:.1} s)",
+            step.name,
+            step.objects.len(),
+            started.elapsed().as_secs_f64()
+        );
+    }
+    println!("installed in {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
+    let client = client(&flags.common).await?;
+    let mut gone = 0;
+    for step in steps.iter().rev().filter(|s| flags.purge || !s.kept) {
+        let mut removed = 0;
+        for object in step.objects.iter().rev() {
+            removed += usize::from(apply::delete(&client, object).await?);
+        }
+        for object in &step.objects {
+            apply::wait_gone(&client, object, flags.common.patience).await?;
+        }
+        if removed > 0 {
+            println!("{:<22} {removed:>2} objects removed", step.name);
+        }
+        gone += removed;
+    }
+    // What the control plane made itself.
+    let namespace = &flags.common.namespace;
+    let suffix = match flags.common.revision.as_str() {
+        "default" => String::new(),
+        revision => format!("-{revision}"),
+    };
+    let mut made = vec![own(
+        "coordination.k8s.io/v1",
+        "Lease",
+        namespace,
+        &format!("istio-status-leader{suffix}"),
+    )];
+    if suffix.is_empty() {
+        let election = "istio-namespace-controller-election";
+        made.push(own("coordination.k8s.io/v1", "Lease", namespace, election));
+        made.push(own("v1", "Secret", namespace, "istio-ca-secret"));
+        gone += apply::delete_config_maps(&client, "istio-ca-root-cert").await?;
+    }
+    for object in &made {
+        gone += usize::from(apply::delete(&client, object).await?);
+    }
+    println!("{gone} objects were removed");
+    Ok(())
+}
+
+fn own(api_version: &str, kind: &str, namespace: &str, name: &str) -> Value {
+    json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}})
+}
+
+async fn client(common: &Common) -> anyhow::Result<Client> {
+    let access = Access {
+        kubeconfig: common.kubeconfig.clone(),
+        context: common.context.clone(),
+    };
+    Ok(kubernetes::connect(&access).await?)
+}
+
+fn print<'a>(objects: impl Iterator<Item = &'a Value>) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for object in objects {
+        // Whoever reads only the first lines closes the pipe: that is no error of ours.
+        if write!(out, "---\n{}", inject::yaml::print(object)).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")?
+        .block_on(work)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    config::duration_nanos(text)
+        .and_then(|nanos| u64::try_from(nanos).ok())
+        .map(Duration::from_nanos)
+        .ok_or_else(|| format!("{text:?} is no duration; write it as in 90s or 5m0s"))
+}

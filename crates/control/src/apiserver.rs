@@ -1,0 +1,236 @@
+//! What the control plane does in a cluster beside serving proxies: it shares the authority's key with its other
+//! replicas, asks the API server about tokens, and (one replica at a time) writes back roots and reports.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use config::{ObjectKey, Severity};
+use kubernetes::{
+    Client, ClusterError,
+    lease::{Election, Timing},
+    review, secret,
+    status::{Message, Report, Reporter, is_reported},
+    trust,
+    webhook::{self, Ours},
+};
+use tokio::{sync::watch, task::JoinSet};
+use tracing::{info, warn};
+
+use crate::{
+    ca::token::{AUDIENCE, Review, Reviewed, TokenError, TokenReviewer},
+    server::Server,
+};
+
+/// Who this replica is.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    /// Its pod's name: how it calls itself in elections.
+    pub name: String,
+    /// Its namespace, where leases, settings and the authority's key are.
+    pub namespace: String,
+    /// The revision that it serves; `default` for the one without a name.
+    pub revision: String,
+}
+
+impl Replica {
+    /// The service by which the API server and proxies call this revision.
+    pub fn service(&self) -> String {
+        match self.revision.as_str() {
+            "" | "default" => "istiod".to_owned(),
+            revision => format!("istiod-{revision}"),
+        }
+    }
+}
+
+/// Reviews tokens by asking the API server.
+pub struct ClusterTokens(pub Client);
+
+impl std::fmt::Debug for ClusterTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterTokens")
+    }
+}
+
+impl TokenReviewer for ClusterTokens {
+    fn review<'a>(&'a self, token: &'a str) -> Review<'a> {
+        Box::pin(async move {
+            match review::review(&self.0, token, AUDIENCE).await {
+                Ok(subject) => Ok(Reviewed {
+                    namespace: subject.namespace,
+                    service_account: subject.service_account,
+                    pod: subject.pod,
+                }),
+                Err(e) => Err(TokenError::Cluster(e.to_string())),
+            }
+        })
+    }
+}
+
+/// The Secret of a self-signed authority (Istio's name and type, so that either control plane takes over the other's).
+const CA_SECRET: &str = "istio-ca-secret";
+const CA_TYPE: &str = "istio.io/ca-root";
+const CA_FILES: [&str; 2] = ["ca-cert.pem", "ca-key.pem"];
+
+/// Brings the authority's key that replicas share into the state folder. Whether there is one already.
+pub async fn take_authority(
+    client: &Client,
+    replica: &Replica,
+    state: &Path,
+) -> Result<bool, ClusterError> {
+    secret::take(client, &replica.namespace, CA_SECRET, state).await
+}
+
+/// Shares the key that was just made in the state folder. Where another replica was faster, its key is taken over and
+/// the answer is `false`: the authority has to be opened again.
+pub async fn share_authority(
+    client: &Client,
+    replica: &Replica,
+    state: &Path,
+) -> Result<bool, ClusterError> {
+    let made = secret::give(
+        client,
+        &replica.namespace,
+        CA_SECRET,
+        CA_TYPE,
+        state,
+        &CA_FILES,
+    )
+    .await?;
+    if made {
+        info!(
+            "the key of the certificate authority is in Secret {}/{CA_SECRET}",
+            replica.namespace
+        );
+    } else {
+        take_authority(client, replica, state).await?;
+    }
+    Ok(made)
+}
+
+/// Starts what runs beside the servers; ends with `stop`, and gives its leases back.
+pub fn start(
+    client: &Client,
+    replica: &Replica,
+    server: &Arc<Server>,
+    roots: &watch::Receiver<Arc<str>>,
+    stop: &watch::Receiver<()>,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let suffix = match replica.revision.as_str() {
+        "" | "default" => String::new(),
+        revision => format!("-{revision}"),
+    };
+    let elect = |name: &str| {
+        Election::new(
+            client,
+            &replica.namespace,
+            name,
+            &replica.name,
+            Timing::default(),
+        )
+    };
+    // Roots are one for all revisions, reports are each revision's own.
+    let (election, stopped) = (elect("istio-namespace-controller-election"), stop.clone());
+    let (writer, of_all) = (client.clone(), roots.clone());
+    tasks.spawn(async move {
+        election
+            .run(stopped, || trust::run(writer.clone(), of_all.clone()))
+            .await;
+    });
+    let election = elect(&format!("istio-status-leader{suffix}"));
+    let (stopped, writer, server) = (stop.clone(), client.clone(), server.clone());
+    tasks.spawn(async move {
+        election
+            .run(stopped, || report(writer.clone(), server.clone()))
+            .await;
+    });
+    // Every replica mends webhooks: each of them is called, and the outcome is the same.
+    let revision = match replica.revision.as_str() {
+        "" => "default",
+        revision => revision,
+    };
+    let ours = Ours {
+        selector: format!("istio.io/rev={revision}"),
+        namespace: replica.namespace.clone(),
+        service: replica.service(),
+    };
+    let (client, roots, mut stopped) = (client.clone(), roots.clone(), stop.clone());
+    tasks.spawn(async move {
+        tokio::select! {
+            () = webhook::run(client, ours, roots) => {}
+            _ = stopped.changed() => {}
+        }
+    });
+    tasks
+}
+
+/// Writes what is wrong with objects below their status, while this replica leads.
+async fn report(client: Client, server: Arc<Server>) {
+    let mut reporter = Reporter::default();
+    loop {
+        reporter.write(&client, &reports(&server)).await;
+        tokio::time::sleep(REPORT_EVERY).await;
+    }
+}
+
+/// What is to be said of each object: by the store, by analysis, and by proxies that rejected what was made of it.
+fn reports(server: &Server) -> BTreeMap<ObjectKey, Report> {
+    let Some(push) = server.current() else {
+        return BTreeMap::new();
+    };
+    let snapshot = push.mesh.snapshot();
+    let mut out: BTreeMap<ObjectKey, Report> = BTreeMap::new();
+    let mut say = |key: &ObjectKey, message: Message| {
+        if is_reported(key.kind) {
+            let generation = || snapshot.get(key).map_or(0, |o| o.meta().generation);
+            let report = out.entry(key.clone()).or_insert_with(|| Report {
+                generation: generation(),
+                messages: BTreeSet::new(),
+            });
+            report.messages.insert(message);
+        }
+    };
+    for p in server.problems().iter() {
+        if let Some(key) = &p.object {
+            let message = Message {
+                is_error: p.severity == Severity::Error,
+                field: p.field.clone(),
+                text: p.message.clone(),
+            };
+            say(key, message);
+        }
+    }
+    for connection in server.connections() {
+        let types = connection.types();
+        for rejection in types.values().filter_map(|t| t.rejected.as_ref()) {
+            for (_, origins) in &rejection.resources {
+                for origin in origins {
+                    let message = Message {
+                        is_error: true,
+                        field: String::new(),
+                        text: format!("rejected by a proxy: {}", rejection.message),
+                    };
+                    say(origin.key(), message);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Where an election gets its identity from when no pod name is given.
+pub fn host_name() -> String {
+    match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        Ok(name) => name.trim().to_owned(),
+        Err(e) => {
+            warn!("the host's name cannot be read: {e}");
+            "outrigger".to_owned()
+        }
+    }
+}
+
+const REPORT_EVERY: Duration = Duration::from_secs(1);

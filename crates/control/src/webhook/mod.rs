@@ -1,0 +1,167 @@
+//! Port 15017: what the API server asks us about objects before it takes them. `/inject` adds sidecars to pods,
+//! `/validate` judges Istio's objects.
+//!
+//! Whoever reaches the port may send anything: bodies, handshakes and work at once are bounded, a slow sender is cut off,
+//! and nothing that is sent here changes anything.
+
+mod inject;
+mod patch;
+mod review;
+mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use tokio_stream::StreamExt;
+use tracing::debug;
+
+use crate::server::{Server, secure};
+
+pub use self::inject::Injector;
+
+/// What the pages need.
+#[derive(Debug)]
+struct Webhook {
+    server: Arc<Server>,
+    injector: Injector,
+    places: Semaphore,
+}
+
+/// The pages.
+pub fn router(server: Arc<Server>, injector: Injector) -> Router {
+    let webhook = Arc::new(Webhook {
+        server,
+        injector,
+        places: Semaphore::new(AT_ONCE),
+    });
+    Router::new()
+        .route("/inject", post(injected))
+        .route("/inject/{*rest}", post(injected))
+        .route("/validate", post(validated))
+        .route("/ready", axum::routing::get(|| async { "ok\n" }))
+        .layer(middleware::from_fn_with_state(webhook.clone(), bounded))
+        .with_state(webhook)
+}
+
+/// Serves the pages over TLS until the task is dropped.
+pub async fn serve(
+    listener: TcpListener,
+    tls: watch::Receiver<Arc<rustls::ServerConfig>>,
+    router: Router,
+) {
+    let mut incoming = secure::incoming(listener, tls);
+    while let Some(Ok(stream)) = incoming.next().await {
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut builder = auto::Builder::new(TokioExecutor::new());
+            builder
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(SLOWEST);
+            builder
+                .http2()
+                .timer(TokioTimer::new())
+                .keep_alive_interval(SLOWEST)
+                .max_concurrent_streams(STREAMS);
+            let served = builder.serve_connection(TokioIo::new(stream), service).await;
+            if let Err(e) = served {
+                debug!("httpsAddr: {e}");
+            }
+        });
+    }
+}
+
+async fn injected(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
+    let path = request.uri().path().to_owned();
+    answer(webhook, request, move |webhook, body| {
+        inject::answer(&webhook.injector, &webhook.server, &path, body)
+    })
+    .await
+}
+
+async fn validated(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
+    answer(webhook, request, |_, body| validate::answer(body)).await
+}
+
+/// The body in, the answer out; the work itself on a thread where it delays no stream of a proxy.
+async fn answer(
+    webhook: Arc<Webhook>,
+    request: Request,
+    work: impl FnOnce(&Webhook, &[u8]) -> serde_json::Value + Send + 'static,
+) -> Response {
+    if request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .map(|v| v.as_bytes())
+        != Some(b"application/json")
+    {
+        return (
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid Content-Type, want `application/json`\n",
+        )
+            .into_response();
+    }
+    let body = match tokio::time::timeout(SLOWEST, read(request.into_body())).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(refused)) => return refused,
+        Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
+    };
+    if body.is_empty() {
+        return (StatusCode::BAD_REQUEST, "no body found\n").into_response();
+    }
+    let done = tokio::task::spawn_blocking(move || work(&webhook, &body)).await;
+    match done {
+        Ok(answer) => axum::Json(answer).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+async fn read(body: Body) -> Result<Bytes, Response> {
+    match Limited::new(body, LARGEST).collect().await {
+        Ok(read) => Ok(read.to_bytes()),
+        Err(e) if e.is::<LengthLimitError>() => Err((
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("at most {LARGEST} bytes are read\n"),
+        )
+            .into_response()),
+        Err(_) => Err(StatusCode::BAD_REQUEST.into_response()),
+    }
+}
+
+/// So many bodies at once are held; others wait their turn before theirs is read.
+async fn bounded(State(webhook): State<Arc<Webhook>>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(SLOWEST, webhook.places.acquire()).await {
+        Ok(Ok(_place)) => next.run(request).await,
+        _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// Objects of the API server are at most 3 MiB, and a review holds two of them.
+const LARGEST: usize = 6 << 20;
+/// Bodies at once: together they stay below 200 MB.
+const AT_ONCE: usize = 32;
+/// Requests at once on one connection; further ones wait for these.
+const STREAMS: u32 = 64;
+/// The API server waits 10 s by default, and 30 at most.
+const SLOWEST: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! Reports below `status`: what became of an object, where its writer looks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use config::{Kind, ObjectKey};
+use jiff::Timestamp;
+use kube::{
+    Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tracing::{debug, warn};
+
+use crate::{FIELD_MANAGER, code, resource};
+
+/// What is said of one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// `metadata.generation` that this is about.
+    pub generation: i64,
+    /// What is wrong: fields, analysis, rejections by proxies. Sorted.
+    pub messages: BTreeSet<Message>,
+}
+
+/// One message of a report.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Message {
+    /// Whether the object is not in force because of it.
+    pub is_error: bool,
+    /// Path of the field, or empty.
+    pub field: String,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// Writes reports, each once.
+#[derive(Debug, Default)]
+pub struct Reporter {
+    written: BTreeMap<ObjectKey, Report>,
+}
+
+impl Reporter {
+    /// Brings the statuses of these objects to these reports; an object that has no report any more gets one without
+    /// messages. What could not be written is tried again with the next call.
+    pub async fn write(&mut self, client: &Client, reports: &BTreeMap<ObjectKey, Report>) {
+        let cleared: Vec<ObjectKey> = self
+            .written
+            .iter()
+            .filter(|(key, old)| !reports.contains_key(key) && !old.messages.is_empty())
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in cleared {
+            let report = Report {
+                generation: self.written[&key].generation,
+                messages: BTreeSet::new(),
+            };
+            if patch(client, &key, &report).await {
+                self.written.remove(&key);
+            }
+        }
+        for (key, report) in reports {
+            if self.written.get(key) != Some(report) && patch(client, key, report).await {
+                self.written.insert(key.clone(), report.clone());
+            }
+        }
+    }
+}
+
+async fn patch(client: &Client, key: &ObjectKey, report: &Report) -> bool {
+    let version = key.kind.versions().first().copied().unwrap_or("v1");
+    let api = resource::within(
+        client,
+        &resource::of_kind(key.kind, version),
+        &key.namespace,
+    );
+    let body = json!({
+        "apiVersion": format!("{}/{version}", key.kind.group()),
+        "kind": key.kind.name(),
+        "metadata": {"name": key.name, "namespace": key.namespace},
+        "status": status(report, Timestamp::now()),
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    match api
+        .patch_status(&key.name, &params, &Patch::Apply(&body))
+        .await
+    {
+        Ok(_) => true,
+        // It is gone: there is nothing to say any more.
+        Err(e) if code(&e) == Some(404) => true,
+        Err(e) if code(&e).is_some() => {
+            warn!("{key}: its status cannot be written: {e}");
+            true
+        }
+        Err(e) => {
+            debug!("{key}: its status cannot be written: {e}");
+            false
+        }
+    }
+}
+
+/// The status of Istio's kinds (`istio.meta.v1alpha1.IstioStatus`).
+fn status(report: &Report, now: Timestamp) -> Value {
+    let refused = report.messages.iter().any(|m| m.is_error);
+    let messages: Vec<Value> = report
+        .messages
+        .iter()
+        .map(|m| {
+            let level = if m.is_error { "ERROR" } else { "WARNING" };
+            json!({
+                "level": level,
+                "type": {"name": if m.is_error { "SchemaValidationError" } else { "SchemaWarning" }, "code": if m.is_error { "IST0106" } else { "IST0133" }},
+                "documentationUrl": "",
+                "message": text(m),
+            })
+        })
+        .collect();
+    let message = report
+        .messages
+        .iter()
+        .map(text)
+        .collect::<Vec<_>>()
+        .join("; ");
+    json!({
+        "observedGeneration": report.generation.to_string(),
+        "conditions": [{
+            "type": "Accepted",
+            "status": if refused { "False" } else { "True" },
+            "reason": if refused { "Invalid" } else { "Accepted" },
+            "message": message,
+            "observedGeneration": report.generation.to_string(),
+            "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        }],
+        "validationMessages": messages,
+    })
+}
+
+fn text(m: &Message) -> String {
+    match m.field.as_str() {
+        "" => m.text.clone(),
+        field => format!("{field}: {}", m.text),
+    }
+}
+
+/// Whether statuses of this kind are ours to write.
+pub fn is_reported(kind: Kind) -> bool {
+    kind.is_istio()
+}
