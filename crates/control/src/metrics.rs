@@ -251,6 +251,16 @@ const DEFINITIONS: &[Definition] = &[
         "citadel_server_csr_sign_error_count",
         "Certificate requests that were refused, by what was wrong.",
     ),
+    counter(
+        "sidecar_injection_requests_total",
+        "Pods that the API server asked about.",
+    ),
+    counter("sidecar_injection_success_total", "Pods that got a proxy."),
+    counter("sidecar_injection_failure_total", "Pods that were refused."),
+    counter(
+        "sidecar_injection_skip_total",
+        "Pods that were to have no proxy.",
+    ),
     counter("pilot_inbound_updates", "Changes received, by type."),
     counter(
         "pilot_push_triggers",
