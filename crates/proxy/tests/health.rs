@@ -75,7 +75,7 @@ filter_chains:
         let plan = plan.unwrap_or_else(|error| panic!("{error}\n{cluster}"));
         let listener = Listener::try_from(&message::<config::listener::v3::Listener>(&listener));
         let changes = vec![
-            Change::UpsertCluster(Arc::new(plan)),
+            Change::UpsertCluster(Arc::new(plan.into())),
             Change::UpsertListener(Arc::new(listener.expect("the listener is good"))),
         ];
         for result in server.apply(changes) {
@@ -531,7 +531,7 @@ fn a_header_names_the_original_destination() {
         let cluster = "name: c\ntype: ORIGINAL_DST\nlb_policy: CLUSTER_PROVIDED\n\
             original_dst_lb_config: {use_http_header: true}";
         let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(cluster));
-        let change = Change::UpsertCluster(Arc::new(plan.expect("it is good")));
+        let change = Change::UpsertCluster(Arc::new(plan.expect("it is good").into()));
         for result in mesh.server.apply(vec![change]) {
             result.expect("it can be applied");
         }
@@ -560,7 +560,9 @@ fn requests_are_dropped_to_relieve_a_cluster() {
         let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&cluster));
         for result in mesh
             .server
-            .apply(vec![Change::UpsertCluster(Arc::new(plan.expect("good")))])
+            .apply(vec![Change::UpsertCluster(Arc::new(
+                plan.expect("good").into(),
+            ))])
         {
             result.expect("it can be applied");
         }

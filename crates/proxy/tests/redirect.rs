@@ -23,7 +23,7 @@ fn message<M: Message + Name + Default>(yaml: &str) -> M {
 
 fn cluster(yaml: &str) -> Change {
     let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(yaml));
-    Change::UpsertCluster(Arc::new(plan.expect("the test's cluster is good")))
+    Change::UpsertCluster(Arc::new(plan.expect("the test's cluster is good").into()))
 }
 
 fn listener(head: &str, filters: &str) -> Change {

@@ -54,7 +54,7 @@ async fn proxy() -> std::rc::Rc<Server> {
          additional_source_addresses: [{address: '::6', port_value: 0}]}",
     );
     let cluster = Cluster::try_from(&cluster).expect("the test's cluster is good");
-    let mut changes = vec![Change::UpsertCluster(Arc::new(cluster))];
+    let mut changes = vec![Change::UpsertCluster(Arc::new(cluster.into()))];
     for (name, address) in [("v4", "0.0.0.0"), ("v6", "'::'")] {
         let listener = message::<config::listener::v3::Listener>(&format!(
             "name: {name}\naddress: {{socket_address: {{address: {address}, port_value: 15006}}}}\ntransparent: true\n\

@@ -21,10 +21,11 @@ use proto::{
 use regex::Regex;
 use serde_json::Value;
 use tls::certificate::Certificate;
+use xds::type_url::SDS;
 
 use super::{
     Admin, Answer,
-    config_dump::{failure, timestamp},
+    config_dump::{any, failure, timestamp},
 };
 use crate::{
     discovery::Truth,
@@ -105,10 +106,7 @@ pub(super) fn secrets(admin: &Admin, truth: &Truth, name: Option<&Regex>) -> Sec
         if name.is_none_or(|r| r.is_match(&secret.name)) {
             dump.static_secrets.push(StaticSecret {
                 name: secret.name.clone(),
-                secret: Some(proto::Any {
-                    type_url: xds::type_url::SDS.to_owned(),
-                    value: secret.encode_to_vec(),
-                }),
+                secret: Some(any(SDS, &secret.encode_to_vec())),
                 last_updated: None,
             });
         }
@@ -121,10 +119,12 @@ pub(super) fn secrets(admin: &Admin, truth: &Truth, name: Option<&Regex>) -> Sec
         let active = entry.and_then(|e| e.active.as_ref());
         let shown = DynamicSecret {
             name: secret.name.to_string(),
-            version_info: active.map(|v| v.version.clone()).unwrap_or_default(),
+            version_info: active.map(|v| v.version.to_string()).unwrap_or_default(),
             last_updated: active.map(|v| timestamp(v.updated)),
-            secret: active.map(|v| v.resource.clone()),
-            error_state: entry.and_then(|e| e.error.as_ref()).map(failure),
+            secret: active.map(|v| any(SDS, &v.resource)),
+            error_state: entry
+                .and_then(|e| e.error.as_deref())
+                .map(|e| failure(SDS, e)),
             client_status: ClientResourceStatus::Unknown as i32,
         };
         match active {

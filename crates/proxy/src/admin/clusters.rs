@@ -19,11 +19,7 @@ use proto::envoy::{
 use super::{Admin, Answer, Params};
 use crate::{
     cluster::{ClusterEntry, Host, Rates, shared::HealthFlag},
-    plan::{
-        Address,
-        cluster::{Discovery, Thresholds},
-        endpoint::HealthStatus,
-    },
+    plan::{Address, cluster::Thresholds, endpoint::HealthStatus},
 };
 
 pub(super) fn clusters(admin: &Admin, params: &Params) -> Answer {
@@ -61,14 +57,11 @@ fn added_via_api(admin: &Admin, name: &str) -> bool {
 }
 
 fn eds_service_name(entry: &ClusterEntry) -> &str {
-    match &entry.plan.discovery {
-        Discovery::Eds { service_name, .. } => service_name,
-        _ => "",
-    }
+    entry.plan.eds().map_or("", |(service, _)| service)
 }
 
 fn text(admin: &Admin, entry: &ClusterEntry, out: &mut String) -> std::fmt::Result {
-    let plan = &entry.plan;
+    let (plan, hosts) = entry.look();
     let name = &plan.name;
     writeln!(out, "{name}::observability_name::{}", plan.stat_name())?;
     if plan.outlier_detection.is_some() {
@@ -98,7 +91,7 @@ fn text(admin: &Admin, entry: &ClusterEntry, out: &mut String) -> std::fmt::Resu
     if !service.is_empty() {
         writeln!(out, "{name}::eds_service_name::{service}")?;
     }
-    for host in entry.hosts.hosts() {
+    for host in hosts.hosts() {
         let at = format!("{name}::{}", host.address);
         for (figure, _, value) in figures(host) {
             writeln!(out, "{at}::{figure}::{value}")?;
@@ -176,7 +169,7 @@ fn canary(host: &Host) -> bool {
 }
 
 fn status(admin: &Admin, entry: &ClusterEntry) -> ClusterStatus {
-    let plan = &entry.plan;
+    let (plan, hosts) = entry.look();
     let thresholds = [
         (
             core::RoutingPriority::Default,
@@ -193,12 +186,7 @@ fn status(admin: &Admin, entry: &ClusterEntry) -> ClusterStatus {
         local_origin_success_rate_ejection_threshold: threshold(1),
         name: plan.name.to_string(),
         added_via_api: added_via_api(admin, &plan.name),
-        host_statuses: entry
-            .hosts
-            .hosts()
-            .iter()
-            .map(|host| host_status(host))
-            .collect(),
+        host_statuses: hosts.hosts().iter().map(|host| host_status(host)).collect(),
         circuit_breakers: Some(CircuitBreakers {
             thresholds: thresholds
                 .into_iter()

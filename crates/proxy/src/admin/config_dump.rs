@@ -1,6 +1,9 @@
 //! `/config_dump`: every resource as it came, with its version, and what was refused and why.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prost::{Message, Name};
 use proto::{
@@ -29,12 +32,12 @@ use proto::{
 };
 use regex::Regex;
 use serde_json::{Value, json};
+use xds::type_url::{CDS, EDS, LDS, RDS};
 
 use super::{Admin, Answer, Params, certs, clusters::address_message, mask::Mask};
 use crate::{
     cluster::ClusterEntry,
     discovery::{Config, Entry, ErrorState, Truth, Version},
-    plan::cluster::Discovery,
 };
 
 pub(super) fn config_dump(admin: &Admin, params: &Params) -> Answer {
@@ -189,31 +192,31 @@ fn bootstrap(admin: &Admin) -> BootstrapConfigDump {
 fn chosen<'a, T>(
     config: &'a Config<T>,
     name: Option<&'a Regex>,
-) -> impl Iterator<Item = (&'a String, &'a Entry<T>)> {
+) -> impl Iterator<Item = (&'a Arc<str>, &'a Entry<T>)> {
     config
         .entries
         .iter()
         .filter(move |(n, _)| name.is_none_or(|r| r.is_match(n)))
 }
 
-fn clusters(config: &Config<crate::plan::Cluster>, name: Option<&Regex>) -> ClustersConfigDump {
+fn clusters(config: &Config<crate::plan::LazyCluster>, name: Option<&Regex>) -> ClustersConfigDump {
     let mut dump = ClustersConfigDump {
         version_info: config.version.clone(),
         ..Default::default()
     };
     for (_, entry) in chosen(config, name) {
         if entry.fixed {
-            let version = entry.active.as_ref().or(entry.warming.as_ref());
+            let version = entry.active.as_ref().or(entry.warming.as_deref());
             dump.static_clusters.extend(version.map(|v| StaticCluster {
-                cluster: Some(v.resource.clone()),
+                cluster: Some(any(CDS, &v.resource)),
                 last_updated: Some(timestamp(v.updated)),
             }));
             continue;
         }
-        let error = entry.error.as_ref().map(failure);
+        let error = entry.error.as_deref().map(|e| failure(CDS, e));
         let dynamic = |v: &Version<_>, error_state| DynamicCluster {
-            version_info: v.version.clone(),
-            cluster: Some(v.resource.clone()),
+            version_info: v.version.to_string(),
+            cluster: Some(any(CDS, &v.resource)),
             last_updated: Some(timestamp(v.updated)),
             error_state,
             client_status: ClientResourceStatus::Unknown as i32,
@@ -221,7 +224,7 @@ fn clusters(config: &Config<crate::plan::Cluster>, name: Option<&Regex>) -> Clus
         dump.dynamic_active_clusters
             .extend(entry.active.iter().map(|v| dynamic(v, error.clone())));
         dump.dynamic_warming_clusters
-            .extend(entry.warming.iter().map(|v| dynamic(v, None)));
+            .extend(entry.warming.as_deref().map(|v| dynamic(v, None)));
         if entry.active.is_none() && entry.warming.is_none() && error.is_some() {
             // Refused from the start: there is no version to hang the error on.
             dump.dynamic_warming_clusters.push(DynamicCluster {
@@ -240,25 +243,25 @@ fn listeners(config: &Config<crate::plan::Listener>, name: Option<&Regex>) -> Li
     };
     for (listener, entry) in chosen(config, name) {
         if entry.fixed {
-            let version = entry.active.as_ref().or(entry.warming.as_ref());
+            let version = entry.active.as_ref().or(entry.warming.as_deref());
             dump.static_listeners
                 .extend(version.map(|v| StaticListener {
-                    listener: Some(v.resource.clone()),
+                    listener: Some(any(LDS, &v.resource)),
                     last_updated: Some(timestamp(v.updated)),
                 }));
             continue;
         }
         let state = |v: &Version<_>| DynamicListenerState {
-            version_info: v.version.clone(),
-            listener: Some(v.resource.clone()),
+            version_info: v.version.to_string(),
+            listener: Some(any(LDS, &v.resource)),
             last_updated: Some(timestamp(v.updated)),
         };
         dump.dynamic_listeners.push(DynamicListener {
-            name: listener.clone(),
+            name: listener.to_string(),
             active_state: entry.active.as_ref().map(state),
-            warming_state: entry.warming.as_ref().map(state),
+            warming_state: entry.warming.as_deref().map(state),
             draining_state: None,
-            error_state: entry.error.as_ref().map(failure),
+            error_state: entry.error.as_deref().map(|e| failure(LDS, e)),
             client_status: ClientResourceStatus::Unknown as i32,
         });
     }
@@ -268,11 +271,11 @@ fn listeners(config: &Config<crate::plan::Listener>, name: Option<&Regex>) -> Li
 fn routes(truth: &Truth, name: Option<&Regex>) -> RoutesConfigDump {
     let mut dump = RoutesConfigDump::default();
     for (_, entry) in chosen(&truth.routes, name) {
-        let error = entry.error.as_ref().map(failure);
+        let error = entry.error.as_deref().map(|e| failure(RDS, e));
         dump.dynamic_route_configs
             .extend(entry.active.iter().map(|v| DynamicRouteConfig {
-                version_info: v.version.clone(),
-                route_config: Some(v.resource.clone()),
+                version_info: v.version.to_string(),
+                route_config: Some(any(RDS, &v.resource)),
                 last_updated: Some(timestamp(v.updated)),
                 error_state: error.clone(),
                 client_status: ClientResourceStatus::Unknown as i32,
@@ -301,8 +304,8 @@ fn routes(truth: &Truth, name: Option<&Regex>) -> RoutesConfigDump {
 }
 
 /// The route configurations that are part of a listener.
-fn inline_routes(listener: &Any) -> Vec<RouteConfiguration> {
-    let Ok(message) = ListenerMessage::decode(listener.value.as_slice()) else {
+fn inline_routes(listener: &[u8]) -> Vec<RouteConfiguration> {
+    let Ok(message) = ListenerMessage::decode(listener) else {
         return Vec::new();
     };
     let chains = message
@@ -330,18 +333,18 @@ fn inline_routes(listener: &Any) -> Vec<RouteConfiguration> {
 fn endpoints(admin: &Admin, truth: &Truth, name: Option<&Regex>) -> EndpointsConfigDump {
     let mut dump = EndpointsConfigDump::default();
     for (_, entry) in chosen(&truth.endpoints, name) {
-        let error = entry.error.as_ref().map(failure);
+        let error = entry.error.as_deref().map(|e| failure(EDS, e));
         dump.dynamic_endpoint_configs
             .extend(entry.active.iter().map(|v| DynamicEndpointConfig {
-                version_info: v.version.clone(),
-                endpoint_config: Some(v.resource.clone()),
+                version_info: v.version.to_string(),
+                endpoint_config: Some(any(EDS, &v.resource)),
                 last_updated: Some(timestamp(v.updated)),
                 error_state: error.clone(),
                 client_status: ClientResourceStatus::Unknown as i32,
             }));
     }
     for entry in admin.server.clusters() {
-        let own = !matches!(entry.plan.discovery, Discovery::Eds { .. });
+        let own = entry.plan.eds().is_none();
         if own && name.is_none_or(|r| r.is_match(&entry.plan.name)) {
             dump.static_endpoint_configs.push(StaticEndpointConfig {
                 endpoint_config: Some(proto::any::pack(&assignment(&entry))),
@@ -355,7 +358,8 @@ fn endpoints(admin: &Admin, truth: &Truth, name: Option<&Regex>) -> EndpointsCon
 /// The hosts of a cluster that finds them itself.
 fn assignment(entry: &ClusterEntry) -> ClusterLoadAssignment {
     let mut groups: Vec<LocalityLbEndpoints> = Vec::new();
-    for host in entry.hosts.hosts() {
+    let (_, hosts) = entry.look();
+    for host in hosts.hosts() {
         let locality = proto::envoy::config::core::v3::Locality {
             region: host.locality.region.clone(),
             zone: host.locality.zone.clone(),
@@ -391,12 +395,19 @@ fn assignment(entry: &ClusterEntry) -> ClusterLoadAssignment {
     }
 }
 
-pub(super) fn failure(state: &ErrorState) -> UpdateFailureState {
+pub(super) fn any(type_url: &str, encoded: &[u8]) -> Any {
+    Any {
+        type_url: type_url.to_owned(),
+        value: encoded.to_vec(),
+    }
+}
+
+pub(super) fn failure(type_url: &str, state: &ErrorState) -> UpdateFailureState {
     UpdateFailureState {
-        failed_configuration: Some(state.resource.clone()),
+        failed_configuration: Some(any(type_url, &state.resource)),
         last_update_attempt: Some(timestamp(state.attempted)),
         details: state.details.clone(),
-        version_info: state.version.clone(),
+        version_info: state.version.to_string(),
     }
 }
 

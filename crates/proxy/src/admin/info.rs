@@ -212,19 +212,19 @@ pub(super) fn runtime(admin: &Admin) -> Answer {
 /// `/init_dump`: what is still waiting, by kind.
 pub(super) fn init_dump(admin: &Admin) -> Answer {
     let truth = admin.truth.borrow();
-    let clusters: Vec<&String> = truth
+    let clusters: Vec<&str> = truth
         .clusters
         .entries
         .iter()
         .filter(|(_, e)| e.warming.is_some())
-        .map(|(n, _)| n)
+        .map(|(n, _)| &**n)
         .collect();
-    let listeners: Vec<&String> = truth
+    let listeners: Vec<&str> = truth
         .listeners
         .entries
         .iter()
         .filter(|(_, e)| e.warming.is_some())
-        .map(|(n, _)| n)
+        .map(|(n, _)| &**n)
         .collect();
     let mut dumps = Vec::new();
     for (name, targets) in [("clusters", clusters), ("listeners", listeners)] {

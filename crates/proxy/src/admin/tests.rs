@@ -123,6 +123,13 @@ fn clusters_and_listeners() {
             address.port()
         );
         assert_eq!(admin.get("/clusters?format=xml").0, 400);
+        // Looking brings no cluster to life.
+        let (_, stats) = admin.get("/stats?filter=membership");
+        assert!(stats.contains("cluster.c.membership_total: 1\n"), "{stats}");
+        let dump = admin.get("/config_dump?include_eds").1;
+        assert!(dump.contains("\"portValue\": 9"), "{dump}");
+        let cluster = admin.server.cluster("c").expect("it is there");
+        assert!(cluster.plan.made().is_none());
     });
 }
 

@@ -38,7 +38,7 @@ fn the_static_example_is_planned() {
         .map(|(c, _)| &*c.name)
         .collect();
     assert_eq!(names, ["service1_cluster", "service2_cluster"]);
-    let (cluster, _) = &bootstrap.static_clusters[0];
+    let cluster = bootstrap.static_clusters[0].0.plan();
     assert!(matches!(cluster.discovery, Discovery::StrictDns { .. }));
     assert_eq!(cluster.connect_timeout.as_millis(), 250);
 }

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    shared::{HealthFlag, HostShared, now_ms},
+    shared::{HealthFlag, HostShared},
     subset::Subsets,
     view::{LocalZone, View},
 };
@@ -112,7 +112,7 @@ pub struct HostSet {
 pub(super) struct HostList {
     pub(super) hosts: Vec<Arc<Host>>,
     pub(super) equal_weights: bool,
-    /// When the last of them became healthy, in milliseconds of [`now_ms`].
+    /// When the last of them became healthy, in milliseconds of [`now_ms`](super::shared::now_ms).
     pub(super) newest: u64,
 }
 
@@ -127,6 +127,8 @@ pub(crate) struct Arrangement<'a> {
     pub(crate) localities: &'a [(u32, Arc<Locality>, u32)],
     /// Where requests should stay in this proxy's own locality.
     pub(crate) zone: Option<&'a LocalZone>,
+    /// When the hosts were heard of, in milliseconds of [`now_ms`](super::shared::now_ms).
+    pub(crate) heard: u64,
 }
 
 impl HostSet {
@@ -138,11 +140,13 @@ impl HostSet {
     ) -> Self {
         for host in &hosts {
             if host.is_healthy() {
-                // The first healthy moment; the main thread alone writes it.
-                let _ = host
-                    .shared
-                    .healthy_since
-                    .compare_exchange(0, now_ms(), Relaxed, Relaxed);
+                // The first healthy moment.
+                let _ = host.shared.healthy_since.compare_exchange(
+                    0,
+                    arrangement.heard,
+                    Relaxed,
+                    Relaxed,
+                );
             }
         }
         let mut set = Self::default();

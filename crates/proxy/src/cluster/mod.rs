@@ -12,6 +12,7 @@ mod auto;
 mod connect;
 mod dns;
 mod edf;
+mod entry;
 mod error;
 mod hash;
 pub(crate) mod health;
@@ -41,6 +42,7 @@ use std::{
 };
 
 pub(crate) use dns::Names;
+pub use entry::ClusterEntry;
 pub use error::UpstreamError;
 pub use hash::xxh64 as shared_hash;
 pub use host::{Host, HostSet};
@@ -129,19 +131,6 @@ pub struct OverrideHost<'a> {
 pub trait Omit: std::fmt::Debug {
     /// Whether this is one.
     fn omits(&self, host: &Host) -> bool;
-}
-
-/// What the main thread hands to workers for one cluster.
-#[derive(Debug)]
-pub struct ClusterEntry {
-    /// What the configuration says.
-    pub plan: Arc<Plan>,
-    /// Counts that workers share.
-    pub shared: Arc<ClusterShared>,
-    /// The hosts at the time of the hand-over.
-    pub hosts: Arc<HostSet>,
-    /// Hosts that connections brought into being (ORIGINAL_DST), by address.
-    pub(crate) on_demand: Arc<OnDemand>,
 }
 
 /// Hosts of an ORIGINAL_DST cluster, shared by the workers so that counts and limits are one.
@@ -269,9 +258,9 @@ impl Clusters {
     pub(crate) fn upsert(&self, entry: Arc<ClusterEntry>) {
         let mut slots = self.slots.borrow_mut();
         if let Some(Slot::Live(live)) = slots.get(&entry.plan.name)
-            && live.plan == entry.plan
+            && live.plan == *entry.plan.plan()
         {
-            live.set_hosts(entry.hosts.clone());
+            live.set_hosts(entry.hosts().clone());
             return;
         }
         slots.insert(entry.plan.name.clone(), Slot::Cold(entry));
@@ -288,7 +277,7 @@ impl Clusters {
     /// New hosts of a cluster.
     pub(crate) fn set_hosts(&self, entry: Arc<ClusterEntry>) {
         match self.slots.borrow_mut().get_mut(&entry.plan.name) {
-            Some(Slot::Live(live)) => live.set_hosts(entry.hosts.clone()),
+            Some(Slot::Live(live)) => live.set_hosts(entry.hosts().clone()),
             Some(cold) => *cold = Slot::Cold(entry),
             // Removed in the meantime.
             None => {}
@@ -327,7 +316,6 @@ pub struct Cluster {
     pub plan: Arc<Plan>,
     hosts: RefCell<Arc<HostSet>>,
     shared: Arc<ClusterShared>,
-    on_demand: Arc<OnDemand>,
     on_demand_hosts: RefCell<HashMap<SocketAddr, Arc<Host>>>,
     stats: Rc<ClusterStats>,
     /// Counters of single statuses, as they come up.
@@ -346,13 +334,12 @@ impl Cluster {
         let scope = clusters
             .stats
             .scope(&format!("cluster.{}.", entry.plan.stat_name()));
-        entry.shared.touched.store(true, Relaxed);
+        entry.shared().touched.store(true, Relaxed);
         let cluster = Self {
-            plan: entry.plan.clone(),
+            plan: entry.plan.plan().clone(),
             tls: Rc::new(Upstreams::new(clusters.shared.clone(), &scope)),
             hosts: RefCell::default(),
-            shared: entry.shared.clone(),
-            on_demand: entry.on_demand.clone(),
+            shared: entry.shared().clone(),
             on_demand_hosts: RefCell::default(),
             stats: Rc::new(ClusterStats::new(scope)),
             codes: RefCell::default(),
@@ -362,7 +349,7 @@ impl Cluster {
             reports: clusters.reports.clone(),
             failures: Notify::new(),
         };
-        cluster.set_hosts(entry.hosts.clone());
+        cluster.set_hosts(entry.hosts().clone());
         cluster
     }
 
@@ -489,6 +476,7 @@ impl Cluster {
         let shared = {
             // Cold: once for each destination and worker.
             let mut all = self
+                .shared
                 .on_demand
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -531,6 +519,7 @@ impl Cluster {
                 || host.shared.rq_active.load(Relaxed) > 0
         });
         let mut all = self
+            .shared
             .on_demand
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());

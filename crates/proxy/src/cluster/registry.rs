@@ -1,29 +1,30 @@
 //! The truth about clusters, on the main thread.
 //!
 //! It joins what comes from several sides - a cluster's plan, its endpoints from EDS, addresses of names, ejections, active
-//! health checks - into one [`HostSet`] and says what workers have to be told. A host keeps its [`HostShared`] as long as
-//! its address stays.
+//! health checks - into one [`ClusterEntry`] and says what workers have to be told. A host keeps its facts as long as its
+//! address stays.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
 use super::{
     ClusterEntry,
-    host::{Arrangement, Host, HostSet},
+    entry::Source,
     outlier::{Detector, Ejection, Event, Rates},
-    shared::{ClusterShared, HealthFlag, HostShared},
+    shared::ClusterShared,
     stats::BreakerStats,
     view::LocalZone,
 };
 use crate::{
     plan::{
-        Address, Cluster, ClusterLoadAssignment,
-        cluster::Discovery,
-        endpoint::{Endpoint, Locality, LocalityEndpoints},
+        ClusterLoadAssignment,
+        cluster::OutlierDetection,
+        endpoint::Locality,
+        lazy::{HostCounts, LazyCluster},
     },
     worker::{Random, WorkerChange},
 };
@@ -39,7 +40,7 @@ pub struct Registry {
     changed: BTreeSet<Arc<str>>,
     /// The cluster of the proxies like this one, and where this one is.
     local: Option<(Arc<str>, Locality)>,
-    zone: Option<LocalZone>,
+    zone: Option<Arc<LocalZone>>,
     random: Random,
 }
 
@@ -47,26 +48,23 @@ pub struct Registry {
 #[derive(Debug)]
 struct Truth {
     entry: Arc<ClusterEntry>,
-    known: HashMap<Address, Arc<HostShared>>,
     /// Addresses of each name; a name that is not in here was not answered yet.
-    names: HashMap<Arc<str>, Vec<IpAddr>>,
+    names: Option<Arc<HashMap<Arc<str>, Vec<IpAddr>>>>,
     detector: Detector,
     /// When the detector's interval ends.
     next_tick: Instant,
     /// How often hosts came or went, since it was last asked.
     changes: u64,
     /// What the limits of both priorities are told by, once a worker has used the cluster.
-    breakers: Option<[BreakerStats; 2]>,
+    breakers: Option<Box<[BreakerStats; 2]>>,
 }
 
 /// How many hosts a cluster has; what `cluster.NAME.membership_*` tell.
 #[derive(Debug)]
 pub(crate) struct Membership {
     pub(crate) stat_name: Arc<str>,
-    pub(crate) total: usize,
-    pub(crate) healthy: usize,
-    pub(crate) degraded: usize,
-    pub(crate) excluded: usize,
+    pub(crate) hosts: HostCounts,
+    pub(crate) excluded: u32,
     /// How often hosts came or went since it was last asked.
     pub(crate) changes: u64,
 }
@@ -78,58 +76,35 @@ impl Registry {
     }
 
     /// A new or changed cluster; the hosts that it had stay where they are still named.
-    pub(crate) fn upsert(&mut self, plan: Arc<Cluster>, now: Instant) -> Vec<WorkerChange> {
+    pub(crate) fn upsert(&mut self, plan: Arc<LazyCluster>, now: Instant) -> Vec<WorkerChange> {
         let name = plan.name.clone();
         let old = self.clusters.remove(&name);
-        self.unlink(&name);
-        let asked = old
-            .as_ref()
-            .and_then(|old| service(&old.entry.plan))
-            .cloned();
-        if let Discovery::Eds { service_name, .. } = &plan.discovery {
+        let asked = old.as_ref().and_then(|old| {
+            self.unlink(&old.entry.plan);
+            old.entry.plan.eds().map(|(service, _)| service.clone())
+        });
+        if let Some((service, _)) = plan.eds() {
             self.by_service
-                .entry(service_name.clone())
+                .entry(service.clone())
                 .or_default()
                 .push(name.clone());
         }
-        let interval = plan.outlier_detection.as_ref().map(|o| o.interval);
+        let detection = plan.made().and_then(|p| p.outlier_detection.as_ref());
+        let interval = detection.map(|o| o.interval);
         let next_tick = now + interval.unwrap_or_default();
         let mut truth = match old {
             Some(old) => {
-                if interval.is_none() {
+                if interval.is_none() && old.outlier_detection().is_some() {
                     old.readmit_all();
                 }
-                let entry = Arc::new(ClusterEntry {
-                    plan,
-                    shared: old.entry.shared.clone(),
-                    hosts: old.entry.hosts.clone(),
-                    on_demand: old.entry.on_demand.clone(),
-                });
-                Truth {
-                    entry,
-                    next_tick,
-                    ..old
-                }
+                Truth { next_tick, ..old }
             }
-            None => Truth {
-                entry: Arc::new(ClusterEntry {
-                    plan,
-                    shared: Arc::<ClusterShared>::default(),
-                    hosts: Arc::default(),
-                    on_demand: Arc::default(),
-                }),
-                known: HashMap::new(),
-                names: HashMap::new(),
-                detector: Detector::default(),
-                next_tick,
-                changes: 0,
-                breakers: None,
-            },
+            None => Truth::new(plan.clone(), next_tick),
         };
         if let Some(service) = asked {
             self.forget(&service);
         }
-        truth.rebuild(&self.assignments, self.zone.as_ref());
+        truth.rebuild(plan, &self.assignments, self.zone.as_ref());
         let mut changes = vec![WorkerChange::Cluster(truth.entry.clone())];
         self.changed.insert(name.clone());
         self.clusters.insert(name.clone(), truth);
@@ -141,27 +116,31 @@ impl Registry {
     pub(crate) fn publish_breakers(&mut self, stats: &::stats::Stats) {
         for truth in self.clusters.values_mut() {
             let entry = &truth.entry;
-            if !entry.shared.touched.load(Relaxed) {
+            let touched = |s: &&Arc<ClusterShared>| s.touched.load(Relaxed);
+            let Some(shared) = entry.made_shared().filter(touched) else {
                 continue;
-            }
-            let [default, high] = truth.breakers.get_or_insert_with(|| {
-                ["default", "high"].map(|priority| {
-                    let name = entry.plan.stat_name();
-                    let prefix = format!("cluster.{name}.circuit_breakers.{priority}.");
-                    BreakerStats::new(stats.scope(&prefix))
+            };
+            let [default, high] = truth
+                .breakers
+                .get_or_insert_with(|| {
+                    Box::new(["default", "high"].map(|priority| {
+                        let name = entry.plan.stat_name();
+                        let prefix = format!("cluster.{name}.circuit_breakers.{priority}.");
+                        BreakerStats::new(stats.scope(&prefix))
+                    }))
                 })
-            });
-            let limits = &entry.plan.circuit_breakers;
-            default.publish(&limits.default, &entry.shared.breakers[0]);
-            high.publish(&limits.high, &entry.shared.breakers[1]);
+                .as_mut();
+            let limits = &entry.plan.plan().circuit_breakers;
+            default.publish(&limits.default, &shared.breakers[0]);
+            high.publish(&limits.high, &shared.breakers[1]);
         }
     }
 
     /// The cluster is gone.
     pub(crate) fn remove(&mut self, name: &str) -> Option<WorkerChange> {
         let truth = self.clusters.remove(name)?;
-        self.unlink(name);
-        if let Some(service) = service(&truth.entry.plan) {
+        self.unlink(&truth.entry.plan);
+        if let Some((service, _)) = truth.entry.plan.eds() {
             self.forget(service);
         }
         Some(WorkerChange::RemoveCluster(truth.entry.plan.name.clone()))
@@ -212,10 +191,12 @@ impl Registry {
         let Some(truth) = self.clusters.get_mut(cluster) else {
             return Vec::new();
         };
-        if truth.names.get(name) == Some(&addresses) {
+        let known = truth.names.as_ref().and_then(|names| names.get(name));
+        if known == Some(&addresses) {
             return Vec::new();
         }
-        truth.names.insert(name.clone(), addresses);
+        let names = Arc::make_mut(truth.names.get_or_insert_default());
+        names.insert(name.clone(), addresses);
         self.rebuild(cluster)
     }
 
@@ -229,9 +210,10 @@ impl Registry {
     ) -> (Vec<WorkerChange>, Vec<Event>) {
         self.watch(cluster, |truth, random| {
             let entry = truth.entry.clone();
-            match &entry.plan.outlier_detection {
+            let plan = entry.plan.made();
+            match plan.and_then(|plan| plan.outlier_detection.as_ref()) {
                 Some(plan) => {
-                    let hosts = entry.hosts.hosts();
+                    let hosts = entry.hosts().hosts();
                     truth
                         .detector
                         .failing(plan, hosts, host, reason, now, random)
@@ -246,20 +228,20 @@ impl Registry {
         let due: Vec<_> = self
             .clusters
             .iter()
-            .filter(|(_, truth)| {
-                truth.entry.plan.outlier_detection.is_some() && truth.next_tick <= now
-            })
+            .filter(|(_, truth)| truth.outlier_detection().is_some() && truth.next_tick <= now)
             .map(|(name, _)| name.clone())
             .collect();
         let mut results = Vec::new();
         for name in due {
             let (changes, events) = self.watch(&name, |truth, random| {
                 let entry = truth.entry.clone();
-                let Some(plan) = &entry.plan.outlier_detection else {
+                let plan = entry.plan.made();
+                let Some(plan) = plan.and_then(|plan| plan.outlier_detection.as_ref()) else {
                     return Vec::new();
                 };
                 truth.next_tick = now + plan.interval;
-                truth.detector.tick(plan, entry.hosts.hosts(), now, random)
+                let hosts = entry.hosts().hosts();
+                truth.detector.tick(plan, hosts, now, random)
             });
             results.push((name, changes, events));
         }
@@ -271,7 +253,7 @@ impl Registry {
         let with = self
             .clusters
             .values()
-            .filter(|truth| truth.entry.plan.outlier_detection.is_some());
+            .filter(|truth| truth.outlier_detection().is_some());
         with.map(|truth| truth.next_tick).min()
     }
 
@@ -284,9 +266,10 @@ impl Registry {
     ) -> (Vec<WorkerChange>, Vec<Event>) {
         self.watch(cluster, |truth, _| {
             let entry = truth.entry.clone();
-            let wanted = entry.plan.outlier_detection.as_ref();
+            let plan = entry.plan.made();
+            let wanted = plan.and_then(|plan| plan.outlier_detection.as_ref());
             let found = entry
-                .hosts
+                .hosts()
                 .hosts()
                 .iter()
                 .find(|found| found.shared.id == host && found.shared.ejected.load(Relaxed));
@@ -315,13 +298,11 @@ impl Registry {
         let changed = std::mem::take(&mut self.changed);
         let membership = |name: &Arc<str>| {
             let truth = self.clusters.get_mut(name)?;
-            let hosts = truth.entry.hosts.hosts();
+            let (hosts, excluded) = truth.entry.counts();
             Some(Membership {
                 stat_name: truth.entry.plan.stat_name().clone(),
-                total: hosts.len(),
-                healthy: hosts.iter().filter(|host| host.is_healthy()).count(),
-                degraded: hosts.iter().filter(|host| host.is_degraded()).count(),
-                excluded: hosts.iter().filter(|host| host.is_excluded()).count(),
+                hosts,
+                excluded,
                 changes: std::mem::take(&mut truth.changes),
             })
         };
@@ -358,7 +339,7 @@ impl Registry {
             return (Vec::new(), Vec::new());
         };
         let aside = |truth: &Truth| -> HashSet<u64> {
-            let hosts = truth.entry.hosts.hosts().iter();
+            let hosts = truth.entry.hosts().hosts().iter();
             hosts
                 .filter(|host| host.shared.ejected.load(Relaxed))
                 .map(|host| host.shared.id)
@@ -382,7 +363,8 @@ impl Registry {
         let Some(truth) = self.clusters.get_mut(name) else {
             return Vec::new();
         };
-        truth.rebuild(&self.assignments, self.zone.as_ref());
+        let plan = truth.entry.plan.clone();
+        truth.rebuild(plan, &self.assignments, self.zone.as_ref());
         let entry = truth.entry.clone();
         self.changed.insert(entry.plan.name.clone());
         let mut changes = vec![match failed {
@@ -402,203 +384,68 @@ impl Registry {
             return;
         };
         let entry = &local.entry;
-        let zone = LocalZone::new(own, &entry.hosts, entry.plan.lb.panic_percent());
-        if self.zone.as_ref() == Some(&zone) {
+        let panic = entry.plan.plan().lb.panic_percent();
+        let zone = LocalZone::new(own, entry.hosts(), panic);
+        if self.zone.as_deref() == Some(&zone) {
             return;
         }
-        self.zone = Some(zone);
+        self.zone = Some(Arc::new(zone));
         for (other, truth) in &mut self.clusters {
             if **other != *name {
-                truth.rebuild(&self.assignments, self.zone.as_ref());
+                let plan = truth.entry.plan.clone();
+                truth.rebuild(plan, &self.assignments, self.zone.as_ref());
                 changes.push(WorkerChange::Hosts(truth.entry.clone()));
             }
         }
     }
 
-    fn unlink(&mut self, name: &str) {
-        self.by_service.retain(|_, names| {
-            names.retain(|other| &**other != name);
-            !names.is_empty()
-        });
-    }
-}
-
-/// The name under which a cluster asks EDS.
-fn service(plan: &Cluster) -> Option<&Arc<str>> {
-    match &plan.discovery {
-        Discovery::Eds { service_name, .. } => Some(service_name),
-        _ => None,
+    fn unlink(&mut self, plan: &LazyCluster) {
+        let Some((service, _)) = plan.eds() else {
+            return;
+        };
+        if let Some(names) = self.by_service.get_mut(service) {
+            names.retain(|other| *other != plan.name);
+            if names.is_empty() {
+                self.by_service.remove(service);
+            }
+        }
     }
 }
 
 impl Truth {
-    fn rebuild(
-        &mut self,
-        assignments: &HashMap<Arc<str>, Arc<ClusterLoadAssignment>>,
-        zone: Option<&LocalZone>,
-    ) {
-        let plan = self.entry.plan.clone();
-        let (assignment, logical) = match &plan.discovery {
-            Discovery::Static(assignment) => (Some(assignment), false),
-            Discovery::StrictDns {
-                load_assignment, ..
-            } => (Some(load_assignment), false),
-            Discovery::LogicalDns {
-                load_assignment, ..
-            } => (Some(load_assignment), true),
-            Discovery::Eds { service_name, .. } => (assignments.get(service_name), false),
-            Discovery::OriginalDst { .. } | Discovery::Aggregate(_) => (None, false),
-        };
-        let mut hosts = Vec::new();
-        let mut known = HashMap::new();
-        let mut localities = Vec::new();
-        let mut came = false;
-        for group in assignment
-            .iter()
-            .flat_map(|assignment| &assignment.localities)
-        {
-            localities.push((
-                group.priority,
-                group.locality.clone(),
-                group.weight.unwrap_or(0),
-            ));
-            for endpoint in &group.endpoints {
-                for address in self.addresses(endpoint, logical) {
-                    // A logical host is one host whatever its address is now.
-                    let key = if logical {
-                        endpoint.address.clone()
-                    } else {
-                        address.clone()
-                    };
-                    let shared = known
-                        .entry(key)
-                        .or_insert_with_key(|key| match self.known.remove(key) {
-                            Some(shared) => known_host(&plan, endpoint, shared),
-                            None => {
-                                came = true;
-                                new_host(&plan, endpoint)
-                            }
-                        })
-                        .clone();
-                    hosts.push(Arc::new(host(&plan, group, endpoint, address, shared)));
-                }
-            }
+    fn new(plan: Arc<LazyCluster>, next_tick: Instant) -> Self {
+        Self {
+            entry: Arc::new(ClusterEntry::new(plan)),
+            names: None,
+            detector: Detector::default(),
+            next_tick,
+            changes: 0,
+            breakers: None,
         }
-        self.keep_healthy(&plan, &mut hosts, &mut known);
-        let went = !self.known.is_empty();
-        self.changes += u64::from(came || went);
-        self.known = known;
-        let arrangement = Arrangement {
-            overprovisioning: assignment.map_or(140, |found| found.overprovisioning_factor),
-            weighted_priority_health: assignment.is_some_and(|a| a.weighted_priority_health),
-            localities: &localities,
-            zone: zone.filter(|_| !matches!(plan.discovery, Discovery::OriginalDst { .. })),
-        };
-        let mut set = HostSet::new(&plan, hosts, &arrangement);
-        if let Some(assignment) = assignment {
-            set.set_drops(&assignment.drop_overloads);
-        }
-        self.entry = Arc::new(ClusterEntry {
-            hosts: Arc::new(set),
-            plan,
-            shared: self.entry.shared.clone(),
-            on_demand: self.entry.on_demand.clone(),
-        });
     }
 
-    /// Hosts that discovery names no longer stay as long as active health checks find them healthy: discovery may be
-    /// behind, and a check is not.
-    fn keep_healthy(
+    fn rebuild(
         &mut self,
-        plan: &Cluster,
-        hosts: &mut Vec<Arc<Host>>,
-        known: &mut HashMap<Address, Arc<HostShared>>,
+        plan: Arc<LazyCluster>,
+        assignments: &HashMap<Arc<str>, Arc<ClusterLoadAssignment>>,
+        zone: Option<&Arc<LocalZone>>,
     ) {
-        if plan.health_check.is_none() || plan.ignore_health_on_host_removal {
-            return;
-        }
-        for old in self.entry.hosts.hosts() {
-            let gone = self.known.contains_key(&old.address);
-            if gone && !old.shared.flag(HealthFlag::FailedActiveHc) && !old.is_excluded() {
-                self.known.remove(&old.address);
-                old.shared.set_flag(HealthFlag::PendingDynamicRemoval, true);
-                known.insert(old.address.clone(), old.shared.clone());
-                hosts.push(old.clone());
-            }
-        }
+        let assigned = plan.eds().and_then(|(service, _)| assignments.get(service));
+        let source = Source::new(assigned.cloned(), self.names.clone(), zone.cloned());
+        let (entry, changed) = self.entry.next(plan, source);
+        self.changes += u64::from(changed);
+        self.entry = Arc::new(entry);
+    }
+
+    /// How outliers are found, where they are.
+    fn outlier_detection(&self) -> Option<&OutlierDetection> {
+        self.entry.plan.made()?.outlier_detection.as_ref()
     }
 
     /// The cluster has no outlier detection any more: nobody would bring its hosts back.
     fn readmit_all(&self) {
-        for host in self.entry.hosts.hosts() {
+        for host in self.entry.hosts().hosts() {
             host.shared.ejected.store(false, Relaxed);
         }
-    }
-
-    fn addresses(&self, endpoint: &Endpoint, logical: bool) -> Vec<Address> {
-        match &endpoint.address {
-            Address::Name { host, port } => {
-                let found = self.names.get(host).map_or(&[][..], |found| found);
-                let take = if logical { 1 } else { found.len() };
-                let mut all: Vec<_> = found
-                    .iter()
-                    .take(take)
-                    .map(|ip| Address::Socket(SocketAddr::new(*ip, *port)))
-                    .collect();
-                all.dedup();
-                all
-            }
-            address => vec![address.clone()],
-        }
-    }
-}
-
-/// Facts of a host that was there before. Where nobody checks hosts nothing that checks have found may stay.
-fn known_host(plan: &Cluster, endpoint: &Endpoint, shared: Arc<HostShared>) -> Arc<HostShared> {
-    match is_checked(plan, endpoint) {
-        true => drop(shared.set_flag(HealthFlag::PendingDynamicRemoval, false)),
-        false => shared.health_flags.store(0, Relaxed),
-    }
-    shared
-}
-
-fn is_checked(plan: &Cluster, endpoint: &Endpoint) -> bool {
-    plan.health_check.is_some() && endpoint.health_check.as_ref().is_none_or(|h| !h.disabled)
-}
-
-/// Facts of a host that was not there before. Where hosts are checked it is unhealthy until its first check.
-fn new_host(plan: &Cluster, endpoint: &Endpoint) -> Arc<HostShared> {
-    let shared = HostShared::new();
-    if is_checked(plan, endpoint) {
-        shared.set_flag(HealthFlag::FailedActiveHc, true);
-        let pending = plan.lb.ignore_new_hosts_until_first_hc;
-        shared.set_flag(HealthFlag::PendingActiveHc, pending);
-    }
-    Arc::new(shared)
-}
-
-fn host(
-    plan: &Cluster,
-    group: &LocalityEndpoints,
-    endpoint: &Endpoint,
-    address: Address,
-    shared: Arc<HostShared>,
-) -> Host {
-    let hostname = match &endpoint.address {
-        Address::Name { host, .. } if endpoint.hostname.is_empty() => host.clone(),
-        _ => endpoint.hostname.clone(),
-    };
-    Host {
-        shared,
-        address,
-        additional_addresses: endpoint.additional_addresses.clone(),
-        hostname,
-        locality: group.locality.clone(),
-        priority: group.priority,
-        weight: endpoint.weight.max(1),
-        health: endpoint.health,
-        transport: plan.transport_for(&endpoint.metadata).clone(),
-        metadata: endpoint.metadata.clone(),
-        health_check: endpoint.health_check.clone(),
     }
 }

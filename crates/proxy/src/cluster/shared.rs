@@ -14,6 +14,7 @@ use std::{
     time::Instant,
 };
 
+use super::{OnDemand, entry::KnownHosts};
 use crate::{
     network::SharedLimits, overload::Overload, plan::cluster::Thresholds, transport::Secrets,
 };
@@ -47,6 +48,10 @@ pub struct ClusterShared {
     /// A worker has brought it to life: there is something to tell.
     pub(crate) touched: AtomicBool,
     pub(crate) breakers: [BreakerShared; 2],
+    /// Never touched by a request, but for the first one.
+    pub(crate) hosts: KnownHosts,
+    /// Hosts that connections brought into being (ORIGINAL_DST).
+    pub(crate) on_demand: OnDemand,
 }
 
 /// What circuit breakers count.

@@ -5,6 +5,7 @@ mod lb;
 use std::{collections::BTreeMap, time::Instant};
 
 use outrigger_http::{Framing, Method, RequestHead, Version};
+use prost::Message;
 use proto::envoy::config;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,12 +14,16 @@ use tokio::{
 };
 
 use super::{registry::Registry, *};
-use crate::{plan::ClusterLoadAssignment, worker::WorkerChange};
+use crate::{
+    plan::{ClusterLoadAssignment, LazyCluster},
+    worker::WorkerChange,
+};
 
-pub(super) fn plan(yaml: &str) -> Arc<Plan> {
+pub(super) fn plan(yaml: &str) -> Arc<LazyCluster> {
     let message: config::cluster::v3::Cluster =
         proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
-    Arc::new(Plan::try_from(&message).unwrap_or_else(|error| panic!("{error}\n{yaml}")))
+    let plan = Plan::try_from(&message).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+    Arc::new(LazyCluster::later(plan, message.encode_to_vec().into()))
 }
 
 /// A host `10.0.0.1:PORT` in no cluster.
@@ -38,7 +43,7 @@ pub(super) fn host(port: u16) -> Arc<Host> {
     })
 }
 
-fn eds(more: &str) -> Arc<Plan> {
+fn eds(more: &str) -> Arc<LazyCluster> {
     plan(&format!(
         "name: c\ntype: EDS\neds_cluster_config: {{eds_config: {{ads: {{}}}}}}\n{more}"
     ))
@@ -72,7 +77,7 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(plan: Arc<Plan>) -> Self {
+    pub(super) fn new(plan: Arc<LazyCluster>) -> Self {
         let store = ::stats::Store::default();
         let (sender, reports) = mpsc::unbounded_channel();
         let clusters = Clusters::new(
@@ -152,6 +157,51 @@ const ANY: LbContext<'static> = LbContext {
     alpn: None,
     fresh: false,
 };
+
+/// What ten thousand clusters cost depends on this.
+#[test]
+fn a_cluster_that_nobody_asks_for_is_its_encoding() {
+    let mut bench = Bench::new(eds("lb_policy: ROUND_ROBIN"));
+    let entry = |bench: &Bench| bench.registry.find("c").expect("it is there").clone();
+    let rests = |bench: &Bench| entry(bench).plan.made().is_none();
+    let members = |bench: &mut Bench| -> Vec<_> {
+        let all = bench.registry.memberships();
+        all.iter()
+            .map(|m| (m.hosts.total, m.hosts.healthy, m.changes))
+            .collect()
+    };
+    assert_eq!(members(&mut bench), [(0, 0, 0)]);
+    bench.assign(&group("priority: 0", &[(1, ", health_status: UNHEALTHY")]));
+    assert_eq!(members(&mut bench), [(1, 0, 1)]);
+    bench.assign(&group("priority: 0", &[(1, "")]));
+    assert_eq!(members(&mut bench), [(1, 1, 0)], "no host came or went");
+    // A look shows the hosts and leaves the cluster at rest.
+    let (plan, hosts) = entry(&bench).look();
+    assert_eq!((&*plan.name, hosts.hosts().len()), ("c", 1));
+    assert!(rests(&bench));
+    assert_eq!(bench.spread(1, &ANY), BTreeMap::from([(1, 1)]));
+    assert!(!rests(&bench));
+    // Whoever uses it keeps the facts of its hosts over a change.
+    let id = |bench: &Bench| bench.cluster().hosts().hosts()[0].shared.id;
+    let before = id(&bench);
+    bench.assign(&group("priority: 0", &[(1, ""), (2, "")]));
+    assert_eq!(id(&bench), before);
+    assert_eq!(members(&mut bench), [(2, 2, 1)]);
+}
+
+/// So does it of a mesh's clusters, which have TLS.
+#[test]
+fn a_cluster_at_rest_says_what_its_tls_needs() {
+    let plan = plan(
+        "name: c\ntype: EDS\neds_cluster_config: {eds_config: {ads: {}}}\ntransport_socket: {name: t, typed_config: \
+         {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: \
+         {tls_certificate_sds_secret_configs: [{name: default, sds_config: {ads: {}}}]}}}",
+    );
+    assert!(plan.made().is_none());
+    let names: Vec<_> = plan.secrets().map(|s| &*s.name).collect();
+    assert_eq!(names, ["default"]);
+    assert_eq!(plan.needs().len(), 1);
+}
 
 #[test]
 fn round_robin_is_even_and_follows_weights() {
@@ -420,7 +470,7 @@ async fn origin(lines: usize) -> u16 {
     port
 }
 
-fn static_plan(port: u16, more: &str) -> Arc<Plan> {
+fn static_plan(port: u16, more: &str) -> Arc<LazyCluster> {
     plan(&format!(
         "name: c\ntype: STATIC\n{more}\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: \
          {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"

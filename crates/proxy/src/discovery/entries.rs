@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::Bytes;
 use prost::Message;
-use proto::Any;
+use proto::envoy::config::cluster::v3::Cluster as ClusterMessage;
 use xds::client::{Received, ReceivedResource};
 
 use super::truth::Apply;
 use crate::{
-    plan::PlanErrors,
+    plan::{Cluster, LazyCluster, PlanErrors},
     server::{Change, ChangeError},
 };
 
@@ -21,10 +22,10 @@ use crate::{
 pub struct Version<T> {
     /// What it means.
     pub plan: Arc<T>,
-    /// As it came.
-    pub resource: Any,
+    /// As it came; of a static resource a part of the bootstrap.
+    pub resource: Bytes,
     /// The control plane's name for this version; empty for a static resource.
-    pub version: String,
+    pub version: Box<str>,
     /// When it came.
     pub updated: SystemTime,
 }
@@ -33,9 +34,9 @@ pub struct Version<T> {
 #[derive(Debug, Clone)]
 pub struct ErrorState {
     /// As it came.
-    pub resource: Any,
+    pub resource: Bytes,
     /// Its version.
-    pub version: String,
+    pub version: Box<str>,
     /// Why.
     pub details: String,
     /// When.
@@ -49,14 +50,15 @@ pub struct Entry<T> {
     pub fixed: bool,
     /// In force.
     pub active: Option<Version<T>>,
+    // What is rare is boxed: there may be ten thousand entries.
     /// Waiting for what it refers to.
-    pub warming: Option<Version<T>>,
+    pub warming: Option<Box<Version<T>>>,
     /// When waiting ends in any case.
     pub(super) deadline: Option<Instant>,
     /// When waiting for secrets ends; `None` once it has.
     pub(super) secrets_deadline: Option<Instant>,
     /// Refused.
-    pub error: Option<ErrorState>,
+    pub error: Option<Box<ErrorState>>,
 }
 
 impl<T> Default for Entry<T> {
@@ -76,7 +78,7 @@ impl<T> Default for Entry<T> {
 #[derive(Debug)]
 pub struct Config<T> {
     /// By name.
-    pub entries: BTreeMap<String, Entry<T>>,
+    pub entries: BTreeMap<Arc<str>, Entry<T>>,
     /// Version of the last response that was taken as a whole.
     pub version: String,
     /// Whether a first response was processed.
@@ -98,7 +100,7 @@ impl<T> Config<T> {
     pub(super) fn versions(&self) -> impl Iterator<Item = &Version<T>> {
         self.entries
             .values()
-            .flat_map(|e| e.active.iter().chain(&e.warming))
+            .flat_map(|e| e.active.iter().chain(e.warming.as_deref()))
     }
 
     /// How many are warming.
@@ -125,7 +127,7 @@ impl<T> Config<T> {
         let mut batch = Vec::new();
         for (r, planned) in received.resources.iter().zip(planned) {
             absent.remove(&(type_url, r.name.clone()));
-            let entry = self.entries.entry(r.name.clone()).or_default();
+            let entry = self.entries.entry(r.name.as_str().into()).or_default();
             match planned {
                 Ok(new) => {
                     if entry.active.as_ref().is_none_or(|old| old.plan != new.plan) {
@@ -136,7 +138,7 @@ impl<T> Config<T> {
                 }
                 Err(state) => {
                     errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
+                    entry.error = Some(Box::new(state));
                 }
             }
         }
@@ -170,10 +172,18 @@ pub(super) fn take<T: PartialEq>(
         // Bytes may differ where the meaning does not (accepted without effect): the dump shows the latest.
         entry.warming = None;
         let plan = active.plan.clone();
-        *active = Version { plan, ..new };
+        let resource = match active.resource == new.resource {
+            true => active.resource.clone(),
+            false => new.resource,
+        };
+        *active = Version {
+            plan,
+            resource,
+            ..new
+        };
         return;
     }
-    entry.warming = Some(new);
+    entry.warming = Some(Box::new(new));
     entry.deadline = deadline;
     entry.secrets_deadline = secrets_deadline;
 }
@@ -216,16 +226,29 @@ where
     let plan = P::try_from(&message).map_err(|e| refused(r, e.to_string()))?;
     Ok(Version {
         plan: Arc::new(plan),
-        resource: r.resource.clone(),
-        version: r.version.clone(),
+        resource: Bytes::copy_from_slice(&r.resource.value),
+        version: r.version.as_str().into(),
         updated: SystemTime::now(),
+    })
+}
+
+/// The same for a cluster, which keeps its encoding in place of its plan.
+pub(super) fn cluster_version(r: &ReceivedResource) -> Result<Version<LazyCluster>, ErrorState> {
+    let version = version::<ClusterMessage, Cluster>(r)?;
+    // Nobody else has it yet.
+    let plan = Arc::unwrap_or_clone(version.plan);
+    Ok(Version {
+        plan: Arc::new(LazyCluster::later(plan, version.resource.clone())),
+        resource: version.resource,
+        version: version.version,
+        updated: version.updated,
     })
 }
 
 pub(super) fn refused(r: &ReceivedResource, details: String) -> ErrorState {
     ErrorState {
-        resource: r.resource.clone(),
-        version: r.version.clone(),
+        resource: Bytes::copy_from_slice(&r.resource.value),
+        version: r.version.as_str().into(),
         details,
         attempted: SystemTime::now(),
     }
@@ -241,11 +264,11 @@ pub(super) fn applied<T>(
     match result {
         Ok(()) => {
             entry.error = None;
-            entry.active = Some(version);
+            entry.active = Some(*version);
             None
         }
         Err(why) => {
-            entry.error = Some(late(version, why.to_string()));
+            entry.error = Some(Box::new(late(*version, why.to_string())));
             Some(why.to_string())
         }
     }

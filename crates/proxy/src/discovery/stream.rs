@@ -311,19 +311,16 @@ impl Discovery {
 
     /// Brings subscriptions, gauges and the state of the process in line with the truth.
     fn follow(&mut self) {
-        let (eds, rds, secrets, unused, phase, clusters, listeners) = {
+        // A change of endpoints or routes changes no names, and there may be thousands.
+        let (names, secrets, unused, phase, (clusters, listeners)) = {
             let mut truth = self.truth.borrow_mut();
-            let mut unused = truth.drop_unused_routes();
-            unused.extend(truth.drop_unused_secrets());
-            (
-                truth.eds_names(),
-                truth.rds_names(),
-                truth.sds_names().clone(),
-                unused,
-                truth.phase(),
-                truth.clusters.warming(),
-                truth.listeners.warming(),
-            )
+            let mut unused = truth.drop_unused_secrets();
+            let names = truth.take_names_changed().then(|| {
+                unused.extend(truth.drop_unused_routes());
+                (truth.eds_names(), truth.rds_names())
+            });
+            let secrets = truth.sds_names().clone();
+            (names, secrets, unused, truth.phase(), truth.warming())
         };
         if !unused.is_empty() {
             self.server.apply(unused);
@@ -342,12 +339,20 @@ impl Discovery {
             tracing::error!("{kind} {}: {}", failure.name, failure.details);
         }
         if self.server.bootstrap.ads.is_some() {
-            self.session.watch(EDS, Want::Names(eds));
+            let (eds, rds) = match names {
+                Some((eds, rds)) => (Some(eds), Some(rds)),
+                None => (None, None),
+            };
+            if let Some(eds) = eds {
+                self.session.watch(EDS, Want::Names(eds));
+            }
             // Listeners are asked for when their clusters are there.
             if phase >= Phase::Listeners && self.server.bootstrap.lds.is_some() {
                 self.session.watch(LDS, Want::All);
             }
-            self.session.watch(RDS, Want::Names(rds));
+            if let Some(rds) = rds {
+                self.session.watch(RDS, Want::Names(rds));
+            }
             // A type that was never wanted is not spoken of.
             if !ads_secrets.is_empty() || self.asked_secrets {
                 self.asked_secrets = true;
@@ -405,8 +410,8 @@ fn node(bootstrap: &Bootstrap) -> Node {
 fn target(truth: &Truth, name: &str) -> Result<Target, StreamError> {
     let nowhere = || StreamError::NoAddress(name.to_owned());
     let entry = truth.clusters.entries.get(name).ok_or_else(nowhere)?;
-    let version = entry.active.as_ref().or(entry.warming.as_ref());
-    let cluster = &version.ok_or_else(nowhere)?.plan;
+    let version = entry.active.as_ref().or(entry.warming.as_deref());
+    let cluster = version.ok_or_else(nowhere)?.plan.look();
     let assignment = match &cluster.discovery {
         ClusterDiscovery::Static(a)
         | ClusterDiscovery::StrictDns {

@@ -6,17 +6,13 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use proto::{
-    Any,
-    envoy::{
-        config::{
-            cluster::v3::Cluster as ClusterMessage,
-            endpoint::v3::ClusterLoadAssignment as AssignmentMessage,
-            listener::v3::Listener as ListenerMessage,
-            route::v3::RouteConfiguration as RouteMessage,
-        },
-        extensions::transport_sockets::tls::v3::Secret as SecretMessage,
+use bytes::Bytes;
+use proto::envoy::{
+    config::{
+        endpoint::v3::ClusterLoadAssignment as AssignmentMessage,
+        listener::v3::Listener as ListenerMessage, route::v3::RouteConfiguration as RouteMessage,
     },
+    extensions::transport_sockets::tls::v3::Secret as SecretMessage,
 };
 use xds::{
     client::{Received, ReceivedResource},
@@ -24,13 +20,13 @@ use xds::{
 };
 
 use super::entries::{
-    Config, Entry, SECRETS_WAIT, Version, answered, applied, finish, refused, take, version,
+    Config, Entry, SECRETS_WAIT, Version, answered, applied, cluster_version, finish, refused,
+    take, version,
 };
 use crate::{
     plan::{
-        Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
+        Bootstrap, ClusterLoadAssignment, LazyCluster, Listener, RouteConfiguration,
         bootstrap::{ConfigSource, ConfigSourceKind},
-        cluster::Discovery,
         network::NetworkFilterConfig,
         tls::{SdsSecret, Secret},
     },
@@ -67,7 +63,7 @@ pub struct Failure {
 #[derive(Debug)]
 pub struct Truth {
     /// Clusters.
-    pub clusters: Config<Cluster>,
+    pub clusters: Config<LazyCluster>,
     /// Listeners.
     pub listeners: Config<Listener>,
     /// Routes by name.
@@ -83,6 +79,10 @@ pub struct Truth {
     /// Clusters or listeners have changed since they were gathered.
     wants_stale: bool,
     failures: Vec<Failure>,
+    /// Whether something may be warming; where nothing is, ten thousand entries need not be asked.
+    unsettled: bool,
+    /// Whether clusters or listeners, and with them the names to ask for, may have changed.
+    names_changed: bool,
     listeners_begun: bool,
     phase: Phase,
     waits_for_clusters: bool,
@@ -111,6 +111,8 @@ impl Truth {
             wanted_secrets: BTreeSet::new(),
             wants_stale: true,
             failures: Vec::new(),
+            unsettled: true,
+            names_changed: true,
             listeners_begun: false,
             phase: Phase::Clusters,
             waits_for_clusters: bootstrap.cds.is_some(),
@@ -121,29 +123,26 @@ impl Truth {
             began,
         };
         for (plan, encoded) in &bootstrap.static_clusters {
-            let entry = truth.fixed(plan, CDS, encoded);
-            truth.clusters.entries.insert(plan.name.to_string(), entry);
+            let entry = truth.fixed(plan, encoded);
+            truth.clusters.entries.insert(plan.name.clone(), entry);
         }
         for (plan, encoded) in &bootstrap.static_listeners {
-            let entry = truth.fixed(plan, LDS, encoded);
-            truth.listeners.entries.insert(plan.name.to_string(), entry);
+            let entry = truth.fixed(plan, encoded);
+            truth.listeners.entries.insert(plan.name.clone(), entry);
         }
         truth
     }
 
-    fn fixed<T>(&self, plan: &Arc<T>, type_url: &str, encoded: &[u8]) -> Entry<T> {
+    fn fixed<T>(&self, plan: &Arc<T>, encoded: &Bytes) -> Entry<T> {
         let version = Version {
             plan: plan.clone(),
-            resource: Any {
-                type_url: type_url.to_owned(),
-                value: encoded.to_vec(),
-            },
-            version: String::new(),
+            resource: encoded.clone(),
+            version: "".into(),
             updated: self.began,
         };
         Entry {
             fixed: true,
-            warming: Some(version),
+            warming: Some(Box::new(version)),
             ..Entry::default()
         }
     }
@@ -158,7 +157,7 @@ impl Truth {
             entry.secrets_deadline = entry
                 .warming
                 .as_ref()
-                .and_then(|v| patience(transport::secrets_of_cluster(&v.plan), now));
+                .and_then(|v| patience(v.plan.secrets(), now));
         }
         self.settle(now, apply);
     }
@@ -191,7 +190,11 @@ impl Truth {
             return Vec::new();
         }
         // What waits is there; what was replaced or removed is gone.
-        self.wants_stale |= matches!(received.type_url.as_str(), CDS | LDS);
+        if matches!(received.type_url.as_str(), CDS | LDS) {
+            self.wants_stale = true;
+            self.unsettled = true;
+            self.names_changed = true;
+        }
         let mut errors = match received.type_url.as_str() {
             CDS => self.receive_clusters(received, now, apply),
             LDS => self.receive_listeners(received, now, apply),
@@ -215,7 +218,9 @@ impl Truth {
             RDS => finish(&mut self.routes, received, &errors),
             _ => {}
         }
-        self.forget(apply);
+        if self.names_changed || !received.removed.is_empty() {
+            self.forget(apply);
+        }
         self.advance(now);
         errors
     }
@@ -234,28 +239,36 @@ impl Truth {
     ) -> Vec<(String, String)> {
         let mut errors = Vec::new();
         for r in &received.resources {
-            let entry = self.clusters.entries.entry(r.name.clone()).or_default();
+            let entry = self
+                .clusters
+                .entries
+                .entry(r.name.as_str().into())
+                .or_default();
             if entry.fixed {
                 // As Envoy: a static cluster is never replaced.
                 continue;
             }
-            match version::<ClusterMessage, Cluster>(r) {
+            match cluster_version(r) {
                 Ok(new) => {
                     // EDS is asked again only on a new stream: endpoints that are held count as its answer.
                     let deadline = cluster_deadline(&new.plan, now);
-                    let patience = patience(transport::secrets_of_cluster(&new.plan), now);
+                    let patience = patience(new.plan.secrets(), now);
                     take(entry, new, deadline, patience);
                 }
                 Err(state) => {
                     errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
+                    entry.error = Some(Box::new(state));
                 }
             }
         }
         let mut gone = Vec::new();
         for name in &received.removed {
-            if self.clusters.entries.get(name).is_some_and(|e| !e.fixed)
-                && let Some(entry) = self.clusters.entries.remove(name)
+            if self
+                .clusters
+                .entries
+                .get(name.as_str())
+                .is_some_and(|e| !e.fixed)
+                && let Some(entry) = self.clusters.entries.remove(name.as_str())
                 && let Some(active) = entry.active
             {
                 gone.push(Change::RemoveCluster(active.plan.name.clone()));
@@ -279,8 +292,12 @@ impl Truth {
         // Listeners that go first free the addresses that others may take over in the same response.
         let mut gone = Vec::new();
         for name in &received.removed {
-            if self.listeners.entries.get(name).is_some_and(|e| !e.fixed)
-                && let Some(entry) = self.listeners.entries.remove(name)
+            if self
+                .listeners
+                .entries
+                .get(name.as_str())
+                .is_some_and(|e| !e.fixed)
+                && let Some(entry) = self.listeners.entries.remove(name.as_str())
                 && let Some(active) = entry.active
             {
                 gone.push(Change::RemoveListener(active.plan.name.clone()));
@@ -290,7 +307,11 @@ impl Truth {
             apply(gone);
         }
         for r in &received.resources {
-            let entry = self.listeners.entries.entry(r.name.clone()).or_default();
+            let entry = self
+                .listeners
+                .entries
+                .entry(r.name.as_str().into())
+                .or_default();
             if entry.fixed {
                 continue;
             }
@@ -302,7 +323,7 @@ impl Truth {
                 }
                 Err(state) => {
                     errors.push((r.name.clone(), state.details.clone()));
-                    entry.error = Some(state);
+                    entry.error = Some(Box::new(state));
                 }
             }
         }
@@ -421,7 +442,7 @@ impl Truth {
                         entry.error = None;
                         entry.active = Some(new.clone());
                     }
-                    Err(state) => entry.error = Some(state.clone()),
+                    Err(state) => entry.error = Some(Box::new(state.clone())),
                 }
             }
             if let Err(state) = planned {
@@ -441,10 +462,7 @@ impl Truth {
 
     /// The secrets that clusters and listeners need, in force or warming.
     pub fn needed_secrets(&self) -> BTreeSet<SdsSecret> {
-        let clusters = self
-            .clusters
-            .versions()
-            .flat_map(|v| transport::secrets_of_cluster(&v.plan));
+        let clusters = self.clusters.versions().flat_map(|v| v.plan.secrets());
         let listeners = self
             .listeners
             .versions()
@@ -491,6 +509,9 @@ impl Truth {
 
     /// Puts in force whatever waits no longer.
     fn settle(&mut self, now: Instant, apply: &mut Apply<'_>) {
+        if !self.unsettled {
+            return;
+        }
         let mut batch = Vec::new();
         let over = |deadline: Option<Instant>| deadline.is_some_and(|d| d <= now);
         let (endpoints, absent, secrets) = (
@@ -507,9 +528,7 @@ impl Truth {
             let ready = over(entry.deadline)
                 || eds(&waiting.plan)
                     .is_none_or(|(service, _)| answered(endpoints, absent, EDS, service))
-                    && (patient.is_none()
-                        || transport::secrets_of_cluster(&waiting.plan)
-                            .all(|s| is_here(secrets, s)));
+                    && (patient.is_none() || waiting.plan.secrets().all(|s| is_here(secrets, s)));
             if ready {
                 batch.push(Change::UpsertCluster(waiting.plan.clone()));
             }
@@ -531,6 +550,21 @@ impl Truth {
             }
         }
         self.apply_warm(batch, apply);
+        self.unsettled = self.clusters.warming() + self.listeners.warming() > 0;
+    }
+
+    /// How many clusters and listeners are warming.
+    pub fn warming(&self) -> (usize, usize) {
+        if self.unsettled {
+            (self.clusters.warming(), self.listeners.warming())
+        } else {
+            (0, 0)
+        }
+    }
+
+    /// Whether [`Truth::eds_names`] and [`Truth::rds_names`] may have changed since the last call.
+    pub fn take_names_changed(&mut self) -> bool {
+        std::mem::take(&mut self.names_changed)
     }
 
     /// Applies a batch of what has warmed; a listener that cannot be opened keeps its former version.
@@ -539,6 +573,7 @@ impl Truth {
             return;
         }
         self.wants_stale = true;
+        self.names_changed = true;
         let subjects: Vec<(&'static str, Arc<str>)> = batch
             .iter()
             .filter_map(|change| match change {
@@ -575,6 +610,9 @@ impl Truth {
             Phase::Listeners => self.lds_deadline.filter(|_| !self.listeners.answered),
             Phase::Live => None,
         };
+        if !self.unsettled {
+            return first;
+        }
         self.clusters
             .deadlines()
             .chain(self.listeners.deadlines())
@@ -588,7 +626,7 @@ impl Truth {
         if self.phase == Phase::Clusters {
             let answered =
                 !self.waits_for_clusters || self.clusters.answered || over(self.cds_deadline);
-            if answered && self.clusters.warming() == 0 {
+            if answered && self.warming().0 == 0 {
                 self.phase = Phase::Listeners;
                 self.lds_deadline = self.lds_timeout.map(|t| now + t);
             }
@@ -596,7 +634,7 @@ impl Truth {
         if self.phase == Phase::Listeners {
             let answered =
                 !self.waits_for_listeners || self.listeners.answered || over(self.lds_deadline);
-            if answered && self.listeners.warming() == 0 {
+            if answered && self.warming().1 == 0 {
                 self.phase = Phase::Live;
             }
         }
@@ -613,9 +651,9 @@ impl Truth {
         let wanted = self.eds_names();
         let mut gone = Vec::new();
         self.endpoints.entries.retain(|name, entry| {
-            let keep = wanted.contains(name);
+            let keep = wanted.contains(&**name);
             if !keep && entry.active.is_some() {
-                gone.push(Change::RemoveEndpoints(name.as_str().into()));
+                gone.push(Change::RemoveEndpoints(name.clone()));
             }
             keep
         });
@@ -634,9 +672,9 @@ impl Truth {
         let wanted = self.rds_names();
         let mut gone = Vec::new();
         self.routes.entries.retain(|name, entry| {
-            let keep = wanted.contains(name);
+            let keep = wanted.contains(&**name);
             if !keep && entry.active.is_some() {
-                gone.push(Change::RemoveRoutes(name.as_str().into()));
+                gone.push(Change::RemoveRoutes(name.clone()));
             }
             keep
         });
@@ -670,14 +708,8 @@ fn after(now: Instant, source: &ConfigSource) -> Option<Instant> {
 }
 
 /// The service name that a cluster asks EDS for.
-fn eds(cluster: &Cluster) -> Option<(&str, &ConfigSource)> {
-    match &cluster.discovery {
-        Discovery::Eds {
-            service_name,
-            source,
-        } => Some((service_name, source)),
-        _ => None,
-    }
+fn eds(cluster: &LazyCluster) -> Option<(&str, &ConfigSource)> {
+    cluster.eds().map(|(service, source)| (&**service, source))
 }
 
 /// The routes that a listener asks RDS for.
@@ -706,8 +738,8 @@ fn patience<'s>(mut secrets: impl Iterator<Item = &'s SdsSecret>, now: Instant) 
 }
 
 /// When a cluster stops waiting, see [`listener_deadline`].
-fn cluster_deadline(cluster: &Cluster, now: Instant) -> Option<Instant> {
-    let secrets = transport::secrets_of_cluster(cluster).filter_map(|s| s.source.as_ref());
+fn cluster_deadline(cluster: &LazyCluster, now: Instant) -> Option<Instant> {
+    let secrets = cluster.secrets().filter_map(|s| s.source.as_ref());
     latest(
         now,
         eds(cluster)

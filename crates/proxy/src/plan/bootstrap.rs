@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{
     access_log::AccessLog,
     address::Address,
-    cluster::Cluster,
     endpoint::Locality,
+    lazy::LazyCluster,
     listener::Listener,
     matcher::{Finite, StringMatcher},
     overload::OverloadManager,
@@ -23,7 +23,7 @@ pub struct Bootstrap {
     /// Who we are.
     pub node: Node,
     /// Clusters that are always there, with their encoding, a part of [`Bootstrap::encoded`].
-    pub static_clusters: Vec<(Arc<Cluster>, Bytes)>,
+    pub static_clusters: Vec<(Arc<LazyCluster>, Bytes)>,
     /// Listeners that are always there, with their encoding, a part of [`Bootstrap::encoded`].
     pub static_listeners: Vec<(Arc<Listener>, Bytes)>,
     /// Secrets that are always there.

@@ -57,6 +57,7 @@ pub use endpoint::ClusterLoadAssignment;
 pub use error::{PlanError, PlanErrors};
 pub use http::HttpConnectionManager;
 pub use http_filter::HttpFilter;
+pub use lazy::LazyCluster;
 pub use listener::{FilterChain, Listener};
 pub use matcher::{Fraction, HeaderMatcher, StringMatcher};
 pub use metadata::Metadata;

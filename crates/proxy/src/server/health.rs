@@ -72,7 +72,7 @@ impl Server {
         let entry = self.cluster(cluster);
         let wanted = entry
             .as_ref()
-            .and_then(|entry| Some((entry, entry.plan.health_check.clone()?)));
+            .and_then(|entry| Some((entry, entry.plan.made()?.health_check.clone()?)));
         let Some((entry, check)) = wanted else {
             all.0.remove(cluster);
             return;
@@ -86,7 +86,7 @@ impl Server {
             checks.check = check.clone();
             checks.tasks.clear();
         }
-        let hosts = || entry.hosts.hosts().iter().filter(|host| is_checked(host));
+        let hosts = || entry.hosts().hosts().iter().filter(|host| is_checked(host));
         checks
             .tasks
             .retain(|id, _| hosts().any(|host| host.shared.id == *id));
@@ -159,7 +159,7 @@ impl Server {
             // A host that discovery names no longer is gone now, and its checks with it.
             self.sync_checks(cluster);
         }
-        let hosts = entry.hosts.hosts();
+        let hosts = entry.hosts().hosts();
         let traffic = hosts.iter().any(|h| h.shared.cx_total.load(Relaxed) > 0);
         interval(check, passed, verdict.transition, traffic, random)
     }
@@ -169,8 +169,16 @@ impl Server {
         let Some(entry) = self.cluster(cluster) else {
             return;
         };
-        let found = entry.hosts.hosts().iter().find(|host| host.shared.id == id);
-        let (Some(host), Some(check)) = (found, &entry.plan.health_check) else {
+        let found = entry
+            .hosts()
+            .hosts()
+            .iter()
+            .find(|host| host.shared.id == id);
+        let check = entry
+            .plan
+            .made()
+            .and_then(|plan| plan.health_check.as_ref());
+        let (Some(host), Some(check)) = (found, check) else {
             return;
         };
         let shared = &host.shared;
@@ -206,7 +214,7 @@ impl Server {
 
     fn count_checked(&self, entry: &ClusterEntry) {
         let count = |wanted: &dyn Fn(&Host) -> bool| {
-            let hosts = entry.hosts.hosts().iter();
+            let hosts = entry.hosts().hosts().iter();
             hosts.filter(|host| wanted(host)).count() as i64
         };
         let failed = |host: &Host| host.shared.flag(HealthFlag::FailedActiveHc);
@@ -314,11 +322,11 @@ fn start(
             }) else {
                 return;
             };
-            let hosts = entry.hosts.hosts().iter();
+            let hosts = entry.hosts().hosts().iter();
             let Some(host) = hosts.clone().find(|host| host.shared.id == id) else {
                 return;
             };
-            let asked = asker.ask(&entry.plan, host, &check);
+            let asked = asker.ask(entry.plan.plan(), host, &check);
             let result = match tokio::time::timeout(check.timeout, asked).await {
                 Ok(result) => result,
                 Err(_) => {

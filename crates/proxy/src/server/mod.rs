@@ -28,7 +28,8 @@ use tokio::{
 use crate::{
     cluster::{ClusterEntry, Rates, registry::Registry, shared::ProcessShared},
     plan::{
-        Address, Bootstrap, Cluster, ClusterLoadAssignment, Listener, RouteConfiguration,
+        Address, Bootstrap, Cluster, ClusterLoadAssignment, LazyCluster, Listener,
+        RouteConfiguration,
         cluster::Discovery,
         tls::{SdsSecret, Secret},
     },
@@ -44,7 +45,7 @@ use sockets::Sockets;
 #[derive(Clone, Debug)]
 pub enum Change {
     /// A new cluster or a new version of one.
-    UpsertCluster(Arc<Cluster>),
+    UpsertCluster(Arc<LazyCluster>),
     /// The cluster of this name is gone.
     RemoveCluster(Arc<str>),
     /// Endpoints of EDS clusters.
@@ -305,10 +306,15 @@ impl Server {
         };
         match change {
             Change::UpsertCluster(plan) => {
-                let names = DnsTask::wanted(&plan)?;
+                // A plan that was not kept has no names to resolve.
+                let names = match plan.made() {
+                    Some(plan) => DnsTask::wanted(plan)?,
+                    None => None,
+                };
                 let owner = Owner::Cluster(plan.name.clone());
-                let needs = transport::of_cluster(&plan);
-                self.require(owner, needs, || format!("cluster {}", plan.name))?;
+                self.require(owner, plan.needs().to_vec(), || {
+                    format!("cluster {}", plan.name)
+                })?;
                 let known = self.clusters.borrow().find(&plan.name).is_some();
                 let count = if known {
                     "cluster_modified"
@@ -597,10 +603,15 @@ impl Server {
             let scope = self
                 .stats
                 .scope(&format!("cluster.{}.membership_", membership.stat_name));
-            scope.gauge("total").set(membership.total as i64);
-            scope.gauge("healthy").set(membership.healthy as i64);
-            scope.gauge("degraded").set(membership.degraded as i64);
-            scope.gauge("excluded").set(membership.excluded as i64);
+            let hosts = membership.hosts;
+            for (name, count) in [
+                ("total", hosts.total),
+                ("healthy", hosts.healthy),
+                ("degraded", hosts.degraded),
+                ("excluded", membership.excluded),
+            ] {
+                scope.gauge(name).set(count.into());
+            }
             scope.counter("change").add(membership.changes);
         }
     }

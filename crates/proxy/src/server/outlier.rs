@@ -86,7 +86,7 @@ impl Server {
             let name = format!("cluster.{}.{name}", entry.plan.stat_name());
             self.stats.gauge(&name).set(value as i64);
         };
-        if let crate::plan::lb::LbPolicy::RingHash { .. } = entry.plan.lb_policy {
+        if let crate::plan::lb::LbPolicy::RingHash { .. } = entry.plan.plan().lb_policy {
             gauge("ring_hash_lb.size", size);
             gauge("ring_hash_lb.min_hashes_per_host", least);
             gauge("ring_hash_lb.max_hashes_per_host", most);
@@ -139,7 +139,7 @@ impl Server {
                 sink.write(|out| out.extend_from_slice(format!("{line}\n").as_bytes()));
             }
         }
-        let aside = ejected(&entry.hosts);
+        let aside = ejected(entry.hosts());
         scope.gauge("ejections_active").set(aside as i64);
     }
 }

@@ -216,18 +216,6 @@ pub(crate) fn of_listener(plan: &Listener) -> Vec<Source> {
         .collect()
 }
 
-/// The secrets that a cluster's contexts need.
-pub(crate) fn secrets_of_cluster(plan: &Cluster) -> impl Iterator<Item = &SdsSecret> {
-    let all = plan.transport_socket_matches.iter();
-    all.map(|m| &m.transport_socket)
-        .chain([&plan.transport_socket])
-        .filter_map(|transport| match transport.after_header().0 {
-            UpstreamTransport::Tls(tls) => Some(&tls.common),
-            _ => None,
-        })
-        .flat_map(secrets)
-}
-
 /// The secrets that a listener's contexts need.
 pub(crate) fn secrets_of_listener(plan: &Listener) -> impl Iterator<Item = &SdsSecret> {
     let chains = plan.filter_chains.iter().chain(&plan.default_filter_chain);

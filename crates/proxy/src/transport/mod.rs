@@ -15,9 +15,7 @@ mod store;
 mod upstream;
 
 pub(crate) use downstream::Downstream;
-pub(crate) use keeper::{
-    Keeper, Owner, of_cluster, of_listener, secrets_of_cluster, secrets_of_listener, stamp,
-};
+pub(crate) use keeper::{Keeper, Owner, of_cluster, of_listener, secrets_of_listener, stamp};
 pub(crate) use material::{Material, Source};
 pub(crate) use metadata_exchange::{exchange, own};
 pub(crate) use store::Secrets;

@@ -129,7 +129,7 @@ filter_chains:
                 "name: {name}\ntype: STATIC\nconnect_timeout: 2s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
                  {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{cluster}"
             )));
-            changes.push(Change::UpsertCluster(Arc::new(plan.unwrap())));
+            changes.push(Change::UpsertCluster(Arc::new(plan.unwrap().into())));
         }
         let plan = Listener::try_from(&message::<config::listener::v3::Listener>(&yaml));
         changes.push(Change::UpsertListener(Arc::new(

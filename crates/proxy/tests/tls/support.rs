@@ -120,7 +120,9 @@ pub(crate) fn cluster(name: &str, port: u16, more: &str) -> Change {
          {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
     );
     let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&yaml));
-    Change::UpsertCluster(Arc::new(plan.unwrap_or_else(|e| panic!("{e}\n{yaml}"))))
+    Change::UpsertCluster(Arc::new(
+        plan.unwrap_or_else(|e| panic!("{e}\n{yaml}")).into(),
+    ))
 }
 
 /// A listener; `chains` are items of a YAML list.

@@ -98,7 +98,7 @@ fn a_full_host_hands_over_to_one_that_the_hash_says() {
 #[test]
 fn policies_without_hash_have_no_table() {
     let random = plan("name: c\ntype: STATIC\nlb_policy: RANDOM");
-    assert!(HashTable::new(&random, shares(&[1])).is_none());
+    assert!(HashTable::new(random.plan(), shares(&[1])).is_none());
 }
 
 /// `envoy.json` was written by `tests/interop/hashing` with Envoy 1.40: clusters, and the host of each of 10,000 keys.

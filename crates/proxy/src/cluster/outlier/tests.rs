@@ -19,7 +19,7 @@ impl Bench {
             "name: c\ntype: STATIC\noutlier_detection: {{{yaml}}}"
         ));
         Self {
-            plan: plan.outlier_detection.clone().expect("it is given"),
+            plan: plan.plan().outlier_detection.clone().expect("it is given"),
             hosts: (0..count).map(host).collect(),
             detector: Detector::default(),
             now: Instant::now(),

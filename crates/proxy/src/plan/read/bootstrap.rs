@@ -26,6 +26,7 @@ use crate::plan::{
         StatsTagSource,
     },
     error::{At, Step, unsupported},
+    lazy::LazyCluster,
     matcher::Finite,
     regex::Regex,
 };
@@ -145,7 +146,8 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         let mut parts = parts_of(&plan.encoded, 2);
         plan.static_clusters = at.each("clusters", clusters, |at, m: &cluster_pb::Cluster| {
             let encoded = parts.next().unwrap_or_default();
-            Ok((Arc::new(cluster(at, m)?), encoded))
+            let plan = LazyCluster::later(cluster(at, m)?, encoded.clone());
+            Ok((Arc::new(plan), encoded))
         });
         plan.static_secrets = at.each("secrets", secrets, secret);
         unique(

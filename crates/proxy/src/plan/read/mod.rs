@@ -36,6 +36,7 @@ mod socket;
 mod tls;
 mod upstream_http;
 
+use prost::Message;
 use proto::envoy::{
     config::{
         bootstrap::v3 as bootstrap_pb, cluster::v3 as cluster_pb, core::v3 as core_pb,
@@ -50,6 +51,13 @@ use super::{
 };
 
 pub(super) use route::planned_again as virtual_host;
+
+/// The plan of a cluster that was planned without an error before.
+pub(super) fn cluster(encoded: &[u8]) -> Cluster {
+    let message = cluster_pb::Cluster::decode(encoded).ok();
+    let planned = message.and_then(|m| Cluster::try_from(&m).ok());
+    planned.expect("a plan depends on its message alone, and there was one")
+}
 
 impl TryFrom<&listener_pb::Listener> for Listener {
     type Error = PlanErrors;
