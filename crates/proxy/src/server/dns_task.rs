@@ -7,7 +7,7 @@ use tokio::{
     task::{AbortHandle, spawn_local},
 };
 
-use super::{ChangeError, Server, resolves};
+use super::{ChangeError, Server};
 use crate::{
     cluster::Names,
     plan::{
@@ -41,9 +41,6 @@ pub(super) struct Wanted {
 impl DnsTask {
     /// What has to be resolved for a cluster; `None` where there is nothing.
     pub(super) fn wanted(plan: &Cluster) -> Result<Option<Wanted>, ChangeError> {
-        if !resolves(plan) {
-            return Ok(None);
-        }
         let (Discovery::StrictDns {
             load_assignment,
             dns,
