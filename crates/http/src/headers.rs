@@ -224,6 +224,7 @@ impl Headers {
         span
     }
 
+    #[inline]
     fn is(&self, field: &Field, name: &[u8]) -> bool {
         field.name.len as usize == name.len() && self.bytes(field.name).eq_ignore_ascii_case(name)
     }

@@ -3,6 +3,7 @@
 use std::{
     hash::{BuildHasher, Hash, Hasher},
     io,
+    net::SocketAddr,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
@@ -42,6 +43,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) stream: Stream,
+    /// Our address of it: asking the system for it with each request would be one call more.
+    pub(crate) local: Option<SocketAddr>,
     pub(crate) account: Account,
 }
 
@@ -138,7 +141,11 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
             stats
                 .upstream_cx_connect_ms()
                 .record(since.elapsed().as_millis() as u64);
-            Ok(Upstream { stream, account })
+            Ok(Upstream {
+                local: stream.local_address(),
+                stream,
+                account,
+            })
         }
         failed => {
             stats.upstream_cx_connect_fail().inc();

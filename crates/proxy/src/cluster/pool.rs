@@ -453,7 +453,7 @@ impl Http1 {
 
     /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
     pub fn local_address(&self) -> Option<std::net::SocketAddr> {
-        self.upstream.as_ref()?.stream.local_address()
+        self.upstream.as_ref()?.local
     }
 
     /// The stream itself, for what does not go back to the pool (upgrades, CONNECT). The account stays open as long as

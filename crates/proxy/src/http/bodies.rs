@@ -78,7 +78,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 poll_fn(|cx| self.poll_bodies(cx, &mut upstream, tunnel, timer.as_mut())).await,
             );
         }
-        self.exchange.progress.upstream_last_received = Some(Instant::now());
+        let now = Instant::now();
+        self.exchange.progress.upstream_last_received = Some(now);
         if tunnel {
             stats.downstream_cx_upgrades_active().dec();
         }
@@ -86,8 +87,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             Some(End::Complete) if tunnel => self.writer.close_after(),
             Some(End::Complete) => {
                 let cluster = self.target.cluster.stats();
-                let time = self.exchange.progress.start.elapsed().as_millis() as u64;
-                cluster.upstream_rq_time().record(time);
+                let time = now.duration_since(self.exchange.progress.start);
+                cluster.upstream_rq_time().record(time.as_millis() as u64);
                 if self.pump.is_ended() {
                     upstream.release();
                 } else {

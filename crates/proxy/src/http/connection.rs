@@ -139,6 +139,7 @@ async fn http1_connection(
     let mut requests = 0;
     let mut idle = Idle::new(plan.common.idle_timeout);
     let mut closed = pin!(drain.closed());
+    // For rests and requests: setting one costs more than to be woken too early now and then.
     let mut timer = pin!(None);
     loop {
         idle.touch();
@@ -191,7 +192,7 @@ async fn http1_connection(
                 if old || spent {
                     writer.close_after();
                 }
-                exchange::request(&cx, head, &mut reader, &mut writer).await;
+                exchange::request(&cx, head, &mut reader, &mut writer, timer.as_mut()).await;
             }
             Ok(Err(Error::Refused(refusal))) => {
                 let (_, writer) = connection.split();
@@ -254,8 +255,8 @@ async fn read_head(
 /// Bytes of a request nobody wants that are read before its connection closes.
 const LINGER: usize = 1024 * 1024;
 
-/// The idle limit of a connection. The timer is not set anew for each request: when it fires
-/// early it is set to what is left.
+/// The idle limit of a connection. The timer is not set anew for each request: when it fires early, for the sake of an
+/// earlier rest or of a request, it is set to what is left.
 pub(super) struct Idle {
     limit: Option<Duration>,
     since: Instant,
@@ -285,7 +286,11 @@ impl Idle {
         };
         let at = self.since + limit;
         loop {
-            if timer.is_none() {
+            if timer
+                .as_ref()
+                .as_pin_ref()
+                .is_none_or(|timer| timer.deadline() > at)
+            {
                 timer.set(Some(sleep_until(at)));
             }
             let Some(sleep) = timer.as_mut().as_pin_mut() else {

@@ -88,6 +88,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
+    timer: Pin<&mut Option<Sleep>>,
     target: Target,
     body: Option<Kept>,
 ) -> Option<Kept> {
@@ -123,7 +124,9 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         || target
             .cluster
             .speaks_http2(exchange.request.version == Version::Http2);
-    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, cx.live.plan.request_timeout);
+    let now = TokioInstant::now();
+    let receive = cx.live.plan.request_timeout;
+    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, receive, now);
     let kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
     let keeps = follows || !mirrors.is_empty();
     let mut forward = Forward {
@@ -146,8 +149,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         winner: None,
     };
     forward.prepare_request();
-    let mut timer = pin!(None::<Sleep>);
-    let redirected = forward.run(timer.as_mut()).await;
+    let redirected = forward.run(timer).await;
     if !mirrors.is_empty() {
         mirror::send(mirrors, &forward.kept, forward.exchange, cx.worker);
     }
@@ -330,9 +332,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         let now = TokioInstant::now();
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         self.deadlines
-            .start_per_try_idle(self.timeouts.per_try_idle);
-        if self.reader.is_end() {
-            self.start_request_timeout();
+            .start_per_try_idle(self.timeouts.per_try_idle, now);
+        if self.reader.is_end() && self.deadlines.request.is_none() {
+            self.start_request_timeout(now);
         }
         let cluster = self.target.cluster.clone();
         let version = self.exchange.request.version;
@@ -395,7 +397,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 }
             });
             let (reader, writer, deadlines) =
-                (&mut *self.reader, &mut *self.writer, &self.deadlines);
+                (&mut *self.reader, &mut *self.writer, &mut self.deadlines);
             poll_fn(|cx| {
                 if let Poll::Ready(result) = acquired.as_mut().poll(cx) {
                     return Poll::Ready(result.map_err(AttemptError::NoConnection));
@@ -439,15 +441,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 {
                     cluster.immediate_health_check_fail(host);
                 }
-                self.exchange.progress.upstream_first_received = Some(Instant::now());
-                self.exchange.upstream.response_time = Some(
-                    self.exchange
-                        .progress
-                        .upstream_last_sent
-                        .filter(|at| *at > sent)
-                        .unwrap_or(sent)
-                        .elapsed(),
-                );
+                let received = Instant::now();
+                let progress = &mut self.exchange.progress;
+                progress.upstream_first_received = Some(received);
+                let sent = progress
+                    .upstream_last_sent
+                    .filter(|at| *at > sent)
+                    .unwrap_or(sent);
+                self.exchange.upstream.response_time = Some(received.duration_since(sent));
             }
             Err(AttemptError::Broken { stale: false, .. }) => {
                 cluster.stats().upstream_rq_rx_reset().inc();
@@ -530,14 +531,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
     }
 
     /// The request's own limit begins when all of it has arrived.
-    fn start_request_timeout(&mut self) {
+    fn start_request_timeout(&mut self, now: TokioInstant) {
         self.deadlines.receive = None;
-        if self.deadlines.request.is_none() {
-            self.deadlines.request = self
-                .timeouts
-                .request
-                .map(|limit| TokioInstant::now() + limit);
-        }
+        self.deadlines.request = self.timeouts.request.map(|limit| now + limit);
     }
 
     /// Sends the request and waits for the head of its response.
@@ -567,8 +563,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             }
             _ => {}
         }
-        if self.kept.complete {
-            self.start_request_timeout();
+        if self.kept.complete && self.deadlines.request.is_none() && self.timeouts.request.is_some()
+        {
+            self.start_request_timeout(TokioInstant::now());
         }
         loop {
             match upstream.poll_head(cx, self.exchange.request.upgrade) {

@@ -137,6 +137,7 @@ impl Pump {
                     .map_err(PumpError::Upstream)?;
                 continue;
             }
+            let mut now = None;
             if !kept.complete {
                 match reader.poll_frame(cx) {
                     Poll::Pending => {
@@ -160,7 +161,8 @@ impl Pump {
                     }
                     Poll::Ready(None) => kept.complete = true,
                 }
-                exchange.progress.request_received = Some(Instant::now());
+                now = Some(Instant::now());
+                exchange.progress.request_received = now;
             }
             if self.tunnel {
                 ready!(upstream.poll_shutdown(cx)).map_err(PumpError::Upstream)?;
@@ -171,7 +173,7 @@ impl Pump {
                 .send_end(kept.trailers.as_ref())
                 .map_err(PumpError::Upstream)?;
             self.ended = true;
-            exchange.progress.upstream_last_sent = Some(Instant::now());
+            exchange.progress.upstream_last_sent = now.or_else(|| Some(Instant::now()));
         }
     }
 

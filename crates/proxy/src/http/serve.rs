@@ -1,9 +1,12 @@
 //! One request, from its head to its log line.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Sleep,
+};
 
 use super::{
     Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond, route_stats,
@@ -22,18 +25,19 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves one request. `true` when an HTTP/2 client took it back.
+/// Serves one request; its limits of time share the timer with the connection. `true` when an HTTP/2 client took it back.
 pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     cx: &Context<'_>,
     head: RequestHead,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
+    timer: Pin<&mut Option<Sleep>>,
 ) -> bool {
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
     stats.downstream_rq_active().inc();
     let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
-    if let Err(reply) = handle(cx, &mut exchange, reader, writer).await {
+    if let Err(reply) = handle(cx, &mut exchange, reader, writer, timer).await {
         respond::reply(cx, &mut exchange, reader, writer, reply).await;
     }
     finish(cx, &mut exchange);
@@ -72,6 +76,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
+    mut timer: Pin<&mut Option<Sleep>>,
 ) -> Result<(), LocalReply> {
     let plan = &cx.live.plan;
     let overload = &cx.worker.shared.overload;
@@ -102,7 +107,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
         let Some(target) = filtered(cx, exchange, reader, writer, &mut kept).await? else {
             return Ok(());
         };
-        kept = forward::forward(cx, exchange, reader, writer, target, kept).await;
+        kept = forward::forward(cx, exchange, reader, writer, timer.as_mut(), target, kept).await;
         if kept.is_none() {
             return Ok(());
         }

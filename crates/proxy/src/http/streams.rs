@@ -264,7 +264,8 @@ async fn stream(
         true
     } else {
         let mut reader: BodyReader<'_, Stream> = BodyReader::H2(reader);
-        exchange::request(&cx, head, &mut reader, &mut BodyWriter::H2(writer)).await
+        let timer = pin!(None);
+        exchange::request(&cx, head, &mut reader, &mut BodyWriter::H2(writer), timer).await
     };
     live.http2_stats.streams_active().dec();
     resets.closed.set(resets.closed.get() + 1);

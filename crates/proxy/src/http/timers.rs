@@ -35,6 +35,8 @@ pub(super) struct Deadlines {
     idle: Option<Instant>,
     idle_limit: Option<Duration>,
     per_try_idle_limit: Option<Duration>,
+    /// Bytes have moved since the idle limits were last set.
+    touched: bool,
 }
 
 impl Deadlines {
@@ -42,8 +44,8 @@ impl Deadlines {
         stream: Option<Duration>,
         idle: Option<Duration>,
         receive: Option<Duration>,
+        now: Instant,
     ) -> Deadlines {
-        let now = Instant::now();
         Deadlines {
             stream: stream.map(|limit| now + limit),
             idle: idle.map(|limit| now + limit),
@@ -53,20 +55,29 @@ impl Deadlines {
         }
     }
 
-    /// Bytes have moved.
+    /// Bytes have moved. What time it is matters only to who has to wait for the next ones.
     pub(super) fn touch(&mut self) {
-        if let Some(limit) = self.idle_limit {
-            self.idle = Some(Instant::now() + limit);
-        }
-        if self.per_try_idle.is_some() {
-            self.start_per_try_idle(self.per_try_idle_limit);
-        }
+        self.touched = true;
     }
 
-    /// An attempt begins, or bytes of it have moved.
-    pub(super) fn start_per_try_idle(&mut self, limit: Option<Duration>) {
+    /// An attempt begins.
+    pub(super) fn start_per_try_idle(&mut self, limit: Option<Duration>, now: Instant) {
         self.per_try_idle_limit = limit;
-        self.per_try_idle = limit.map(|limit| Instant::now() + limit);
+        self.per_try_idle = limit.map(|limit| now + limit);
+    }
+
+    fn set_idle(&mut self) {
+        self.touched = false;
+        let limits = (
+            self.idle_limit,
+            self.per_try_idle.and(self.per_try_idle_limit),
+        );
+        if limits == (None, None) {
+            return;
+        }
+        let now = Instant::now();
+        self.idle = limits.0.map(|limit| now + limit);
+        self.per_try_idle = limits.1.map(|limit| now + limit);
     }
 
     fn next(&self) -> Option<(Instant, Expired)> {
@@ -83,12 +94,16 @@ impl Deadlines {
         .min_by_key(|(at, _)| *at)
     }
 
-    /// Waits for the first deadline. The timer is set again only when it is later than that.
+    /// Waits for the first deadline. The timer is set again only when it is later than that: it may be one that an
+    /// earlier request has left, and fire too early.
     pub(super) fn poll(
-        &self,
+        &mut self,
         cx: &mut Context<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Poll<Expired> {
+        if self.touched {
+            self.set_idle();
+        }
         loop {
             let Some((at, which)) = self.next() else {
                 return Poll::Pending;

@@ -20,6 +20,11 @@ enum Side {
 
 /// Applies the operations on the request that is in `exchange`.
 pub(crate) fn request(exchange: &mut Exchange<'_>) {
+    let mut any = false;
+    each(&exchange.route, Side::Request, |_| any = true);
+    if !any {
+        return;
+    }
     let route = exchange.route.clone();
     each(&route, Side::Request, |mutations| {
         let added = values(mutations, exchange, None);

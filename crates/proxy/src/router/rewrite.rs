@@ -3,13 +3,25 @@
 use crate::{
     access_log::format,
     http::Exchange,
-    plan::route::{Action, HostRewrite, PathMatch, RouteMatch},
+    plan::route::{Action, ClusterSpecifier, HostRewrite, PathMatch, RouteMatch},
     router::headers::weighted,
 };
 
 /// Rewrites the request's host and path as its route says. `envoy_headers`: tells the upstream the
 /// path as it was.
 pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
+    // Most routes rewrite nothing.
+    let rewrites = exchange.route.action().is_some_and(|action| {
+        action.host_rewrite != HostRewrite::None
+            || action.prefix_rewrite.is_some()
+            || action.regex_rewrite.is_some()
+            || action.path_rewrite.is_some()
+            || action.template_rewrite.is_some()
+            || matches!(action.cluster, ClusterSpecifier::Weighted(_))
+    });
+    if !rewrites {
+        return;
+    }
     let reference = exchange.route.clone();
     let Some(route) = reference.route() else {
         return;
