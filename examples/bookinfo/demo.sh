@@ -87,6 +87,15 @@ printf '$ nsenter -n --target %s iptables -t nat -L -v\n%s\n' "$pid" "$rules"
 met=$(printf '%s' "$rules" | awk '/Chain ISTIO_IN_REDIRECT/ { c = 1 } c && $3 == "REDIRECT" { print $1; exit }')
 [ "${met:-0}" != 0 ] || fail "no connection met ISTIO_IN_REDIRECT"
 
+say "Every hop is mutual TLS: who that pod is, and what a caller without a certificate gets"
+own=$(nsenter -n --target "$pid" curl -sS http://127.0.0.1:15000/certs | grep -o 'spiffe://[^"]*/sa/[^"]*' | head -n 1 || true)
+printf '%s\n' "$own"
+[ "$own" = spiffe://cluster.local/ns/default/sa/bookinfo-reviews ] || fail "the proxy of reviews-v1 has no certificate of its own"
+address=$("$outrigger" local ps | awk '$2 == "reviews-v1" && $3 == "istio-proxy" { print $7; exit }')
+plain=$("$outrigger" local exec -n istio-system istiod -- outrigger call "http://$address:9080/health" --timeout 5 || true)
+printf '$ outrigger local exec -n istio-system istiod -- outrigger call http://%s:9080/health\n%s\n' "$address" "$plain"
+printf '%s' "$plain" | grep -q '"status":200' && fail "a caller without a certificate is served"
+
 say "One request in the logs of both sidecars, with one request id"
 id=demo-$$
 curl -sS --max-time 10 -o /dev/null -H "x-request-id: $id" "$gateway/productpage" || fail "the page did not come"

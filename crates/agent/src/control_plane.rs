@@ -218,13 +218,10 @@ impl Secure {
             parameters: Parameters::default(),
             alpn: vec![b"h2".to_vec()],
             session_names: 0,
+            clock: self.clock.clone(),
         };
         let identity = self.identity();
-        let config = client(&options, identity.as_ref(), Some(&Arc::new(validation)))
-            .map_err(|e| e.to_string())?;
-        let mut config = (*config).clone();
-        config.time_provider = Arc::new(Time(self.clock.clone()));
-        Ok(Arc::new(config))
+        client(&options, identity.as_ref(), Some(&Arc::new(validation))).map_err(|e| e.to_string())
     }
 
     /// The certificate that proves us. Where it has expired or cannot be read the token does.
@@ -244,22 +241,6 @@ impl Secure {
             return None;
         }
         Some(identity)
-    }
-}
-
-/// rustls asks our clock.
-struct Time(Clock);
-
-impl fmt::Debug for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl rustls::time_provider::TimeProvider for Time {
-    fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
-        let since = Duration::from_secs(self.0.seconds());
-        Some(rustls::pki_types::UnixTime::since_unix_epoch(since))
     }
 }
 

@@ -419,7 +419,7 @@ struct Trusted {
 /// The authority, with the key that all replicas of a cluster share.
 async fn trust(
     flags: &Flags,
-    server: &Server,
+    server: &Arc<Server>,
     client: Option<&Client>,
     replica: &Replica,
 ) -> Result<Trusted, CommandError> {
@@ -438,7 +438,7 @@ async fn trust(
 /// The certificate authority, who may ask it, and the TLS settings of the port where they do.
 fn authority(
     flags: &Flags,
-    server: &Server,
+    server: &Arc<Server>,
     client: Option<&Client>,
 ) -> Result<Trusted, CommandError> {
     let current = server.current();
@@ -464,6 +464,7 @@ fn authority(
     let authenticator = Authenticator {
         tokens,
         trust_domain,
+        server: server.clone(),
     };
     Ok(Trusted {
         authority,

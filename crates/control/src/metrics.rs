@@ -261,6 +261,14 @@ const DEFINITIONS: &[Definition] = &[
         "sidecar_injection_skip_total",
         "Pods that were to have no proxy.",
     ),
+    gauge(
+        "citadel_server_root_cert_expiry_timestamp",
+        "When the certificate ends that is signed with, in seconds since 1970.",
+    ),
+    counter(
+        "pilot_sds_certificate_errors_total",
+        "Requests for secrets some of which are missing, wrong, or not for the caller.",
+    ),
     counter("pilot_inbound_updates", "Changes received, by type."),
     counter(
         "pilot_push_triggers",

@@ -413,11 +413,65 @@ async fn tokens_prove_what_they_say_and_nothing_else() {
     assert!(review(&good).await.is_ok());
 }
 
+/// Two pods of one namespace; only the gateway's is here, on this machine.
+const OBJECTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web}}
+spec: {serviceAccountName: web, containers: [{name: app}]}
+status: {phase: Running, podIP: 127.0.0.1, podIPs: [{ip: 127.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: away-0, namespace: shop, labels: {app: away}}
+spec: {serviceAccountName: web, containers: [{name: app}]}
+status: {phase: Running, podIP: 10.9.9.9, podIPs: [{ip: 10.9.9.9}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gateway-0, namespace: shop, labels: {istio: entry}}
+spec: {serviceAccountName: entry, containers: [{name: app}]}
+status: {phase: Running, podIP: 127.0.0.1, podIPs: [{ip: 127.0.0.1}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: entry, namespace: shop}
+spec:
+  selector: {istio: entry}
+  servers:
+  - port: {number: 443, name: https, protocol: HTTPS}
+    hosts: ['*']
+    tls: {mode: MUTUAL, credentialName: site}
+";
+
+/// What the Gateway names, what nobody names, and what is no certificate.
+fn credentials() -> String {
+    let site = rcgen::generate_simple_self_signed(vec!["site".into()]).expect("made");
+    let secret = |name: &str, namespace: &str, key: &str| {
+        let data = json!({"tls.crt": site.cert.pem(), "tls.key": key, "ca.crt": site.cert.pem()});
+        json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+            "metadata": {"name": name, "namespace": namespace}, "stringData": data})
+        .to_string()
+    };
+    let key = site.signing_key.serialize_pem();
+    [
+        secret("site", "shop", &key),
+        secret("other", "shop", &key),
+        secret("site", "bank", &key),
+    ]
+    .join("\n---\n")
+}
+
 /// A control plane's secure port.
 struct Secured {
     address: std::net::SocketAddr,
     roots: String,
     issuer: Issuer,
+    server: Arc<Server>,
     _dir: tempfile::TempDir,
 }
 
@@ -427,15 +481,16 @@ impl Secured {
         let issuer = Issuer::new(dir.path());
         let authority = Arc::new(authority(dir.path(), Clock::system()));
         let server = Server::new(Box::new(Istio), Settings::default());
-        let (snapshot, problems) = config::Snapshot::from_texts([(
-            Path::new("a.yaml"),
-            "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n",
-        )]);
+        let (snapshot, problems) = config::Snapshot::from_texts([
+            (Path::new("a.yaml"), OBJECTS),
+            (Path::new("b.yaml"), &credentials()),
+        ]);
         server.load(Arc::new(snapshot), Arc::new(problems));
         let keys = KeyFile::open(&dir.path().join("keys.json"), Clock::system()).expect("keys");
         let authenticator = Authenticator {
             tokens: Some(Arc::new(keys)),
             trust_domain: "cluster.local".to_owned(),
+            server: server.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
@@ -443,7 +498,8 @@ impl Secured {
         let tls = secure::keep(authority.clone(), names, Clock::system()).expect("tls");
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
         let roots = authority.roots();
-        let certificates = Certificates::new(authority, authenticator, server, Clock::system());
+        let certificates =
+            Certificates::new(authority, authenticator, server.clone(), Clock::system());
         let serving = tonic::transport::Server::builder()
             .add_service(xds::server::Service::new(Arc::new(ads)))
             .add_service(IstioCertificateServiceServer::new(certificates))
@@ -453,8 +509,16 @@ impl Secured {
             address,
             roots: roots.to_string(),
             issuer,
+            server,
             _dir: dir,
         }
+    }
+
+    fn token_of(&self, pod: &str, account: &str) -> String {
+        self.issuer.token(|c| {
+            c["kubernetes.io"]["pod"]["name"] = json!(pod);
+            c["sub"] = json!(format!("system:serviceaccount:shop:{account}"));
+        })
     }
 
     /// A channel with or without a certificate of the client.
@@ -529,9 +593,10 @@ async fn a_token_buys_a_certificate_and_the_certificate_the_next_one() {
 
     let nobody = Secured::certificate(channel.clone(), None, csr.clone()).await;
     assert_eq!(nobody.expect_err("no token").code(), Code::Unauthenticated);
-    let admin = secured
-        .issuer
-        .token(|c| c["sub"] = json!("system:serviceaccount:shop:admin"));
+    let admin = secured.issuer.token(|c| {
+        c["sub"] = json!("system:serviceaccount:shop:admin");
+        c["kubernetes.io"] = Value::Null;
+    });
     let stolen = Secured::certificate(channel, Some(&admin), csr.clone()).await;
     assert_eq!(stolen.expect_err("other").code(), Code::PermissionDenied);
 
@@ -596,4 +661,139 @@ async fn a_proxy_gets_the_configuration_of_its_own_workload_only() {
         let refused = open(namespace, account).await.expect_err("another's");
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_token_is_worth_nothing_away_from_its_pod() {
+    let secured = Secured::start().await;
+    let channel = secured.channel(None).await.expect("connected");
+    let ask = async |pod: &str, account: &str| {
+        let token = secured.issuer.token(|c| {
+            c["kubernetes.io"]["pod"]["name"] = json!(pod);
+            c["sub"] = json!(format!("system:serviceaccount:shop:{account}"));
+        });
+        let (csr, _) = request(&[], false);
+        Secured::certificate(channel.clone(), Some(&token), csr).await
+    };
+    ask("web-0", "web").await.expect("from its pod");
+    // Of a pod that is elsewhere, that is gone, and with an account that is not the pod's.
+    for (pod, account) in [("away-0", "web"), ("gone-0", "web"), ("web-0", "entry")] {
+        let refused = ask(pod, account).await.expect_err("another's");
+        assert_eq!(refused.code(), Code::Unauthenticated, "{pod} {account}");
+        assert_eq!(
+            refused.message(),
+            "authentication failure",
+            "no more is told"
+        );
+    }
+    // More than a request can be is not even read.
+    let token = secured.issuer.token(|_| ());
+    let large = Secured::certificate(channel, Some(&token), "x".repeat(10 << 20)).await;
+    let large = large.expect_err("10 MB");
+    assert!(
+        matches!(
+            large.code(),
+            Code::OutOfRange | Code::ResourceExhausted | Code::InvalidArgument
+        ),
+        "{large}"
+    );
+}
+
+#[tokio::test]
+async fn the_plain_port_signs_nothing_and_gives_no_secrets() {
+    let secured = Secured::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let ads = Ads::open(secured.server.clone());
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(xds::server::Service::new(Arc::new(ads)))
+            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
+    );
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+        .expect("uri")
+        .connect()
+        .await
+        .expect("connected");
+    // What somebody has read on the wire, sent again here.
+    let token = secured.issuer.token(|_| ());
+    let refused = Secured::certificate(channel.clone(), Some(&token), request(&[], false).0).await;
+    assert_eq!(refused.expect_err("not here").code(), Code::Unimplemented);
+    let gateway = secured.token_of("gateway-0", "entry");
+    let found = secrets(
+        channel,
+        Some(&gateway),
+        "gateway-0",
+        "entry",
+        &["kubernetes://site"],
+    );
+    assert_eq!(found.await.expect("an answer"), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_gateway_gets_the_secrets_that_are_named_for_it() {
+    let secured = Secured::start().await;
+    let channel = secured.channel(None).await.expect("connected");
+    let all = [
+        "kubernetes://site",
+        "kubernetes://site-cacert",
+        "kubernetes-gateway://shop/site",
+        "kubernetes://other",
+        "kubernetes://gone",
+        "kubernetes-gateway://bank/site",
+        "kubernetes://../bank/site",
+    ];
+    let gateway = secured.token_of("gateway-0", "entry");
+    let found = secrets(channel.clone(), Some(&gateway), "gateway-0", "entry", &all).await;
+    let mut found = found.expect("an answer");
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "kubernetes-gateway://shop/site",
+            "kubernetes://site",
+            "kubernetes://site-cacert"
+        ]
+    );
+    // A workload beside it, which says that it has the gateway's labels, gets none.
+    let web = secured.token_of("web-0", "web");
+    let found = secrets(channel, Some(&web), "web-0", "web", &all).await;
+    assert_eq!(found.expect("an answer"), [""; 0]);
+}
+
+/// Asks for secrets as a gateway would; the names of those that come.
+async fn secrets(
+    channel: Channel,
+    token: Option<&str>,
+    pod: &str,
+    account: &str,
+    names: &[&str],
+) -> Result<Vec<String>, Status> {
+    let node = proto::json::from_value(&json!({
+        "id": format!("router~127.0.0.1~{pod}.shop~shop.svc.cluster.local"),
+        "metadata": {"NAMESPACE": "shop", "SERVICE_ACCOUNT": account, "CLUSTER_ID": "Kubernetes",
+            "LABELS": {"istio": "entry"}},
+    }))
+    .expect("node");
+    let first = DeltaDiscoveryRequest {
+        node: Some(node),
+        type_url: xds::type_url::SDS.to_owned(),
+        resource_names_subscribe: names.iter().map(|n| (*n).to_owned()).collect(),
+        ..Default::default()
+    };
+    let requests =
+        tokio_stream::StreamExt::chain(tokio_stream::iter([first]), tokio_stream::pending());
+    let mut request = Request::new(requests);
+    if let Some(token) = token {
+        let value = format!("Bearer {token}").parse().expect("ascii");
+        request.metadata_mut().insert("authorization", value);
+    }
+    let mut client = AggregatedDiscoveryServiceClient::new(channel);
+    let mut answers = client
+        .delta_aggregated_resources(request)
+        .await?
+        .into_inner();
+    let answer = answers.message().await?.expect("an answer");
+    assert_eq!(answer.type_url, xds::type_url::SDS);
+    Ok(answer.resources.into_iter().map(|r| r.name).collect())
 }

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use base::clock::Clock;
 use rustls::{
     ClientConfig, SignatureScheme,
     client::{ResolvesClientCert, Resumption},
@@ -15,7 +16,7 @@ use rustls_pki_types::ServerName;
 use crate::{
     TlsError,
     identity::Identity,
-    parameters::Parameters,
+    parameters::{Parameters, Time},
     verify::{ServerVerifier, Validation},
 };
 
@@ -28,6 +29,8 @@ pub struct ClientOptions {
     pub alpn: Vec<Vec<u8>>,
     /// Server names whose sessions are kept; 0 keeps none.
     pub session_names: usize,
+    /// By whose time certificates are judged.
+    pub clock: Clock,
 }
 
 /// Builds a client. Without a validation it talks to everybody.
@@ -54,6 +57,7 @@ pub fn client(
         }
         None => builder.with_no_client_auth(),
     };
+    config.time_provider = Arc::new(Time(options.clock.clone()));
     config.alpn_protocols.clone_from(&options.alpn);
     config.resumption = match options.session_names {
         0 => Resumption::disabled(),

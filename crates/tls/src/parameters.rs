@@ -1,12 +1,18 @@
 //! Versions, cipher suites and groups.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use base::clock::Clock;
 use rustls::{
     CipherSuite, NamedGroup, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
+    time_provider::TimeProvider,
     version::{TLS12, TLS13},
 };
+use rustls_pki_types::UnixTime;
 
 use crate::TlsError;
 
@@ -109,4 +115,14 @@ pub(crate) fn default_provider() -> Arc<CryptoProvider> {
             })
         })
         .clone()
+}
+/// Lets rustls ask our clock.
+#[derive(Debug)]
+pub(crate) struct Time(pub(crate) Clock);
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        let since = Duration::from_secs(self.0.seconds());
+        Some(UnixTime::since_unix_epoch(since))
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use base::clock::Clock;
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs::Ticketer,
@@ -15,7 +16,7 @@ use rustls::{
 use crate::{
     TlsError,
     identity::Identity,
-    parameters::Parameters,
+    parameters::{Parameters, Time},
     verify::{ClientVerifier, Validation},
 };
 
@@ -37,6 +38,8 @@ pub struct ServerOptions {
     pub session_cache: bool,
     /// The client's order of cipher suites counts.
     pub prefer_client_ciphers: bool,
+    /// By whose time certificates are judged.
+    pub clock: Clock,
 }
 
 /// A server with one or more identities.
@@ -91,6 +94,7 @@ impl Server {
                     .map_err(|error| TlsError::Parameters(error.to_string()))?
                     .with_client_cert_verifier(verifier.clone())
                     .with_cert_resolver(Arc::new(SingleCertAndKey::from((*identity.key).clone())));
+                config.time_provider = Arc::new(Time(options.clock.clone()));
                 config.ignore_client_order = !options.prefer_client_ciphers;
                 config.session_storage = match (&options.tickets, options.session_cache) {
                     (None, true) => ServerSessionMemoryCache::new(SESSIONS),

@@ -41,6 +41,10 @@ pub(crate) const CASES: &[Case] = &[
         crate::mtls::strict_refuses_who_is_outside,
     ),
     (
+        "forged_callers_are_refused",
+        crate::mtls::forged_callers_are_refused,
+    ),
+    (
         "nothing_is_plain_on_the_bridge",
         crate::mtls::nothing_is_plain_on_the_bridge,
     ),

@@ -2,14 +2,15 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{Read, Write},
+    net::TcpStream,
     os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use nix::{
@@ -188,7 +189,11 @@ pub(crate) fn nothing_is_plain_on_the_bridge(mesh: &Mesh) {
         assert!(is_answered(&answer), "{args:?}: {answer}");
         ears.heard(marker)
     };
-    // That it would be heard is shown by who is outside.
+    // That it would be heard is shown by who is outside; the case before may have forbidden that.
+    let url = vault(mesh, "http", 8080);
+    eventually("plain calls are served", Duration::from_secs(10), || {
+        is_answered(&mesh.call(OUTSIDE, &[&url, "--timeout", "3"])).then_some(())
+    });
     let url = format!("{}/loud-marker-0", vault(mesh, "http", 8080));
     assert!(
         said("loud-marker-0", OUTSIDE, &[&url]),
@@ -264,4 +269,154 @@ pub(crate) fn the_certificate_is_the_pods_own(mesh: &Mesh) {
         "/var/run/secrets/tokens/istio-token",
     ]);
     assert!(!seen.status.success(), "the application has no such token");
+}
+
+/// Who a caller says it is, and who vouches for that.
+enum Caller {
+    /// No certificate at all.
+    Nobody,
+    /// The mesh's authority, for this name in the common name or as a URI, ended or not.
+    Certified {
+        uri: Option<&'static str>,
+        common_name: Option<&'static str>,
+        ended: bool,
+    },
+    /// Itself.
+    SelfSigned(&'static str),
+}
+
+impl Caller {
+    /// Chain and key, PEM.
+    fn identity(&self, mesh: &Mesh) -> Option<tls::identity::Identity> {
+        let (uri, common_name, ended) = match self {
+            Self::Nobody => return None,
+            Self::Certified {
+                uri,
+                common_name,
+                ended,
+            } => (*uri, *common_name, *ended),
+            Self::SelfSigned(uri) => (Some(*uri), None, false),
+        };
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(name) = common_name {
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
+        }
+        if let Some(uri) = uri {
+            let uri = uri.try_into().expect("ASCII");
+            params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+        }
+        let now = SystemTime::now();
+        params.not_before = (now - Duration::from_secs(7200)).into();
+        params.not_after = match ended {
+            true => now - Duration::from_secs(3600),
+            false => now + Duration::from_secs(3600),
+        }
+        .into();
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let leaf = match self {
+            Self::SelfSigned(_) => params.self_signed(&key),
+            _ => {
+                let read = |name: &str| {
+                    let path = mesh.state().join("authority").join(name);
+                    fs::read_to_string(path).expect("the authority's files")
+                };
+                let signer = rcgen::KeyPair::from_pem(&read("ca-key.pem")).expect("its key");
+                let issuer = rcgen::Issuer::from_ca_cert_pem(&read("ca-cert.pem"), signer);
+                params.signed_by(&key, &issuer.expect("its certificate"))
+            }
+        };
+        let leaf = leaf.expect("signed").pem();
+        let made =
+            tls::identity::Identity::from_pem(leaf.as_bytes(), key.serialize_pem().as_bytes());
+        Some(made.expect("they belong together"))
+    }
+
+    /// Calls the vault from a pod without a sidecar, as a sidecar would; the status of the answer.
+    fn call(&self, mesh: &Mesh) -> Result<String, String> {
+        let options = tls::client::ClientOptions {
+            parameters: tls::parameters::Parameters::default(),
+            alpn: vec![
+                b"istio-http/1.1".to_vec(),
+                b"istio".to_vec(),
+                b"http/1.1".to_vec(),
+            ],
+            session_names: 0,
+            clock: base::clock::Clock::system(),
+        };
+        let identity = self.identity(mesh);
+        let config = tls::client::client(&options, identity.as_ref(), None).expect("a client");
+        let pid = mesh.status()["processes"]
+            .as_array()
+            .expect("processes")
+            .iter()
+            .find(|p| p["pod"] == "outside")
+            .and_then(|p| p["pid"].as_u64())
+            .expect("a process");
+        let to = format!("{}:8080", mesh.address("bank", "vault"));
+        let call = move || -> std::io::Result<String> {
+            let namespace = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            let stream = TcpStream::connect(to)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let name = tls::client::server_name("").expect("no name");
+            let session = rustls::ClientConnection::new(config, name);
+            let session = session.map_err(std::io::Error::other)?;
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            stream.write_all(b"GET /x HTTP/1.1\r\nHost: vault\r\nConnection: close\r\n\r\n")?;
+            let mut answer = vec![0; 12];
+            stream.read_exact(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = thread::spawn(call).join().expect("no panic");
+        answer.map_err(|e| e.to_string())
+    }
+}
+
+pub(crate) fn forged_callers_are_refused(mesh: &Mesh) {
+    let policy = Policy::new(mesh, "{mtls: {mode: STRICT}}");
+    let certified = |uri, common_name, ended| Caller::Certified {
+        uri,
+        common_name,
+        ended,
+    };
+    eventually("no certificate is refused", Duration::from_secs(10), || {
+        Caller::Nobody.call(mesh).is_err().then_some(())
+    });
+    // That a good one passes shows that the others fail for what is wrong with them.
+    let good = certified(Some(CLIENT_ID), None, false).call(mesh);
+    assert_eq!(good.as_deref(), Ok("HTTP/1.1 200"));
+    for (what, caller) in [
+        ("self-signed", Caller::SelfSigned(CLIENT_ID)),
+        (
+            "of another trust domain",
+            certified(
+                Some("spiffe://other.domain/ns/shop/sa/default"),
+                None,
+                false,
+            ),
+        ),
+        (
+            "of a trust domain that begins like ours",
+            certified(
+                Some("spiffe://cluster.local.evil/ns/shop/sa/default"),
+                None,
+                false,
+            ),
+        ),
+        (
+            "with its name in the CN",
+            certified(None, Some(CLIENT_ID), false),
+        ),
+        ("expired", certified(Some(CLIENT_ID), None, true)),
+    ] {
+        let answer = caller.call(mesh);
+        assert!(
+            answer.is_err(),
+            "a certificate {what} is accepted: {answer:?}"
+        );
+    }
+    drop(policy);
 }

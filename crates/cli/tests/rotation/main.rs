@@ -138,11 +138,22 @@ fn without_the_authority(mesh: &Mesh) {
     println!("  recovered after {:.1} s", back.elapsed().as_secs_f32());
 }
 
+/// The address of the echo's service: a call to the pod itself would go past the mesh, in plain text.
+fn echo(mesh: &Mesh, port: u16) -> String {
+    let path = mesh.state().join("config/completed/service.shop.echo.yaml");
+    let text = fs::read_to_string(path).expect("the service");
+    let line = text
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("clusterIP:"));
+    let address = line.expect("its address").trim().trim_matches('"');
+    format!("{address}:{port}")
+}
+
 /// The roots that are given out, PEM each.
 fn roots(mesh: &Mesh) -> Vec<String> {
     let text = fs::read_to_string(mesh.state().join("authority/root-cert.pem"));
     let text = text.unwrap_or_default();
-    let all = text.split_inclusive("-----END CERTIFICATE-----\n");
+    let all = text.split_inclusive("-----END CERTIFICATE-----");
     all.map(str::to_owned)
         .filter(|c| !c.trim().is_empty())
         .collect()
@@ -181,7 +192,9 @@ fn figure(mesh: &Mesh, pod: &str, name: &str) -> f64 {
 fn certificate_of(mesh: &Mesh, pod: &str) -> Value {
     let text = mesh.inside("shop", pod, "curl -s http://127.0.0.1:15000/certs");
     let certs: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
-    certs["certificates"][0]["cert_chain"][0]["serial_number"].clone()
+    let all = certs["certificates"].as_array().expect("certificates");
+    let own = all.iter().find_map(|c| c["cert_chain"].get(0));
+    own.expect("its own")["serial_number"].clone()
 }
 
 /// A process of a container.
@@ -273,7 +286,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 impl Lasting {
     fn start(mesh: &Mesh, port: u16, run: fn(String, &AtomicBool) -> u64) -> Self {
         let pid = process(mesh, "shop", "client", "app");
-        let to = format!("{}:{port}", mesh.address("shop", "echo"));
+        let to = echo(mesh, port);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
@@ -353,7 +366,7 @@ impl Lasting {
 /// One line over a connection of its own, from the client to the echo: `None` where it is refused.
 fn hello(mesh: &Mesh) -> Option<()> {
     let pid = process(mesh, "shop", "client", "app");
-    let to = format!("{}:9000", mesh.address("shop", "echo"));
+    let to = echo(mesh, 9000);
     let ask = move || -> Option<()> {
         join(pid);
         let mut stream = TcpStream::connect(&to).ok()?;

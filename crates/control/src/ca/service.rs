@@ -17,7 +17,10 @@ use proto::istio::v1::auth::{
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use super::{Authority, CaError, Csr, token::TokenReviewer};
+use super::{
+    Authority, CaError, Csr,
+    token::{Reviewed, TokenReviewer},
+};
 use crate::server::{Server, secure::Peer};
 
 /// Requests of one caller from one address: so many at once, …
@@ -34,6 +37,8 @@ pub struct Authenticator {
     pub tokens: Option<Arc<dyn TokenReviewer>>,
     /// Whose identities the mesh's service accounts are.
     pub trust_domain: String,
+    /// Knows the pods that tokens are bound to.
+    pub server: Arc<Server>,
 }
 
 impl fmt::Debug for Authenticator {
@@ -106,9 +111,48 @@ impl Authenticator {
             .review(token)
             .await
             .map_err(|e| refused(e.to_string()))?;
+        self.bound(&reviewed, &credentials.peer, reviewer.knows_pods())
+            .map_err(refused)?;
         reviewed
             .identity(&self.trust_domain)
             .map_err(|e| refused(e.to_string()))
+    }
+
+    /// A token that is bound to a pod is worth something in that pod alone: the pod is there, is of that service
+    /// account, and is where the caller is. A pod of another cluster is not known here, and `known` to its reviewer.
+    fn bound(&self, reviewed: &Reviewed, peer: &Peer, known: bool) -> Result<(), String> {
+        let Some(name) = &reviewed.pod else {
+            return Ok(());
+        };
+        let namespace = &reviewed.namespace;
+        let current = self.server.current();
+        let pod = current
+            .as_ref()
+            .and_then(|push| push.mesh.workloads().pod(namespace, name));
+        let Some(pod) = pod else {
+            return match known {
+                true => Ok(()),
+                false => Err(format!(
+                    "the token is bound to pod {namespace}/{name}, which does not exist"
+                )),
+            };
+        };
+        let own = format!("/sa/{}", reviewed.service_account);
+        if !pod.identity.is_empty() && !pod.identity.ends_with(&own) {
+            return Err(format!(
+                "the token is bound to pod {namespace}/{name}, which has another service account"
+            ));
+        }
+        let Some(from) = peer.address.map(|a| a.ip().to_canonical().to_string()) else {
+            return Ok(());
+        };
+        match pod.addresses.is_empty() || pod.addresses.contains(&from) {
+            true => Ok(()),
+            false => Err(format!(
+                "the token is bound to pod {namespace}/{name} at {}",
+                pod.addresses.join(", ")
+            )),
+        }
     }
 }
 

@@ -77,6 +77,11 @@ pub type Review<'a> = Pin<Box<dyn Future<Output = Result<Reviewed, TokenError>> 
 pub trait TokenReviewer: Send + Sync + 'static {
     /// Whom the token speaks for.
     fn review<'a>(&'a self, token: &'a str) -> Review<'a>;
+
+    /// Whether it looks itself whether the pod of a token is there, as an API server does.
+    fn knows_pods(&self) -> bool {
+        true
+    }
 }
 
 impl Reviewed {
@@ -187,6 +192,10 @@ impl KeyFile {
 impl TokenReviewer for KeyFile {
     fn review<'a>(&'a self, token: &'a str) -> Review<'a> {
         Box::pin(async move { self.check(token) })
+    }
+
+    fn knows_pods(&self) -> bool {
+        false
     }
 }
 

@@ -42,6 +42,8 @@ struct Built {
     server: Server,
     /// Who is accepted is trusted.
     trusts: bool,
+    /// A client's certificate must be good now.
+    expires: bool,
 }
 
 impl Downstream {
@@ -124,6 +126,17 @@ impl Downstream {
         let stream = start.into_stream(config).await?;
         let local = Some(choice.identity.leaf().clone());
         let session = Session::of(stream.get_ref().1, name, local, built.trusts);
+        // A session that is taken up again judges no certificate: the one that it began with may have ended since.
+        // Clients with a newer one begin anew, so that none that is good comes here.
+        let until = session.peer.as_ref().map(|peer| peer.not_after);
+        let now = i64::try_from(self.secrets.clock.seconds()).unwrap_or(i64::MAX);
+        if session.resumed && built.expires && until.is_some_and(|until| until <= now) {
+            return Err(HandshakeError::Failed(Failure {
+                kind: FailureKind::Chain,
+                reason: "TLS_error: CERTIFICATE_VERIFY_FAILED: the certificate of the resumed session has expired"
+                    .to_owned(),
+            }));
+        }
         Ok(Stream::with_tls(stream.into(), session))
     }
 
@@ -165,12 +178,16 @@ impl Downstream {
             tickets,
             session_cache: !plan.disable_stateful_session_resumption,
             prefer_client_ciphers: plan.prefer_client_ciphers,
+            clock: self.secrets.clock.clone(),
         };
         let validation = parts.validation.map(Arc::new);
         let trusts = validation.as_ref().is_some_and(|validation| {
             !validation.accept_untrusted
                 && (validation.trust.is_some() || !validation.trust_domains.is_empty())
         });
+        let expires = validation
+            .as_ref()
+            .is_some_and(|v| v.asks() && !v.allow_expired);
         let server = Server::new(&options, &parts.identities, validation.as_ref())
             .map_err(|error| HandshakeError::Context(error.to_string()))?;
         Ok(Built {
@@ -178,6 +195,7 @@ impl Downstream {
             materials: parts.materials,
             server,
             trusts,
+            expires,
         })
     }
 

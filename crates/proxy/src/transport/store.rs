@@ -11,6 +11,7 @@ use std::{
     },
 };
 
+use base::clock::Clock;
 use tls::server::{Tickets, ticketer};
 
 use super::{Material, Source};
@@ -26,6 +27,8 @@ pub(crate) struct Secrets {
     /// What seals session tickets, by a digest of what a ticket vouches for. It outlives contexts, so that a client
     /// resumes with every worker and after a rotation.
     tickets: Mutex<HashMap<[u8; 32], Weak<dyn Tickets>>>,
+    /// By whose time certificates are judged.
+    pub(crate) clock: Clock,
 }
 
 impl Secrets {

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use base::clock::Clock;
 use rustls::ClientConfig;
 use tls::{
     certificate::Certificate,
@@ -144,7 +145,12 @@ impl Upstreams {
             context.generation.set(generation);
             return Ok(context);
         }
-        let context = Rc::new(Context::new(plan, parts, generation)?);
+        let context = Rc::new(Context::new(
+            plan,
+            parts,
+            generation,
+            secrets.clock.clone(),
+        )?);
         match at {
             Some(at) => contexts[at] = context.clone(),
             None => contexts.push(context.clone()),
@@ -154,7 +160,12 @@ impl Upstreams {
 }
 
 impl Context {
-    fn new(plan: &Arc<UpstreamTls>, parts: Parts, generation: u64) -> Result<Self, HandshakeError> {
+    fn new(
+        plan: &Arc<UpstreamTls>,
+        parts: Parts,
+        generation: u64,
+        clock: Clock,
+    ) -> Result<Self, HandshakeError> {
         let options = ClientOptions {
             parameters: parameters(&plan.common),
             alpn: alpn(&plan.common.alpn),
@@ -164,6 +175,7 @@ impl Context {
                 // A name for each host.
                 (_, true) => 64,
             },
+            clock,
         };
         let mut validation = parts.validation;
         if plan.auto_sni_san_validation {
