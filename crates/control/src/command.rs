@@ -453,7 +453,10 @@ fn authority(
     };
     let clock = Clock::system();
     let authority = Authority::open(&files, &trust_domain, clock.clone())?;
-    let authority = Arc::new(authority.with_overlap(flags.root_overlap));
+    let authority = authority
+        .with_overlap(flags.root_overlap)
+        .with_replicas(client.is_some());
+    let authority = Arc::new(authority);
     let names = secure::names(&namespace);
     let tls = secure::keep(authority.clone(), names, clock.clone())?;
     let tokens = match (&flags.token_keys, client) {

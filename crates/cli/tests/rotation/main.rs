@@ -193,8 +193,10 @@ fn certificate_of(mesh: &Mesh, pod: &str) -> Value {
     let text = mesh.inside("shop", pod, "curl -s http://127.0.0.1:15000/certs");
     let certs: Value = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
     let all = certs["certificates"].as_array().expect("certificates");
-    let own = all.iter().find_map(|c| c["cert_chain"].get(0));
-    own.expect("its own")["serial_number"].clone()
+    let chains = all.iter().flat_map(|c| [&c["cert_chain"], &c["certChain"]]);
+    let own = chains.into_iter().find_map(|chain| chain.get(0));
+    own.unwrap_or_else(|| panic!("no certificate of its own: {certs}"))
+        .clone()
 }
 
 /// A process of a container.

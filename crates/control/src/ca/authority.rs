@@ -52,6 +52,8 @@ pub struct Authority {
     place: Place,
     trust_domain: String,
     overlap: Duration,
+    /// Other replicas sign with the same key: none of them replaces it alone.
+    shared: bool,
     clock: Clock,
     signing: Mutex<Signing>,
     roots: watch::Sender<Arc<str>>,
@@ -161,6 +163,7 @@ impl Authority {
             place,
             trust_domain: trust_domain.to_owned(),
             overlap: DEFAULT_OVERLAP,
+            shared: false,
             clock,
             signing: Mutex::new(signing),
             roots: watch::Sender::new("".into()),
@@ -175,6 +178,12 @@ impl Authority {
     /// How long a new root is given out before it signs.
     pub fn with_overlap(mut self, overlap: Duration) -> Self {
         self.overlap = overlap;
+        self
+    }
+
+    /// Says that other replicas have the same key. It is not replaced here then: plug in the next one for all of them.
+    pub fn with_replicas(mut self, shared: bool) -> Self {
+        self.shared = shared;
         self
     }
 
@@ -219,6 +228,16 @@ impl Authority {
     /// Does what is due now: a step of a rotation, or reading plugged-in files that were replaced.
     pub fn turn(&self) -> Result<(), CaError> {
         match &self.place {
+            Place::Own(folder) if self.shared => {
+                if self.wished(folder) {
+                    files::remove(&folder.join(WISH))?;
+                    warn!(
+                        "certificate authority: other replicas have this key, too: put the next one into --caCertsDir \
+                         of all, its root beside the present one"
+                    );
+                }
+                Ok(())
+            }
             Place::Own(folder) => self.rotate(folder),
             Place::Plugged(folder) => self.reload(folder),
         }

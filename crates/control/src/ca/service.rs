@@ -111,16 +111,18 @@ impl Authenticator {
             .review(token)
             .await
             .map_err(|e| refused(e.to_string()))?;
-        self.bound(&reviewed, &credentials.peer, reviewer.knows_pods())
-            .map_err(refused)?;
+        if !reviewer.knows_pods() {
+            self.bound(&reviewed, &credentials.peer).map_err(refused)?;
+        }
         reviewed
             .identity(&self.trust_domain)
             .map_err(|e| refused(e.to_string()))
     }
 
     /// A token that is bound to a pod is worth something in that pod alone: the pod is there, is of that service
-    /// account, and is where the caller is. A pod of another cluster is not known here, and `known` to its reviewer.
-    fn bound(&self, reviewed: &Reviewed, peer: &Peer, known: bool) -> Result<(), String> {
+    /// account, and is where the caller is. (In a cluster the API server says so, and node addresses may stand for
+    /// pods'.)
+    fn bound(&self, reviewed: &Reviewed, peer: &Peer) -> Result<(), String> {
         let Some(name) = &reviewed.pod else {
             return Ok(());
         };
@@ -129,14 +131,9 @@ impl Authenticator {
         let pod = current
             .as_ref()
             .and_then(|push| push.mesh.workloads().pod(namespace, name));
-        let Some(pod) = pod else {
-            return match known {
-                true => Ok(()),
-                false => Err(format!(
-                    "the token is bound to pod {namespace}/{name}, which does not exist"
-                )),
-            };
-        };
+        let pod = pod.ok_or_else(|| {
+            format!("the token is bound to pod {namespace}/{name}, which does not exist")
+        })?;
         let own = format!("/sa/{}", reviewed.service_account);
         if !pod.identity.is_empty() && !pod.identity.ends_with(&own) {
             return Err(format!(

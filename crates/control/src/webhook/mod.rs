@@ -81,7 +81,9 @@ pub async fn serve(
                 .timer(TokioTimer::new())
                 .keep_alive_interval(SLOWEST)
                 .max_concurrent_streams(STREAMS);
-            let served = builder.serve_connection(TokioIo::new(stream), service).await;
+            let served = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
             if let Err(e) = served {
                 debug!("httpsAddr: {e}");
             }
