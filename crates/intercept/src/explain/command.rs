@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::{Packet, Ruleset, State, walk};
+use super::{Packet, Ruleset, State, native, walk};
 use crate::{
     Error,
     backend::Backend,
@@ -202,12 +202,10 @@ fn of_kernel(packet: &Packet) -> Result<Ruleset, Error> {
                 .into(),
         )),
         (Some(set), None) => Ok(set),
-        (None, _) if nft::listing()?.is_some() => Err(Error::Conflict(
-            "the rules here are nft's own (--native-nftables), in which no walk is built in: give the flags of \
-             istio-iptables that they were made with after --"
-                .into(),
-        )),
-        (None, _) => Ok(Ruleset::default()),
+        (None, _) => match nft::listing()? {
+            Some(listing) => Ruleset::parse(&native::save(&listing, packet.family())?),
+            None => Ok(Ruleset::default()),
+        },
     }
 }
 

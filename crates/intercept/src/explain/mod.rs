@@ -5,6 +5,7 @@
 //! the nat table decides for it alone, and later packets follow. [`command`] is the command line.
 
 pub mod command;
+mod native;
 mod rule;
 mod walk;
 

@@ -14,6 +14,7 @@ use crate::{
 };
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
+    ("explain_native_nft", explains_native_nft),
     (
         "guard_reports_and_repairs_every_change",
         reports_and_repairs,
@@ -177,6 +178,37 @@ fn waits() {
         crate::matrix::FLAGS
     ));
     assert!(out.contains("-A ISTIO_OUTPUT -j ISTIO_REDIRECT"), "{out}");
+}
+
+/// The walk through nft's own rules ends where that through the same rules of iptables does.
+fn explains_native_nft() {
+    let mode = |name: &str| {
+        MODES
+            .iter()
+            .find(|m| m.name == name)
+            .expect("a mode of that name")
+    };
+    let ends = |name: &str| -> Vec<String> {
+        let net = Pod::new(mode(name));
+        net.apply(mode(name), "");
+        let calls = [
+            "--uid 1000 --from 10.9.0.5 --to 10.96.7.7:9080",
+            "--uid 1337 --from 10.9.0.5 --to 10.9.0.5:80",
+            "--uid 1337 --from 10.9.0.5 --to 10.96.7.7:9080",
+            "--uid 1000 --from 10.9.0.5 --to 10.9.0.1:53",
+            "--uid 1000 --from 2001:db8:9::5 --to [2001:db8:51::9]:9080",
+            "--in-interface eth0 --from 10.9.0.1 --to 10.9.0.5:80",
+            "--in-interface eth0 --from 10.9.0.1 --to 10.9.0.5:15020",
+        ];
+        let end = |call: &&str| {
+            let story = net.pod.sh(&format!("$RUN intercept explain {call}"));
+            story.lines().last().unwrap_or_default().to_owned()
+        };
+        calls.iter().map(end).collect()
+    };
+    let found = ends("nft");
+    assert_eq!(found, ends("iptables_nft"));
+    assert!(found[0].contains("15001"), "{found:?}");
 }
 
 fn verifies() {
