@@ -2,6 +2,8 @@
 
 Both sidecars forward to the original destination and do nothing else, so that what differs is the way in. `none` is the
 same path without rules and sidecars, `outrigger` stands for iptables-nft REDIRECT, which the others are compared with.
+`ebpf` is the connect hook and sk_lookup, `ebpf-sockmap` passes the bytes from socket to socket as well, in the pods and
+between them. Every pod has a cgroup of its own in every mode, since that alone costs something.
 `cpu_per_request` is both sidecars' time on a core; `system_cpu_per_request` is the machine's, the kernel's included: run
 it on a machine that does nothing else. `connections_per_second` closes each connection after one request.
 """
@@ -12,6 +14,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 CLIENT, SERVER, PORT = "10.77.0.1", "10.77.0.2", 8080
 # One more way to capture is one more line: flags of istio-iptables, and whether the inbound socket is transparent.
@@ -21,6 +24,8 @@ MODES = {
     "legacy": ("-m REDIRECT --force-iptables-binary legacy", False),
     "nft": ("-m REDIRECT --native-nftables", False),
     "tproxy": ("-m TPROXY --force-iptables-binary nft", True),
+    "ebpf": ("-m EBPF", False),
+    "ebpf-sockmap": (f"-m EBPF --ebpf-sockmap node=bench-{os.getpid()}", False),
 }
 FLAGS = "-p 15001 -z 15006 -u 1337 -i * -b * -d 15090,15021,15020".split()
 TYPE = "type.googleapis.com/envoy.extensions.filters"
@@ -57,15 +62,34 @@ def sidecar_config(transparent):
                 "clusters": [cluster("out"), cluster("in", None if transparent else "127.0.0.6")]}}
 
 
+def cgroup2():
+    """Where cgroup2 is mounted."""
+    for line in pathlib.Path("/proc/mounts").read_text().splitlines():
+        _, path, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return pathlib.Path(path)
+    sys.exit("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
 class Pod:
-    """A network namespace with an address, and processes in it."""
+    """A network namespace with an address, a cgroup, and processes in both."""
 
     def __init__(self, name):
         self.name, self.processes = name, []
+        self.cgroup = cgroup2() / name
+        self.cgroup.mkdir()
         subprocess.run(["ip", "netns", "add", name], check=True)
 
     def command(self, core, *command):
-        return ["ip", "netns", "exec", self.name, "taskset", "-c", core, *command]
+        join = ["sh", "-c", 'echo $$ >"$0/cgroup.procs"; exec "$@"', str(self.cgroup)]
+        return [*join, "ip", "netns", "exec", self.name, "taskset", "-c", core, *command]
+
+    def rules(self, program, *flags):
+        """Writes or removes rules from outside: eBPF programs are kept in the node's mounts."""
+        place = ["--network-namespace", f"/run/netns/{self.name}", "--ebpf-cgroup", str(self.cgroup)]
+        done = subprocess.run([program, "istio-iptables", *place, *flags], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"istio-iptables {' '.join(flags)}: {done.stdout[-500:]}{done.stderr[-500:]}")
 
     def run(self, *command):
         done = subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True, text=True)
@@ -85,6 +109,12 @@ class Pod:
                 os.killpg(process.pid, 9)
             process.wait()
         subprocess.run(["ip", "netns", "del", self.name], check=False)
+        # The last processes may still be on their way out.
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                self.cgroup.rmdir()
+                return
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -115,15 +145,18 @@ def path(bench, work, mode):
             # NET_ADMIN, which a transparent socket needs, is root's; the group tells the rules who it is.
             user = [] if transparent else ["--reuid", "1337"]
             for pod in (client, server):
-                pod.run(program, "istio-iptables", *FLAGS, *flags.split())
+                pod.rules(program, *FLAGS, *flags.split())
                 sidecars.append(pod.start(bench.PROXY_CORE, "setpriv", *user, "--regid", "1337", "--clear-groups", program,
                                           "proxy", "-c", str(bootstrap), "--concurrency", "1", "--disable-hot-restart",
                                           "-l", "error"))
         get = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "curl", "-sf", "-o", "/dev/null",
                "--retry", "60", "--retry-all-errors", "--retry-delay", "0", "--retry-max-time", "30", f"http://{SERVER}:{PORT}/128"]
-        client.run(*get)
+        subprocess.run(client.command(bench.LOAD_CORE, *get), check=True)
         yield client, sidecars
     finally:
+        if MODES[mode] and "EBPF" in MODES[mode][0]:
+            for pod in (client, server):
+                pod.rules(str(bench.RELEASE / "outrigger"), "--cleanup-only")
         client.remove()
         server.remove()
 

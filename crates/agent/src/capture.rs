@@ -45,7 +45,8 @@ impl Capture {
     /// Begins to look, where the injector says that this pod is captured (`ISTIO_META_INTERCEPTION_MODE`).
     pub fn start(settings: &Settings) -> Result<Option<Arc<Capture>>, AgentError> {
         let mode = env::var("ISTIO_META_INTERCEPTION_MODE").unwrap_or_default();
-        if settings.role != Role::Sidecar || !matches!(mode.as_str(), "REDIRECT" | "TPROXY") {
+        let captured = matches!(mode.as_str(), "REDIRECT" | "TPROXY" | "EBPF");
+        if settings.role != Role::Sidecar || !captured {
             return Ok(None);
         }
         let repair = match env::var(GUARD).as_deref() {

@@ -26,7 +26,8 @@ pub fn validate(metadata: &Value) -> Result<(), Error> {
 fn check(name: &str, value: &str) -> Result<(), String> {
     match name {
         "sidecar.istio.io/interceptionMode" => match value {
-            "REDIRECT" | "TPROXY" | "NONE" => Ok(()),
+            // EBPF is ours; the message stays Istio's.
+            "REDIRECT" | "TPROXY" | "EBPF" | "NONE" => Ok(()),
             _ => Err(format!(
                 "interceptionMode invalid, use REDIRECT,TPROXY,NONE: {value}"
             )),

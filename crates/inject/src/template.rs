@@ -88,7 +88,7 @@ impl Data<'_> {
             .as_str_name()
     }
 
-    /// REDIRECT, TPROXY or NONE.
+    /// REDIRECT, TPROXY, EBPF or NONE.
     fn mode(&self) -> String {
         self.annotation(MODE).unwrap_or(self.mesh_mode()).into()
     }

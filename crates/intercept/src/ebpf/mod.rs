@@ -196,6 +196,15 @@ pub fn remove(log: Log<'_>) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Removes what belongs to pods that are gone, if anything was ever kept here.
+pub fn sweep() {
+    if store::used()
+        && let Ok(_locked) = store::lock()
+    {
+        store::sweep();
+    }
+}
+
 /// Whether the programs were built: clang was there then.
 pub fn built() -> bool {
     !programs::OBJECT.is_empty()

@@ -88,6 +88,11 @@ pub(super) fn lock() -> Result<Flock<File>, Error> {
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, e)| fail(e.to_string()))
 }
 
+/// Whether any run has kept anything on this machine.
+pub(super) fn used() -> bool {
+    Path::new(ROOT).is_dir()
+}
+
 /// Whether all processes that led to this one are in its mount namespace, as far as they can be seen.
 fn mounts_stay() -> bool {
     let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();

@@ -6,6 +6,7 @@
 
 mod churn;
 mod ebpf;
+mod full;
 mod guard;
 mod matrix;
 mod net;
@@ -45,6 +46,18 @@ fn main() -> ExitCode {
         tests.push((
             format!("connects_{}", mode.name),
             Box::new(|| churn::run(mode)),
+        ));
+    }
+    // Filling the table takes seconds: one of each kind, and all where there is time.
+    let long = env::var_os("OUTRIGGER_LONG").is_some();
+    let kinds = ["iptables_nft", "tproxy", "ebpf"];
+    for mode in matrix::MODES
+        .iter()
+        .filter(|m| long || kinds.contains(&m.name))
+    {
+        tests.push((
+            format!("full_table_{}", mode.name),
+            Box::new(|| full::run(mode)),
         ));
     }
     for (name, test) in guard::TESTS.iter().chain(ebpf::TESTS) {

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    cgroup,
     environment::{References, hostname},
     hold::HoldSpec,
     image::Images,
@@ -105,6 +106,7 @@ struct Holder {
     _input: ChildStdin,
     pid: i32,
     net: u64,
+    cgroup: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,6 +145,9 @@ impl Pod {
         // Whatever is left in the namespace goes before the namespace does.
         process::signal_namespace("net", holder.net, Signal::SIGKILL);
         let _ = holder.child.wait().await;
+        if let Some(path) = &holder.cgroup {
+            cgroup::remove(path).await;
+        }
         self.update(|s| {
             s.holder = 0;
             s.net_namespace = 0;
@@ -222,6 +227,7 @@ impl Pod {
             _input: input,
             pid,
             net,
+            cgroup: cgroup::make(self.context.state.root(), &self.name()),
         })
     }
 
@@ -256,7 +262,7 @@ impl Pod {
                     };
                     let name = text(container, &["name"]).to_owned();
                     let fail = |e: String| process::in_pod(&self.name(), &name, e);
-                    let spec = process::specify(
+                    let mut spec = process::specify(
                         container,
                         &refs,
                         &self.context.images,
@@ -264,6 +270,16 @@ impl Pod {
                         &volumes,
                     )
                     .map_err(fail)?;
+                    spec.cgroup = holder.cgroup.clone();
+                    if spec.on_node {
+                        let cgroup = holder.cgroup.as_ref().ok_or_else(|| {
+                            fail("interception mode EBPF needs cgroup2: mount -t cgroup2".into())
+                        })?;
+                        spec.args
+                            .insert(0, self.context.program.display().to_string());
+                        spec.args
+                            .extend(["--ebpf-cgroup".into(), cgroup.display().to_string()]);
+                    }
                     let probe = |field| Probe::read(&pod, container, field).map_err(fail);
                     let hook = |field: &str| match &container["lifecycle"][field] {
                         Value::Null => Ok(None),

@@ -4,6 +4,7 @@
 //! keeps them, the second enters them, becomes the container's user and turns into its program. [`lifecycle`] is the
 //! supervisor's side: what is started when, and again.
 
+pub(crate) mod cgroup;
 pub(crate) mod environment;
 pub(crate) mod hold;
 pub(crate) mod image;

@@ -62,6 +62,9 @@ pub(crate) fn specify(
     if args.len() > 1 && args[0].ends_with("/pilot-agent") && args[1] == "istio-iptables" {
         args.remove(0);
     }
+    // Programs in the kernel are the node's, as are the file systems that keep them.
+    let on_node = args.first().is_some_and(|a| a.ends_with("istio-iptables"))
+        && args.windows(2).any(|w| w[0] == "-m" && w[1] == "EBPF");
     let own = &container["securityContext"];
     let of_pod = &refs.pod["spec"]["securityContext"];
     let number = |name: &str| {
@@ -94,6 +97,8 @@ pub(crate) fn specify(
     groups.extend(of_pod["fsGroup"].as_u64().map(|g| g as u32));
     Ok(RunSpec {
         holder,
+        cgroup: None,
+        on_node,
         join_mounts: None,
         dies_with_parent: true,
         mounts: volume::mounts(volumes, container, refs.pod)?,

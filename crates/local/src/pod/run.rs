@@ -33,6 +33,10 @@ use crate::error::{Doing, Error, Result};
 pub(crate) struct RunSpec {
     /// The process that holds the pod's namespaces.
     pub(crate) holder: i32,
+    /// The pod's cgroup, where this machine has cgroup2.
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Only the pod's network is entered, and root's rights are kept: what writes eBPF programs works from the node.
+    pub(crate) on_node: bool,
     /// For `exec`: a process of the container, whose mounts are entered instead of making new ones.
     pub(crate) join_mounts: Option<i32>,
     /// Whether the process dies with its parent: containers do, what a user runs by `exec` does by itself.
@@ -73,6 +77,15 @@ pub(crate) fn run(spec: &Path) -> Result<()> {
 /// Becomes the container. Must be called while this program has a single thread.
 pub(crate) fn become_container(spec: &RunSpec) -> Result<()> {
     let parent = nix::unistd::getppid();
+    if let Some(cgroup) = &spec.cgroup {
+        let procs = cgroup.join("cgroup.procs");
+        fs::write(&procs, "0").doing(|| format!("enter {}", procs.display()))?;
+    }
+    if spec.on_node {
+        enter(spec.holder, &["net"])?;
+        tie(spec, parent)?;
+        return exec(spec, &find_program(spec)?);
+    }
     // Trees are taken here, where the sources can be seen, and put into the container's mounts further down.
     let mut trees = Vec::new();
     for m in &spec.mounts {
@@ -106,14 +119,26 @@ pub(crate) fn become_container(spec: &RunSpec) -> Result<()> {
     std::env::set_current_dir(&spec.directory).doing(|| format!("enter {}", spec.directory))?;
     let program = find_program(spec)?;
     drop_rights(spec)?;
-    // A change of user clears the setting, so this comes after; the parent may have gone before it.
-    if spec.dies_with_parent {
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
-            .doing(|| "tie the container to its supervisor".to_owned())?;
-        if nix::unistd::getppid() != parent {
-            return Err(Error::Usage("the supervisor has gone".to_owned()));
-        }
+    // A change of user clears the setting, so this comes after.
+    tie(spec, parent)?;
+    exec(spec, &program)
+}
+
+/// Lets the process end with its parent, which may have gone before this.
+fn tie(spec: &RunSpec, parent: nix::unistd::Pid) -> Result<()> {
+    if !spec.dies_with_parent {
+        return Ok(());
     }
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)
+        .doing(|| "tie the container to its supervisor".to_owned())?;
+    match nix::unistd::getppid() == parent {
+        true => Ok(()),
+        false => Err(Error::Usage("the supervisor has gone".to_owned())),
+    }
+}
+
+/// Turns into the program. Returns only where that fails.
+fn exec(spec: &RunSpec, program: &str) -> Result<()> {
     let text =
         |s: &str| CString::new(s).map_err(|_| Error::Usage(format!("{s:?} holds a NUL byte")));
     let args = spec
@@ -127,7 +152,7 @@ pub(crate) fn become_container(spec: &RunSpec) -> Result<()> {
         .map(|(k, v)| text(&format!("{k}={v}")))
         .collect::<Result<Vec<_>>>()?;
     let failed =
-        execve(&text(&program)?, &args, &env).expect_err("exec returns only to tell of an error");
+        execve(&text(program)?, &args, &env).expect_err("exec returns only to tell of an error");
     Err(failed).doing(|| format!("start {program}"))
 }
 
