@@ -261,7 +261,16 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         namespace: flags.namespace.clone(),
         revision: flags.revision.clone(),
     };
-    let (client, opened) = open(&flags).await?;
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    // An API server that cannot be reached is waited for without end: whoever starts us may give up earlier.
+    let (client, opened) = tokio::select! {
+        opened = open(&flags) => opened?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     server.load(opened.snapshot, opened.problems);
     let follow = tokio::spawn(server.clone().follow(opened.watch, timing));
     let tidy = tokio::spawn(server.clone().tidy());
@@ -326,10 +335,6 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         serving.spawn(router.serve_with_incoming_shutdown(incoming, until()));
     }
 
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: shutting down"),
         _ = interrupt.recv() => info!("SIGINT: shutting down"),

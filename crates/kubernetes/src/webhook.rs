@@ -64,7 +64,11 @@ impl Configuration for ValidatingWebhookConfiguration {
     }
 }
 
-async fn keep<K: Configuration>(client: &Client, ours: &Ours, mut roots: watch::Receiver<Arc<str>>) {
+async fn keep<K: Configuration>(
+    client: &Client,
+    ours: &Ours,
+    mut roots: watch::Receiver<Arc<str>>,
+) {
     let api: Api<K> = Api::all(client.clone());
     let config = watcher::Config::default().labels(&ours.selector);
     let mut stream = pin!(watcher(api.clone(), config).default_backoff());

@@ -558,12 +558,9 @@ fn requests_are_dropped_to_relieve_a_cluster() {
         let mesh = Mesh::new("{}", "", &[port]).await;
         let cluster = format!("name: c\ntype: STATIC\nload_assignment: {endpoints}");
         let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&cluster));
-        for result in mesh
-            .server
-            .apply(vec![Change::UpsertCluster(Arc::new(
-                plan.expect("good").into(),
-            ))])
-        {
+        for result in mesh.server.apply(vec![Change::UpsertCluster(Arc::new(
+            plan.expect("good").into(),
+        ))]) {
             result.expect("it can be applied");
         }
         mesh.server.settled().await;

@@ -60,6 +60,11 @@ fn deployment(
         "service.istio.io/canonical-name": NAME,
         "service.istio.io/canonical-revision": "latest",
     });
+    // Left out, Kubernetes would read the `auto` that stands in for an image as one to be pulled always.
+    let pull = match place.values.text(&["global", "imagePullPolicy"]) {
+        given if given.is_empty() => "IfNotPresent".to_owned(),
+        given => given,
+    };
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -78,6 +83,7 @@ fn deployment(
                     "containers": [{
                         "name": "istio-proxy",
                         "image": "auto",
+                        "imagePullPolicy": pull,
                         "resources": values["resources"],
                         "ports": [
                             {"containerPort": 15021, "protocol": "TCP"},

@@ -67,7 +67,7 @@ pub async fn serve(
     tls: watch::Receiver<Arc<rustls::ServerConfig>>,
     router: Router,
 ) {
-    let mut incoming = secure::incoming(listener, tls);
+    let mut incoming = secure::incoming(listener, either_protocol(tls));
     while let Some(Ok(stream)) = incoming.next().await {
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
@@ -89,6 +89,27 @@ pub async fn serve(
             }
         });
     }
+}
+
+/// The settings of the gRPC port for callers that speak HTTP/1.1 too: API servers do no other.
+fn either_protocol(
+    mut given: watch::Receiver<Arc<rustls::ServerConfig>>,
+) -> watch::Receiver<Arc<rustls::ServerConfig>> {
+    let made = |config: &Arc<rustls::ServerConfig>| {
+        let mut config = rustls::ServerConfig::clone(config);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Arc::new(config)
+    };
+    let (send, receive) = watch::channel(made(&given.borrow_and_update()));
+    tokio::spawn(async move {
+        while given.changed().await.is_ok() {
+            let next = made(&given.borrow_and_update());
+            if send.send(next).is_err() {
+                return;
+            }
+        }
+    });
+    receive
 }
 
 async fn injected(State(webhook): State<Arc<Webhook>>, request: Request) -> Response {
