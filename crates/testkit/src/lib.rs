@@ -1,3 +1,4 @@
 //! See docs/ARCHITECTURE.md.
 
+pub mod authorization;
 pub mod jwt;

@@ -7,6 +7,7 @@
 
 mod buffer;
 mod cors;
+pub(crate) mod ext_authz;
 mod fault;
 mod grpc_stats;
 mod header_mutation;
@@ -58,6 +59,13 @@ pub(crate) enum Step {
     /// It waits for somebody else; then [`Filter::answered`] is asked. In a box, since the few filters that do this
     /// wait for another process anyway.
     Ask(Pending),
+    /// It waits for the body, up to so many bytes; then [`Filter::buffered`] is asked.
+    Body {
+        /// Bytes.
+        limit: u32,
+        /// A longer body is shown in part; else it is refused.
+        partial: bool,
+    },
     /// It ends here.
     Reply(LocalReply),
 }
@@ -68,8 +76,10 @@ pub(crate) type Pending = Pin<Box<dyn Future<Output = Answer>>>;
 /// What has come.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// Keys, or none, are where they are looked for.
-    Keys,
+    /// Whatever it was, it is where it is looked for.
+    Ready,
+    /// What a service has decided.
+    Authorization(Box<ext_authz::Verdict>),
 }
 
 /// Where a filter stands with a request.
@@ -81,6 +91,8 @@ pub(crate) enum Stage {
     Resumed,
     /// It has asked.
     Answered(Answer),
+    /// It has waited for the body.
+    Buffered(Bytes, bool),
 }
 
 /// The phases that a filter wants to see.
@@ -128,6 +140,19 @@ pub(crate) trait Filter: fmt::Debug {
         worker: &Worker,
     ) -> Step {
         let _ = (exchange, config, worker);
+        Step::Continue
+    }
+
+    /// After a [`Step::Body`], with what there is of it, and whether that is all.
+    fn buffered(
+        &self,
+        exchange: &mut Exchange<'_>,
+        config: Option<&RouteFilterConfig>,
+        worker: &Worker,
+        body: Bytes,
+        complete: bool,
+    ) -> Step {
+        let _ = (exchange, config, worker, body, complete);
         Step::Continue
     }
 
@@ -180,6 +205,8 @@ pub(crate) struct FilterData {
     pub(crate) header_to_metadata: Option<Arc<HeaderToMetadata>>,
     pub(crate) rate_limit: Option<RateLimitState>,
     pub(crate) session: Option<Session>,
+    /// What an authorization service wants on the response.
+    pub(crate) authorized: Option<Vec<ext_authz::Mutation>>,
     /// It is a check of this proxy's health.
     pub(crate) health_check: Option<HealthCheckRequest>,
     /// Filters that the route has switched off, as bits of their position.
@@ -241,6 +268,12 @@ impl Filters {
                 }
                 HttpFilterConfig::Rbac(plan_of) => Box::new(rbac::RbacFilter::new(
                     plan_of.clone(),
+                    &plan.stat_prefix,
+                    worker,
+                )),
+                HttpFilterConfig::ExtAuthz(config) => Box::new(ext_authz::ExtAuthzFilter::new(
+                    filter.name.clone(),
+                    config.clone(),
                     &plan.stat_prefix,
                     worker,
                 )),
@@ -343,6 +376,9 @@ impl Filters {
             Stage::Head => live.filter.request(exchange, config, worker),
             Stage::Resumed => live.filter.resumed(exchange, config, worker),
             Stage::Answered(answer) => live.filter.answered(exchange, config, worker, answer),
+            Stage::Buffered(body, complete) => live
+                .filter
+                .buffered(exchange, config, worker, body, complete),
         }
     }
 

@@ -105,7 +105,13 @@ impl Filter for RbacFilter {
             self.stats.count_shadow(decision);
             // Metadata is what shadow rules are for: `ext_authz`, logs and spans read it.
             let prefix = &plan.shadow_stat_prefix;
-            note(&mut exchange.dynamic_metadata, prefix, "shadow", decision);
+            note(
+                &mut exchange.dynamic_metadata,
+                NAMESPACE,
+                prefix,
+                "shadow",
+                decision,
+            );
         }
         let Some(rules) = &plan.rules else {
             return Step::Continue;
@@ -120,7 +126,13 @@ impl Filter for RbacFilter {
             return Step::Continue;
         }
         let prefix = &plan.rules_stat_prefix;
-        note(&mut exchange.dynamic_metadata, prefix, "enforced", decision);
+        note(
+            &mut exchange.dynamic_metadata,
+            NAMESPACE,
+            prefix,
+            "enforced",
+            decision,
+        );
         Step::Reply(LocalReply::new(
             403,
             "RBAC: access denied",
@@ -141,8 +153,15 @@ pub(crate) fn details(decision: Decision<'_>) -> Cow<'static, str> {
     }
 }
 
-fn note(metadata: &mut BTreeMap<String, Value>, prefix: &str, kind: &str, decision: Decision<'_>) {
-    let notes = namespace(metadata, NAMESPACE);
+/// Writes a decision into the metadata under the filter's name.
+pub(crate) fn note(
+    metadata: &mut BTreeMap<String, Value>,
+    filter: &str,
+    prefix: &str,
+    kind: &str,
+    decision: Decision<'_>,
+) {
+    let notes = namespace(metadata, filter);
     if let Some(policy) = decision.policy {
         notes.insert(
             format!("{prefix}{kind}_effective_policy_id"),

@@ -157,10 +157,7 @@ impl<'c> Exchange<'c> {
             progress: Progress::new(),
             random,
             filter_state: Vec::new(),
-            dynamic_metadata: connection
-                .proxy
-                .as_ref()
-                .map_or_else(BTreeMap::new, |proxy| proxy.metadata.clone()),
+            dynamic_metadata: metadata_of(connection),
             override_host: None,
             clear_route: false,
             redirects: Vec::new(),
@@ -234,6 +231,19 @@ impl<'c> Exchange<'c> {
             None => self.filter_state.push((key, value)),
         }
     }
+}
+
+/// What listener filters and network filters have left; most connections have nothing.
+fn metadata_of(connection: &ConnectionInfo) -> BTreeMap<String, Value> {
+    let header = connection.proxy.as_ref().map(|proxy| &proxy.metadata);
+    let mut all = header.cloned().unwrap_or_default();
+    if let Some(own) = &connection.metadata {
+        all.extend(
+            own.iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
+    }
+    all
 }
 
 impl RouteRef {

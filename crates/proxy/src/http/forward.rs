@@ -127,7 +127,11 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     let now = TokioInstant::now();
     let receive = cx.live.plan.request_timeout;
     let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, receive, now);
-    let kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
+    let mut kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
+    if !kept.complete {
+        // A filter has read its beginning.
+        kept.limit_to(limit);
+    }
     let keeps = follows || !mirrors.is_empty();
     let mut forward = Forward {
         cx,

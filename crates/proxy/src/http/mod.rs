@@ -33,7 +33,7 @@ pub use flags::Flags;
 pub(crate) use prepare::{append, split_port};
 pub use reply::LocalReply;
 pub(crate) use reply::http_status_of;
-pub(crate) use side_call::side_call;
+pub(crate) use side_call::{SideCallError, SideResponse, side_call};
 
 use crate::{
     access_log::Logger,

@@ -57,6 +57,29 @@ impl Kept {
         }
     }
 
+    /// Bytes of body that were read.
+    pub(super) fn size(&self) -> usize {
+        self.size as usize
+    }
+
+    /// The first bytes of the body.
+    pub(super) fn first(&self, most: usize) -> Bytes {
+        if let [only] = &*self.pieces {
+            return only.slice(..only.len().min(most));
+        }
+        let mut out = Vec::with_capacity(self.size().min(most));
+        for piece in &self.pieces {
+            let room = most - out.len();
+            out.extend_from_slice(&piece[..piece.len().min(room)]);
+        }
+        out.into()
+    }
+
+    /// What is still to be read is kept up to this size of the whole.
+    pub(super) fn limit_to(&mut self, limit: u64) {
+        self.limit = limit;
+    }
+
     /// Whether the request can be sent again.
     pub(super) fn is_whole(&self) -> bool {
         self.keep || self.size == 0

@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, sync::Arc};
 
+use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -136,9 +137,25 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
                 Step::Reply(reply) => return Err(reply),
                 Step::Buffer(limit) => {
                     if kept.is_none() && !exchange.request.upgrade {
-                        *kept = Some(buffer(cx, exchange, reader, limit).await?);
+                        let all = read_body(cx, exchange, reader, limit.into(), false).await?;
+                        tell_length(&all, exchange);
+                        *kept = Some(all);
                     }
                     break;
+                }
+                Step::Body { limit, partial } => {
+                    if kept.is_none() {
+                        let limit = limit.into();
+                        *kept = Some(read_body(cx, exchange, reader, limit, partial).await?);
+                    }
+                    let body = kept.as_ref();
+                    let seen = body.map_or_else(Bytes::new, |kept| kept.first(limit as usize));
+                    let whole = body.is_some_and(|kept| kept.complete && kept.size() == seen.len());
+                    if !whole && !partial {
+                        return Err(too_large(&cx.live.stats));
+                    }
+                    let stage = Stage::Buffered(seen, whole);
+                    step = cx.live.filters.request(index, exchange, stage, cx.worker);
                 }
                 Step::Wait(pause) => {
                     let slept = tokio::time::sleep(pause);
@@ -171,14 +188,15 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
     Ok(Some(target))
 }
 
-/// Reads all of a request's body.
-async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
+/// Reads a request's body: all of it, or with `partial` at least so many bytes.
+async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, S>,
-    limit: u32,
+    limit: u64,
+    partial: bool,
 ) -> Result<Kept, LocalReply> {
-    let mut kept = Kept::new(true, limit.into());
+    let mut kept = Kept::new(true, if partial { u64::MAX } else { limit });
     let filters = &cx.live.filters;
     let read = async {
         loop {
@@ -188,12 +206,10 @@ async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
                     filters.request_data(exchange, &data);
                     kept.add(&data);
                     if !kept.is_whole() {
-                        cx.live.stats.downstream_rq_too_large().inc();
-                        return Err(LocalReply::new(
-                            413,
-                            "Payload Too Large",
-                            "request_payload_too_large",
-                        ));
+                        return Err(too_large(&cx.live.stats));
+                    }
+                    if partial && kept.size() as u64 >= limit {
+                        return Ok(false);
                     }
                 }
                 Some(Ok(Frame::Trailers(trailers))) => {
@@ -211,7 +227,7 @@ async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
                 }
             }
         }
-        Ok(())
+        Ok(true)
     };
     // The limits of a request that waits here are those of one that goes on: nothing is read for ever.
     let plan = &cx.live.plan;
@@ -219,7 +235,7 @@ async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
         .into_iter()
         .flatten()
         .min();
-    match longest {
+    let complete = match longest {
         None => read.await?,
         Some(longest) => match tokio::time::timeout(longest, read).await {
             Ok(read) => read?,
@@ -232,12 +248,18 @@ async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
                 ));
             }
         },
+    };
+    kept.complete = complete;
+    if complete {
+        exchange.progress.request_received = Some(std::time::Instant::now());
     }
-    kept.complete = true;
-    exchange.progress.request_received = Some(std::time::Instant::now());
+    Ok(kept)
+}
+
+/// The length of a request that was read as a whole is known now, and the upstream is told.
+fn tell_length(kept: &Kept, exchange: &mut Exchange<'_>) {
     if kept.trailers.is_none() && exchange.request.framing == Framing::Chunked {
-        // Its length is known now, and the upstream is told.
-        let length: usize = kept.pieces.iter().map(|piece| piece.len()).sum();
+        let length = kept.size();
         exchange.request.framing = Framing::Length(length as u64);
         exchange
             .request
@@ -245,7 +267,11 @@ async fn buffer<S: AsyncRead + AsyncWrite + Unpin>(
             .set("content-length", itoa::Buffer::new().format(length));
         exchange.request.headers.remove("transfer-encoding");
     }
-    Ok(kept)
+}
+
+fn too_large(stats: &ConnectionManagerStats) -> LocalReply {
+    stats.downstream_rq_too_large().inc();
+    LocalReply::new(413, "Payload Too Large", "request_payload_too_large")
 }
 
 /// Takes off what only internal clients may say to these routes.

@@ -224,6 +224,7 @@ fn begin(
         transport_failure: None,
         source: None,
         proxy: None,
+        metadata: None,
         termination_details: None,
     });
     let worker = worker.clone();

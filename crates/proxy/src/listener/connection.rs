@@ -69,6 +69,8 @@ pub struct ConnectionInfo {
     pub source: Option<UpstreamSource>,
     /// What a PROXY header said that goes further.
     pub proxy: Option<Arc<ProxyData>>,
+    /// What network filters leave for each other and for logs, by namespace.
+    pub metadata: Option<Box<BTreeMap<String, Value>>>,
     /// Why it ended, for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: Option<Arc<str>>,
 }
@@ -127,6 +129,7 @@ impl ConnectionInfo {
             transport_failure: None,
             source: None,
             proxy: None,
+            metadata: None,
             termination_details: None,
         }
     }

@@ -5,13 +5,14 @@
 //! extend it: Istio's metadata exchange, which does nothing without its ALPN, and Istio's TCP metrics.
 
 mod copy;
+mod ext_authz;
 mod gate;
 mod rbac;
 mod splice;
 mod tcp_proxy;
 mod tunnel;
 
-use std::{rc::Rc, sync::Arc};
+use std::{borrow::Cow, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -26,6 +27,7 @@ use crate::{
     transport,
     worker::Worker,
 };
+use ext_authz::NetworkExtAuthz;
 use gate::Gate;
 pub use gate::SharedLimits;
 use rbac::NetworkRbac;
@@ -35,11 +37,18 @@ use tcp_proxy::TcpProxy;
 /// The network filters of a chain as one worker runs them.
 #[derive(Debug)]
 pub(crate) struct NetworkChain {
-    judges: Vec<NetworkRbac>,
+    judges: Vec<Judge>,
     gates: Vec<Gate>,
     /// The ALPN under which workloads tell each other who they are.
     metadata_exchange: Option<Arc<str>>,
     terminal: Terminal,
+}
+
+/// Who says whether a connection may come in; asked in order.
+#[derive(Debug)]
+enum Judge {
+    Rbac(NetworkRbac),
+    Service(NetworkExtAuthz),
 }
 
 #[derive(Debug)]
@@ -75,7 +84,10 @@ impl NetworkChain {
                     istio_stats = Some(IstioTcpStats::new(plan.clone(), worker));
                 }
                 NetworkFilterConfig::Rbac(prefix, plan) => {
-                    judges.push(NetworkRbac::new(prefix, plan, worker));
+                    judges.push(Judge::Rbac(NetworkRbac::new(prefix, plan, worker)));
+                }
+                NetworkFilterConfig::ExtAuthz(plan) => {
+                    judges.push(Judge::Service(NetworkExtAuthz::new(plan, worker)));
                 }
                 NetworkFilterConfig::ConnectionLimit(plan) => {
                     gates.push(Gate::connection_limit(plan, worker));
@@ -108,7 +120,18 @@ impl NetworkChain {
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
         for judge in &self.judges {
-            if let Err(why) = judge.judge(&connection.info) {
+            let judged = match judge {
+                Judge::Rbac(rbac) => rbac.judge(&mut connection.info),
+                // In a box, since few connections are asked about and all would carry room for it.
+                Judge::Service(service) => {
+                    let judged = Box::pin(service.judge(&connection.info, worker)).await;
+                    if judged.is_err() {
+                        connection.info.response_flag = Some("UAEX");
+                    }
+                    judged.map_err(Cow::Borrowed)
+                }
+            };
+            if let Err(why) = judged {
                 connection.info.termination_details = Some(why.into());
                 return self.refuse(connection, worker);
             }

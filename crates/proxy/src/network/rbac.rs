@@ -9,8 +9,10 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+
 use crate::{
-    filter::rbac::{RbacStats, details},
+    filter::rbac::{RbacStats, details, note},
     listener::ConnectionInfo,
     plan::{
         rbac::{Action, Rbac, Subject},
@@ -18,6 +20,9 @@ use crate::{
     },
     worker::Worker,
 };
+
+/// Namespace of the metadata, and name of the filter.
+const NAMESPACE: &str = "envoy.filters.network.rbac";
 
 /// The filter of one chain.
 #[derive(Debug)]
@@ -35,9 +40,14 @@ impl NetworkRbac {
     }
 
     /// Lets a connection in, or says why not.
-    pub(super) fn judge(&self, connection: &ConnectionInfo) -> Result<(), Cow<'static, str>> {
+    pub(super) fn judge(&self, connection: &mut ConnectionInfo) -> Result<(), Cow<'static, str>> {
         if let Some(rules) = &self.plan.shadow_rules {
-            self.stats.count_shadow(rules.decide(connection));
+            let decision = rules.decide(connection);
+            self.stats.count_shadow(decision);
+            // `ext_authz` and logs read it.
+            let prefix = &self.plan.shadow_stat_prefix;
+            let metadata = connection.metadata.get_or_insert_default();
+            note(metadata, NAMESPACE, prefix, "shadow", decision);
         }
         let Some(rules) = &self.plan.rules else {
             return Ok(());
@@ -67,6 +77,11 @@ impl RequestView for ConnectionInfo {
 
     fn path(&self) -> &[u8] {
         b""
+    }
+
+    fn dynamic_metadata(&self, namespace: &str) -> Option<&Value> {
+        let own = self.metadata.as_ref().and_then(|all| all.get(namespace));
+        own.or_else(|| self.proxy.as_ref()?.metadata.get(namespace))
     }
 
     fn destination(&self) -> Option<SocketAddr> {

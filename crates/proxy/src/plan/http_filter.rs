@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    ext_authz::{CheckSettings, ExtAuthz},
     filter_config::{
         HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Mutations, SetMetadata,
         StatefulSession,
@@ -41,6 +42,8 @@ pub enum HttpFilterConfig {
     PeerMetadata(PeerMetadata),
     /// `envoy.filters.http.rbac`.
     Rbac(Arc<Rbac>),
+    /// `envoy.filters.http.ext_authz`.
+    ExtAuthz(Arc<ExtAuthz>),
     /// `envoy.filters.http.jwt_authn`.
     JwtAuthn(Arc<JwtAuthn>),
     /// `istio.stats`.
@@ -307,6 +310,8 @@ pub enum RouteFilterConfig {
     Buffer(u32),
     /// Policies of its own.
     Rbac(Arc<Rbac>),
+    /// What `ext_authz` tells its service of a route, and whether with the body.
+    ExtAuthz(Arc<CheckSettings>),
     /// What `jwt_authn` needs, by the name of a requirement.
     JwtRequirement(Arc<str>),
 }

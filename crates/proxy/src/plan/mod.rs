@@ -19,6 +19,7 @@ pub mod chain_match;
 pub mod cluster;
 pub mod endpoint;
 pub mod error;
+pub mod ext_authz;
 pub mod filter_config;
 pub mod format;
 pub mod format_tls;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{
     access_log::AccessLog,
+    ext_authz::NetworkExtAuthz,
     format::Template,
     header::HeaderAdd,
     http::HttpConnectionManager,
@@ -37,6 +38,8 @@ pub enum NetworkFilterConfig {
     IstioStats(Arc<IstioStats>),
     /// Lets connections in or refuses them, by policy; with the prefix of its statistics.
     Rbac(Arc<str>, Arc<Rbac>),
+    /// Asks a service whether a connection may come in.
+    ExtAuthz(Arc<NetworkExtAuthz>),
     /// Limits how many connections are open.
     ConnectionLimit(Arc<ConnectionLimit>),
     /// Limits how many connections begin in a time.

@@ -125,9 +125,10 @@ filter_chains:
         let server = Server::start(Arc::new(bootstrap), settings, stats::Store::default()).unwrap();
         let mut changes = Vec::new();
         for (name, port) in clusters {
+            let protocol = if name.ends_with("-h2") { H2 } else { "" };
             let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
                 "name: {name}\ntype: STATIC\nconnect_timeout: 2s\nload_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [\
-                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{cluster}"
+                 {{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}\n{cluster}\n{protocol}"
             )));
             changes.push(Change::UpsertCluster(Arc::new(plan.unwrap().into())));
         }
@@ -180,6 +181,9 @@ filter_chains:
         .await
     }
 }
+
+/// Of a cluster whose name ends in `-h2`.
+const H2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}";
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future)
@@ -256,8 +260,9 @@ async fn request(stream: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        if let Some(end) = text.find("\r\n\r\n") {
-            let length = text[..end]
+        // By bytes: what is no text is longer once it is shown as one.
+        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            let length = String::from_utf8_lossy(&bytes[..end])
                 .lines()
                 .find_map(|line| {
                     line.to_lowercase()

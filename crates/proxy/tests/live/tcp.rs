@@ -373,3 +373,46 @@ live! {
         stat(&server, "cluster.a.upstream_cx_connect_fail", 1).await;
     }
 }
+
+live! {
+    async fn a_service_lets_connections_in_or_not() {
+        use testkit::authorization::{Act, Service};
+        let say = |code: i32| {
+            let answer = proto::json::from_value(&serde_json::json!({ "status": { "code": code } }));
+            Act::Say(Box::new(answer.expect("canonical JSON")))
+        };
+        let (service, address) = Service::start(vec![say(0), say(7), Act::Fail(14)]).await;
+        let rbac = ", stat_prefix: tcp., shadow_rules_stat_prefix: istio_ext_authz_, shadow_rules: {action: DENY, policies: {istio-ext-authz-p-x: {permissions: [{any: true}], principals: [{direct_remote_ip: {address_prefix: 127.0.0.0, prefix_len: 8}}]}}}";
+        let matcher = |value: &str| format!(", filter_enabled_metadata: {{filter: envoy.filters.network.rbac, path: [{{key: istio_ext_authz_shadow_effective_policy_id}}], value: {{string_match: {{prefix: {value}}}}}}}");
+        let authz = |more: &str| format!(", stat_prefix: tcp, transport_api_version: V3, grpc_service: {{envoy_grpc: {{cluster_name: authz}}}}{more}");
+        let h2 = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}";
+        let chains = |matched: &str| chain(&[
+            ("rbac.v3.RBAC", rbac),
+            ("ext_authz.v3.ExtAuthz", &authz(&matcher(matched))),
+            ("echo.v3.Echo", ""),
+        ]);
+        let server = server(1);
+        apply(&server, vec![
+            static_cluster("authz", &[address.port()], h2),
+            tcp_listener("asked", 0, &chains("istio-ext-authz-p"), ""),
+            tcp_listener("free", 0, &chains("istio-ext-authz-q"), ""),
+        ]).await;
+        let said = async |listener: &str| {
+            let mut stream = connect(&server, listener).await;
+            let mut answer = Vec::new();
+            // A refused connection may be gone already.
+            let _ = stream.write_all(b"hello").await;
+            let _ = stream.shutdown().await;
+            let _ = within(stream.read_to_end(&mut answer)).await;
+            answer
+        };
+        assert_eq!(said("free").await, b"hello");
+        assert!(service.seen().is_empty());
+        for (wanted, count) in [(&b"hello"[..], "ok"), (b"", "denied"), (b"", "error")] {
+            assert_eq!(said("asked").await, wanted, "{count}");
+            stat(&server, &format!("ext_authz.tcp.{count}"), 1).await;
+        }
+        let asked = service.seen().remove(0).attributes.expect("attributes");
+        assert!(asked.request.is_none() && asked.source.expect("a source").address.is_some());
+    }
+}

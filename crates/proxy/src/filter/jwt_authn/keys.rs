@@ -123,7 +123,7 @@ impl Keys {
     /// Waits for a fetch that is under way, or begins one.
     pub(super) fn fetch(&self, worker: &Worker, stats: &Rc<JwtStats>) -> Pending {
         let Self::Remote(remote) = self else {
-            return Box::pin(std::future::ready(Answer::Keys));
+            return Box::pin(std::future::ready(Answer::Ready));
         };
         if !remote.fetching.replace(true) {
             let worker = worker.weak();
@@ -134,7 +134,7 @@ impl Keys {
             loop {
                 let fetched = remote.fetched.notified();
                 if remote.current().is_some() || remote.rests() {
-                    return Answer::Keys;
+                    return Answer::Ready;
                 }
                 fetched.await;
             }
@@ -150,7 +150,7 @@ pub(super) fn all(mut waits: Vec<Pending>) -> Pending {
             for wait in waits {
                 wait.await;
             }
-            Answer::Keys
+            Answer::Ready
         }),
     }
 }

@@ -184,7 +184,7 @@ pub(super) fn cidr(at: At<'_>, m: &core::CidrRange) -> Step<IpNet> {
 }
 
 /// A `Struct` as JSON; whole numbers stay whole.
-pub(super) fn json(m: &Struct) -> Value {
+pub(crate) fn json(m: &Struct) -> Value {
     Value::Object(
         m.fields
             .iter()

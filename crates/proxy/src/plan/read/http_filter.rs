@@ -28,6 +28,7 @@ use super::{
         above_zero, enumeration, extension, fraction, header_matcher, runtime_fraction,
         string_matcher,
     },
+    ext_authz::{self, ext_authz},
     filter_config,
     health_check::health_check_filter,
     jwt_authn::{self, jwt_authn},
@@ -107,6 +108,9 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         }
         "envoy.extensions.filters.http.rbac.v3.RBAC" => {
             HttpFilterConfig::Rbac(Arc::new(http_rbac(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz" => {
+            HttpFilterConfig::ExtAuthz(Arc::new(ext_authz(at, &found.decode(&at)?)?))
         }
         "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication" => {
             HttpFilterConfig::JwtAuthn(Arc::new(jwt_authn(at, &found.decode(&at)?)?))
@@ -471,6 +475,9 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
                 None => RouteFilterConfig::Disabled,
             }
         }
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute" => {
+            ext_authz::per_route(at, &found.decode(&at)?)?
+        }
         "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig" => {
             jwt_authn::per_route(at, &found.decode(&at)?)?
         }
@@ -489,6 +496,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
         "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",
     ]

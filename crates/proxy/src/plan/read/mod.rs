@@ -13,6 +13,7 @@ mod cluster;
 mod common;
 mod dump;
 mod endpoint;
+mod ext_authz;
 mod filter_config;
 mod header;
 mod health_check;
@@ -36,6 +37,7 @@ mod socket;
 mod tls;
 mod upstream_http;
 
+pub(crate) use common::json;
 use prost::Message;
 use proto::envoy::{
     config::{

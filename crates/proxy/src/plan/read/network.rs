@@ -16,6 +16,7 @@ use proto::envoy::{
 use super::{
     access_log::access_log,
     common::{above_zero, data_source, duration, extension, or_disabled, percent, positive},
+    ext_authz::network_ext_authz,
     header::header_add,
     http::connection_manager,
     http_filter::istio_stats,
@@ -91,6 +92,10 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
         "envoy.extensions.filters.network.rbac.v3.RBAC" => {
             let (prefix, rbac) = network_rbac(at, &found.decode(&at)?)?;
             NetworkFilterConfig::Rbac(prefix, Arc::new(rbac))
+        }
+        "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+            let plan = network_ext_authz(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::ExtAuthz(Arc::new(plan))
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let plan = connection_limit(at, &found.decode(&at)?)?;

@@ -25,8 +25,6 @@ use crate::plan::{
 
 /// Extensions of later versions, with the word that names them in a rejection.
 const LATER: &[&str] = &[
-    "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
-    "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz",
     "envoy.extensions.filters.http.lua.v3.Lua",
     "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
     "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",

@@ -1,0 +1,88 @@
+//! An authorization service (`envoy.service.auth.v3.Authorization`) that answers by a script.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use proto::envoy::service::auth::v3::{
+    CheckRequest, CheckResponse,
+    authorization_server::{Authorization, AuthorizationServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+/// What it does with its next question.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// Answers.
+    Say(Box<CheckResponse>),
+    /// Refuses to answer with this gRPC status.
+    Fail(i32),
+    /// Says nothing for so long, then that it passes.
+    Wait(Duration),
+}
+
+/// The service; it keeps what it was asked.
+#[derive(Debug, Clone, Default)]
+pub struct Service(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    script: Mutex<VecDeque<Act>>,
+    seen: Mutex<Vec<CheckRequest>>,
+}
+
+impl Service {
+    /// Begins to serve, in a task of the runtime that this is called in.
+    pub async fn start(script: Vec<Act>) -> (Self, SocketAddr) {
+        let service = Self::default();
+        *service.0.script.lock().expect("nobody panics with it") = script.into();
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let own = service.clone();
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(AuthorizationServer::new(own))
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        (service, address)
+    }
+
+    /// What it was asked.
+    pub fn seen(&self) -> Vec<CheckRequest> {
+        self.0.seen.lock().expect("nobody panics with it").clone()
+    }
+}
+
+#[tonic::async_trait]
+impl Authorization for Service {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let act = {
+            let mut seen = self.0.seen.lock().expect("nobody panics with it");
+            seen.push(request.into_inner());
+            self.0
+                .script
+                .lock()
+                .expect("nobody panics with it")
+                .pop_front()
+        };
+        match act {
+            Some(Act::Say(answer)) => Ok(Response::new(*answer)),
+            Some(Act::Wait(time)) => {
+                tokio::time::sleep(time).await;
+                Ok(Response::new(CheckResponse::default()))
+            }
+            Some(Act::Fail(code)) => Err(Status::new(code.into(), "scripted")),
+            None => Err(Status::unavailable("the script is over")),
+        }
+    }
+}
