@@ -135,7 +135,8 @@ fn normal_form(path: &str) -> Option<String> {
     let mut parts = decoded[1..].split('/').peekable();
     while let Some(part) = parts.next() {
         let last = parts.peek().is_none();
-        match part {
+        // Some servers take what follows a semicolon off before they look for dots: for them `..;x` leads up, too.
+        match part.split(';').next().unwrap_or_default() {
             "." if last => segments.push(""),
             "." => {}
             ".." => {
@@ -144,7 +145,7 @@ fn normal_form(path: &str) -> Option<String> {
                     segments.push("");
                 }
             }
-            part => segments.push(part),
+            _ => segments.push(part),
         }
     }
     Some(format!("/{}", segments.join("/")))
@@ -192,6 +193,9 @@ mod tests {
             "/a%2F..%2Fadmin",
             "/%61dmin",
             "/x/%2e%2e/admin",
+            "/x/..;/admin",
+            "/x/..;a=b/admin",
+            "/x/%2e%2E;/.;y/admin",
             "\\admin".replace('\\', "/").as_str(),
             "/%5cadmin",
         ] {

@@ -323,6 +323,17 @@ impl RequestView for Exchange<'_> {
         self.request.headers.joined(name)
     }
 
+    fn any_field(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+        if name.starts_with(':') {
+            return self.request.get(name).map(fits);
+        }
+        let mut found = None;
+        for value in self.request.headers.get_all(name) {
+            found = Some(found == Some(true) || fits(value));
+        }
+        found
+    }
+
     fn host(&self) -> &[u8] {
         self.request.authority().as_bytes()
     }

@@ -92,6 +92,16 @@ impl HeaderMatcher {
         self.matches_value(request.header(&self.name))
     }
 
+    /// The same for policies: each field of the name is looked at by itself, and one that meets the condition is enough.
+    /// Joined, a second field would hide the first from a policy that refuses it.
+    pub fn matches_any_field(&self, request: &(impl RequestView + ?Sized)) -> bool {
+        let mut fits = |value: &[u8]| self.holds(value);
+        match request.any_field(&self.name, &mut fits) {
+            Some(any) => any != self.invert,
+            None => self.matches_value(None),
+        }
+    }
+
     /// Whether a header with this value (or none) meets the condition.
     pub fn matches_value(&self, value: Option<Cow<'_, [u8]>>) -> bool {
         let value = match value {
@@ -104,15 +114,18 @@ impl HeaderMatcher {
                 };
             }
         };
-        let holds = match &self.condition {
-            HeaderCondition::Text(matcher) => matcher.matches(&value),
-            HeaderCondition::Range(range) => std::str::from_utf8(&value)
+        self.holds(&value) != self.invert
+    }
+
+    fn holds(&self, value: &[u8]) -> bool {
+        match &self.condition {
+            HeaderCondition::Text(matcher) => matcher.matches(value),
+            HeaderCondition::Range(range) => std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.parse::<i64>().ok())
                 .is_some_and(|number| range.contains(&number)),
             HeaderCondition::Present(present) => *present,
-        };
-        holds != self.invert
+        }
     }
 }
 

@@ -19,6 +19,11 @@ pub trait RequestView {
     /// included. Several fields of one name are one value, joined by commas.
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 
+    /// Whether one of the fields of a name fits, each by itself; `None` where there is no field.
+    fn any_field(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+        self.header(name).map(|value| fits(&value))
+    }
+
     /// Host header or `:authority`, with its port.
     fn host(&self) -> &[u8];
 

@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -12,17 +12,52 @@ use tokio::{net::TcpStream, task::LocalSet};
 use crate::{CLIENT, SERVER, mutual, support::*};
 
 /// Ends with its owner.
-struct Envoy(Child);
+pub(crate) struct Envoy {
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Envoy {
+    /// Starts one, and waits until it listens.
+    pub(crate) async fn start(binary: &Path, config: &str, port: u16) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("envoy.yaml");
+        std::fs::write(&path, config).expect("it can be written");
+        let process = Command::new(binary)
+            .arg("-c")
+            .arg(&path)
+            .args([
+                "--use-dynamic-base-id",
+                "--concurrency",
+                "1",
+                "-l",
+                "critical",
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it can be started");
+        let envoy = Self {
+            process,
+            _folder: folder,
+        };
+        let end = tokio::time::Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert!(tokio::time::Instant::now() < end, "Envoy listens");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        envoy
+    }
+}
 
 impl Drop for Envoy {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
-fn binary() -> Option<PathBuf> {
+pub(crate) fn binary() -> Option<PathBuf> {
     let default = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../target/bench-envoy/envoy/_bin/envoy"
@@ -36,7 +71,7 @@ fn binary() -> Option<PathBuf> {
 }
 
 /// A port that was free a moment ago: Envoy has to be told one.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
     socket.local_addr().expect("it is bound").port()
 }
@@ -99,18 +134,7 @@ fn envoy_and_we_understand_each_other() {
             static_cluster("h1", ours, &offer("http/1.1")),
             static_cluster("h2", ours, &http2(&offer("h2"), "    ")),
         );
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("envoy.yaml");
-        std::fs::write(&path, config).expect("it can be written");
-        let _envoy = Envoy(
-            Command::new(binary)
-                .arg("-c")
-                .arg(&path)
-                .args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "critical"])
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("it can be started"),
-        );
+        let _envoy = Envoy::start(&binary, &config, theirs).await;
         let front = proxy(vec![
             cluster("h1", theirs, &offer("http/1.1")),
             cluster("h2", theirs, &http2(&offer("h2"), "")),
@@ -118,12 +142,6 @@ fn envoy_and_we_understand_each_other() {
             listener("two", &format!("- {{{}}}", http_to("h2", "")), ""),
         ])
         .await;
-        let end = tokio::time::Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(("127.0.0.1", theirs)).await.is_err() {
-            assert!(tokio::time::Instant::now() < end, "Envoy listens");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-
         let xfcc = |answer: &str| {
             let line = answer
                 .lines()

@@ -1,5 +1,6 @@
 //! TLS as peers see it: handshakes that work, handshakes that must not, secrets that change.
 
+mod decisions;
 mod envoy;
 mod sds;
 mod support;

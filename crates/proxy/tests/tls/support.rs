@@ -125,6 +125,12 @@ pub(crate) fn cluster(name: &str, port: u16, more: &str) -> Change {
     ))
 }
 
+/// A listener, whole.
+pub(crate) fn listener_of(yaml: &str) -> Change {
+    let plan = Listener::try_from(&message::<config::listener::v3::Listener>(yaml));
+    Change::UpsertListener(Arc::new(plan.unwrap_or_else(|e| panic!("{e}\n{yaml}"))))
+}
+
 /// A listener; `chains` are items of a YAML list.
 pub(crate) fn listener(name: &str, chains: &str, more: &str) -> Change {
     let yaml = format!(

@@ -259,7 +259,7 @@ impl Provider {
         if let Some(name) = &plan.forward_payload_header {
             let mut payload = token.payload().to_owned();
             if plan.pad_forward_payload_header {
-                while payload.len() % 4 != 0 {
+                while !payload.len().is_multiple_of(4) {
                     payload.push('=');
                 }
             }

@@ -266,7 +266,7 @@ fn http_call(at: At<'_>, m: &pb::HttpService) -> Step<HttpCall> {
         retry_policy,
     } = m;
     unsupported!(at, retry_policy);
-    let (cluster, _, _, timeout) = at.required("server_uri", server_uri, http_uri)?;
+    let server = at.required("server_uri", server_uri, http_uri)?;
     if !path_prefix.is_empty() && !path_prefix.starts_with('/') {
         return Err(at.field("path_prefix").error("must begin with /"));
     }
@@ -290,8 +290,8 @@ fn http_call(at: At<'_>, m: &pb::HttpService) -> Step<HttpCall> {
     } = response;
     let or_none = |list: Option<Vec<StringMatcher>>| list.unwrap_or_default();
     Ok(HttpCall {
-        cluster,
-        timeout: (timeout > Duration::ZERO).then_some(timeout),
+        cluster: server.cluster,
+        timeout: (server.timeout > Duration::ZERO).then_some(server.timeout),
         path_prefix: path_prefix.as_str().into(),
         headers_to_add,
         upstream: or_none(list("allowed_upstream_headers", allowed_upstream_headers)?),

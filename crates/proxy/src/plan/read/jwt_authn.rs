@@ -313,7 +313,7 @@ fn remote(at: At<'_>, m: &pb::RemoteJwks) -> Step<RemoteKeys> {
         async_fetch,
         retry_policy,
     } = m;
-    let (cluster, authority, path, timeout) = at.required("http_uri", uri, http_uri)?;
+    let uri = at.required("http_uri", uri, http_uri)?;
     let ahead = at.optional("async_fetch", async_fetch, |at, m| {
         let again = above_zero(&at, "failed_refetch_duration", &m.failed_refetch_duration)?;
         Ok(again.unwrap_or(Duration::from_secs(1)))
@@ -346,10 +346,10 @@ fn remote(at: At<'_>, m: &pb::RemoteJwks) -> Step<RemoteKeys> {
         }
     }
     Ok(RemoteKeys {
-        cluster,
-        authority,
-        path,
-        timeout,
+        cluster: uri.cluster,
+        authority: uri.authority,
+        path: uri.path,
+        timeout: uri.timeout,
         cache_duration: above_zero(&at, "cache_duration", cache_duration)?
             .unwrap_or(Duration::from_secs(600)),
         ahead,
@@ -358,36 +358,38 @@ fn remote(at: At<'_>, m: &pb::RemoteJwks) -> Step<RemoteKeys> {
     })
 }
 
-/// `HttpUri`: cluster, authority, path, timeout.
-pub(super) fn http_uri(
-    at: At<'_>,
-    m: &core::HttpUri,
-) -> Step<(Arc<str>, Box<str>, Box<str>, Duration)> {
+/// A server and what is asked of it.
+pub(super) struct HttpUri {
+    pub(super) cluster: Arc<str>,
+    /// `host[:port]` of the URI.
+    pub(super) authority: Box<str>,
+    /// The rest of it.
+    pub(super) path: Box<str>,
+    pub(super) timeout: Duration,
+}
+
+/// `HttpUri`.
+pub(super) fn http_uri(at: At<'_>, m: &core::HttpUri) -> Step<HttpUri> {
     let core::http_uri::HttpUpstreamType::Cluster(cluster) = m
         .http_upstream_type
         .as_ref()
         .ok_or_else(|| at.field("cluster").error("is required"))?;
-    let at_uri = at.field("uri");
     // What stands before `://` is the cluster's business.
-    let rest = m
-        .uri
-        .split_once("://")
-        .map_or(m.uri.as_str(), |(_, rest)| rest);
+    let rest = m.uri.split_once("://").map_or(&*m.uri, |(_, rest)| rest);
     let (authority, path) = match rest.find('/') {
         Some(slash) => rest.split_at(slash),
         None => (rest, "/"),
     };
-    let legal = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-    if authority.is_empty() || !legal(rest) {
-        return Err(at_uri.error(format!("`{}` is not an http or https URI", m.uri)));
+    if authority.is_empty() || !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let wrong = format!("`{}` is not an http or https URI", m.uri);
+        return Err(at.field("uri").error(wrong));
     }
-    let timeout = at.required("timeout", &m.timeout, duration)?;
-    Ok((
-        at.text("cluster", cluster)?,
-        authority.into(),
-        path.into(),
-        timeout,
-    ))
+    Ok(HttpUri {
+        cluster: at.text("cluster", cluster)?,
+        authority: authority.into(),
+        path: path.into(),
+        timeout: at.required("timeout", &m.timeout, duration)?,
+    })
 }
 
 fn texts(list: &[String]) -> Vec<Box<str>> {
