@@ -4,6 +4,7 @@
 //! so that the program can stand in for the ones that pod templates name. Each command belongs to a room, which
 //! takes its own arguments apart: this file only finds it.
 
+mod authz;
 mod completion;
 mod install;
 mod pod;
@@ -31,6 +32,12 @@ const COMMANDS: &[Command] = &[
         aliases: &["pilot-agent"],
         about: "run the pod agent: bootstrap, xDS relay, readiness, and the proxy as its child",
         run: agent::command::main,
+    },
+    Command {
+        name: "authz",
+        aliases: &["authorization"],
+        about: "show the policies that a pod's proxy has in force, and the files that they come from",
+        run: authz::main,
     },
     Command {
         name: "bookinfo",

@@ -276,7 +276,8 @@ impl<T> Table<T> {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(crate) fn insert(&mut self, object: Arc<Object<T>>) {
+    /// Adds an object, or puts it in the place of the one of its name.
+    pub fn insert(&mut self, object: Arc<Object<T>>) {
         Arc::make_mut(&mut self.0)
             .entry(object.meta.namespace.clone())
             .or_default()

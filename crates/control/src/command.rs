@@ -271,6 +271,10 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    // A token must not be refused for the first moments of a control plane that has just come back.
+    server
+        .fetch_keys(&opened.snapshot, Duration::from_secs(5))
+        .await;
     server.load(opened.snapshot, opened.problems);
     let follow = tokio::spawn(server.clone().follow(opened.watch, timing));
     let tidy = tokio::spawn(server.clone().tidy());

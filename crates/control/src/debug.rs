@@ -37,6 +37,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/debug/endpointShardz", get(endpointz))
         .route("/debug/registryz", get(registryz))
         .route("/debug/mesh", get(mesh))
+        .route("/debug/authz", get(authz))
         .route("/debug/problems", get(problems))
         .with_state(server)
 }
@@ -83,6 +84,7 @@ async fn version() -> Response {
 
 async fn list() -> &'static str {
     "/debug/adsz          connected proxies and what they watch\n\
+     /debug/authz         the policies of a proxy and where they were read (?proxyID=POD.NAMESPACE)\n\
      /debug/config_dump   what a proxy was sent (?proxyID=POD.NAMESPACE[&include_eds=true])\n\
      /debug/edsz          the endpoints that a proxy was sent (?proxyID=POD.NAMESPACE)\n\
      /debug/endpointz     all endpoints by service\n\
@@ -172,6 +174,15 @@ async fn mesh(State(server): State<Arc<Server>>) -> Response {
         Some(push) => Json(proto::json::to_value(push.mesh.config())).into_response(),
         None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
+}
+
+async fn authz(State(server): State<Arc<Server>>, Query(options): Query<Options>) -> Response {
+    let Some(push) = server.current() else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    with_proxy(&server, &options, |connection, _| {
+        status::policies(connection, &push.mesh)
+    })
 }
 
 async fn problems(State(server): State<Arc<Server>>) -> Response {

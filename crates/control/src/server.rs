@@ -21,7 +21,10 @@ use std::{
 use config::{Problem, Severity, Snapshot, Update, Watch};
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinHandle,
+};
 use tracing::{error, info, warn};
 
 pub use self::{
@@ -33,7 +36,7 @@ use crate::{
     metrics::Metrics,
     model::{Mesh, Settings},
     push::{Change, Debounce, Interner, Push, Scope, Timing, Views},
-    security,
+    security::{self, keys::KeySets},
     translate::Translate,
     unserved,
 };
@@ -48,12 +51,18 @@ pub struct Server {
     views: Views,
     current: RwLock<Option<Arc<Push>>>,
     problems: RwLock<Arc<Vec<Problem>>>,
+    /// Keys of token issuers.
+    keys: Arc<KeySets>,
+    /// The objects as they were read last, and what was wrong with them.
+    read: RwLock<Option<Read>>,
     connections: Mutex<BTreeMap<u64, Arc<Connection>>>,
     next_connection: AtomicU64,
     throttle: Semaphore,
     /// Responses so far.
     sent: AtomicU64,
 }
+
+type Read = (Arc<Snapshot>, Arc<Vec<Problem>>);
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -74,6 +83,8 @@ impl Server {
             views: Views::default(),
             current: RwLock::default(),
             problems: RwLock::default(),
+            keys: Arc::default(),
+            read: RwLock::default(),
             connections: Mutex::default(),
             next_connection: AtomicU64::new(1),
             throttle: Semaphore::new(throttle()),
@@ -117,9 +128,11 @@ impl Server {
 
     /// Starts with these objects.
     pub fn load(&self, snapshot: Arc<Snapshot>, problems: Arc<Vec<Problem>>) {
-        self.note_problems(&snapshot, &problems);
         let started = Instant::now();
-        let mesh = Arc::new(Mesh::new(snapshot, self.settings.clone(), None));
+        let filled = self.keys.fill(snapshot.clone());
+        self.note_problems(&snapshot, &problems);
+        *self.read.write() = Some((snapshot, problems));
+        let mesh = Arc::new(Mesh::new(filled, self.settings.clone(), None));
         self.metrics
             .time("pilot_pushcontext_init_seconds", &[], started.elapsed());
         self.note_sizes(&mesh);
@@ -144,10 +157,33 @@ impl Server {
         }
     }
 
+    /// Fetches the keys of token issuers before the first proxy is served, for as long as `longest`.
+    pub async fn fetch_keys(&self, snapshot: &Arc<Snapshot>, longest: Duration) {
+        self.keys.fill(snapshot.clone());
+        self.keys.settle(longest).await;
+    }
+
     /// Pushes what a watch tells of, until it ends.
     pub async fn follow(self: Arc<Self>, mut watch: Watch, timing: Timing) {
         let mut debounce = Debounce::new(timing);
-        let mut newest: Option<Arc<Snapshot>> = None;
+        let (told, mut keys) = mpsc::unbounded_channel();
+        let fetching = {
+            let server = self.clone();
+            let read = move || {
+                server
+                    .read
+                    .read()
+                    .as_ref()
+                    .map(|(snapshot, _)| snapshot.clone())
+            };
+            // Whoever is told is this function, which ends the task with itself.
+            tokio::spawn(
+                self.keys
+                    .clone()
+                    .run(read, move |keys| drop(told.send(keys))),
+            )
+        };
+        let _fetching = AbortOnDrop(fetching);
         loop {
             let due = debounce.due().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -156,23 +192,32 @@ impl Server {
                         error!("the watch of the configuration has ended: changes are no longer seen; restart");
                         return;
                     };
+                    // New places of keys are asked at once.
+                    self.keys.fill(snapshot.clone());
                     self.note_problems(&snapshot, &problems);
+                    *self.read.write() = Some((snapshot, problems));
                     for key in &changed {
                         self.metrics.count("pilot_k8s_cfg_events", &[("type", key.kind.name()), ("event", "update")]);
                     }
                     if debounce.add(changed, Instant::now()) > 0 {
                         self.metrics.count("pilot_inbound_updates", &[("type", "config")]);
                     }
-                    newest = Some(snapshot);
+                }
+                Some(objects) = keys.recv() => {
+                    if let Some((snapshot, problems)) = self.read.read().clone() {
+                        self.note_problems(&snapshot, &problems);
+                    }
+                    debounce.add(objects, Instant::now());
                 }
                 () = sleep_until(due), if due.is_some() => {}
             }
             let Some((keys, first)) = debounce.take(Instant::now()) else {
                 continue;
             };
-            let Some(snapshot) = newest.clone() else {
+            let Some((snapshot, _)) = self.read.read().clone() else {
                 continue;
             };
+            let snapshot = self.keys.fill(snapshot);
             self.clone().push(snapshot, keys, first).await;
         }
     }
@@ -258,7 +303,8 @@ impl Server {
     fn note_problems(&self, snapshot: &Snapshot, read: &[Problem]) {
         let mut all = read.to_vec();
         let found = unserved::problems(snapshot);
-        for problem in found.into_iter().chain(security::problems(snapshot)) {
+        let found = found.into_iter();
+        for problem in found.chain(security::problems(snapshot, &self.keys)) {
             let known = self.problems.read().contains(&problem);
             if !known {
                 warn!("{problem}");
@@ -294,6 +340,15 @@ impl Server {
             -1.0,
         );
         self.metrics.count("istiod_connection_terminations", &[]);
+    }
+}
+
+/// Ends a task with its owner.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

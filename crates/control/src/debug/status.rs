@@ -11,7 +11,8 @@ use xds::{
 };
 
 use crate::{
-    model::NodeKind,
+    model::{Mesh, NodeKind, Proxy},
+    security::Selected,
     server::{Connection, Rejection, Server},
 };
 
@@ -90,6 +91,27 @@ pub(super) fn problem(problem: &Problem) -> Value {
         "field": problem.field,
         "message": problem.message,
     })
+}
+
+/// The policies that a proxy enforces.
+pub(super) fn policies(connection: &Connection, mesh: &Mesh) -> Value {
+    let proxy = Proxy::new(mesh, connection.node.clone());
+    let selected = mesh.policies().selection(&proxy);
+    let one = |s: &Selected| {
+        let (key, source) = (s.origin.key(), s.origin.source());
+        json!({
+            "kind": key.kind.name(),
+            "namespace": key.namespace,
+            "name": key.name,
+            "action": s.action,
+            "dryRun": s.dry_run,
+            "rules": s.rules,
+            "issuers": s.issuers,
+            "file": source.file.display().to_string(),
+            "line": source.line,
+        })
+    };
+    selected.iter().map(one).collect()
 }
 
 fn rejection(rejection: &Rejection) -> Value {

@@ -5,7 +5,9 @@
 
 mod attribute;
 mod ext_authz;
+mod fetch;
 mod jwt;
+pub mod keys;
 mod matchers;
 mod rule;
 mod trust_domain;
@@ -26,13 +28,14 @@ use proto::{
         },
     },
     istio::security::v1beta1::{
-        AuthorizationPolicy, RequestAuthentication,
+        AuthorizationPolicy, JwtRule, RequestAuthentication,
         authorization_policy::{Action as PolicyAction, ActionDetail},
     },
     istio::r#type::v1beta1::{PolicyTargetReference, WorkloadSelector},
 };
+use tls::jwt::KeySet;
 
-use self::{ext_authz::BadProvider, rule::Place, trust_domain::TrustDomains};
+use self::{ext_authz::BadProvider, keys::KeySets, rule::Place, trust_domain::TrustDomains};
 use crate::{
     listener::filters,
     model::{Labels, Mesh, Origin, Proxy},
@@ -56,6 +59,21 @@ pub struct Enforcement {
     pub tcp: Vec<Filter>,
     /// The objects behind the filters.
     pub from: Vec<Origin>,
+}
+
+/// An object that a proxy enforces.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// The object, with its file and line.
+    pub origin: Origin,
+    /// `ALLOW`, `DENY`, `AUDIT` or `CUSTOM`; `None` for a RequestAuthentication.
+    pub action: Option<&'static str>,
+    /// Only evaluated, into statistics and logs.
+    pub dry_run: bool,
+    /// How many rules it has.
+    pub rules: usize,
+    /// The issuers whose tokens are asked for.
+    pub issuers: Vec<String>,
 }
 
 /// All policies, oldest first in each namespace.
@@ -122,6 +140,39 @@ impl Policies {
         out
     }
 
+    /// The objects that a proxy enforces, in the order in which they are asked.
+    pub fn selection(&self, proxy: &Proxy) -> Vec<Selected> {
+        let workload @ (namespace, _) = (proxy.namespace(), &proxy.labels);
+        let authentication = self.selected(&self.authentication, [namespace, &self.root], workload);
+        let mut out: Vec<Selected> = authentication
+            .into_iter()
+            .map(|o| Selected {
+                origin: Origin::of(Kind::RequestAuthentication, o),
+                action: None,
+                dry_run: false,
+                rules: o.spec.jwt_rules.len(),
+                issuers: o.spec.jwt_rules.iter().map(|r| r.issuer.clone()).collect(),
+            })
+            .collect();
+        let authorization = self.selected(&self.authorization, [&self.root, namespace], workload);
+        for action in [
+            PolicyAction::Custom,
+            PolicyAction::Audit,
+            PolicyAction::Deny,
+            PolicyAction::Allow,
+        ] {
+            let of_action = authorization.iter().filter(|o| o.spec.action() == action);
+            out.extend(of_action.map(|o| Selected {
+                origin: Origin::of(Kind::AuthorizationPolicy, o),
+                action: Some(action.as_str_name()),
+                dry_run: is_dry_run(o),
+                rules: o.spec.rules.len(),
+                issuers: Vec::new(),
+            }));
+        }
+        out
+    }
+
     /// The objects of the root namespace and of the workload's own that are meant for it, in the order of `namespaces`.
     fn selected<'a, T: Attached>(
         &self,
@@ -140,7 +191,7 @@ impl Policies {
 }
 
 /// Policies that cannot be enforced as they are written, for the log and `/debug/problems`.
-pub fn problems(snapshot: &Snapshot) -> Vec<Problem> {
+pub fn problems(snapshot: &Snapshot, keys: &KeySets) -> Vec<Problem> {
     let trust_domains = TrustDomains::of(&snapshot.mesh);
     let mut out = Vec::new();
     for object in snapshot.authorization_policies.iter() {
@@ -187,26 +238,52 @@ pub fn problems(snapshot: &Snapshot) -> Vec<Problem> {
     }
     for object in snapshot.request_authentications.iter() {
         for (index, rule) in object.spec.jwt_rules.iter().enumerate() {
-            if rule.jwks.is_empty() {
-                out.push(Problem {
-                    severity: Severity::Error,
-                    file: object.source.file.clone(),
-                    line: object.source.line,
-                    object: Some(ObjectKey::new(
-                        Kind::RequestAuthentication,
-                        &*object.meta.namespace,
-                        &*object.meta.name,
-                    )),
-                    field: format!("spec.jwtRules[{index}].jwksUri"),
-                    message: format!(
-                        "keys are not fetched by this version, so every token of {:?} is refused; put them into `jwks`",
-                        rule.issuer
-                    ),
-                });
-            }
+            let Some((severity, field, message)) = key_problem(rule, keys) else {
+                continue;
+            };
+            out.push(Problem {
+                severity,
+                file: object.source.file.clone(),
+                line: object.source.line,
+                object: Some(ObjectKey::new(
+                    Kind::RequestAuthentication,
+                    &*object.meta.namespace,
+                    &*object.meta.name,
+                )),
+                field: format!("spec.jwtRules[{index}].{field}"),
+                message,
+            });
         }
     }
     out
+}
+
+/// What is wrong with the keys of a rule: how bad it is, where, and what.
+fn key_problem(rule: &JwtRule, keys: &KeySets) -> Option<(Severity, &'static str, String)> {
+    let issuer = &rule.issuer;
+    if !rule.jwks.is_empty() {
+        let error = KeySet::parse(rule.jwks.as_bytes()).err()?;
+        let message = format!("{error}; every token of {issuer:?} is refused until this is mended");
+        return Some((Severity::Error, "jwks", message));
+    }
+    let field = match &*rule.jwks_uri {
+        "" => "issuer",
+        _ => "jwksUri",
+    };
+    match keys.state(rule) {
+        Ok(None) => None,
+        Ok(Some(why)) => {
+            let message = format!(
+                "the keys of {issuer:?} cannot be renewed, the old ones stay in force: {why}"
+            );
+            Some((Severity::Warning, field, message))
+        }
+        Err(why) => {
+            let message =
+                format!("there are no keys, so every token of {issuer:?} is refused: {why}");
+            Some((Severity::Error, field, message))
+        }
+    }
 }
 
 struct Builder<'a> {
