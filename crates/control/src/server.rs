@@ -304,7 +304,7 @@ impl Server {
         let mut all = read.to_vec();
         let found = unserved::problems(snapshot);
         let found = found.into_iter();
-        for problem in found.chain(security::problems(snapshot, &self.keys)) {
+        for problem in found.chain(security::problems(snapshot, Some(&self.keys))) {
             let known = self.problems.read().contains(&problem);
             if !known {
                 warn!("{problem}");

@@ -191,7 +191,7 @@ fn what_an_unknown_provider_would_judge_is_denied_and_told() {
         assert_eq!(filter["rules"]["action"], "DENY");
         assert!(filter["rules"]["policies"][name].is_object(), "{filter}");
     }
-    let problems = security::problems(&snapshot(&text), &KeySets::default());
+    let problems = security::problems(&snapshot(&text), Some(&KeySets::default()));
     let shown = problems[0].to_string();
     assert!(
         shown.contains("AuthorizationPolicy shop/ask") && shown.contains("provider \"nobody\""),
@@ -271,6 +271,6 @@ fn tokens_of_several_issuers_and_keys_that_are_not_known() {
     );
     let keys = &http[0]["providers"]["origins-1"]["localJwks"]["inlineString"];
     assert!(keys.as_str().is_some_and(|k| k.contains("RSA")), "{keys}");
-    let problems = security::problems(&snapshot(text), &KeySets::default());
+    let problems = security::problems(&snapshot(text), Some(&KeySets::default()));
     assert!(problems[0].to_string().contains("spec.jwtRules[0].jwksUri"));
 }

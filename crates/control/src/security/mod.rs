@@ -190,8 +190,9 @@ impl Policies {
     }
 }
 
-/// Policies that cannot be enforced as they are written, for the log and `/debug/problems`.
-pub fn problems(snapshot: &Snapshot, keys: &KeySets) -> Vec<Problem> {
+/// Policies that cannot be enforced as they are written, for the log and `/debug/problems`. Without `keys`, nothing is
+/// said of those that are fetched.
+pub fn problems(snapshot: &Snapshot, keys: Option<&KeySets>) -> Vec<Problem> {
     let trust_domains = TrustDomains::of(&snapshot.mesh);
     let mut out = Vec::new();
     for object in snapshot.authorization_policies.iter() {
@@ -259,7 +260,7 @@ pub fn problems(snapshot: &Snapshot, keys: &KeySets) -> Vec<Problem> {
 }
 
 /// What is wrong with the keys of a rule: how bad it is, where, and what.
-fn key_problem(rule: &JwtRule, keys: &KeySets) -> Option<(Severity, &'static str, String)> {
+fn key_problem(rule: &JwtRule, keys: Option<&KeySets>) -> Option<(Severity, &'static str, String)> {
     let issuer = &rule.issuer;
     if !rule.jwks.is_empty() {
         let error = KeySet::parse(rule.jwks.as_bytes()).err()?;
@@ -270,7 +271,7 @@ fn key_problem(rule: &JwtRule, keys: &KeySets) -> Option<(Severity, &'static str
         "" => "issuer",
         _ => "jwksUri",
     };
-    match keys.state(rule) {
+    match keys?.state(rule) {
         Ok(None) => None,
         Ok(Some(why)) => {
             let message = format!(

@@ -54,7 +54,7 @@ fn judge(object: &Value, namespace: &str) -> Verdict {
     // What is known of the object alone: others that it refers to may come later.
     let (snapshot, _) = Snapshot::of_cluster(decoded.objects, &Snapshot::empty());
     warnings.extend(unserved::problems(&snapshot));
-    warnings.extend(security::problems(&snapshot));
+    warnings.extend(security::problems(&snapshot, None));
     Verdict::Allowed {
         patch: Vec::new(),
         warnings: warnings.iter().map(shown).collect(),
