@@ -510,6 +510,76 @@ mod tests {
         assert_eq!(c.owner_groups_include, "*");
     }
 
+    /// Long name, short name, variable, a value, and the setting that it becomes; one row a flag of istio-iptables.
+    type Row = (
+        &'static str,
+        char,
+        &'static str,
+        &'static str,
+        fn(&Config) -> String,
+    );
+
+    #[rustfmt::skip]
+    const ROWS: &[Row] = &[
+        ("envoy-port", 'p', "", "1", |c| c.proxy_port.to_string()),
+        ("inbound-capture-port", 'z', "INBOUND_CAPTURE_PORT", "2", |c| c.inbound_capture_port.to_string()),
+        ("inbound-tunnel-port", 'e', "INBOUND_TUNNEL_PORT", "3", |c| c.inbound_tunnel_port.to_string()),
+        ("proxy-uid", 'u', "PROXY_UID", "4", |c| c.proxy_uid.to_string()),
+        ("proxy-gid", 'g', "PROXY_GID", "5", |c| c.proxy_gid.to_string()),
+        ("istio-inbound-interception-mode", 'm', "ISTIO_INBOUND_INTERCEPTION_MODE", "TPROXY", |c| c.inbound_interception_mode.to_string()),
+        ("istio-inbound-ports", 'b', "ISTIO_INBOUND_PORTS", "6", |c| c.inbound_ports_include.to_string()),
+        ("istio-local-exclude-ports", 'd', "ISTIO_LOCAL_EXCLUDE_PORTS", "7", |c| c.inbound_ports_exclude.to_string()),
+        ("istio-exclude-interfaces", 'c', "ISTIO_EXCLUDE_INTERFACES", "eth1", |c| c.exclude_interfaces.to_string()),
+        ("istio-service-cidr", 'i', "ISTIO_SERVICE_CIDR", "*", |c| c.outbound_ip_ranges_include.to_string()),
+        ("istio-service-exclude-cidr", 'x', "ISTIO_SERVICE_EXCLUDE_CIDR", "10.0.0.0/8", |c| c.outbound_ip_ranges_exclude.to_string()),
+        ("istio-outbound-ports", 'q', "ISTIO_OUTBOUND_PORTS", "8", |c| c.outbound_ports_include.to_string()),
+        ("istio-local-outbound-ports-exclude", 'o', "ISTIO_LOCAL_OUTBOUND_PORTS_EXCLUDE", "9", |c| c.outbound_ports_exclude.to_string()),
+        ("kube-virt-interfaces", 'k', "KUBE_VIRT_INTERFACES", "tap0", |c| c.kube_virt_interfaces.to_string()),
+        ("istio-inbound-tproxy-mark", 't', "ISTIO_INBOUND_TPROXY_MARK", "10", |c| c.inbound_tproxy_mark.to_string()),
+        ("istio-inbound-tproxy-route-table", 'r', "ISTIO_INBOUND_TPROXY_ROUTE_TABLE", "11", |c| c.inbound_tproxy_route_table.to_string()),
+        ("network-namespace", ' ', "NETWORK_NAMESPACE", "/run/x", |c| c.network_namespace.to_string()),
+        ("force-iptables-binary", ' ', "FORCE_IPTABLES_BINARY", "nft", |c| c.force_iptables_binary.to_string()),
+        ("dry-run", 'n', "DRY_RUN", "true", |c| c.dry_run.to_string()),
+        ("iptables-probe-port", ' ', "IPTABLES_PROBE_PORT", "12", |c| c.iptables_probe_port.to_string()),
+        ("probe-timeout", ' ', "PROBE_TIMEOUT", "1m30s", |c| format!("{:?}", c.probe_timeout)),
+        ("skip-rule-apply", ' ', "SKIP_RULE_APPLY", "true", |c| c.skip_rule_apply.to_string()),
+        ("run-validation", ' ', "RUN_VALIDATION", "true", |c| c.run_validation.to_string()),
+        ("redirect-dns", ' ', "ISTIO_META_DNS_CAPTURE", "true", |c| c.redirect_dns.to_string()),
+        ("capture-all-dns", ' ', "CAPTURE_ALL_DNS", "true", |c| c.capture_all_dns.to_string()),
+        ("drop-invalid", ' ', "INVALID_DROP", "true", |c| c.drop_invalid.to_string()),
+        ("dual-stack", ' ', "ISTIO_DUAL_STACK", "true", |c| c.dual_stack.to_string()),
+        ("cni-mode", ' ', "CNI_MODE", "true", |c| c.cni_mode.to_string()),
+        ("reconcile", ' ', "RECONCILE", "true", |c| c.reconcile.to_string()),
+        ("cleanup-only", ' ', "CLEANUP_ONLY", "true", |c| c.cleanup_only.to_string()),
+        ("force-apply", ' ', "FORCE_APPLY", "true", |c| c.force_apply.to_string()),
+        ("native-nftables", ' ', "NATIVE_NFTABLES", "true", |c| c.native_nftables.to_string()),
+    ];
+
+    #[test]
+    fn every_flag_has_its_names_and_its_variable() {
+        for (long, short, variable, value, read) in ROWS {
+            let shown = if *value == "1m30s" { "90s" } else { value };
+            let untouched = read(&config(&[], &[]));
+            assert_ne!(untouched, shown, "{long}");
+            let with = |text: String| read(&config(&[&text], &[]));
+            assert_eq!(with(format!("--{long}={value}")), shown, "--{long}");
+            if *short != ' ' {
+                assert_eq!(with(format!("-{short}={value}")), shown, "-{short}");
+            }
+            if variable.is_empty() {
+                // Kubernetes sets ENVOY_PORT for a service of that name.
+                let name = long.to_uppercase().replace('-', "_");
+                assert_eq!(read(&config(&[], &[(&name, value)])), untouched, "{name}");
+            } else {
+                assert_eq!(
+                    read(&config(&[], &[(variable, value)])),
+                    shown,
+                    "{variable}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn values_that_cannot_work_are_refused() {
         let groups: Vec<String> = (0..65).map(|n| n.to_string()).collect();

@@ -231,6 +231,38 @@ impl Pod {
         })
     }
 
+    /// Starts what watches the rules that an init container wrote: from the node, since nobody in the pod may. It is in
+    /// the pod's network namespace and ends with all that is; what it says is in `guard.log`.
+    fn guard(&self, containers: &[Rc<Container>], folder: &std::path::Path, holder: i32) {
+        let writes_rules = |c: &&Rc<Container>| {
+            let mut args = c.spec.args.iter();
+            c.role == Role::Init && args.any(|a| a.ends_with("istio-iptables"))
+        };
+        // Programs of mode EBPF are not rules.
+        let Some(container) = containers.iter().find(writes_rules) else {
+            return;
+        };
+        if container.spec.on_node {
+            return;
+        }
+        let program = self.context.program.display().to_string();
+        let spec = RunSpec {
+            on_node: true,
+            args: [&program, "intercept", "guard"].map(str::to_owned).to_vec(),
+            env: vec![(
+                "PATH".into(),
+                "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+            )],
+            cgroup: None,
+            holder,
+            ..container.spec.clone()
+        };
+        let (file, log) = (folder.join("guard.json"), folder.join("guard.log"));
+        if let Err(e) = process::start(&self.context.program, &spec, &file, &log) {
+            eprintln!("pod {}: its rules are not guarded: {e}", self.name());
+        }
+    }
+
     async fn run_containers(
         self: &Rc<Self>,
         folder: &std::path::Path,
@@ -351,6 +383,7 @@ impl Pod {
                 }
             }
         }
+        self.guard(&prepared, folder, holder.pid);
         self.update(|s| s.phase = "Running".to_owned());
         let apps_done = async {
             let mut all_well = true;
