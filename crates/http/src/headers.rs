@@ -75,6 +75,14 @@ impl Headers {
         self.find(name).is_some()
     }
 
+    /// Whether there is a field whose name begins like this, ignoring case.
+    pub fn contains_prefix(&self, prefix: &str) -> bool {
+        self.fields.iter().any(|field| {
+            let start = self.bytes(field.name).get(..prefix.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+        })
+    }
+
     /// Whether one of the comma-separated elements of `name` is `token`, ignoring case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.get_all(name).any(|value| {

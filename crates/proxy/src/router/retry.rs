@@ -68,34 +68,36 @@ impl Retries {
             .as_ref()
             .map_or(RetryOn::default(), |policy| policy.retry_on);
         let mut left = policy.as_ref().map_or(1, |policy| policy.num_retries);
-        let mut codes = Vec::new();
+        let (mut codes, mut header_names) = (Vec::new(), Vec::new());
         let headers = &mut exchange.request.headers;
-        for name in ["x-envoy-retry-on", "x-envoy-retry-grpc-on"] {
-            if let Some(list) = headers.get_str(name) {
-                on = on.union(RetryOn::parse(list));
-                headers.remove(name);
+        // Most requests say nothing about it.
+        if headers.contains_prefix("x-envoy-") {
+            for name in ["x-envoy-retry-on", "x-envoy-retry-grpc-on"] {
+                if let Some(list) = headers.get_str(name) {
+                    on = on.union(RetryOn::parse(list));
+                    headers.remove(name);
+                }
             }
-        }
-        if let Some(list) = headers.get_str("x-envoy-retriable-status-codes") {
-            codes.extend(
-                list.split(',')
-                    .filter_map(|code| code.trim().parse::<u16>().ok()),
-            );
-            headers.remove("x-envoy-retriable-status-codes");
-        }
-        if let Some(number) = headers.get_str("x-envoy-max-retries") {
-            left = number.trim().parse().unwrap_or(left);
-            headers.remove("x-envoy-max-retries");
-        }
-        let mut header_names = Vec::new();
-        if let Some(list) = headers.get_str("x-envoy-retriable-header-names") {
-            header_names.extend(list.split(',').map(|name| HeaderMatcher {
-                name: name.trim().to_ascii_lowercase().into(),
-                condition: crate::plan::matcher::HeaderCondition::Present(true),
-                invert: false,
-                missing_as_empty: false,
-            }));
-            headers.remove("x-envoy-retriable-header-names");
+            if let Some(list) = headers.get_str("x-envoy-retriable-status-codes") {
+                codes.extend(
+                    list.split(',')
+                        .filter_map(|code| code.trim().parse::<u16>().ok()),
+                );
+                headers.remove("x-envoy-retriable-status-codes");
+            }
+            if let Some(number) = headers.get_str("x-envoy-max-retries") {
+                left = number.trim().parse().unwrap_or(left);
+                headers.remove("x-envoy-max-retries");
+            }
+            if let Some(list) = headers.get_str("x-envoy-retriable-header-names") {
+                header_names.extend(list.split(',').map(|name| HeaderMatcher {
+                    name: name.trim().to_ascii_lowercase().into(),
+                    condition: crate::plan::matcher::HeaderCondition::Present(true),
+                    invert: false,
+                    missing_as_empty: false,
+                }));
+                headers.remove("x-envoy-retriable-header-names");
+            }
         }
         if let Some(policy) = &policy
             && !policy.retriable_request_headers.is_empty()

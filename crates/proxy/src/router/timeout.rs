@@ -76,11 +76,13 @@ impl Timeouts {
             .unwrap_or(plan.stream_idle_timeout);
         let mut per_try = retry.and_then(|retry| retry.per_try_timeout);
         let headers = &mut exchange.request.headers;
-        if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-timeout-ms") {
-            request = asked;
-        }
-        if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-per-try-timeout-ms") {
-            per_try = asked;
+        if headers.contains_prefix("x-envoy-upstream-rq-") {
+            if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-timeout-ms") {
+                request = asked;
+            }
+            if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-per-try-timeout-ms") {
+                per_try = asked;
+            }
         }
         // An attempt that may take as long as all of them is not limited by itself.
         let per_try = per_try.filter(|per_try| request.is_none_or(|request| *per_try < request));

@@ -383,6 +383,24 @@ fn slow_heads_and_slow_bodies_end() {
     });
 }
 
+/// Rests and requests share a timer: the limit of a request that is over must not put off the end of the rest behind it.
+#[test]
+fn a_connection_that_rests_after_its_requests_ends_in_time() {
+    run(async {
+        let origin = Origin::new(&[OK, OK]).await;
+        let route = "          - {match: {prefix: /}, route: {cluster: a, timeout: 60s}}";
+        let options = "common_http_protocol_options: {idle_timeout: 0.2s}";
+        let mesh = Mesh::new(route, options, "", &[("a", origin.port)]).await;
+        let mut client = mesh.connect().await;
+        let twice = "GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(2);
+        client.write_all(twice.as_bytes()).await.unwrap();
+        let answers = rest(&mut client).await;
+        assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 2);
+        let stat = "http.test.downstream_cx_idle_timeout";
+        happens(|| mesh.server.store.number(stat) == 1).await;
+    });
+}
+
 #[test]
 fn a_reader_that_does_not_read_holds_up_the_writer_and_is_let_go() {
     run(async {
