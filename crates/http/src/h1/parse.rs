@@ -23,6 +23,9 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
             Some(1) => Version::Http11,
             _ => return Err(Refusal::CODEC),
         };
+        if has_control(bytes) {
+            return Err(Refusal::CODEC);
+        }
         let method = Method::from_token(parsed.method.unwrap_or_default());
         let target = target(&method, parsed.path.unwrap_or_default())?;
         let mut head = RequestHead::new(version, method, "", target.path);
@@ -104,7 +107,7 @@ pub fn parse_response(
             _ => Version::Http11,
         };
         let mut head = ResponseHead::new(parsed.code.unwrap_or_default());
-        if head.status < 100 {
+        if head.status < 100 || has_control(bytes) {
             return Err(Refusal::CODEC);
         }
         head.version = version;
@@ -165,6 +168,15 @@ fn keep_alive_timeout(value: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(seconds.into()))
 }
 
+/// Whether a head that was parsed holds a control character other than tabs and the ends of lines, which can only be in a
+/// value. All of it at once and without an early end: many bytes are looked at together.
+fn has_control(head: &[u8]) -> bool {
+    let control = |byte: u8| {
+        (byte < b' ') & (byte != b'\t') & (byte != b'\r') & (byte != b'\n') | (byte == 0x7f)
+    };
+    head.iter().fold(false, |any, &byte| any | control(byte))
+}
+
 /// What the fields of one connection said.
 struct Connection {
     version: Version,
@@ -200,11 +212,6 @@ impl Connection {
         headers: &mut Headers,
     ) -> Result<bool, Refusal> {
         let (name, value) = (field.name, field.value);
-        // Without an early end, so that many bytes are looked at together.
-        let control = |byte: u8| (byte < b' ' && byte != b'\t') | (byte == 0x7f);
-        if value.iter().fold(false, |any, &byte| any | control(byte)) {
-            return Err(Refusal::CODEC);
-        }
         match name.len() {
             2 if name.eq_ignore_ascii_case("te") => {
                 // The one coding that a proxy hands on (RFC 9110, 10.1.4); gRPC needs it.
