@@ -62,7 +62,7 @@ listen l
                 config = config.with_suffix(".json")
                 config.write_text(json.dumps(v3_config(self.port, self.admin, upstream, splice)))
                 ours = name == "outrigger"
-                program = [str(run.RELEASE / "outrigger"), "proxy"] if ours else [run.envoy_binary()]
+                program = [str(run.RELEASE / "outrigger-proxy"), "proxy"] if ours else [run.envoy_binary()]
                 command = program + ["-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error",
                                      *([] if ours else ["--use-dynamic-base-id"])]
             self.process = subprocess.Popen(["taskset", "-c", run.PROXY_CORE, *command], stdout=subprocess.DEVNULL,
