@@ -178,7 +178,7 @@ fn roots(name: &str, secret: &config::kubernetes::Secret) -> Result<Secret, Stri
 
 fn inline(bytes: &[u8]) -> DataSource {
     DataSource {
-        specifier: Some(Specifier::InlineBytes(bytes.to_vec().into())),
+        specifier: Some(Specifier::InlineBytes(bytes.to_vec())),
         ..DataSource::default()
     }
 }

@@ -25,7 +25,7 @@ data:
 ---
 apiVersion: v1
 kind: Node
-metadata: {name: n}
+metadata: {name: node-a}
 status: {nodeInfo: {kubeletVersion: v1.36.3}}
 ";
 
