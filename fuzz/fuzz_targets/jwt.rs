@@ -14,7 +14,8 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
     if let Some(keys) = &keys {
         assert!((1..=MAX_KEYS).contains(&keys.len()));
     }
-    for text in [&*raw, &encoded.join(".")] {
+    let encoded = encoded.join(".");
+    for text in [&*raw, encoded.as_str()] {
         let Ok(token) = Token::parse(text) else {
             continue;
         };
