@@ -313,13 +313,10 @@ impl Client {
 
 /// Until the workload has something new; never where it was not asked for. Can be dropped at any time.
 async fn changed(secrets: &mut Option<watch::Receiver<Current>>) {
-    match secrets {
-        Some(secrets) => {
-            if secrets.changed().await.is_ok() {
-                return;
-            }
-        }
-        None => {}
+    if let Some(secrets) = secrets
+        && secrets.changed().await.is_ok()
+    {
+        return;
     }
     std::future::pending().await
 }

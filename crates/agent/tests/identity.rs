@@ -187,7 +187,7 @@ impl Pod {
         };
         Options {
             source: Source::Authority {
-                control_plane: ControlPlane::secure(&authority.address, secure),
+                control_plane: Box::new(ControlPlane::secure(&authority.address, secure)),
                 identity: NAME.parse::<Identity>().unwrap(),
             },
             key: KeyKind::EcdsaP256,
@@ -483,7 +483,7 @@ async fn nobody_but_the_authority_gets_the_token() {
         };
         change(dir.path(), &mut secure);
         options.source = Source::Authority {
-            control_plane: ControlPlane::secure(&authority.address, secure),
+            control_plane: Box::new(ControlPlane::secure(&authority.address, secure)),
             identity: NAME.parse().unwrap(),
         };
         let pod = Pod::start(dir, options);

@@ -46,7 +46,7 @@ pub enum Source {
     /// The mesh's authority, for this identity.
     Authority {
         /// Where it is.
-        control_plane: ControlPlane,
+        control_plane: Box<ControlPlane>,
         /// Whose certificate is asked for.
         identity: Identity,
     },
@@ -147,7 +147,7 @@ fn source(
     let identity = Identity::new(trust_domain, settings.namespace.clone(), account)
         .map_err(|e| AgentError::Config(format!("TRUST_DOMAIN, SERVICE_ACCOUNT: {e}")))?;
     Ok(Source::Authority {
-        control_plane,
+        control_plane: Box::new(control_plane),
         identity,
     })
 }
