@@ -180,7 +180,9 @@ fn clean_up(state: &StateDir) -> Result<()> {
         }
         _ => Ok(()),
     };
-    for folder in [state.config(), state.bin(), pods] {
+    // The keys of its authority are worth something as long as the mesh runs, and go with it.
+    let own = [state.authority(), state.token_keys()];
+    for folder in [state.config(), state.bin(), pods].into_iter().chain(own) {
         gone(fs::remove_dir_all(&folder), &folder)?;
     }
     let mut files = vec![state.status_file(), state.supervisor_log()];
