@@ -23,7 +23,11 @@ fuzz_target!(|input: (&[u8], &[u8], &[u8], u64)| {
         assert!(text.contains(token.payload()));
         let _ = (token.check_time(now, 60), token.lifetime(now));
         assert_eq!(
-            token.claims.get("iss").and_then(|v| v.as_str()).unwrap_or_default(),
+            token
+                .claims
+                .get("iss")
+                .and_then(|v| v.as_str())
+                .unwrap_or_default(),
             token.issuer()
         );
         for (name, value) in &token.claims {

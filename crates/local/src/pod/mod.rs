@@ -2,9 +2,10 @@
 //!
 //! [`hold`] and [`run`] are the two programs that a pod consists of besides its own: the first makes the namespaces and
 //! keeps them, the second enters them, becomes the container's user and turns into its program. [`lifecycle`] is the
-//! supervisor's side: what is started when, and again.
+//! supervisor's side: what is started when; `container` keeps one of them running.
 
 pub(crate) mod cgroup;
+mod container;
 pub(crate) mod environment;
 pub(crate) mod hold;
 pub(crate) mod image;
