@@ -201,16 +201,13 @@ async fn serve(flags: &Flags) -> Result<u8, AgentError> {
     }
 }
 
+/// A workload's certificate, if it is ours to get, and the service that gives secrets out.
+type Secrets<F> = (Option<Arc<Workload>>, F);
+
 /// The workload's certificate and the service that gives it out; where another serves it, files alone.
 fn secrets(
     options: identity::Options,
-) -> Result<
-    (
-        Option<Arc<Workload>>,
-        impl Future<Output = Result<(), AgentError>>,
-    ),
-    AgentError,
-> {
+) -> Result<Secrets<impl Future<Output = Result<(), AgentError>>>, AgentError> {
     match Place::find(&options)? {
         Place::Own(path) => {
             let workload = Workload::new(options);

@@ -418,7 +418,7 @@ fn validation(name: &str, bundle: &str, revocation: Option<&str>) -> Secret {
 
 fn inline(text: &str) -> DataSource {
     DataSource {
-        specifier: Some(Specifier::InlineBytes(text.as_bytes().to_vec().into())),
+        specifier: Some(Specifier::InlineBytes(text.as_bytes().to_vec())),
         ..DataSource::default()
     }
 }

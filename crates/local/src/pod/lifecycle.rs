@@ -1,13 +1,6 @@
 //! One pod from its first process to its last: namespaces, init containers, containers, probes, restarts.
 
-use std::{
-    cell::RefCell,
-    fs,
-    path::PathBuf,
-    process::Stdio,
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::RefCell, fs, path::PathBuf, process::Stdio, rc::Rc, time::Duration};
 
 use base::clock::Clock;
 use nix::sys::signal::Signal;
