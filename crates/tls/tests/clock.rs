@@ -68,7 +68,7 @@ fn shake(client_clock: &Clock, server_clock: &Clock) -> (Result<(), String>, Res
     acceptor.read_tls(&mut &wire[..]).expect("in memory");
     let accepted = acceptor.accept().ok().flatten().expect("a whole hello");
     let (_, config) = server.choose(&accepted.client_hello());
-    let mut there = accepted.into_connection(config).ok().expect("begun");
+    let mut there = accepted.into_connection(config).expect("begun");
     let (mut client_says, mut server_says) = (Ok(()), Ok(()));
     for _ in 0..4 {
         let mut wire = Vec::new();
