@@ -43,10 +43,13 @@ def scenarios(run):
             config = work / f"{name}.conf"
             if name == "haproxy":
                 option = "option splice-auto" if splice else ""
+                # HAProxy does not start with more than its files allow: two for each connection, two for each pipe.
+                most = min(40_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 200)
                 config.write_text(f"""
 global
   nbthread 1
-  maxconn 40000
+  maxconn {most}
+  maxpipes 64
 defaults
   mode tcp
   timeout connect 5s

@@ -248,6 +248,9 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                 worker.listeners.stop_accepting(inbound_only)
             }
             Command::Barrier(reached) => {
+                // The tasks of removed listeners end, and close their sockets, when their turn comes: before it the kernel
+                // would still give them connections.
+                tokio::task::yield_now().await;
                 // Who asked may have given up.
                 let _ = reached.send(());
             }
