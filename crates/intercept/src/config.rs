@@ -8,7 +8,7 @@ use std::{
 use base::cidr::Cidr;
 
 use crate::{
-    Error, flags, options,
+    Error, flags, options, routes,
     surroundings::{self, Addresses},
 };
 
@@ -199,24 +199,65 @@ impl Config {
 
     /// Refuses what istio-iptables refuses before it touches anything.
     pub fn validate(&self) -> Result<(), Error> {
+        self.check_text()?;
         let groups = split(&self.owner_groups_include);
         if self.owner_groups_include != "*" && groups.len() > MAX_OWNER_GROUPS {
             return Err(Error::Invalid(format!(
                 "number of owner groups whose outgoing traffic should be redirected to Envoy cannot exceed \
-                 {MAX_OWNER_GROUPS}, got {}: {}",
+                 {MAX_OWNER_GROUPS}, got {}: [{}]",
                 groups.len(),
-                groups.join(",")
+                groups.join(" ")
             )));
+        }
+        match self.force_iptables_binary.as_str() {
+            "" | "legacy" | "nft" => {}
+            other => {
+                return Err(Error::Invalid(format!(
+                    "invalid FORCE_IPTABLES_BINARY value {other:?}: use \"legacy\" or \"nft\""
+                )));
+            }
         }
         self.loopback()?;
         self.check_version()?;
         self.check_ebpf()?;
-        match self.force_iptables_binary.as_str() {
-            "" | "legacy" | "nft" => Ok(()),
-            other => Err(Error::Invalid(format!(
-                "invalid value {other:?} for --force-iptables-binary: use \"legacy\" or \"nft\""
-            ))),
+        // Before any rule is written: half a capture is worse than none.
+        routes::check(self)
+    }
+
+    /// Values become words of iptables' and nft's input, which lines and quotes would end.
+    fn check_text(&self) -> Result<(), Error> {
+        for (flag, value) in [
+            ("--envoy-port", &self.proxy_port),
+            ("--inbound-capture-port", &self.inbound_capture_port),
+            ("--inbound-tunnel-port", &self.inbound_tunnel_port),
+            ("--proxy-uid", &self.proxy_uid),
+            ("--proxy-gid", &self.proxy_gid),
+            ("--istio-inbound-tproxy-mark", &self.inbound_tproxy_mark),
+            ("--istio-inbound-ports", &self.inbound_ports_include),
+            ("--istio-local-exclude-ports", &self.inbound_ports_exclude),
+            ("--istio-outbound-ports", &self.outbound_ports_include),
+            (
+                "--istio-local-outbound-ports-exclude",
+                &self.outbound_ports_exclude,
+            ),
+            ("--istio-exclude-interfaces", &self.exclude_interfaces),
+            ("--kube-virt-interfaces", &self.kube_virt_interfaces),
+            ("ISTIO_OUTBOUND_OWNER_GROUPS", &self.owner_groups_include),
+            (
+                "ISTIO_OUTBOUND_OWNER_GROUPS_EXCLUDE",
+                &self.owner_groups_exclude,
+            ),
+        ] {
+            if value
+                .chars()
+                .any(|c| c.is_control() || matches!(c, '"' | '\'' | '\\' | ';'))
+            {
+                return Err(Error::Invalid(format!(
+                    "invalid value {value:?} for {flag}: lines, quotes and semicolons have no place in it"
+                )));
+            }
         }
+        Ok(())
     }
 
     /// Older rules are written for what older documents show; what is asked beyond that is refused.
@@ -294,7 +335,8 @@ impl Config {
     /// What counts as IPv4 loopback.
     pub fn loopback(&self) -> Result<Cidr, Error> {
         let text = &self.host_ipv4_loopback_cidr;
-        let cidr = Cidr::parse(text).map_err(Error::Invalid)?;
+        let cidr = Cidr::parse(text)
+            .map_err(|why| Error::Invalid(format!("failed to parse CIDR {text}: {why}")))?;
         match cidr.addr {
             IpAddr::V4(a) if a.is_loopback() => {}
             found => {
@@ -305,7 +347,7 @@ impl Config {
         }
         if cidr.bits < 8 {
             return Err(Error::Invalid(format!(
-                "expected mask in range [8, 32] in CIDR {text}; found {}",
+                "expected CIDR {text} to have mask in range [8, 32]; found {}",
                 cidr.bits
             )));
         }
@@ -443,7 +485,7 @@ impl Config {
     }
 }
 
-/// A comma-separated list: trimmed, empty entries dropped.
+/// A comma-separated list: empty entries are dropped, and spaces around an entry, which iptables never sees.
 pub fn split(list: &str) -> Vec<&str> {
     list.split(',')
         .map(str::trim)
@@ -592,7 +634,12 @@ mod tests {
             (
                 "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
                 "127.0.0.1/7",
-                "expected mask in range [8, 32] in CIDR 127.0.0.1/7; found 7",
+                "expected CIDR 127.0.0.1/7 to have mask in range [8, 32]; found 7",
+            ),
+            (
+                "ISTIO_OUTBOUND_IPV4_LOOPBACK_CIDR",
+                "",
+                "failed to parse CIDR : netip.ParsePrefix(\"\"): no '/'",
             ),
             (
                 "ISTIO_OUTBOUND_OWNER_GROUPS",
@@ -611,6 +658,30 @@ mod tests {
                 .to_string();
             assert!(e.contains(error), "{e}");
         }
+        for (args, error) in [
+            (
+                &["-b", "80\n-A OUTPUT -j ACCEPT"][..],
+                "for --istio-inbound-ports: lines, quotes",
+            ),
+            (&["-c", "eth7;"], "for --istio-exclude-interfaces: lines"),
+            (
+                &["-m", "TPROXY", "-b", "*", "-t", "0x10"],
+                "failed to parse InboundTProxyMark: strconv.Atoi: parsing \"0x10\": invalid syntax",
+            ),
+            (
+                &["-m", "TPROXY", "-b", "80", "-r", "x"],
+                "failed to parse InboundTProxyRouteTable: strconv.Atoi: parsing \"x\"",
+            ),
+        ] {
+            let e = config(args, &[]).validate().unwrap_err().to_string();
+            assert!(e.contains(error), "{e}");
+        }
+        // Without inbound ports nothing is routed by the mark.
+        assert!(
+            config(&["-m", "TPROXY", "-t", "0x10"], &[])
+                .validate()
+                .is_ok()
+        );
         assert!(
             config(&[], &[("ISTIO_OUTBOUND_OWNER_GROUPS", "")])
                 .validate()

@@ -11,7 +11,7 @@ use std::{
 use crate::{
     Error,
     apply::{self, Log},
-    config::Config,
+    config::{Config, split},
     model::{Match, Position, Rule, Sense, Table, Target, ours},
     routes,
 };
@@ -27,7 +27,10 @@ const TABLES: [(Table, &str); 3] = [
 pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error> {
     let text = match config.cleanup_only {
         true => text(&[]),
-        false => text(rules),
+        false => {
+            check(config)?;
+            text(rules)
+        }
     };
     log(format!("Running nft with the following input:\n{text}"));
     if config.dry_run {
@@ -47,6 +50,56 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         run(&["-s", "list", "ruleset"], "")?
     ));
     Ok(())
+}
+
+/// Refuses what only iptables can say. Istio's program fails at it as well, in the middle of nft's grammar.
+fn check(config: &Config) -> Result<(), Error> {
+    let refuse = |flag: &str, value: &str, instead: &str| {
+        Err(Error::Invalid(format!(
+            "invalid value {value:?} for {flag} with --native-nftables: {instead}"
+        )))
+    };
+    for (flag, list) in [
+        ("--istio-inbound-ports", &config.inbound_ports_include),
+        ("--istio-local-exclude-ports", &config.inbound_ports_exclude),
+        ("--istio-outbound-ports", &config.outbound_ports_include),
+        (
+            "--istio-local-outbound-ports-exclude",
+            &config.outbound_ports_exclude,
+        ),
+    ] {
+        // What is not used is not read: excluded ports count only beside `*`.
+        let unused = flag == "--istio-local-exclude-ports" && config.inbound_ports_include != "*";
+        if let Some(range) = split(list).iter().find(|p| p.contains(':') && !unused) {
+            return refuse(flag, range, "nft takes a range as 1000-2000");
+        }
+    }
+    for (flag, list) in [
+        ("--istio-exclude-interfaces", &config.exclude_interfaces),
+        ("--kube-virt-interfaces", &config.kube_virt_interfaces),
+    ] {
+        if let Some(name) = split(list).iter().find(|n| !is_interface(n)) {
+            let instead = "nft takes letters, digits, _, -, . and /, and * at the end for any rest";
+            return refuse(flag, name, instead);
+        }
+    }
+    let v6_alone = config.dns_servers_v4.is_empty() && !config.dns_servers_v6.is_empty();
+    if config.redirect_dns && !config.capture_all_dns && v6_alone && !config.enable_inbound_ipv6 {
+        return Err(Error::Invalid(
+            "--redirect-dns: every server of /etc/resolv.conf is an IPv6 address, and IPv6 is not captured; use \
+             --dual-stack, --capture-all-dns or iptables"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
+/// What nft reads as the name of an interface without quotes; a quoted `+` would be a plain letter to it.
+fn is_interface(name: &str) -> bool {
+    let name = name.strip_suffix('*').unwrap_or(name);
+    let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '_' | '.');
+    let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-' | '/');
+    name.starts_with(first) && name.chars().all(rest)
 }
 
 /// Empties the built-in chains of our tables; whether there were any.
@@ -206,10 +259,8 @@ fn line(rule: &Rule) -> String {
             Match::Destination(s, c) => {
                 addresses.push(format!("{} daddr {}{c}", version(c), not(s)));
             }
-            Match::Port(s, p) => {
-                ports.push(format!("{protocol_word} dport {}{}", not(s), range(p)))
-            }
-            Match::SourcePort(p) => ports.push(format!("{protocol_word} sport {}", range(p))),
+            Match::Port(s, p) => ports.push(format!("{protocol_word} dport {}{p}", not(s))),
+            Match::SourcePort(p) => ports.push(format!("{protocol_word} sport {p}")),
             Match::NotPorts(list) => {
                 ports.push(format!(
                     "{protocol_word} dport != {{ {} }}",
@@ -237,11 +288,6 @@ fn line(rule: &Rule) -> String {
     }
     words.push(target(rule));
     words.join(" ")
-}
-
-/// A range of ports is written `1000-2000` here.
-fn range(ports: &str) -> String {
-    ports.replace(':', "-")
 }
 
 fn target(rule: &Rule) -> String {

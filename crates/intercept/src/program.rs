@@ -107,8 +107,9 @@ fn ranges(list: &str) -> Result<Ranges, Error> {
     if list == "*" {
         return Ok(Ranges::All);
     }
-    split(list)
-        .into_iter()
+    // Unlike ports, ranges are read with the spaces around them, and refused for them.
+    list.split(',')
+        .filter(|c| !c.is_empty())
         .map(|c| Cidr::parse(c).map_err(Error::Invalid))
         .collect::<Result<_, _>>()
         .map(Ranges::These)
@@ -504,7 +505,9 @@ impl Program<'_> {
     }
 
     fn destinations(&mut self, exclude: &[Cidr], include: &Ranges) {
-        for range in exclude {
+        // IPv4 first: nft has both families in one chain.
+        let (v4, v6): (Vec<_>, Vec<_>) = exclude.iter().partition(|c| c.addr.is_ipv4());
+        for range in v4.into_iter().chain(v6) {
             let matches = vec![Destination(Is, range.clone())];
             self.one(family(range), Nat, ISTIO_OUTPUT, matches, Target::Return);
         }

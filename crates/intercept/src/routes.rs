@@ -47,6 +47,11 @@ pub fn remove(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a mark or a table that cannot be set.
+pub(crate) fn check(config: &Config) -> Result<(), Error> {
+    tproxy(config).map(drop)
+}
+
 fn families(config: &Config) -> &'static [bool] {
     if config.enable_inbound_ipv6 {
         &[false, true]
@@ -60,17 +65,23 @@ fn tproxy(config: &Config) -> Result<Option<(u32, u32)>, Error> {
     if !config.tproxy() || config.inbound_ports_include.is_empty() {
         return Ok(None);
     }
-    let number = |flag: &str, text: &str| {
-        let value = match text.strip_prefix("0x") {
-            Some(digits) => u32::from_str_radix(digits, 16),
-            None => text.parse(),
-        };
-        value.map_err(|e| Error::Invalid(format!("invalid value {text:?} for {flag}: {e}")))
+    // Decimal alone, as in Istio, though iptables would take 0x10 for the mark.
+    let number = |flag: &str, name: &str, text: &str| {
+        text.parse::<u32>().map_err(|_| {
+            Error::Invalid(format!(
+                "failed to parse {name}: strconv.Atoi: parsing {text:?}: invalid syntax; {flag} takes a decimal number"
+            ))
+        })
     };
     Ok(Some((
-        number("--istio-inbound-tproxy-mark", &config.inbound_tproxy_mark)?,
+        number(
+            "--istio-inbound-tproxy-mark",
+            "InboundTProxyMark",
+            &config.inbound_tproxy_mark,
+        )?,
         number(
             "--istio-inbound-tproxy-route-table",
+            "InboundTProxyRouteTable",
             &config.inbound_tproxy_route_table,
         )?,
     )))

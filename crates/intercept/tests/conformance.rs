@@ -353,6 +353,7 @@ const OWN_TESTS: &[(&str, Test)] = &[
     ("mistakes_end_with_their_status", statuses),
     ("older_rules_are_those_that_older_documents_list", older),
     ("nft_rules_pass_the_self_test", native_self_test),
+    ("ranges_and_names_are_read_as_by_istio", as_istio),
 ];
 
 const SIDECAR: &str =
@@ -645,4 +646,36 @@ fn native_self_test() -> Result<(), String> {
         &read(&out, "log"),
         "the app's call to the outside to 192.0.2.1:15002 arrives",
     )
+}
+
+/// What the given cases do not show, and Istio's program does.
+fn as_istio() -> Result<(), String> {
+    let script = "run() { $RUN istio-iptables -u 1337 -b '*' \"$@\" >/dev/null 2>>$OUT/err; echo $? >>$OUT/rc; }\n\
+                  run -i '10.0.0.0/8, 10.1.0.0/16'\n\
+                  run --native-nftables -d 1000:2000\n\
+                  run --native-nftables -c tap+\n\
+                  nft list ruleset >$OUT/nothing\n\
+                  run --native-nftables -i '10.0.0.0/8,' -x '2001:db8:1::5/48,,10.1.0.0/16' -k 'tap*' -d 1000-2000 \
+                  --dual-stack\n\
+                  nft -s list ruleset >$OUT/list\n";
+    let mut pod = Pod::plain();
+    pod.addresses.push("2001:db8::5/64".into());
+    let out = pod.run(script, &[]);
+    let err = read(&out, "err");
+    if read(&out, "rc") != "1\n1\n1\n0\n" || !read(&out, "nothing").is_empty() {
+        return Err(read(&out, "rc") + &err);
+    }
+    for wanted in [
+        "netip.ParsePrefix(\" 10.1.0.0/16\"): ParseAddr(\" 10.1.0.0\"): unexpected character (at \" 10.1.0.0\")",
+        "\"1000:2000\" for --istio-local-exclude-ports with --native-nftables: nft takes a range as 1000-2000",
+        "\"tap+\" for --istio-exclude-interfaces with --native-nftables",
+    ] {
+        lacks("the error", &err, wanted)?;
+    }
+    let list = read(&out, "list");
+    let excluded = "ip daddr 10.1.0.0/16 counter return\n\t\tip6 daddr 2001:db8:1::/48 counter return\n\
+                    \t\tip daddr 10.0.0.0/8 counter jump istio-redirect\n";
+    lacks("the listing", &list, excluded)?;
+    lacks("the listing", &list, "tcp dport 1000-2000 counter return")?;
+    lacks("the listing", &list, "iifname \"tap*\" counter return")
 }
