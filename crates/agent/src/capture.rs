@@ -59,8 +59,13 @@ impl Capture {
                 )));
             }
         };
+        Capture::of(settings.addresses[0], repair).map(Some)
+    }
+
+    /// Looks after the pod with that address, in the network namespace of the calling thread.
+    pub fn of(pod: IpAddr, repair: bool) -> Result<Arc<Capture>, AgentError> {
         let capture = Arc::new(Capture::default());
-        let (watched, pod) = (capture.clone(), settings.addresses[0]);
+        let watched = capture.clone();
         thread::Builder::new()
             .name("capture".into())
             .spawn(move || watched.watch(pod, repair))
@@ -68,7 +73,7 @@ impl Capture {
                 address: "capture".into(),
                 source,
             })?;
-        Ok(Some(capture))
+        Ok(capture)
     }
 
     /// Why the pod must not be called ready: nothing has been proven yet, nothing is captured, or rules are gone.

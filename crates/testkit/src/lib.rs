@@ -1,4 +1,5 @@
 //! See docs/ARCHITECTURE.md.
 
 pub mod authorization;
+pub mod conntrack;
 pub mod jwt;

@@ -5,6 +5,8 @@
 //! This binary is also the command under test (`istio-iptables`, `intercept`).
 
 mod churn;
+#[path = "../../../testkit/src/conntrack.rs"]
+mod conntrack;
 mod ebpf;
 mod full;
 mod guard;
