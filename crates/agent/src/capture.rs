@@ -86,13 +86,13 @@ impl Capture {
         }
         let changed = self.changed.read();
         let worst = changed.iter().find(|f| f.kind != "inserted")?;
-        Some(format!("interception rules have changed: {worst}"))
+        Some(format!("the interception has changed: {worst}"))
     }
 
     /// What readiness tells beside its answer: rules of others that came in between.
     pub fn detail(&self) -> String {
         let changed = self.changed.read();
-        changed.iter().map(|f| format!("rule {f}\n")).collect()
+        changed.iter().map(|f| format!("{f}\n")).collect()
     }
 
     /// Figures for the scrape.
@@ -186,17 +186,17 @@ impl Capture {
         let mut changed = self.changed.write();
         for finding in found.iter().filter(|f| !changed.contains(f)) {
             self.changes.fetch_add(1, Ordering::Relaxed);
-            warn!("capture: rule {finding}");
+            warn!("capture: {finding}");
         }
         if found.is_empty() && !changed.is_empty() {
-            info!("capture: the rules are again as they were");
+            info!("capture: everything is again as it was");
         }
         *changed = found;
         if repair && !changed.is_empty() {
             match guard.repair() {
                 Ok(()) => {
                     self.repairs.fetch_add(1, Ordering::Relaxed);
-                    info!("capture: repaired, the rules of the start are written back");
+                    info!("capture: repaired, what was there at the start is there again");
                     changed.clear();
                 }
                 Err(e) => warn!("capture: cannot repair: {e}"),
@@ -309,6 +309,7 @@ mod tests {
         capture.checked.store(true, Ordering::Relaxed);
         assert_eq!(capture.not_ready(), None);
         let finding = |kind| Finding {
+            subject: "rule",
             kind,
             what: "iptables-nft, table nat, chain OUTPUT, rule 1: -j ACCEPT".into(),
         };

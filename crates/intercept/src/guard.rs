@@ -1,9 +1,10 @@
 //! The guard: tells when the rules of a network namespace change after they were found good, and undoes it when told to.
 //!
 //! What is there at the start is the baseline: whatever wrote it, every rule that is inserted, deleted or moved in the
-//! nat, mangle and raw tables of iptables, or in our tables of nft, is reported by table, chain and text. Reading rules
-//! needs NET_ADMIN in the namespace. A look costs one netlink message while nothing changed in nftables; legacy
-//! tables have no such counter and are read each time, where there are any.
+//! nat, mangle and raw tables of iptables, or in our tables of nft, is reported by table, chain and text; of programs of
+//! mode EBPF each that is detached or replaced, and each rule that they walk. Reading rules needs NET_ADMIN in the
+//! namespace, and seeing programs the rights of the node. A look costs one netlink message while nothing changed in
+//! nftables; legacy tables have no such counter and are read each time, where there are any, and so are programs.
 
 use std::{fs, thread, time::Duration};
 
@@ -15,6 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::{
     Error,
     backend::Backend,
+    ebpf::Watch,
     flags::{self, Flag, Kind},
     model::{Family, Table},
     nft, state,
@@ -26,15 +28,17 @@ pub const PERIOD: Duration = Duration::from_secs(2);
 /// A change since the start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
-    /// `inserted`, `deleted` or `reordered`.
+    /// `rule` or `program`.
+    pub subject: &'static str,
+    /// `inserted`, `deleted` or `reordered`; of programs also `detached`, `replaced` or `changed`.
     pub kind: &'static str,
-    /// Which rule of which chain, for people.
+    /// Which rule of which chain, or which program, for people.
     pub what: String,
 }
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.kind, self.what)
+        write!(f, "{} {}: {}", self.subject, self.kind, self.what)
     }
 }
 
@@ -51,8 +55,11 @@ struct View {
 pub struct Guard {
     views: Vec<View>,
     native: Option<String>,
+    programs: Option<Watch>,
     netlink: OwnedFd,
     generation: Option<u32>,
+    /// What was found of rules when they were last read.
+    rules: Vec<Finding>,
     last: Vec<Finding>,
 }
 
@@ -85,7 +92,10 @@ impl Guard {
             }
         }
         let native = nft::listing()?;
-        let captured = native.is_some() || views.iter().any(|v| v.baseline.contains("\n:ISTIO_"));
+        let programs = Watch::start()?;
+        let captured = programs.is_some()
+            || native.is_some()
+            || views.iter().any(|v| v.baseline.contains("\n:ISTIO_"));
         if !captured {
             return Err(Error::Conflict(
                 "no ISTIO rules are here to guard: run istio-iptables first; if it ran, reading needs NET_ADMIN"
@@ -95,19 +105,28 @@ impl Guard {
         Ok(Guard {
             views,
             native,
+            programs,
             netlink,
             generation,
+            rules: Vec::new(),
             last: Vec::new(),
         })
     }
 
     /// What differs from the start now.
     pub fn look(&mut self) -> Result<&[Finding], Error> {
+        self.look_at_rules()?;
+        self.last = self.rules.clone();
+        self.last.extend(self.programs.iter().flat_map(Watch::look));
+        Ok(&self.last)
+    }
+
+    fn look_at_rules(&mut self) -> Result<(), Error> {
         let now = generation(&self.netlink);
         let nft_changed = now.is_none() || now != self.generation;
         let legacy = self.views.iter().any(|v| v.suffix == "legacy" && !idle(v));
         if !nft_changed && !legacy {
-            return Ok(&self.last);
+            return Ok(());
         }
         let mut found = Vec::new();
         for view in &self.views {
@@ -122,8 +141,8 @@ impl Guard {
             found.extend(nft_differences(baseline, &text));
         }
         self.generation = now;
-        self.last = found;
-        Ok(&self.last)
+        self.rules = found;
+        Ok(())
     }
 
     /// Writes back what was there at the start, each table that differs in one transaction.
@@ -145,6 +164,11 @@ impl Guard {
             && nft::listing()?.as_ref() != Some(baseline)
         {
             nft::restore(baseline)?;
+        }
+        if let Some(programs) = &mut self.programs
+            && !programs.look().is_empty()
+        {
+            programs.repair()?;
         }
         self.generation = None;
         Ok(())
@@ -262,6 +286,7 @@ fn compare(
         if gone {
             let what = format!("{place}: the whole chain");
             out.push(Finding {
+                subject: "rule",
                 kind: "deleted",
                 what,
             });
@@ -271,6 +296,7 @@ fn compare(
         for (i, rule) in only_in(&a, &b) {
             let what = format!("{place}, rule {}: {rule}", i + 1);
             out.push(Finding {
+                subject: "rule",
                 kind: "inserted",
                 what,
             });
@@ -278,6 +304,7 @@ fn compare(
         for (i, rule) in only_in(&b, &a) {
             let what = format!("{place}, rule {}: {rule}", i + 1);
             out.push(Finding {
+                subject: "rule",
                 kind: "deleted",
                 what,
             });
@@ -287,6 +314,7 @@ fn compare(
             let rule = a.get(at).cloned().unwrap_or_default();
             let what = format!("{place}, from rule {}: {rule}", at + 1);
             out.push(Finding {
+                subject: "rule",
                 kind: "reordered",
                 what,
             });
@@ -382,14 +410,14 @@ pub fn command(args: &[String]) -> Result<(), Error> {
         thread::sleep(PERIOD);
         let found = guard.look()?.to_vec();
         for finding in found.iter().filter(|f| !known.contains(*f)) {
-            println!("warning\trule {finding}");
+            println!("warning\t{finding}");
         }
         if found.is_empty() && !known.is_empty() {
-            println!("info\tthe rules are again as they were");
+            println!("info\teverything is again as it was");
         }
         if !found.is_empty() && on("repair") {
             guard.repair()?;
-            println!("info\trepaired: the rules of the start are written back");
+            println!("info\trepaired: what was there at the start is there again");
             known = Vec::new();
         } else {
             known = found;

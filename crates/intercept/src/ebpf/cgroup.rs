@@ -46,6 +46,22 @@ impl Group {
     }
 }
 
+/// The folder of the group with that number; none where it is gone.
+pub(super) fn numbered(id: u64) -> Option<PathBuf> {
+    let mut left = vec![mount().ok()?];
+    while let Some(folder) = left.pop() {
+        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+        for entry in entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            let path = entry.path();
+            if fs::metadata(&path).is_ok_and(|m| m.ino() == id) {
+                return Some(path);
+            }
+            left.push(path);
+        }
+    }
+    None
+}
+
 /// Where cgroup2 is mounted; beside version 1 (a hybrid) counts.
 pub fn mount() -> Result<PathBuf, Error> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();

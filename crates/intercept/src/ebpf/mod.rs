@@ -16,6 +16,7 @@ mod programs;
 pub mod report;
 mod store;
 mod sys;
+mod watch;
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub use cgroup::mount as cgroup_mount;
+pub(crate) use watch::Watch;
 
 /// Puts `rules` in force for this network namespace and the pod's cgroup, or removes ours if that is asked for.
 pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error> {
@@ -428,37 +430,7 @@ fn end_pairs(set: &Set, shared: bool, end: Instant, log: Log<'_>) -> Result<(), 
 }
 
 fn differences(set: &Set, wanted: &Policy) -> Result<Vec<String>, Error> {
-    let (there, _) = set.read()?;
-    if there == *wanted {
-        return Ok(Vec::new());
-    }
-    let mut out = Vec::new();
-    let names = [
-        "outbound IPv4",
-        "outbound IPv6",
-        "inbound IPv4",
-        "inbound IPv6",
-    ];
-    let lists = there
-        .lists
-        .iter()
-        .flatten()
-        .zip(wanted.lists.iter().flatten());
-    for (name, (found, should)) in names.iter().zip(lists) {
-        for record in should.iter().filter(|r| !found.contains(r)) {
-            out.push(format!("{name} lacks: {record}"));
-        }
-        for record in found.iter().filter(|r| !should.contains(r)) {
-            out.push(format!("{name} should not have: {record}"));
-        }
-        if found != should && out.is_empty() {
-            out.push(format!("{name} has the right rules in another order"));
-        }
-    }
-    if there.lists == wanted.lists {
-        out.push("ports, addresses or --ebpf-sockmap are others".into());
-    }
-    Ok(out)
+    Ok(report::differences(&set.read()?.0, wanted))
 }
 
 const PASSTHROUGH_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));

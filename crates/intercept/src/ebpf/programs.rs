@@ -31,15 +31,16 @@ pub(super) enum Part {
 }
 
 /// A program of the object.
+#[derive(Debug)]
 pub(super) struct Known {
     /// Its name, and that of its pinned link.
     pub(super) name: &'static str,
     /// The parts that do not work without it.
     pub(super) parts: &'static [Part],
     /// What it does, and since which Linux the kernel can.
-    what: &'static str,
+    pub(super) what: &'static str,
     /// Where it is attached: `enum bpf_attach_type`.
-    hook: u32,
+    pub(super) hook: u32,
     /// Whether it makes new connections be captured; such are attached last and detached first.
     pub(super) entry: bool,
 }
@@ -151,7 +152,8 @@ pub(super) const PROGRAMS: &[Known] = &[
     ),
 ];
 
-const SK_MSG_VERDICT: u32 = 7;
+/// The one hook that is a map's and has no link.
+pub(super) const SK_MSG_VERDICT: u32 = 7;
 const SK_LOOKUP: u32 = 36;
 
 /// Sizes and places of maps.

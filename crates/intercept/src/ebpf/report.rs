@@ -55,6 +55,40 @@ pub(super) fn rules(policy: &Policy, hits: Option<&Hits>) -> String {
     out
 }
 
+/// How the policy `there` differs from the one that is wanted, a sentence each.
+pub(super) fn differences(there: &Policy, wanted: &Policy) -> Vec<String> {
+    if there == wanted {
+        return Vec::new();
+    }
+    let mut out = Vec::new();
+    let names = [
+        "outbound IPv4",
+        "outbound IPv6",
+        "inbound IPv4",
+        "inbound IPv6",
+    ];
+    let lists = there
+        .lists
+        .iter()
+        .flatten()
+        .zip(wanted.lists.iter().flatten());
+    for (name, (found, should)) in names.iter().zip(lists) {
+        for record in should.iter().filter(|r| !found.contains(r)) {
+            out.push(format!("{name} lacks: {record}"));
+        }
+        for record in found.iter().filter(|r| !should.contains(r)) {
+            out.push(format!("{name} should not have: {record}"));
+        }
+        if found != should && out.is_empty() {
+            out.push(format!("{name} has the right rules in another order"));
+        }
+    }
+    if there.lists == wanted.lists {
+        out.push("ports, addresses or --ebpf-sockmap are others".into());
+    }
+    out
+}
+
 const COUNTERS: [&str; 4] = [
     "directions of connections whose bytes go from socket to socket",
     "directions that could have, and go through TCP",

@@ -188,7 +188,8 @@ pub(super) fn sweep() {
     sweep_shared();
 }
 
-fn gone(link: &OwnedFd) -> bool {
+/// Whether what the link was attached to is no more, or the link was detached.
+pub(super) fn gone(link: &OwnedFd) -> bool {
     sys::field(link, "cgroup_id") == Some(0) || sys::field(link, "netns_ino") == Some(0)
 }
 
@@ -229,6 +230,12 @@ impl Set {
             MapData::from_pin(self.map_path("generation")).map_err(|e| self.fail(&chain(&e)))?;
         map.pin(self.folder.join(COMPLETE))
             .map_err(|e| self.fail(&chain(&e)))
+    }
+
+    /// Its maps, and its mark.
+    pub(super) fn pinned_maps(&self) -> Vec<PathBuf> {
+        let maps = MAPS.iter().map(|name| self.map_path(name));
+        maps.chain([self.folder.join(COMPLETE)]).collect()
     }
 
     /// Its links by program.
@@ -436,7 +443,7 @@ impl Set {
         T::try_from(kind(data)).map_err(|e| self.fail(&chain(&e)))
     }
 
-    fn map_path(&self, name: &str) -> PathBuf {
+    pub(super) fn map_path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("map_{name}"))
     }
 

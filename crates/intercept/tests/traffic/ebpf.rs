@@ -1,18 +1,23 @@
 //! What only the mode EBPF has: programs that come, go and are found again, and bytes that pass by the TCP stack.
 
 use std::{
+    ffi::CString,
     fs,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{
-    matrix::{FLAGS, MODES, Mode, Pod},
+    guard::Watched,
+    matrix::{self, FLAGS, MODES, Mode, Pod},
     net::{Caller, Namespace},
 };
 
@@ -27,6 +32,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("ebpf_bytes_in_order", bytes_in_order),
     ("ebpf_cuts_what_stays_open", cuts_what_stays_open),
     ("ebpf_between_sidecars", between_sidecars),
+    ("ebpf_guard_reports_and_repairs", guard_reports_and_repairs),
 ];
 
 const APP: Caller = Caller {
@@ -473,4 +479,117 @@ fn between_sidecars() {
         !shared.exists(),
         "the last pod takes the shared maps with it"
     );
+}
+
+/// What somebody takes away from programs is told within five seconds, and put back when told so.
+fn guard_reports_and_repairs() {
+    let mode = mode("ebpf_sockmap");
+    let net = Pod::new(mode);
+    net.apply(mode, "");
+    let set = sets(&net).remove(0);
+    let captured = |net: &Pod| {
+        let answer = call(net, "10.96.7.7:9080");
+        assert!(answer.starts_with("outbound 10.96.7.7:9080 "), "{answer}");
+        let answer = from_outside(net, "10.9.0.5:80");
+        assert!(answer.starts_with("inbound 10.9.0.5:80 "), "{answer}");
+    };
+    let watched = Watched::start(&net.pod, &[]);
+    detach(&set.join("connect4"));
+    let line = watched.says("program detached: connect4, which leads outbound calls to the proxy");
+    assert!(line.contains("it is not attached to cgroup "), "{line}");
+    assert!(call(&net, "10.96.7.7:9080").starts_with("outside "));
+    drop(watched);
+    net.apply(mode, "--reconcile");
+    captured(&net);
+
+    let set = sets(&net).remove(0);
+    let watched = Watched::start(&net.pod, &["--repair"]);
+    for name in ["connect4", "steer", "tell"] {
+        detach(&set.join(name));
+        watched.says(&format!("program detached: {name}"));
+        watched.says("repaired");
+        captured(&net);
+    }
+    let other = Pod::new(mode);
+    other.apply(mode, "");
+    replace(&set.join("connect4"), &sets(&other)[0].join("connect4"));
+    watched.says("program replaced: connect4");
+    watched.says("repaired");
+    captured(&net);
+    matrix::ebpf_delete(&net.pod, 13);
+    watched.says("program changed: rules of the programs: outbound IPv4 lacks: ");
+    watched.says("repaired");
+    captured(&net);
+    let set_there = || fs::read_dir(&set).expect("it is there").count();
+    let all = set_there();
+    for file in ["connect4", "map_rules", "complete"] {
+        fs::remove_file(set.join(file)).expect("it is there");
+    }
+    watched.says("program deleted: ");
+    watched.says("repaired");
+    captured(&net);
+    assert_eq!(set_there(), all);
+    fs::remove_dir_all(&set).expect("it is there");
+    watched.says("program deleted: maps: ");
+    watched.says("repaired");
+    captured(&net);
+    assert_eq!(set_there(), all);
+    drop(watched);
+    net.apply(mode, "--cleanup-only");
+    assert!(sets(&net).is_empty());
+    assert!(call(&net, "10.96.7.7:9080").starts_with("outside "));
+}
+
+/// As `bpftool link detach pinned PATH`.
+fn detach(path: &Path) {
+    const LINK_DETACH: i64 = 34;
+    let link = pinned(path);
+    bpf(LINK_DETACH, [number(&link), 0, 0, 0]);
+}
+
+/// Puts the program of the second link in place of that of the first.
+fn replace(path: &Path, other: &Path) {
+    const PROG_GET_FD_BY_ID: i64 = 13;
+    const LINK_UPDATE: i64 = 29;
+    let (link, other) = (pinned(path), pinned(other));
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", other.as_raw_fd()));
+    let info = info.expect("it is open");
+    let id = info.lines().find_map(|l| l.strip_prefix("prog_id:"));
+    let id: u32 = id.and_then(|id| id.trim().parse().ok()).expect("a number");
+    let program = bpf(PROG_GET_FD_BY_ID, [id, 0, 0, 0]);
+    bpf(LINK_UPDATE, [number(&link), program as u32, 0, 0]);
+    drop(owned(program));
+}
+
+fn pinned(path: &Path) -> OwnedFd {
+    const OBJ_GET: i64 = 7;
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("a path");
+    let at = path.as_ptr() as u64;
+    owned(bpf(OBJ_GET, [at as u32, (at >> 32) as u32, 0, 0]))
+}
+
+fn number(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+/// A command whose attributes are four numbers; it must succeed.
+#[allow(unsafe_code)]
+fn bpf(command: i64, attributes: [u32; 4]) -> i32 {
+    #[repr(C, align(8))]
+    struct Attributes([u32; 4]);
+    let attributes = Attributes(attributes);
+    // SAFETY: the attributes and what they point to outlive the call, and their size is given.
+    let rc = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, 16) };
+    assert!(
+        rc >= 0,
+        "bpf {command}: {}",
+        std::io::Error::last_os_error()
+    );
+    rc as i32
+}
+
+#[allow(unsafe_code)]
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the kernel just made this descriptor for us; nobody else has it.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) }
 }

@@ -25,13 +25,13 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_killed_tool_leaves_what_the_next_run_repairs", killed),
 ];
 
-struct Watched {
+pub(crate) struct Watched {
     child: Child,
     lines: mpsc::Receiver<String>,
 }
 
 impl Watched {
-    fn start(pod: &Namespace, flags: &'static [&'static str]) -> Watched {
+    pub(crate) fn start(pod: &Namespace, flags: &'static [&'static str]) -> Watched {
         let mut child = pod.run(move || {
             Command::new(std::env::current_exe().expect("a path"))
                 .args(["intercept", "guard"])
@@ -53,7 +53,7 @@ impl Watched {
     }
 
     /// Waits for a line that holds `text`; five seconds are the promise.
-    fn says(&self, text: &str) -> String {
+    pub(crate) fn says(&self, text: &str) -> String {
         let end = Instant::now() + Duration::from_secs(5);
         let mut seen = Vec::new();
         loop {

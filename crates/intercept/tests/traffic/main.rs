@@ -5,6 +5,7 @@
 //! This binary is also the command under test (`istio-iptables`, `intercept`).
 
 mod churn;
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
 #[path = "../../../testkit/src/conntrack.rs"]
 mod conntrack;
 mod ebpf;

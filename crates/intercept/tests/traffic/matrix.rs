@@ -495,7 +495,7 @@ fn ebpf_records(pod: &Namespace) -> Vec<(usize, u64)> {
 }
 
 /// Nothing can be taken out of the list, so the record gets a condition that nothing meets.
-fn ebpf_delete(pod: &Namespace, n: usize) -> usize {
+pub(crate) fn ebpf_delete(pod: &Namespace, n: usize) -> usize {
     use aya::maps::{Array, Map, MapData};
     let at = ebpf_records(pod)
         .iter()

@@ -217,20 +217,16 @@ impl Pod {
         })
     }
 
-    /// Starts what watches the rules that an init container wrote: from the node, since nobody in the pod may. It is in
+    /// Starts what watches the rules that an init container wrote, or the programs: from the node, since nobody in the pod may. It is in
     /// the pod's network namespace and ends with all that is; what it says is in `guard.log`.
     fn guard(&self, containers: &[Rc<Container>], folder: &std::path::Path, holder: i32) {
         let writes_rules = |c: &&Rc<Container>| {
             let mut args = c.spec.args.iter();
             c.role == Role::Init && args.any(|a| a.ends_with("istio-iptables"))
         };
-        // Programs of mode EBPF are not rules.
         let Some(container) = containers.iter().find(writes_rules) else {
             return;
         };
-        if container.spec.on_node {
-            return;
-        }
         let program = self.context.program.display().to_string();
         let spec = RunSpec {
             on_node: true,
