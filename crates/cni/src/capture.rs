@@ -1,66 +1,127 @@
 //! In the pod's network namespace: the same program that istio-init runs, with the same flags.
 
-use std::fs::File;
+use std::{fs::File, path::Path};
 
-use intercept::{Config, apply, nft, program, surroundings::Addresses};
+use intercept::{Config, apply, ebpf, nft, program, surroundings::Addresses};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
 };
 
-use crate::CniError;
+use crate::{CniError, cgroup, conf::Conf};
+
+/// A pod that is captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Captured {
+    /// `NAMESPACE/NAME`.
+    pub(crate) id: String,
+    /// Kubernetes' uid of it, or nothing where nobody says.
+    pub(crate) uid: String,
+    /// Its rules, as flags of istio-iptables.
+    pub(crate) flags: Vec<String>,
+}
 
 /// Writes the rules; a pod that has them already is left as it is, one with others gets these.
-pub(crate) fn add(netns: &str, flags: &[String], native: bool) -> Result<(), CniError> {
-    let mut config = enter(netns, flags, native)?;
+pub(crate) fn add(netns: &str, pod: &Captured, conf: &Conf) -> Result<(), CniError> {
+    let mut config = enter(netns, pod, conf)?;
     let rules = program::rules(&config)?;
     let mut log = |text: String| eprintln!("info\t{text}");
-    if native {
-        return Ok(nft::apply(&config, &rules, &mut log)?);
-    }
-    match apply::apply(&config, &rules, &mut log) {
+    let mut write = |config: &Config| match config.ebpf() {
+        true => ebpf::apply(config, &rules, &mut log),
+        false if config.native_nftables => nft::apply(config, &rules, &mut log),
+        false => apply::apply(config, &rules, &mut log),
+    };
+    match write(&config) {
         // Only then is it worth the time to look for what others left, in every family.
         Err(intercept::Error::Conflict(_)) => {
             config.reconcile = true;
-            Ok(apply::apply(&config, &rules, &mut log)?)
+            Ok(write(&config)?)
         }
         outcome => Ok(outcome?),
     }
 }
 
 /// What differs from what [`add`] writes, a sentence each.
-pub(crate) fn check(netns: &str, flags: &[String], native: bool) -> Result<Vec<String>, CniError> {
-    let config = enter(netns, flags, native)?;
+pub(crate) fn check(netns: &str, pod: &Captured, conf: &Conf) -> Result<Vec<String>, CniError> {
+    let config = enter(netns, pod, conf)?;
     let rules = program::rules(&config)?;
-    Ok(match native {
-        true => nft::listing()?
-            .is_none()
-            .then(|| "the tables of nft are missing".to_owned())
-            .into_iter()
-            .collect(),
-        false => apply::verify(&config, &rules)?,
+    Ok(if config.ebpf() {
+        ebpf::verify(&config, &rules)?
+    } else if config.native_nftables {
+        let there = nft::listing()?.is_some();
+        let missing = (!there).then(|| "the tables of nft are missing".to_owned());
+        missing.into_iter().collect()
+    } else {
+        apply::verify(&config, &rules)?
     })
 }
 
-fn enter(netns: &str, flags: &[String], native: bool) -> Result<Config, CniError> {
-    let io = |e: std::io::Error| CniError::Io {
+/// Rules live in the pod's namespace and go with it; programs are kept on the node and must be taken away, also those
+/// of pods whose namespace is gone already.
+pub(crate) fn delete(netns: &str) -> Result<(), CniError> {
+    if !ebpf::used() {
+        return Ok(());
+    }
+    if let Ok(namespace) = File::open(netns) {
+        join(netns, namespace)?;
+        ebpf::remove(&mut |text| eprintln!("info\t{text}"))?;
+    }
+    ebpf::sweep();
+    Ok(())
+}
+
+fn join(netns: &str, namespace: File) -> Result<(), CniError> {
+    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| CniError::Io {
         what: netns.into(),
         why: e.to_string(),
-    };
-    let namespace = File::open(netns).map_err(io)?;
-    sandbox();
-    setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|e| io(e.into()))?;
-    let mut args = flags.to_vec();
+    })
+}
+
+fn enter(netns: &str, pod: &Captured, conf: &Conf) -> Result<Config, CniError> {
+    let mut args = pod.flags.clone();
     args.push("--cni-mode".into());
     args.extend(["--network-namespace".into(), netns.into()]);
-    if native {
+    if conf.native_nftables {
         args.push("--native-nftables".into());
+    }
+    if conf.ebpf_fallback {
+        args.push("--ebpf-fallback".into());
+    }
+    if !conf.ebpf_sockmap.is_empty() {
+        args.extend(["--ebpf-sockmap".into(), conf.ebpf_sockmap.clone()]);
     }
     // The node's environment is not the pod's.
     let mut config = Config::from_args(&args, &|_| None)?;
+    let namespace = File::open(netns).map_err(|e| CniError::Io {
+        what: netns.into(),
+        why: e.to_string(),
+    })?;
+    if config.ebpf() {
+        config.ebpf_cgroup = group(pod)?;
+    } else {
+        // Programs are pinned in the node's file system, which must be seen for that.
+        sandbox();
+    }
+    join(netns, namespace)?;
     config.fill_from_pod(&Addresses::of_this_pod()?)?;
     config.validate()?;
     Ok(config)
+}
+
+/// The pod's cgroup.
+fn group(pod: &Captured) -> Result<String, CniError> {
+    let root = ebpf::cgroup_mount()?;
+    let found = cgroup::of_pod(Path::new(&root), &pod.uid);
+    let path = found.ok_or_else(|| CniError::Pod {
+        pod: pod.id.clone(),
+        why: format!(
+            "interception mode EBPF attaches to the pod's cgroup, and below {} there is none for uid {:?}: kubelet \
+             makes it unless it runs with --cgroups-per-qos=false",
+            root.display(),
+            pod.uid
+        ),
+    })?;
+    Ok(path.display().to_string())
 }
 
 /// Owners are numbers here, and iptables must not ask the node's name services about them, which may hang in a

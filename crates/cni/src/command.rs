@@ -5,7 +5,8 @@ use std::{env, ffi::OsString, io::Read, process::ExitCode, thread, time::Duratio
 use serde_json::{Value, json};
 
 use crate::{
-    CniError, api, capture,
+    CniError, api,
+    capture::{self, Captured},
     conf::{Conf, Source, VERSIONS},
     files,
     pod::{Verdict, judge},
@@ -67,7 +68,7 @@ fn run(version: &mut String) -> Result<Option<Value>, CniError> {
     let conf = Conf::parse(&text)?;
     *version = conf.version.clone();
     if command == "DEL" {
-        // Rules live in the pod's namespace and go with it.
+        capture::delete(&env::var("CNI_NETNS").unwrap_or_default())?;
         return Ok(None);
     }
     if command == "CHECK" && conf.previous.is_none() {
@@ -76,16 +77,16 @@ fn run(version: &mut String) -> Result<Option<Value>, CniError> {
             why: "CHECK needs the result of ADD".into(),
         });
     }
-    if let Some(flags) = flags(&conf)? {
+    if let Some(pod) = captured(&conf)? {
         let netns = variable("CNI_NETNS")?;
         if command == "CHECK" {
-            let found = capture::check(&netns, &flags, conf.native_nftables)?;
+            let found = capture::check(&netns, &pod, &conf)?;
             if !found.is_empty() {
                 return Err(CniError::Changed(found.join("\n  ")));
             }
             return Ok(None);
         }
-        capture::add(&netns, &flags, conf.native_nftables)?;
+        capture::add(&netns, &pod, &conf)?;
     }
     if command == "CHECK" {
         return Ok(None);
@@ -95,8 +96,8 @@ fn run(version: &mut String) -> Result<Option<Value>, CniError> {
     Ok(Some(result))
 }
 
-/// The pod's flags; none where it is left alone.
-fn flags(conf: &Conf) -> Result<Option<Vec<String>>, CniError> {
+/// The pod; none where it is left alone.
+fn captured(conf: &Conf) -> Result<Option<Captured>, CniError> {
     let args = env::var("CNI_ARGS").unwrap_or_default();
     let (name, namespace) = pod_of(&args)?;
     if name.is_empty() || namespace.is_empty() {
@@ -130,7 +131,13 @@ fn flags(conf: &Conf) -> Result<Option<Vec<String>>, CniError> {
                         eprintln!("info\tpod {id}: left alone: {why}");
                         Ok(None)
                     }
-                    Verdict::Capture(flags) => Ok(Some(flags)),
+                    Verdict::Capture(flags) => {
+                        // The runtime's word counts: a pod of the same name may have come since.
+                        let known = pod["metadata"]["uid"].as_str().unwrap_or_default();
+                        let given = value_of(&args, "K8S_POD_UID");
+                        let uid = given.unwrap_or_else(|| known.to_owned());
+                        Ok(Some(Captured { id, uid, flags }))
+                    }
                 };
             }
             Ok(None) => problem = "no such pod".into(),
@@ -153,13 +160,7 @@ fn flags(conf: &Conf) -> Result<Option<Vec<String>>, CniError> {
 /// Name and namespace from `CNI_ARGS`, `KEY=VALUE;KEY=VALUE`. They become part of a path, so only Kubernetes' own
 /// characters are taken.
 fn pod_of(args: &str) -> Result<(String, String), CniError> {
-    let value = |key: &str| {
-        let mut pairs = args.split(';').filter_map(|p| p.split_once('='));
-        pairs
-            .find(|(k, _)| *k == key)
-            .map(|(_, v)| v.to_owned())
-            .unwrap_or_default()
-    };
+    let value = |key: &str| value_of(args, key).unwrap_or_default();
     let (name, namespace) = (value("K8S_POD_NAME"), value("K8S_POD_NAMESPACE"));
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     for part in [&name, &namespace] {
@@ -171,6 +172,13 @@ fn pod_of(args: &str) -> Result<(String, String), CniError> {
         }
     }
     Ok((name, namespace))
+}
+
+/// A value of `CNI_ARGS`, if it is not empty.
+fn value_of(args: &str, key: &str) -> Option<String> {
+    let mut pairs = args.split(';').filter_map(|p| p.split_once('='));
+    let (_, value) = pairs.find(|(k, _)| *k == key)?;
+    (!value.is_empty()).then(|| value.to_owned())
 }
 
 fn variable(name: &'static str) -> Result<String, CniError> {
@@ -188,7 +196,8 @@ Usage: CNI_COMMAND=ADD|CHECK|DEL|VERSION CNI_NETNS=... CNI_ARGS=... outrigger cn
 
 The CNI plug-in: captures a pod's traffic from the node, by the pod's annotations. Container runtimes start it, behind
 the network's own plug-ins in a list of type istio-cni. Keys of its own: kubeconfig (or kubernetes.kubeconfig),
-exclude_namespaces, pod_namespace, native_nftables, outrigger_pods (a folder with Pod objects instead of the API).
+exclude_namespaces, pod_namespace, native_nftables, ebpf_sockmap and ebpf_fallback (for pods with interceptionMode EBPF, as
+the flags of istio-iptables), outrigger_pods (a folder with Pod objects instead of the API).
 ";
 
 const MAX_CONF: u64 = 16 << 20;

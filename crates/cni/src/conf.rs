@@ -26,6 +26,10 @@ pub(crate) struct Conf {
     pub(crate) own_namespace: String,
     /// Whether nft writes the rules.
     pub(crate) native_nftables: bool,
+    /// As `--ebpf-sockmap`, for every pod of mode EBPF; empty is off.
+    pub(crate) ebpf_sockmap: String,
+    /// As `--ebpf-fallback`.
+    pub(crate) ebpf_fallback: bool,
     /// Where pods are asked for.
     pub(crate) source: Option<Source>,
 }
@@ -47,6 +51,8 @@ impl Conf {
             excluded: Vec::new(),
             own_namespace: String::new(),
             native_nftables: false,
+            ebpf_sockmap: String::new(),
+            ebpf_fallback: false,
             source: None,
         };
         for (key, value) in &map {
@@ -56,6 +62,8 @@ impl Conf {
                 "exclude_namespaces" => conf.excluded = texts_of(key, value)?,
                 "pod_namespace" => conf.own_namespace = text_of(key, value)?,
                 "native_nftables" => conf.native_nftables = switch_of(key, value)?,
+                "ebpf_sockmap" => conf.ebpf_sockmap = text_of(key, value)?,
+                "ebpf_fallback" => conf.ebpf_fallback = switch_of(key, value)?,
                 "kubeconfig" => conf.source = Some(Source::Kubeconfig(text_of(key, value)?)),
                 "outrigger_pods" => conf.source = Some(Source::Folder(text_of(key, value)?)),
                 "kubernetes" => conf.kubernetes(value)?,

@@ -2,10 +2,12 @@
 //!
 //! It stands behind the network's own plug-ins in a chain (`istio-cni` in Istio). [`command`] speaks the protocol
 //! (CNI 1.0: VERSION, ADD, CHECK, DEL); [`conf`] is the network configuration; [`pod`] decides whether and how a pod is
-//! captured, from its annotations; [`api`] and [`files`] fetch the pod; [`capture`] enters its namespace.
+//! captured, from its annotations; [`api`] and [`files`] fetch the pod; [`capture`] enters its namespace, and [`cgroup`]
+//! finds the group that programs of mode EBPF are attached to.
 
 mod api;
 mod capture;
+mod cgroup;
 pub mod command;
 mod conf;
 mod files;

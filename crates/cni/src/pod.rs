@@ -149,8 +149,8 @@ fn anything(_: &str) -> Result<(), String> {
 
 fn mode(text: &str) -> Result<(), String> {
     match text {
-        "REDIRECT" | "TPROXY" => Ok(()),
-        _ => Err("REDIRECT or TPROXY is expected".into()),
+        "REDIRECT" | "TPROXY" | "EBPF" => Ok(()),
+        _ => Err("REDIRECT, TPROXY or EBPF is expected".into()),
     }
 }
 

@@ -68,6 +68,7 @@ const TESTS: &[(&str, Test)] = &[
     ("add_takes_less_than_fifty_milliseconds", quick),
     ("check_names_a_rule_that_is_gone", check),
     ("pods_of_others_and_del_touch_nothing", others),
+    ("programs_come_and_go_with_the_pod", programs),
     ("the_api_is_asked_with_the_kubeconfig", kubernetes),
     ("mistakes_have_the_specifications_codes", mistakes),
 ];
@@ -167,7 +168,10 @@ fn plugin(command: &str, netns: &str, conf: &Value) -> Output {
         .env("CNI_IFNAME", "eth0")
         .env(
             "CNI_ARGS",
-            "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1",
+            format!(
+                "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1;K8S_POD_UID={}",
+                *UID
+            ),
         )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -246,6 +250,100 @@ fn quick() {
     let best = best.min().expect("ten runs");
     println!("  ADD took {best:?}");
     assert!(best < Duration::from_millis(50), "{best:?}");
+}
+
+/// The pod's uid, which its cgroup is found by; other runs of this test have others.
+static UID: std::sync::LazyLock<String> =
+    std::sync::LazyLock::new(|| format!("0c51-77-{}", std::process::id()));
+
+/// A cgroup as kubelet makes it with systemd's driver.
+struct Cgroup(std::path::PathBuf);
+
+impl Cgroup {
+    fn new() -> Cgroup {
+        let mount = intercept::ebpf::cgroup_mount().expect("cgroup2");
+        let above = mount.join(format!("outrigger-cni-test-{}.slice", std::process::id()));
+        let uid = UID.replace('-', "_");
+        let own = above.join(format!("kubepods-burstable-pod{uid}.slice"));
+        fs::create_dir_all(&own).expect("a cgroup");
+        Cgroup(own)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+        let _ = self.0.parent().map(fs::remove_dir);
+    }
+}
+
+fn programs() {
+    if !intercept::ebpf::built() {
+        println!("skipped: mode EBPF needs clang at the time of the build");
+        assert!(env::var_os("CI").is_none());
+        return;
+    }
+    let (_dir, conf) = folder(&pod(json!({"sidecar.istio.io/interceptionMode": "EBPF"})));
+    let namespace = Namespace::new();
+    let (path, group_path) = (namespace.path(), Cgroup::new());
+    let kept = || {
+        let inode = namespace.sh("stat -Lc %i /proc/self/ns/net");
+        Path::new("/sys/fs/bpf/outrigger").join(inode.trim())
+    };
+    let begun = Instant::now();
+    let output = plugin("ADD", &path, &conf);
+    println!("  ADD took {:?}", begun.elapsed());
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(kept().is_dir() && namespace.rules().is_empty());
+    // The proxy of the pod, and a call from the pod's cgroup.
+    let net = fs::File::open(&path).expect("a namespace");
+    thread::spawn(move || {
+        nix::sched::setns(net, nix::sched::CloneFlags::CLONE_NEWNET).expect("root may");
+        let listener = TcpListener::bind("0.0.0.0:15001").expect("the port is free");
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.write_all(b"outbound");
+        }
+    });
+    let call = || {
+        namespace.sh(&format!(
+            "ip route replace default via 10.9.0.1 dev eth0; echo $$ >{}/cgroup.procs; \
+             timeout 5 bash -c 'exec 3<>/dev/tcp/10.96.7.7/9080 && cat <&3' 2>&1 || true",
+            group_path.0.display()
+        ))
+    };
+    let end = Instant::now() + Duration::from_secs(5);
+    while call() != "outbound" {
+        assert!(Instant::now() < end, "{}", call());
+    }
+    assert!(plugin("ADD", &path, &conf).status.success());
+    let output = plugin("CHECK", &path, &conf);
+    assert!(output.status.success(), "{}", result(&output));
+    let set = fs::read_dir(kept()).expect("programs").flatten().next();
+    fs::remove_file(set.expect("a set").path().join("steer")).expect("it is pinned");
+    let error = result(&plugin("CHECK", &path, &conf));
+    let message = error["msg"].as_str().unwrap_or_default();
+    assert_eq!(error["code"], 102);
+    assert!(
+        message.contains("the program steer, which leads inbound calls"),
+        "{message}"
+    );
+    assert!(plugin("DEL", &path, &conf).status.success());
+    assert!(!kept().exists());
+    assert_ne!(call(), "outbound");
+    // A namespace that is gone before DEL takes its programs with it.
+    assert!(plugin("ADD", &path, &conf).status.success());
+    let kept = kept();
+    assert!(kept.is_dir());
+    drop(group_path);
+    let error = result(&plugin("CHECK", &path, &conf));
+    let message = error["msg"].as_str().unwrap_or_default();
+    assert!(message.contains("there is none for uid"), "{error}");
+    assert!(plugin("DEL", "", &conf).status.success());
+    assert!(!kept.exists());
 }
 
 fn check() {

@@ -27,13 +27,13 @@ use nix::fcntl::Flock;
 
 use self::{
     cgroup::Group,
-    programs::{Loaded, Missing, Part, Shape},
+    programs::{Known, Loaded, Missing, PROGRAMS, Part, SK_MSG_VERDICT, Shape},
     store::{Policy, Set},
 };
 use crate::{
     Error,
     apply::{self, Log},
-    config::Config,
+    config::{Config, split},
     model::{Rule, Table},
     routes,
     surroundings::{self, Addresses},
@@ -79,7 +79,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     let current = sets
         .iter()
         .find(|s| s.complete() && s.attached_to(group.id))
-        .filter(|s| s.capacity().is_ok());
+        .filter(|s| s.capacity().is_ok() && lacking(s, config, &wanted).is_empty());
     let differences = match current {
         Some(set) => differences(set, &wanted)?,
         None => Vec::new(),
@@ -198,6 +198,11 @@ pub fn remove(log: Log<'_>) -> Result<bool, Error> {
     Ok(true)
 }
 
+/// Whether any programs were ever kept on this machine.
+pub fn used() -> bool {
+    store::used()
+}
+
 /// Removes what belongs to pods that are gone, if anything was ever kept here.
 pub fn sweep() {
     if store::used()
@@ -227,6 +232,12 @@ pub fn verify(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
         return Ok(vec!["no eBPF programs capture here".into()]);
     };
     let mut out = differences(set, &wanted)?;
+    for known in lacking(set, config, &wanted) {
+        out.push(format!(
+            "the program {}, which {}, is gone",
+            known.name, known.what
+        ));
+    }
     if !set.attached_to(group.id) {
         out.push(format!(
             "the programs are not all attached to {}",
@@ -234,6 +245,29 @@ pub fn verify(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
         ));
     }
     Ok(out)
+}
+
+/// Programs that the set should have and does not: somebody took them away. Where programs may be left to iptables
+/// nobody knows which were meant to be there.
+fn lacking(set: &Set, config: &Config, wanted: &Policy) -> Vec<&'static Known> {
+    if config.ebpf_fallback {
+        return Vec::new();
+    }
+    let without = split(&config.ebpf_without);
+    let parts: Vec<Part> = parts(wanted)
+        .into_iter()
+        .filter(|part| {
+            let mut unused = PROGRAMS.iter().filter(|p| without.contains(&p.name));
+            unused.all(|p| !p.parts.contains(part))
+        })
+        .collect();
+    let links = set.links();
+    let needed = PROGRAMS
+        .iter()
+        .filter(|p| p.hook != SK_MSG_VERDICT && p.parts.iter().any(|part| parts.contains(part)));
+    needed
+        .filter(|p| links.iter().all(|(name, _)| *name != p.name))
+        .collect()
 }
 
 /// Which connections may go from socket to socket (`--ebpf-sockmap`).

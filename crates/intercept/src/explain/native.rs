@@ -54,7 +54,11 @@ fn rule(line: &str, family: Family) -> Option<Option<String>> {
                 let flag = if *name == "oifname" { "-o" } else { "-i" };
                 (
                     1 + used,
-                    format!("{sense}{flag} {}", value.trim_matches('"')),
+                    // `tap*` is `tap+` there.
+                    format!(
+                        "{sense}{flag} {}",
+                        value.trim_matches('"').replace('*', "+")
+                    ),
                 )
             }
             [version @ ("ip" | "ip6"), side @ ("saddr" | "daddr"), ..] => {
@@ -195,6 +199,10 @@ mod tests {
                 "-p udp -m udp --sport 15053 -m owner --gid-owner 1337 -j CT --zone 2",
             ),
             ("counter ct mark set meta mark", "-j CONNMARK --save-mark"),
+            (
+                "iifname \"tap*\" tcp dport 1000-2000 counter return",
+                "-i tap+ -p tcp -m tcp --dport 1000:2000 -j RETURN",
+            ),
         ] {
             assert_eq!(rule(nft, Family::V4), Some(Some(iptables.into())), "{nft}");
         }

@@ -1,5 +1,10 @@
+use std::fs;
+
 use super::*;
 use crate::{Config, program};
+
+#[path = "../../../testkit/src/conformance.rs"]
+mod finder;
 
 /// The pod of the picture: reviews at 172.17.0.20, its rules as Istio 1.5 wrote them.
 fn picture() -> Ruleset {
@@ -209,4 +214,179 @@ fn a_loop_of_chains_ends() {
     let rules = Ruleset::parse(save).unwrap();
     let trace = walk(&rules, &outgoing(1, "eth0", "172.17.0.20", "1.1.1.1:1"));
     assert!(trace.text.contains("too deep"));
+}
+
+/// Packets of every kind that a rule of Istio tells apart.
+fn packets(family: Family) -> Vec<Packet> {
+    let v4 = family == Family::V4;
+    let (pod, passthrough) = if v4 {
+        ("10.9.0.5", "127.0.0.6")
+    } else {
+        ("2001:db8::5", "::6")
+    };
+    let own = vec![pod.parse().unwrap()];
+    let at = |ip: &str, port: u16| match v4 {
+        true => format!("{ip}:{port}"),
+        false => format!("[{ip}]:{port}"),
+    };
+    let base = |from: &str, to: &str| Packet {
+        own: own.clone(),
+        ..packet(from, to)
+    };
+    let elsewhere: &[&str] = match v4 {
+        true => &[
+            "10.96.7.7",
+            "1.1.2.2",
+            "9.9.9.9",
+            "172.16.1.1",
+            "192.168.1.1",
+            "10.9.3.3",
+        ],
+        false => &["2001:db8:96::7", "2001:db8:1::9", "fd00::53", "fe00::1"],
+    };
+    let local: &[&str] = match v4 {
+        true => &[pod, "127.0.0.1", "127.1.2.3", "127.0.0.53"],
+        false => &[pod, "::1"],
+    };
+    let ports = [80, 53, 9080, 15008, 25008, 15020, 3306, 32000, 22];
+    let owners = [
+        (1000, 1000),
+        (1337, 1337),
+        (1000, 1337),
+        (3, 1),
+        (4, 2),
+        (0, 777),
+        (1000, 888),
+    ];
+    let owners = owners
+        .into_iter()
+        .chain([(1_000_670_000, 1_000_670_001), (1000, 202)]);
+    let mut out = Vec::new();
+    for (n, owner) in owners.enumerate() {
+        let targets = elsewhere.iter().map(|ip| (*ip, "eth0"));
+        for (m, (ip, by)) in targets
+            .chain(local.iter().map(|ip| (*ip, "lo")))
+            .enumerate()
+        {
+            // Not every port with everything: each with every owner and with every target.
+            for port in ports
+                .iter()
+                .skip((n + m) % 3)
+                .step_by(3)
+                .copied()
+                .chain([53])
+            {
+                let mut p = base(pod, &at(ip, port));
+                (p.output, p.uid, p.gid) = (Some(by.into()), Some(owner.0), Some(owner.1));
+                if port == 53 {
+                    out.push(Packet {
+                        protocol: "udp".into(),
+                        ..p.clone()
+                    });
+                }
+                if by == "lo" && owner.0 == 1337 {
+                    out.push(Packet {
+                        from: passthrough.parse().unwrap(),
+                        ..p.clone()
+                    });
+                    out.push(Packet {
+                        mark: 1337,
+                        ..p.clone()
+                    });
+                }
+                out.push(p);
+            }
+        }
+    }
+    let client = if v4 { "10.9.0.9" } else { "2001:db8::9" };
+    for input in ["eth0", "eth1", "not-istio-nic", "lo"] {
+        for port in ports.into_iter().chain([15090, 15021, 4000, 6000, 31000]) {
+            let mut p = base(client, &at(pod, port));
+            p.input = Some(input.into());
+            for mark in [1337, 1338, 77] {
+                out.push(Packet { mark, ..p.clone() });
+            }
+            for state in [State::Established, State::Invalid] {
+                out.push(Packet { state, ..p.clone() });
+            }
+            out.push(Packet {
+                from_port: Some(53),
+                protocol: "udp".into(),
+                ..p.clone()
+            });
+            out.push(Packet {
+                from: passthrough.parse().unwrap(),
+                ..p.clone()
+            });
+            out.push(Packet {
+                to: elsewhere[0].parse().unwrap(),
+                own: Vec::new(),
+                ..p.clone()
+            });
+            out.push(p);
+        }
+    }
+    // What the app answers to a client that the proxy called it for.
+    let mut answer = base(pod, &at(client, 4321));
+    (answer.output, answer.uid, answer.gid) = (Some("eth0".into()), Some(1000), Some(1000));
+    for connection_mark in [1337, 77] {
+        let state = State::Established;
+        out.push(Packet {
+            connection_mark,
+            state,
+            ..answer.clone()
+        });
+    }
+    out
+}
+
+/// Every listing of nft that the real program leaves leads every packet where its rules of iptables do.
+#[test]
+fn rules_of_nft_end_where_those_of_iptables_do() {
+    let Some(data) = finder::conformance("istio-iptables") else {
+        return;
+    };
+    let (mut walked, mut cases, mut captured) = (0, 0, 0);
+    for entry in fs::read_dir(data.join("nft-list")).unwrap() {
+        let path = entry.unwrap().path();
+        let case = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let listing = fs::read_to_string(&path).unwrap();
+        if listing.is_empty() {
+            continue;
+        }
+        cases += 1;
+        for (family, name) in [(Family::V4, "v4"), (Family::V6, "v6")] {
+            let save = data.join(format!("iptables-save/{case}.nft.{name}.save"));
+            // Without rules of that family those of nft, which are for both, say more than those of iptables.
+            let Ok(save) = fs::read_to_string(save) else {
+                continue;
+            };
+            let iptables = Ruleset::parse(&save).unwrap();
+            let nft = native::save(&listing, family).unwrap();
+            let nft = Ruleset::parse(&nft).unwrap();
+            for packet in packets(family) {
+                // Istio's rule for nft drops invalid packets of TCP alone.
+                if case == "drop-invalid"
+                    && packet.state == State::Invalid
+                    && packet.protocol != "tcp"
+                {
+                    continue;
+                }
+                let (there, here) = (walk(&iptables, &packet), walk(&nft, &packet));
+                assert_eq!(here.unknown, 0, "{case}\n{}", here.text);
+                assert_eq!(
+                    there.end, here.end,
+                    "{case}\niptables:\n{}\nnft:\n{}",
+                    there.text, here.text
+                );
+                captured += usize::from(!matches!(&here.end, End::Leaves { .. }));
+                walked += 1;
+            }
+        }
+    }
+    println!("{walked} packets through {cases} cases, {captured} stay in the pod");
+    assert!(
+        cases >= 39 && captured * 4 > walked,
+        "{cases} cases, {captured} of {walked}"
+    );
 }
