@@ -3,6 +3,10 @@
 //! This binary is also the program under test: started with CNI_COMMAND set, it is the plug-in; with `istio-iptables`
 //! as its first argument, that. Needs root, ip and iptables; what is missing fails where `CI` is set.
 
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
+#[path = "../../testkit/src/bpffs.rs"]
+mod bpffs;
+
 use std::{
     env, fs,
     io::{Read, Write},
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         .skip(1)
         .filter(|a| !a.starts_with('-'))
         .collect();
+    let _restore = bpffs::Restore::later();
     let mut failed = 0;
     for (name, test) in TESTS {
         if !filter.is_empty() && !filter.iter().any(|f| name.contains(f.as_str())) {

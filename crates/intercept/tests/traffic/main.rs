@@ -4,6 +4,9 @@
 //! card. Needs root and the programs of each mode; what is missing fails where `CI` is set and is said aloud elsewhere.
 //! This binary is also the command under test (`istio-iptables`, `intercept`).
 
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
+#[path = "../../../testkit/src/bpffs.rs"]
+mod bpffs;
 mod churn;
 #[allow(unreachable_pub, reason = "it is a file of testkit")]
 #[path = "../../../testkit/src/conntrack.rs"]
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
             None => ExitCode::SUCCESS,
         };
     }
+    let _restore = bpffs::Restore::later();
     let mut failed = Vec::new();
     if !outrigger_intercept::ebpf::built() {
         println!("skipped: tests of mode EBPF need clang at the time of the build");
