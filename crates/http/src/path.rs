@@ -128,7 +128,8 @@ fn normal_form(path: &str) -> Option<String> {
             0 => return None,
             b'-' | b'.' | b'_' | b'~' => decoded.push(char::from(value)),
             value if value.is_ascii_alphanumeric() => decoded.push(char::from(value)),
-            value => decoded.push_str(&format!("%{value:02X}")),
+            // As it is spelt: what a policy writes is compared with these letters, in Envoy too.
+            _ => decoded.push_str(&path[at - 3..at]),
         }
     }
     let mut segments: Vec<&str> = Vec::new();
@@ -214,7 +215,8 @@ mod tests {
 
     #[test]
     fn escaped_slashes_follow_the_action() {
-        assert_eq!(path(rules(EscapedSlashes::Keep), "/a%2fb"), "/a%2Fb");
+        assert_eq!(path(rules(EscapedSlashes::Keep), "/a%2fb"), "/a%2fb");
+        assert_eq!(path(rules(EscapedSlashes::Keep), "/a%2F%3f"), "/a%2F%3f");
         assert_eq!(path(rules(EscapedSlashes::Reject), "/a%2fb"), "reject");
         assert_eq!(
             path(rules(EscapedSlashes::UnescapeAndRedirect), "/a%2Fb?c"),
