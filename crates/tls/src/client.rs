@@ -86,6 +86,11 @@ pub fn server_name(sni: &str) -> Result<ServerName<'static>, TlsError> {
         .map_err(|_| TlsError::Parameters(format!("`{sni}` is not a name that TLS can carry")))
 }
 
+/// Whether nothing can be told or checked by this name.
+pub fn is_no_name(name: &ServerName<'_>) -> bool {
+    *name == no_name()
+}
+
 /// Stands for no name: rustls sends none for addresses.
 pub(crate) fn no_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())

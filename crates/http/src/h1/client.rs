@@ -44,6 +44,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
         }
     }
 
+    /// Changes what the next response may be.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.read.limits = limits;
+    }
+
+    /// Lends the buffers back until the next request.
+    pub fn rest(&mut self) {
+        self.read.release();
+    }
+
     /// A stream without HTTP: everything written and read is a tunnel's.
     pub fn tunnel(io: S) -> Self {
         let mut connection = Self::new(io, Limits::default());
@@ -155,11 +165,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     /// The stream, for what is not HTTP.
     pub fn io(&mut self) -> &mut S {
         self.io.get_mut()
-    }
-
-    /// The stream, to be given back to its pool when [`ClientConnection::is_reusable`].
-    pub fn into_inner(self) -> S {
-        self.io.into_inner()
     }
 }
 

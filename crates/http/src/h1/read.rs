@@ -132,7 +132,7 @@ impl ReadState {
     }
 
     /// Lends the buffer back when nothing is in it.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         if self.buffer.is_empty() {
             buffer::give_read(std::mem::take(&mut self.buffer));
         }

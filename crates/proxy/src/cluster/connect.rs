@@ -2,17 +2,19 @@
 
 use std::{
     hash::{BuildHasher, Hash, Hasher},
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
 };
 
 use bytes::BytesMut;
 use foldhash::fast::FixedState;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpSocket,
     time::{Instant, timeout},
 };
@@ -41,11 +43,51 @@ use crate::{
 
 /// An established connection with everything that has to be counted when it ends.
 #[derive(Debug)]
-pub(crate) struct Upstream {
+pub struct Upstream {
     pub(crate) stream: Stream,
     /// Our address of it: asking the system for it with each request would be one call more.
     pub(crate) local: Option<SocketAddr>,
     pub(crate) account: Account,
+}
+
+impl AsyncRead for Upstream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Upstream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
 }
 
 /// What an open connection stands for in counts and limits; dropping it closes the books.
@@ -82,7 +124,7 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
     } = with;
     let (transport, proxy) = host.transport.after_header();
     if let UpstreamTransport::Tls(tls) = transport
-        && let Err(error) = with.tls.ready(tls)
+        && let Err(error) = with.tls.ready(tls, with.auto_name)
     {
         stats.upstream_cx_connect_fail().inc();
         return Err(error.into());
@@ -117,6 +159,7 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
                     alpn: with.alpn,
                     http: plan.protocol == UpstreamProtocol::Alpn,
                     hostname: &host.hostname,
+                    auto_name: with.auto_name,
                 };
                 // In a box: the many connections in clear should not carry room for it.
                 let shake = Box::pin(with.tls.connect(tls, offer, stream));
@@ -199,8 +242,8 @@ fn proxy_header(proxy: &ProxyProtocolTransport, downstream: Option<&ConnectionIn
     }
 }
 
-/// What makes a connection to a host unfit for other requests to it: the source address, the header it began with, or
-/// the protocols that were offered.
+/// What makes a connection to a host unfit for other requests to it: the source address, the header it began with,
+/// the protocols that were offered, or the name that was asked for.
 /// 0 for an ordinary one.
 pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
     let (transport, proxy) = host.transport.after_header();
@@ -208,12 +251,17 @@ pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
         UpstreamTransport::Tls(_) => context.alpn,
         _ => None,
     };
-    if proxy.is_none() && context.source.is_none() && alpn.is_none() {
+    let name = match transport {
+        UpstreamTransport::Tls(_) => context.auto_name,
+        _ => None,
+    };
+    if proxy.is_none() && context.source.is_none() && alpn.is_none() && name.is_none() {
         return 0;
     }
     let mut hasher = FixedState::default().build_hasher();
     context.source.hash(&mut hasher);
     alpn.hash(&mut hasher);
+    name.hash(&mut hasher);
     if let Some(proxy) = proxy {
         let header = proxy_header(proxy, context.downstream);
         (header.addresses, header.tlvs).hash(&mut hasher);
@@ -242,6 +290,7 @@ pub(crate) async fn open(
                 alpn,
                 http: false,
                 hostname: &host.hostname,
+                auto_name: None,
             };
             tls.connect(context, offer, stream)
                 .await

@@ -20,7 +20,10 @@ use super::{
     pool::{Acquire, HostPool, Pending},
     shared::Permit,
 };
-use crate::codec::{Http2Meter, Http2Stats, http2_settings};
+use crate::{
+    codec::{Http2Meter, Http2Stats, http2_settings},
+    transport::AutoName,
+};
 
 /// One connection. It lives in the pool and in each request on it.
 #[derive(Debug)]
@@ -234,6 +237,9 @@ impl HostPool {
         let (pool, plan, stats) = (self.clone(), with.plan.clone(), with.stats.clone());
         let (host, breaker, tls) = (with.host.clone(), with.breaker.clone(), with.tls.clone());
         let alpn = with.alpn.map(<[_]>::to_vec);
+        let auto_name = with
+            .auto_name
+            .map(|auto| (auto.name.to_owned(), auto.checked));
         tokio::task::spawn_local(async move {
             let with = Acquire {
                 plan: &plan,
@@ -245,6 +251,10 @@ impl HostPool {
                 source: None,
                 tls: &tls,
                 alpn: alpn.as_deref(),
+                auto_name: auto_name.as_ref().map(|(name, checked)| AutoName {
+                    name,
+                    checked: *checked,
+                }),
                 fresh: true,
             };
             let _connecting = Connecting::new(&pool);

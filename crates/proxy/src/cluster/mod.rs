@@ -50,6 +50,7 @@ pub use http2::Http2;
 pub use pool::{Http1, RequestGuard, UpstreamAccount};
 pub use stats::ClusterStats;
 
+pub use crate::transport::AutoName;
 use connect::connect;
 pub(crate) use connect::open;
 use lb::{Balancer, Chooser};
@@ -110,6 +111,8 @@ pub struct LbContext<'a> {
     pub source: Option<UpstreamSource>,
     /// Protocols to offer in TLS instead of the cluster's (`istio.alpn`).
     pub alpn: Option<&'a [Arc<str>]>,
+    /// The server name that the request chooses (`auto_sni`).
+    pub auto_name: Option<AutoName<'a>>,
     /// What the `envoy.lb` metadata of the host must hold (`metadata_match` of the route), for subsets.
     pub metadata_match: Option<&'a BTreeMap<String, Value>>,
     /// The host that a session names, before all others.
@@ -653,6 +656,7 @@ impl Cluster {
             source: context.source,
             tls: &self.tls,
             alpn: context.alpn,
+            auto_name: context.auto_name,
             fresh: context.fresh,
         }
     }

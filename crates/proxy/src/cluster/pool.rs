@@ -2,22 +2,20 @@
 //!
 //! HTTP/1: a connection serves one request at a time and rests in between; the one used last is taken first, so that
 //! the others grow old and go. HTTP/2: a connection serves many. A connection at rest holds no buffer, and one that
-//! has seen anything happen while it rested is never handed out.
+//! has seen anything happen while it rested is never handed out. A connection with its codec stays in one place in memory
+//! from its beginning to its end: what moves from hand to hand is a pointer.
 
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
-    io::{self, IoSlice},
-    pin::Pin,
     rc::{Rc, Weak},
     sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll},
     time::Duration,
 };
 
+use outrigger_http::{Limits, h1};
 use tls::session::Session;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, oneshot},
     time::Instant,
 };
@@ -32,10 +30,9 @@ use super::{
     stats::ClusterStats,
 };
 use crate::{
-    io::Stream,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
-    transport::Upstreams,
+    transport::{AutoName, Upstreams},
 };
 
 /// The pools of a cluster by host, and by downstream connection where the cluster wants pools of their own.
@@ -70,16 +67,33 @@ pub(crate) struct HostPool {
 
 #[derive(Debug)]
 struct Idle {
-    upstream: Upstream,
+    connection: Box<h1::ClientConnection<Upstream>>,
     uses: u32,
     since: Instant,
 }
 
-/// An HTTP/1 connection for one request. Reads and writes go to the upstream; [`Http1::release`] gives it back.
-/// Dropped without that, it is closed.
+impl Idle {
+    fn new(upstream: Upstream, since: Instant) -> Self {
+        Self {
+            connection: Box::new(h1::ClientConnection::new(upstream, Limits::default())),
+            uses: 0,
+            since,
+        }
+    }
+}
+
+/// An HTTP/1 connection for one request; [`Http1::release`] gives it back. Dropped without that, it is closed.
 #[derive(Debug)]
 pub struct Http1 {
-    upstream: Option<Upstream>,
+    /// The connection with its codec.
+    pub connection: Box<h1::ClientConnection<Upstream>>,
+    lease: Lease,
+}
+
+/// The place that a connection in use has in its pool. Dropped, the connection counts as closed by us.
+#[derive(Debug)]
+struct Lease {
+    /// Nowhere once the books of the connection are kept by somebody else.
     pool: Weak<HostPool>,
     plan: Arc<Plan>,
     stats: Rc<ClusterStats>,
@@ -99,6 +113,7 @@ pub(crate) struct Acquire<'a> {
     pub(crate) source: Option<UpstreamSource>,
     pub(crate) tls: &'a Rc<Upstreams>,
     pub(crate) alpn: Option<&'a [Arc<str>]>,
+    pub(crate) auto_name: Option<AutoName<'a>>,
     pub(crate) fresh: bool,
 }
 
@@ -183,7 +198,7 @@ impl Pools {
                     pool.open.set(pool.open.get() - 1);
                     return false;
                 }
-                let quiet = idle.upstream.stream.is_quiet();
+                let quiet = idle.connection.io().stream.is_quiet();
                 if quiet {
                     pool.origin.alive_after(idle.since.elapsed());
                 } else {
@@ -258,10 +273,11 @@ impl HostPool {
             let rested = idle.since.elapsed();
             // The event loop tells of a close only when it is asked. A connection that has rested for a while is worth
             // the system call that asks the kernel itself; between requests that follow each other closely it is not.
-            let quiet = idle.upstream.stream.is_quiet()
-                && (rested < ASK_KERNEL_AFTER || idle.upstream.stream.is_quiet_in_kernel());
+            let stream = &mut idle.connection.io().stream;
+            let quiet =
+                stream.is_quiet() && (rested < ASK_KERNEL_AFTER || stream.is_quiet_in_kernel());
             if !quiet {
-                self.lost(&idle, stats);
+                self.lost(&mut idle, stats);
                 continue;
             }
             self.origin.alive_after(rested);
@@ -275,14 +291,14 @@ impl HostPool {
     }
 
     /// The host has closed a connection that rested.
-    fn lost(&self, idle: &Idle, stats: &ClusterStats) {
+    fn lost(&self, idle: &mut Idle, stats: &ClusterStats) {
         stats.upstream_cx_destroy_remote().inc();
         self.open.set(self.open.get() - 1);
         // What the kernel heard last was the close.
-        let silent = idle.upstream.stream.since_last_segment();
+        let silent = idle.connection.io().stream.since_last_segment();
         let rested = idle.since.elapsed();
         if let Some(rested) = silent.and_then(|silent| rested.checked_sub(silent))
-            && rested >= ASK_KERNEL_AFTER
+            && rested >= LEARNED_FROM
         {
             self.origin.closed_after(rested);
         }
@@ -324,37 +340,33 @@ impl HostPool {
             self.expect(with, &upstream, false)?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();
-            return Ok(self.lease(
-                with,
-                Idle {
-                    upstream,
-                    uses: 0,
-                    since: Instant::now(),
-                },
-                false,
-            ));
+            return Ok(self.lease(with, Idle::new(upstream, Instant::now()), false));
         }
     }
 
-    fn lease(self: &Rc<Self>, with: Acquire<'_>, idle: Idle, reused: bool) -> Http1 {
+    fn lease(self: &Rc<Self>, with: Acquire<'_>, mut idle: Idle, reused: bool) -> Http1 {
+        idle.connection.set_limits(Limits {
+            head_bytes: with.plan.http.max_response_headers_kb as usize * 1024,
+            headers: with.plan.http.max_headers_count as usize,
+            trailers: with.plan.http1.enable_trailers,
+            ..Limits::default()
+        });
         Http1 {
-            upstream: Some(idle.upstream),
-            pool: Rc::downgrade(self),
-            plan: with.plan.clone(),
-            stats: with.stats.clone(),
-            uses: idle.uses + 1,
-            reused,
+            connection: idle.connection,
+            lease: Lease {
+                pool: Rc::downgrade(self),
+                plan: with.plan.clone(),
+                stats: with.stats.clone(),
+                uses: idle.uses + 1,
+                reused,
+            },
         }
     }
 
     /// Takes a new connection in that nobody has asked for yet.
     pub(crate) fn adopt(&self, upstream: Upstream, since: Instant) {
         self.open.set(self.open.get() + 1);
-        self.put_back(Idle {
-            upstream,
-            uses: 0,
-            since,
-        });
+        self.put_back(Idle::new(upstream, since));
     }
 
     /// Takes a connection back, or gives it to who waits longest.
@@ -378,8 +390,12 @@ impl HostPool {
     }
 }
 
-/// Rest after which the kernel is asked whether a connection still lives.
-const ASK_KERNEL_AFTER: Duration = Duration::from_millis(1);
+/// Rest after which the kernel is asked whether a connection still lives. What had happened when the event loop last
+/// waited is known without: under load that is a few milliseconds ago, and no origin is known to close that soon.
+const ASK_KERNEL_AFTER: Duration = Duration::from_millis(10);
+
+/// A shorter rest says nothing about how long an origin keeps connections.
+const LEARNED_FROM: Duration = Duration::from_millis(1);
 
 /// Counts a connection that is being opened, so that a dropped attempt is counted off again.
 struct Open<'a>(Option<&'a HostPool>);
@@ -435,7 +451,7 @@ impl Drop for Pending<'_> {
 impl Http1 {
     /// The host says how long it keeps a connection that rests (`Keep-Alive: timeout`).
     pub fn told_timeout(&self, timeout: Duration) {
-        if let Some(pool) = self.pool.upgrade() {
+        if let Some(pool) = self.lease.pool.upgrade() {
             pool.origin.told(timeout);
         }
     }
@@ -443,61 +459,63 @@ impl Http1 {
     /// Whether this connection has served a request before: only then can the peer have closed it in the meantime, so
     /// that a request that got no answer at all may be sent again.
     pub fn is_reused(&self) -> bool {
-        self.reused
+        self.lease.reused
     }
 
     /// What TLS agreed on.
-    pub fn session(&self) -> Option<Arc<Session>> {
-        self.upstream.as_ref()?.stream.session().cloned()
+    pub fn session(&mut self) -> Option<Arc<Session>> {
+        self.connection.io().stream.session().cloned()
     }
 
     /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
-    pub fn local_address(&self) -> Option<std::net::SocketAddr> {
-        self.upstream.as_ref()?.local
+    pub fn local_address(&mut self) -> Option<std::net::SocketAddr> {
+        self.connection.io().local
     }
 
-    /// The stream itself, for what does not go back to the pool (upgrades, CONNECT). The account stays open as long as
-    /// the second value lives.
-    pub fn into_stream(mut self) -> Option<(Stream, UpstreamAccount)> {
-        let upstream = self.upstream.take()?;
-        if let Some(pool) = self.pool.upgrade() {
-            pool.closed_one();
-        }
-        Some((upstream.stream, UpstreamAccount::new(upstream.account)))
-    }
-
-    /// Gives the connection back after a complete exchange. It is closed instead where it has served its number of
-    /// requests or its time, or where its host is gone.
+    /// Gives the connection back after a complete exchange. It is closed instead where the codec or its peer is not done
+    /// with it, where it has served its number of requests or its time, or where its host is gone.
     pub fn release(mut self) {
-        let (Some(pool), Some(mut upstream)) = (self.pool.upgrade(), self.upstream.take()) else {
+        let lease = &mut self.lease;
+        let Some(pool) = lease.pool.upgrade() else {
             return;
         };
-        let spent = self
-            .plan
-            .http
+        if !self.connection.is_reusable() {
+            return;
+        }
+        lease.pool = Weak::new();
+        let http = &lease.plan.http;
+        let upstream = self.connection.io();
+        let spent = http
             .max_requests_per_connection
-            .is_some_and(|limit| self.uses >= limit);
-        let old = self
-            .plan
-            .http
+            .is_some_and(|limit| lease.uses >= limit);
+        let old = http
             .max_connection_duration
             .is_some_and(|limit| upstream.account.age() >= limit);
         if spent {
-            self.stats.upstream_cx_max_requests().inc();
+            lease.stats.upstream_cx_max_requests().inc();
         }
         if old {
-            self.stats.upstream_cx_max_duration_reached().inc();
+            lease.stats.upstream_cx_max_duration_reached().inc();
         }
         if spent || old || pool.closed.get() || !upstream.stream.is_quiet() {
-            drop(upstream);
             pool.closed_one();
             return;
         }
+        self.connection.rest();
         pool.put_back(Idle {
-            upstream,
-            uses: self.uses,
+            connection: self.connection,
+            uses: self.lease.uses,
             since: Instant::now(),
         });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            self.stats.upstream_cx_destroy_local().inc();
+            pool.closed_one();
+        }
     }
 }
 
@@ -510,66 +528,6 @@ pub struct UpstreamAccount {
 impl UpstreamAccount {
     pub(crate) fn new(account: Account) -> Self {
         Self { _account: account }
-    }
-}
-
-impl Drop for Http1 {
-    fn drop(&mut self) {
-        if self.upstream.take().is_some()
-            && let Some(pool) = self.pool.upgrade()
-        {
-            self.stats.upstream_cx_destroy_local().inc();
-            pool.closed_one();
-        }
-    }
-}
-
-impl Http1 {
-    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
-        match &mut self.upstream {
-            Some(upstream) => Ok(Pin::new(&mut upstream.stream)),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
-    }
-}
-
-impl AsyncRead for Http1 {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.stream()?.poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Http1 {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.stream()?.poll_write(context, buffer)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream()?.poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 }
 

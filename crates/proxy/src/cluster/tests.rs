@@ -155,6 +155,7 @@ const ANY: LbContext<'static> = LbContext {
     downstream: None,
     source: None,
     alpn: None,
+    auto_name: None,
     fresh: false,
 };
 
@@ -478,12 +479,10 @@ fn static_plan(port: u16, more: &str) -> Arc<LazyCluster> {
 }
 
 async fn ask(connection: &mut Http1) -> u8 {
-    connection.write_all(b"?").await.expect("it is open");
+    let upstream = connection.connection.io();
+    upstream.write_all(b"?").await.expect("it is open");
     let mut answer = [0];
-    connection
-        .read_exact(&mut answer)
-        .await
-        .expect("it answers");
+    upstream.read_exact(&mut answer).await.expect("it answers");
     answer[0]
 }
 

@@ -25,7 +25,7 @@ use super::{
     pump::{Kept, Pump, PumpError},
     respond,
     timers::{Deadlines, Expired},
-    upstream::Upstream,
+    upstream::{self, Upstream},
 };
 use crate::{
     cluster::{Host, LbContext, Omit, Outcome, OverrideHost, UpstreamError},
@@ -35,6 +35,7 @@ use crate::{
         rewrite,
         timeout::Timeouts,
     },
+    transport::AutoName,
 };
 
 /// Hosts that were tried; most requests try one.
@@ -79,6 +80,8 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     /// Attempts that do; an older one that has won while the last was waited for.
     pub(super) hedged: Vec<Hedged>,
     winner: Option<Hedged>,
+    /// The server name that the request chooses for its connection. Kept apart, since an attempt may rewrite the host.
+    auto_name: Option<(Box<str>, bool)>,
 }
 
 /// Forwards the request and its response. Where the response is a redirect that is followed here, the exchange holds the
@@ -151,8 +154,12 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         hedge,
         hedged: Vec::new(),
         winner: None,
+        auto_name: None,
     };
     forward.prepare_request();
+    let plan = &forward.target.cluster.plan;
+    forward.auto_name = upstream::auto_name(plan, &forward.exchange.request)
+        .map(|auto| (auto.name.into(), auto.checked));
     let redirected = forward.run(timer).await;
     if !mirrors.is_empty() {
         mirror::send(mirrors, &forward.kept, forward.exchange, cx.worker);
@@ -375,6 +382,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             downstream: Some(self.exchange.connection),
             source: self.exchange.source,
             alpn,
+            auto_name: self.auto_name.as_ref().map(|(name, checked)| AutoName {
+                name,
+                checked: *checked,
+            }),
             metadata_match: metadata_match.as_deref(),
             // A retry goes where the others go.
             override_host: override_host

@@ -5,7 +5,11 @@ use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use outrigger_http::RequestHead;
 
-use super::{Exchange, pump::Kept, upstream::Upstream};
+use super::{
+    Exchange,
+    pump::Kept,
+    upstream::{self, Upstream},
+};
 use crate::{
     cluster::LbContext,
     plan::route::{ClusterSpecifier, Mirror},
@@ -78,6 +82,7 @@ pub(super) fn send(
             let copy = async {
                 let context = LbContext {
                     original_dst,
+                    auto_name: upstream::auto_name(&cluster.plan, &head),
                     ..LbContext::default()
                 };
                 let host = cluster.choose(&context).ok()?;

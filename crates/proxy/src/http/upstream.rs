@@ -7,17 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use outrigger_http::{
-    Error, Frame, Framing, Headers, Limits, RequestHead, ResponseHead, Version, h1, h2,
-};
+use outrigger_http::{Error, Frame, Framing, Headers, RequestHead, ResponseHead, Version, h1, h2};
 
 use tls::session::Session;
 
+use super::prepare::split_port;
 use crate::{
     cluster::{
         Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
     },
     io::Stream,
+    plan::Cluster as Plan,
+    transport::AutoName,
 };
 
 /// A request on its way to a host. Dropped before its end, the connection (HTTP/1) or the stream
@@ -31,11 +32,9 @@ pub(super) struct Upstream {
     pub(super) reused: bool,
 }
 
-// The large variant is the one that every request of an HTTP/1 mesh has: no box for it.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Call {
-    H1(h1::ClientConnection<Http1>),
+    H1(Http1),
     H2(Box<H2Call>),
     /// A CONNECT that ends here: the payload alone goes to the host.
     Tcp(Box<TcpCall>),
@@ -53,6 +52,24 @@ struct H2Call {
     place: Http2,
     stream: Option<(h2::ResponseReader, h2::Writer)>,
     body: Option<h2::Reader>,
+}
+
+/// The server name that a request chooses (`auto_sni`): what a header says, else the host without its port.
+pub(super) fn auto_name<'r>(plan: &Plan, request: &'r RequestHead) -> Option<AutoName<'r>> {
+    let auto = plan.auto_sni.as_ref()?;
+    let header = auto.header.as_deref();
+    let name = header
+        .and_then(|header| request.headers.get_str(header))
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| request.authority());
+    let (name, _) = split_port(name);
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|name| name.strip_suffix(']'));
+    Some(AutoName {
+        name: bare.unwrap_or(name),
+        checked: auto.validate,
+    })
 }
 
 impl Upstream {
@@ -81,18 +98,11 @@ impl Upstream {
                 reused,
             });
         }
-        let connection = cluster.http1(host, context).await?;
+        let mut http1 = cluster.http1(host, context).await?;
         let guard = cluster.request(host, context)?;
-        let (local, reused) = (connection.local_address(), connection.is_reused());
-        let limits = Limits {
-            head_bytes: cluster.plan.http.max_response_headers_kb as usize * 1024,
-            headers: cluster.plan.http.max_headers_count as usize,
-            trailers: cluster.plan.http1.enable_trailers,
-            ..Limits::default()
-        };
-        let call = Call::H1(h1::ClientConnection::new(connection, limits));
+        let (local, reused) = (http1.local_address(), http1.is_reused());
         Ok(Upstream {
-            call,
+            call: Call::H1(http1),
             _guard: guard,
             local,
             reused,
@@ -122,7 +132,7 @@ impl Upstream {
     /// What TLS agreed on.
     pub(super) fn session(&mut self) -> Option<Arc<Session>> {
         match &mut self.call {
-            Call::H1(connection) => connection.io().session(),
+            Call::H1(http1) => http1.session(),
             Call::H2(call) => call.place.session(),
             Call::Tcp(call) => call.connection.io().session().cloned(),
         }
@@ -140,7 +150,7 @@ impl Upstream {
     /// Writes the head; it leaves with the first flush.
     pub(super) fn send_head(&mut self, head: &RequestHead, framing: Framing) -> Result<(), Error> {
         match &mut self.call {
-            Call::H1(connection) => connection.send_head(head, framing),
+            Call::H1(http1) => http1.connection.send_head(head, framing),
             Call::H2(call) => {
                 call.stream = Some(call.place.handle().send(head, framing)?.split());
             }
@@ -156,10 +166,10 @@ impl Upstream {
         upgrade: bool,
     ) -> Poll<Result<ResponseHead, Error>> {
         match &mut self.call {
-            Call::H1(connection) => {
-                let head = ready!(connection.poll_head(cx, upgrade))?;
+            Call::H1(http1) => {
+                let head = ready!(http1.connection.poll_head(cx, upgrade))?;
                 if let Some(timeout) = head.keep_alive_timeout {
-                    connection.io().told_timeout(timeout);
+                    http1.told_timeout(timeout);
                 }
                 Poll::Ready(Ok(head))
             }
@@ -192,7 +202,7 @@ impl Upstream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Error>>> {
         match &mut self.call {
-            Call::H1(connection) => connection.reader().poll_frame(cx),
+            Call::H1(http1) => http1.connection.reader().poll_frame(cx),
             Call::H2(call) => match &mut call.body {
                 Some(body) => body.poll_frame(cx),
                 None => Poll::Ready(None),
@@ -204,7 +214,7 @@ impl Upstream {
     /// Room for another piece of the request.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match &mut self.call {
-            Call::H1(connection) => connection.writer().poll_ready(cx),
+            Call::H1(http1) => http1.connection.writer().poll_ready(cx),
             Call::H2(call) => call.writer()?.poll_ready(cx),
             Call::Tcp(call) => call.connection.writer().poll_ready(cx),
         }
@@ -213,7 +223,7 @@ impl Upstream {
     /// A piece of the request; only after `poll_ready`.
     pub(super) fn send_data(&mut self, data: Bytes) -> Result<(), Error> {
         match &mut self.call {
-            Call::H1(connection) => connection.writer().send_data(data),
+            Call::H1(http1) => http1.connection.writer().send_data(data),
             Call::H2(call) => call.writer()?.send_data(data),
             Call::Tcp(call) => call.connection.writer().send_data(data),
         }
@@ -222,7 +232,7 @@ impl Upstream {
     /// The end of the request.
     pub(super) fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), Error> {
         match &mut self.call {
-            Call::H1(connection) => connection.writer().send_end(trailers),
+            Call::H1(http1) => http1.connection.writer().send_end(trailers),
             Call::H2(call) => call.writer()?.send_end(trailers),
             Call::Tcp(call) => call.connection.writer().send_end(trailers),
         }
@@ -231,7 +241,7 @@ impl Upstream {
     /// Hands what was written to the system.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match &mut self.call {
-            Call::H1(connection) => connection.writer().poll_flush(cx),
+            Call::H1(http1) => http1.connection.writer().poll_flush(cx),
             Call::H2(call) => call.writer()?.poll_flush(cx),
             Call::Tcp(call) => call.connection.writer().poll_flush(cx),
         }
@@ -240,7 +250,7 @@ impl Upstream {
     /// Ends our direction of a tunnel.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match &mut self.call {
-            Call::H1(connection) => connection.writer().poll_shutdown(cx),
+            Call::H1(http1) => http1.connection.writer().poll_shutdown(cx),
             Call::H2(call) => call.writer()?.poll_end(cx),
             Call::Tcp(call) => call.connection.writer().poll_shutdown(cx),
         }
@@ -249,7 +259,7 @@ impl Upstream {
     /// Whether a byte of a response has come.
     pub(super) fn has_response_bytes(&self) -> bool {
         match &self.call {
-            Call::H1(connection) => connection.has_response_bytes(),
+            Call::H1(http1) => http1.connection.has_response_bytes(),
             Call::H2(call) => call.body.is_some(),
             Call::Tcp(_) => true,
         }
@@ -257,10 +267,8 @@ impl Upstream {
 
     /// After the exchange: an HTTP/1 connection that is clean goes back to its pool.
     pub(super) fn release(self) {
-        if let Call::H1(connection) = self.call
-            && connection.is_reusable()
-        {
-            connection.into_inner().release();
+        if let Call::H1(http1) = self.call {
+            http1.release();
         }
     }
 

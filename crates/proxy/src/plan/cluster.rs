@@ -48,10 +48,8 @@ pub struct Cluster {
     pub http1: Http1Options,
     /// Options of HTTP/2.
     pub http2: Http2Options,
-    /// SNI is the request's host.
-    pub auto_sni: bool,
-    /// The peer's certificate must be valid for that SNI.
-    pub auto_san_validation: bool,
+    /// Requests choose the server name of TLS.
+    pub auto_sni: Option<AutoSni>,
     /// Active health checks.
     pub health_check: Option<Arc<HealthCheck>>,
     /// Passive health checks.
@@ -76,6 +74,15 @@ pub struct Cluster {
     pub connection_pool_per_downstream_connection: bool,
     /// Free structures.
     pub metadata: Metadata,
+}
+
+/// The server name of TLS comes from the request: from its host as the upstream gets it, without port; an address is not sent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AutoSni {
+    /// The header that has the name instead, where a request has it.
+    pub header: Option<Box<str>>,
+    /// The peer's certificate must be valid for the name (or address).
+    pub validate: bool,
 }
 
 impl Cluster {

@@ -19,6 +19,7 @@ pub(crate) use keeper::{Keeper, Owner, of_cluster, of_listener, secrets_of_liste
 pub(crate) use material::{Material, Source};
 pub(crate) use metadata_exchange::{exchange, own};
 pub(crate) use store::Secrets;
+pub use upstream::AutoName;
 pub(crate) use upstream::{Offer, Upstreams};
 
 /// Why a handshake did not lead to a session.

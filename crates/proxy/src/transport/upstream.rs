@@ -10,7 +10,7 @@ use base::clock::Clock;
 use rustls::ClientConfig;
 use tls::{
     certificate::Certificate,
-    client::{ClientOptions, client, server_name, with_alpn},
+    client::{ClientOptions, client, is_no_name, server_name, with_alpn},
     session::Session,
 };
 use tokio_rustls::TlsConnector;
@@ -22,6 +22,15 @@ use super::{
 };
 use crate::{cluster::shared::ProcessShared, io::Stream, plan::tls::UpstreamTls};
 
+/// The name that a request chooses for its connection (`auto_sni`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AutoName<'a> {
+    /// A DNS name, or an address, which is not sent.
+    pub name: &'a str,
+    /// The peer's certificate must be valid for it.
+    pub checked: bool,
+}
+
 /// What a connection asks for beyond its cluster's context.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Offer<'a> {
@@ -31,6 +40,8 @@ pub(crate) struct Offer<'a> {
     pub(crate) http: bool,
     /// Name of the host, for `auto_host_sni`.
     pub(crate) hostname: &'a str,
+    /// The name that the request chooses, before all others.
+    pub(crate) auto_name: Option<AutoName<'a>>,
 }
 
 /// The TLS contexts of a cluster in one worker: mostly one, more with `transport_socket_matches`.
@@ -45,6 +56,8 @@ pub(crate) struct Upstreams {
 #[derive(Debug)]
 struct Context {
     plan: Arc<UpstreamTls>,
+    /// The peer's certificate must be valid for the name that is asked for.
+    checks_name: bool,
     generation: Cell<u64>,
     materials: Vec<Arc<Material>>,
     config: Arc<ClientConfig>,
@@ -93,11 +106,18 @@ impl Upstreams {
     }
 
     /// Whether a handshake could be made now; counts it where not.
-    pub(crate) fn ready(&self, plan: &Arc<UpstreamTls>) -> Result<(), HandshakeError> {
-        self.current(plan).map(|_| ()).inspect_err(|_| {
-            let name = "client_ssl_socket_factory.upstream_context_secrets_not_ready";
-            self.scope.counter(name).inc();
-        })
+    pub(crate) fn ready(
+        &self,
+        plan: &Arc<UpstreamTls>,
+        auto_name: Option<AutoName<'_>>,
+    ) -> Result<(), HandshakeError> {
+        let checks_name = auto_name.is_some_and(|auto| auto.checked);
+        self.current(plan, checks_name)
+            .map(|_| ())
+            .inspect_err(|_| {
+                let name = "client_ssl_socket_factory.upstream_context_secrets_not_ready";
+                self.scope.counter(name).inc();
+            })
     }
 
     async fn handshake(
@@ -106,12 +126,18 @@ impl Upstreams {
         offer: Offer<'_>,
         stream: Stream,
     ) -> Result<Stream, HandshakeError> {
-        let context = self.current(plan)?;
-        let sni = match plan.auto_host_sni && !offer.hostname.is_empty() {
-            true => offer.hostname,
-            false => &*plan.sni,
+        let checks_name = offer.auto_name.is_some_and(|auto| auto.checked);
+        let context = self.current(plan, checks_name)?;
+        let sni = match offer.auto_name {
+            Some(auto) => auto.name,
+            None if plan.auto_host_sni && !offer.hostname.is_empty() => offer.hostname,
+            None => &*plan.sni,
         };
         let name = server_name(sni).map_err(|error| HandshakeError::Context(error.to_string()))?;
+        if checks_name && is_no_name(&name) {
+            let error = format!("auto_san_validation: the request's host `{sni}` is no name");
+            return Err(HandshakeError::Context(error));
+        }
         let config = match offer.alpn {
             Some(names) => context.variant(alpn(names)),
             None if offer.http && plan.common.alpn.is_empty() => {
@@ -126,13 +152,17 @@ impl Upstreams {
         Ok(Stream::with_tls(stream.into(), session))
     }
 
-    fn current(&self, plan: &Arc<UpstreamTls>) -> Result<Rc<Context>, HandshakeError> {
+    fn current(
+        &self,
+        plan: &Arc<UpstreamTls>,
+        checks_name: bool,
+    ) -> Result<Rc<Context>, HandshakeError> {
         let secrets = &self.shared.secrets;
         let generation = secrets.generation();
         let mut contexts = self.contexts.borrow_mut();
         let at = contexts
             .iter()
-            .position(|context| Arc::ptr_eq(&context.plan, plan));
+            .position(|c| Arc::ptr_eq(&c.plan, plan) && c.checks_name == checks_name);
         let held = at.map(|at| contexts[at].clone());
         if let Some(context) = held.as_ref().filter(|c| c.generation.get() == generation) {
             return Ok(context.clone());
@@ -147,6 +177,7 @@ impl Upstreams {
         }
         let context = Rc::new(Context::new(
             plan,
+            checks_name,
             parts,
             generation,
             secrets.clock.clone(),
@@ -162,6 +193,7 @@ impl Upstreams {
 impl Context {
     fn new(
         plan: &Arc<UpstreamTls>,
+        checks_name: bool,
         parts: Parts,
         generation: u64,
         clock: Clock,
@@ -169,7 +201,7 @@ impl Context {
         let options = ClientOptions {
             parameters: parameters(&plan.common),
             alpn: alpn(&plan.common.alpn),
-            session_names: match (plan.max_session_keys, plan.auto_host_sni) {
+            session_names: match (plan.max_session_keys, plan.auto_host_sni || checks_name) {
                 (0, _) => 0,
                 (_, false) => 1,
                 // A name for each host.
@@ -178,7 +210,7 @@ impl Context {
             clock,
         };
         let mut validation = parts.validation;
-        if plan.auto_sni_san_validation {
+        if plan.auto_sni_san_validation || checks_name {
             validation.get_or_insert_default().server_name = true;
         }
         let trusts = validation.as_ref().is_some_and(|validation| {
@@ -190,6 +222,7 @@ impl Context {
             .map_err(|error| HandshakeError::Context(error.to_string()))?;
         Ok(Self {
             plan: plan.clone(),
+            checks_name,
             generation: generation.into(),
             local: identity.map(|identity| identity.leaf().clone()),
             materials: parts.materials,

@@ -278,6 +278,38 @@ live! {
         stat(&front, "cluster.b.ssl.session_reused", 2).await;
     }
 
+    async fn requests_choose_the_name_that_is_asked_for_and_checked() {
+        let ca = Authority::new("root");
+        let chain = |name: &str, leaf: &Leaf| format!(
+            "- {{filter_chain_match: {{transport_protocol: tls{name}}}, {}, {}}}\n", http_to("app", ""), downstream(&certificate(leaf), ""));
+        let chains: String = ["a.example", "b.example"].iter()
+            .map(|name| chain(&format!(", server_names: [{name}]"), &ca.issue(&[name])))
+            .chain([chain("", &ca.issue(&["other.example"]))])
+            .collect();
+        let back = proxy(vec![cluster("app", origin().await, ""), listener("in", &chains, INSPECTOR)]).await;
+        let trust = format!("validation_context: {{trusted_ca: {}}}", inline(&ca.pem()));
+        let auto = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http_protocol_options: {}}, upstream_http_protocol_options: {auto_sni: true, auto_san_validation: true, override_auto_sni_header: X-Name}}}";
+        let front = proxy(vec![
+            cluster("b", address(&back, "in").port(), &format!("{}\n{auto}", upstream(&trust, ", sni: a.example"))),
+            listener("out", &format!("- {{{}}}", http_to("b", "")), ""),
+        ]).await;
+        for (header, status) in [
+            ("X-Name: a.example\r\n", "200"),
+            ("X-Name: b.example\r\n", "200"),
+            // The port does not count, and the connection is there already.
+            ("X-Name: a.example:443\r\n", "200"),
+            // Names and addresses that the certificate of the server is not for; the first is that of `Host`.
+            ("", "503"),
+            ("X-Name: 127.0.0.1\r\n", "503"),
+            ("X-Name: 0.0.0.0\r\n", "503"),
+        ] {
+            let answer = get(address(&front, "out"), header).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{header}: {answer}");
+        }
+        stat(&front, "cluster.b.ssl.handshake", 2).await;
+        stat(&front, "cluster.b.ssl.fail_verify_san", 2).await;
+    }
+
     async fn the_protocol_that_alpn_chooses_is_spoken() {
         let ca = Authority::new("root");
         let own = certificate(&ca.issue(&["h"]));

@@ -227,7 +227,6 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         http1: protocol.http1,
         http2: protocol.http2,
         auto_sni: protocol.auto_sni,
-        auto_san_validation: protocol.auto_san_validation,
         health_check: checks.pop(),
         outlier_detection: outlier?,
         transport_socket: transport?.unwrap_or(UpstreamTransport::RawBuffer),

@@ -10,7 +10,7 @@ use super::{
     http::{default_http1, http_options, http1_options, http2_options},
 };
 use crate::plan::{
-    cluster::UpstreamProtocol,
+    cluster::{AutoSni, UpstreamProtocol},
     error::{At, Step, unsupported},
     http::{Http1Options, Http2Options, HttpOptions},
 };
@@ -23,8 +23,7 @@ pub(super) struct Protocol {
     pub(super) http: HttpOptions,
     pub(super) http1: Http1Options,
     pub(super) http2: Http2Options,
-    pub(super) auto_sni: bool,
-    pub(super) auto_san_validation: bool,
+    pub(super) auto_sni: Option<AutoSni>,
 }
 
 /// The deprecated fields of a cluster.
@@ -68,11 +67,9 @@ pub(super) fn protocol_options(
         http: http.unwrap_or_default(),
         http1: http1.unwrap_or_else(default_http1),
         http2: http2.unwrap_or_default(),
-        auto_sni: legacy.upstream.as_ref().is_some_and(|m| m.auto_sni),
-        auto_san_validation: legacy
-            .upstream
-            .as_ref()
-            .is_some_and(|m| m.auto_san_validation),
+        auto_sni: at
+            .optional("upstream_http_protocol_options", legacy.upstream, auto_sni)?
+            .flatten(),
     })
 }
 
@@ -179,18 +176,34 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
         common_http_protocol_options,
         http_options,
     )?;
-    let sni = upstream_http_protocol_options.as_ref();
-    if sni.is_some_and(|m| !m.override_auto_sni_header.is_empty()) {
-        let at = at.field("upstream_http_protocol_options");
-        at.field("override_auto_sni_header")
-            .not_implemented("is not implemented; remove it");
-    }
     Ok(Protocol {
         protocol,
         http: http.unwrap_or_default(),
         http1: http1.unwrap_or_else(default_http1),
         http2: http2.unwrap_or_default(),
-        auto_sni: sni.is_some_and(|m| m.auto_sni),
-        auto_san_validation: sni.is_some_and(|m| m.auto_san_validation),
+        auto_sni: at
+            .optional(
+                "upstream_http_protocol_options",
+                upstream_http_protocol_options,
+                auto_sni,
+            )?
+            .flatten(),
     })
+}
+
+fn auto_sni(at: At<'_>, m: &core::UpstreamHttpProtocolOptions) -> Step<Option<AutoSni>> {
+    let core::UpstreamHttpProtocolOptions {
+        auto_sni,
+        auto_san_validation,
+        override_auto_sni_header,
+    } = m;
+    if *auto_san_validation && !auto_sni {
+        at.field("auto_san_validation")
+            .not_implemented("is taken together with auto_sni alone; set that too");
+    }
+    Ok(auto_sni.then(|| AutoSni {
+        header: (!override_auto_sni_header.is_empty())
+            .then(|| override_auto_sni_header.to_ascii_lowercase().into()),
+        validate: *auto_san_validation,
+    }))
 }
