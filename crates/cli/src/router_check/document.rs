@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, anyhow, bail};
 use proxy::{plan::HeaderMatcher, router::check::Request};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+
+use super::text_format;
 
 /// One test.
 #[derive(Debug)]
@@ -32,6 +34,15 @@ pub(super) enum Assertion {
         key: String,
         value: String,
     },
+    /// A header's first value; empty where there is no such header, too.
+    RequestHeaderField {
+        name: String,
+        value: String,
+    },
+    ResponseHeaderField {
+        name: String,
+        value: String,
+    },
     /// `text` is the matcher as it was written.
     RequestHeader {
         matcher: HeaderMatcher,
@@ -43,11 +54,21 @@ pub(super) enum Assertion {
     },
 }
 
-/// Reads a document: JSON, with trailing commas too, or YAML.
-pub(super) fn read(text: &str) -> anyhow::Result<Vec<Test>> {
-    let value: Value = match serde_json::from_str(text) {
-        Ok(value) => value,
-        Err(_) => proto::json::yaml_to_value(text).map_err(|e| anyhow!("{e}"))?,
+/// How a document is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// JSON, with trailing commas too, or YAML.
+    Yaml,
+    /// Protobuf's text format.
+    ProtobufText,
+}
+
+/// Reads a document.
+pub(super) fn read(text: &str, format: Format) -> anyhow::Result<Vec<Test>> {
+    let value: Value = match (format, serde_json::from_str(text)) {
+        (Format::ProtobufText, _) => text_format::read(text)?,
+        (Format::Yaml, Ok(value)) => value,
+        (Format::Yaml, Err(_)) => proto::json::yaml_to_value(text).map_err(|e| anyhow!("{e}"))?,
     };
     let tests: Vec<ValidationItem> = match value {
         list @ Value::Array(_) => serde_json::from_value(list)?,
@@ -291,18 +312,25 @@ impl ValidationAssert {
                     value: m.value,
                 }),
         );
-        let exact = |h: HeaderValue| json!({"name": h.key, "string_match": {"exact": h.value}});
-        let old = self.request_header_fields.into_iter();
-        let old = old.chain(self.custom_header_fields).map(exact);
-        for value in self.request_header_matches.into_iter().chain(old) {
+        for value in self.request_header_matches {
             let (matcher, text) = header_matcher("request_header_matches", &value)?;
             list.push(Assertion::RequestHeader { matcher, text });
         }
-        let old = self.response_header_fields.into_iter().map(exact);
-        for value in self.response_header_matches.into_iter().chain(old) {
+        for value in self.response_header_matches {
             let (matcher, text) = header_matcher("response_header_matches", &value)?;
             list.push(Assertion::ResponseHeader { matcher, text });
         }
+        let fields = self.request_header_fields.into_iter();
+        let fields = fields.chain(self.custom_header_fields);
+        list.extend(fields.map(|h| Assertion::RequestHeaderField {
+            name: h.key.to_ascii_lowercase(),
+            value: h.value,
+        }));
+        let fields = self.response_header_fields.into_iter();
+        list.extend(fields.map(|h| Assertion::ResponseHeaderField {
+            name: h.key.to_ascii_lowercase(),
+            value: h.value,
+        }));
         Ok(list)
     }
 }

@@ -1,28 +1,72 @@
 //! `router-check`: tests of a route configuration, in the format of Envoy's route table check tool.
 
+mod coverage;
 mod document;
+mod text_format;
 
-use std::{ffi::OsString, fs, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Parser;
-use document::Assertion;
+use coverage::Coverage;
+use document::{Assertion, Format};
 use proxy::{
     plan::RouteConfiguration,
     router::check::{Outcome, check},
 };
 
 /// Check a route configuration with tests in the format of Envoy's router_check_tool.
-#[derive(Debug, Parser)]
+#[derive(Debug, Default, Parser)]
 #[command(name = "router-check")]
 struct Arguments {
     /// The RouteConfiguration, YAML or JSON.
-    config: PathBuf,
-    /// The tests: a Validation of envoy.RouterCheckToolSchema, JSON or YAML.
-    tests: PathBuf,
+    #[arg(required_unless_present = "config_path")]
+    config: Option<PathBuf>,
+    /// The tests: a Validation of envoy.RouterCheckToolSchema, JSON, YAML or protobuf's text format (.pb_text).
+    #[arg(required_unless_present = "test_path")]
+    tests: Option<PathBuf>,
+    /// The RouteConfiguration, as Envoy's tool takes it.
+    #[arg(short, long, value_name = "CONFIG", conflicts_with_all = ["config", "tests"], requires = "test_path")]
+    config_path: Option<PathBuf>,
+    /// The tests, as Envoy's tool takes them.
+    #[arg(short, long, value_name = "TESTS", conflicts_with_all = ["config", "tests"], requires = "config_path")]
+    test_path: Option<PathBuf>,
     /// Tell of each test which route takes its request, and why.
     #[arg(short, long)]
     details: bool,
+    /// Give details of failed tests alone.
+    #[arg(long)]
+    only_show_failures: bool,
+    /// Fail where tests look at less than this share of the routes, in percent.
+    #[arg(short, long, value_name = "PERCENT")]
+    fail_under: Option<f64>,
+    /// Count a route as far as all its fields are tested, and name the routes without tests.
+    #[arg(long)]
+    covall: bool,
+    /// Name the routes without tests.
+    #[arg(long)]
+    detailed_coverage: bool,
+    /// For scripts that give it to Envoy's tool: fields that are deprecated are no error here.
+    #[arg(long)]
+    disable_deprecation_check: bool,
+}
+
+impl Arguments {
+    fn config(&self) -> anyhow::Result<&Path> {
+        let path = self.config.as_deref().or(self.config_path.as_deref());
+        path.context("CONFIG is missing")
+    }
+
+    fn tests(&self) -> anyhow::Result<&Path> {
+        let path = self.tests.as_deref().or(self.test_path.as_deref());
+        path.context("TESTS is missing")
+    }
 }
 
 /// Ends with 0 where all tests pass, 1 where one fails, 2 where there is nothing to check with.
@@ -36,8 +80,8 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         }
     };
     match run(&arguments) {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(e) => {
             eprintln!("Error: {e:#}");
             ExitCode::from(2)
@@ -45,22 +89,34 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Runs the tests and prints what failed; gives how many.
-fn run(arguments: &Arguments) -> anyhow::Result<usize> {
-    let routes = Arc::new(routes(&arguments.config)?);
-    let path = &arguments.tests;
+/// Runs the tests and prints what failed; tells whether all is well.
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let routes = Arc::new(routes(arguments.config()?)?);
+    let path = arguments.tests()?;
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let tests = document::read(&text).with_context(|| path.display().to_string())?;
+    let format = match path.extension() {
+        Some(extension) if extension == "pb_text" => Format::ProtobufText,
+        _ => Format::Yaml,
+    };
+    let tests = document::read(&text, format).with_context(|| path.display().to_string())?;
+    let mut coverage = Coverage::default();
     let (mut passed, mut failed) = (0, 0);
     for test in &tests {
         let outcome = check(&routes, &test.input)
             .map_err(|e| anyhow!("{}: test `{}`: input: {e}", path.display(), test.name))?;
-        let mismatches = mismatches(&test.assertions, &outcome);
+        let mut mismatches = Vec::new();
+        for assertion in &test.assertions {
+            match (mismatch(assertion, &outcome), outcome.place) {
+                (Some(mismatch), _) => mismatches.push(mismatch),
+                (None, Some(place)) => coverage.met(&routes, place, assertion),
+                (None, None) => {}
+            }
+        }
         match mismatches.is_empty() {
             true => passed += 1,
             false => failed += 1,
         }
-        if arguments.details {
+        if arguments.details && !(arguments.only_show_failures && mismatches.is_empty()) {
             println!("{}", test.name);
             for line in &outcome.explanation {
                 println!("    {line}");
@@ -70,14 +126,35 @@ fn run(arguments: &Arguments) -> anyhow::Result<usize> {
             println!("{}: {mismatch}", test.name);
         }
     }
+    let covered = covered(arguments, &routes, &coverage);
     println!("{passed} passed, {failed} failed");
-    Ok(failed)
+    Ok(failed == 0 && covered)
 }
 
-fn routes(path: &PathBuf) -> anyhow::Result<RouteConfiguration> {
+/// Prints the coverage where it was asked for; tells whether it is enough.
+fn covered(arguments: &Arguments, routes: &RouteConfiguration, coverage: &Coverage) -> bool {
+    if arguments.covall || arguments.detailed_coverage {
+        for line in coverage.missing(routes) {
+            println!("{line}");
+        }
+    } else if arguments.fail_under.is_none() {
+        return true;
+    }
+    let percent = coverage.percent(routes, arguments.covall);
+    println!("Current route coverage: {percent}%");
+    let wanted = arguments.fail_under.unwrap_or(0.0);
+    let enough = percent >= wanted;
+    if !enough {
+        println!("Failed to meet coverage requirement: {wanted}%");
+    }
+    enough
+}
+
+fn routes(path: &Path) -> anyhow::Result<RouteConfiguration> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let message: proto::envoy::config::route::v3::RouteConfiguration =
+    let mut message: proto::envoy::config::route::v3::RouteConfiguration =
         proto::json::from_yaml(&text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    switch_on(&mut message);
     match RouteConfiguration::try_from(&message) {
         Ok(routes) => Ok(routes),
         Err(errors) => {
@@ -89,12 +166,31 @@ fn routes(path: &PathBuf) -> anyhow::Result<RouteConfiguration> {
     }
 }
 
-/// What is otherwise than the test expects, a line each.
-fn mismatches(assertions: &[Assertion], outcome: &Outcome) -> Vec<String> {
+/// A route that takes no request unless runtime says so takes those with the random number 0 here, as in Envoy's tool:
+/// else no test could reach it.
+fn switch_on(routes: &mut proto::envoy::config::route::v3::RouteConfiguration) {
+    let hosts = routes.virtual_hosts.iter_mut();
+    for route in hosts.flat_map(|host| &mut host.routes) {
+        let matches = route.r#match.as_mut();
+        let fraction = matches.and_then(|m| m.runtime_fraction.as_mut());
+        if let Some(share) = fraction.and_then(|f| f.default_value.as_mut())
+            && share.numerator == 0
+        {
+            share.numerator = 1;
+        }
+    }
+}
+
+/// What is otherwise than a test expects.
+fn mismatch(assertion: &Assertion, outcome: &Outcome) -> Option<String> {
     let text = |field: &str, expected: &str, actual: &str| {
         (expected != actual).then(|| format!("{field}: expected \"{expected}\", got \"{actual}\""))
     };
-    let one = |assertion: &Assertion| match assertion {
+    let field = |field: &str, name: &str, expected: &str, actual: Option<&[u8]>| {
+        let actual = String::from_utf8_lossy(actual.unwrap_or_default());
+        text(&format!("{field} {name}"), expected, &actual)
+    };
+    match assertion {
         Assertion::ClusterName(name) => text("cluster_name", name, &outcome.cluster),
         Assertion::VirtualClusterName(name) => {
             text("virtual_cluster_name", name, &outcome.virtual_cluster)
@@ -110,7 +206,8 @@ fn mismatches(assertions: &[Assertion], outcome: &Outcome) -> Vec<String> {
         ),
         Assertion::Timeout(timeout) => {
             let actual = outcome.timeout.unwrap_or_default();
-            (*timeout != actual).then(|| format!("timeout: expected {timeout:?}, got {actual:?}"))
+            (timeout.as_millis() != actual.as_millis())
+                .then(|| format!("timeout: expected {timeout:?}, got {actual:?}"))
         }
         Assertion::RouteMetadata {
             namespace,
@@ -120,6 +217,17 @@ fn mismatches(assertions: &[Assertion], outcome: &Outcome) -> Vec<String> {
             let actual = outcome.metadata.lookup(namespace, &[key]);
             let actual = actual.and_then(|v| v.as_str()).unwrap_or_default();
             text(&format!("route_metadata {namespace} {key}"), value, actual)
+        }
+        Assertion::RequestHeaderField { name, value } => {
+            let actual = match name.starts_with(':') {
+                true => outcome.request.get(name),
+                false => outcome.request.headers.get(name),
+            };
+            field("request_header_fields", name, value, actual)
+        }
+        Assertion::ResponseHeaderField { name, value } => {
+            let actual = outcome.response.get(name);
+            field("response_header_fields", name, value, actual)
         }
         Assertion::RequestHeader { matcher, text } => {
             let value = match matcher.name.starts_with(':') {
@@ -136,8 +244,7 @@ fn mismatches(assertions: &[Assertion], outcome: &Outcome) -> Vec<String> {
                 matcher.matches_value(value)
             })
         }
-    };
-    assertions.iter().filter_map(one).collect()
+    }
 }
 
 fn header(

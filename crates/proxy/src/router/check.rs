@@ -16,7 +16,7 @@ use crate::{
         Listener, Metadata, RouteConfiguration,
         local_reply::LocalReplyConfig,
         matcher::RuntimeFraction,
-        route::{Action, Redirect, RedirectPath, RedirectScheme, RequireTls},
+        route::{Action, Redirect, RedirectPath, RedirectScheme, RequireTls, VirtualHost},
         route_match::{RequestView, RouteOutcome},
     },
 };
@@ -46,10 +46,21 @@ pub struct Request {
     pub metadata: BTreeMap<String, Value>,
 }
 
+/// A route by its numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Index in [`RouteConfiguration::virtual_hosts`].
+    pub virtual_host: u32,
+    /// Index in [`VirtualHost::routes`].
+    pub route: u32,
+    /// Index of the entry of weighted clusters.
+    pub weighted: Option<usize>,
+}
+
 /// What became of it. Texts are empty where there is no such thing.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Name of the virtual host, for requests that are forwarded.
+    /// Name of the virtual host, for requests that are neither redirected nor answered by the route.
     pub virtual_host: String,
     /// Name of the virtual cluster, for requests that are forwarded.
     pub virtual_cluster: String,
@@ -69,8 +80,10 @@ pub struct Outcome {
     pub metadata: Metadata,
     /// The request's headers as the upstream gets them.
     pub request: RequestHead,
-    /// The response's headers as the client gets them.
+    /// The response's headers as the client gets them; `:status` where the reply is our own.
     pub response: Headers,
+    /// The route that took it.
+    pub place: Option<Place>,
     /// How it came to that, line by line.
     pub explanation: Vec<String>,
 }
@@ -116,6 +129,7 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
             .unwrap_or_default(),
         request: exchange.request.clone(),
         response: Headers::new(),
+        place: None,
         explanation,
     };
     let reply = match reference.get() {
@@ -129,17 +143,10 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
                 let (cluster, weighted) = cluster_name(action, &exchange, || request.random);
                 exchange.route.weighted = weighted;
                 outcome.cluster = cluster.to_string();
-                outcome.virtual_host = virtual_host.name.to_string();
-                // A virtual cluster is one of the request as it came.
-                outcome.virtual_cluster = virtual_host
-                    .virtual_cluster(&exchange)
-                    .unwrap_or_default()
-                    .to_owned();
                 outcome.timeout = action.timeout;
                 headers::request(&mut exchange);
                 rewrite::request(&mut exchange, true);
-                exchange.request.path().clone_into(&mut outcome.path);
-                exchange.request.authority().clone_into(&mut outcome.host);
+                outcome.forwarded(virtual_host, &exchange);
                 headers::response(&exchange, &mut response);
                 None
             }
@@ -155,7 +162,13 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
                     None => reply,
                 })
             }
-            Action::NonForwarding => None,
+            // A filter answers; the route has its part in it like one that forwards.
+            Action::NonForwarding => {
+                headers::request(&mut exchange);
+                outcome.forwarded(virtual_host, &exchange);
+                headers::response(&exchange, &mut response);
+                None
+            }
         },
     };
     if let Some(reply) = reply {
@@ -168,10 +181,29 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
         if reference.route().is_some() {
             headers::response(&exchange, &mut response);
         }
+        let mut status = itoa::Buffer::new();
+        response.set(":status", status.format(outcome.code));
     }
+    outcome.place = exchange.route.numbers().map(|(virtual_host, route)| Place {
+        virtual_host,
+        route,
+        weighted: exchange.route.weighted,
+    });
     outcome.request = exchange.request.clone();
     outcome.response = response;
     Ok(outcome)
+}
+
+impl Outcome {
+    /// Of a request that has its changes. Its virtual cluster is found by them, as Envoy's tool does it; live traffic is
+    /// counted in that of the request as it came.
+    fn forwarded(&mut self, virtual_host: &VirtualHost, exchange: &Exchange<'_>) {
+        self.virtual_host = virtual_host.name.to_string();
+        let name = virtual_host.virtual_cluster(exchange).unwrap_or_default();
+        name.clone_into(&mut self.virtual_cluster);
+        exchange.request.path().clone_into(&mut self.path);
+        exchange.request.authority().clone_into(&mut self.host);
+    }
 }
 
 /// A direct response redirects nowhere: its URL is the request's.
