@@ -1,5 +1,7 @@
 //! Where a redirect points to.
 
+use std::borrow::Cow;
+
 use outrigger_http::RequestHead;
 
 use super::rewrite::matched_length;
@@ -10,60 +12,71 @@ use crate::{
 
 /// The `location` of a redirect.
 pub(crate) fn location(redirect: &Redirect, matches: &RouteMatch, request: &RequestHead) -> String {
-    let old_scheme = if request.scheme().is_empty() {
-        "http"
-    } else {
-        request.scheme()
+    let old_scheme = match request.scheme() {
+        "" => "http",
+        scheme => scheme,
     };
     let scheme = match &redirect.scheme {
         RedirectScheme::Keep => old_scheme,
         RedirectScheme::Https => "https",
         RedirectScheme::Scheme(scheme) => scheme,
     };
-    let (old_host, old_port) = split_port(request.authority());
-    let host = redirect
-        .host
-        .as_deref()
-        .filter(|host| !host.is_empty())
-        .unwrap_or(old_host);
-    let port = match redirect.port {
-        Some(port) => Some(port),
-        None if redirect
-            .host
-            .as_deref()
-            .is_some_and(|host| !host.is_empty()) =>
-        {
-            None
-        }
-        // The port that went without saying for the old scheme says nothing about the new one.
-        None if scheme != old_scheme
-            && old_port == Some(if old_scheme == "https" { 443 } else { 80 }) =>
-        {
-            None
-        }
-        None => old_port,
+    let host = match redirect.host.as_deref() {
+        Some(host) => host,
+        None => old_host(redirect, scheme, request),
     };
-    let default = if scheme == "https" { 443 } else { 80 };
-    let port = port.filter(|port| redirect.port.is_none() || *port != default);
-    let path = request.path();
-    let (only, query) = path.split_at(request.path_only().len());
-    let query = if redirect.strip_query { "" } else { query };
-    let path = match &redirect.path {
-        RedirectPath::Keep => format!("{only}{query}"),
-        RedirectPath::Path(path) if path.contains('?') => path.to_string(),
-        RedirectPath::Path(path) => format!("{path}{query}"),
+    let path = path(redirect, matches, request);
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    match redirect.port {
+        // As configured: one that goes without saying, too.
+        Some(port) => format!("{scheme}://{host}:{port}{slash}{path}"),
+        None => format!("{scheme}://{host}{slash}{path}"),
+    }
+}
+
+/// The request's host: without its port where the redirect has one, or where the port was the one of a scheme that the
+/// redirect leaves.
+fn old_host<'r>(redirect: &Redirect, scheme: &str, request: &'r RequestHead) -> &'r str {
+    let authority = request.authority();
+    let (host, port) = split_port(authority);
+    // The scheme of the connection, which may be another than that of the URL.
+    let proto = request.headers.get_str("x-forwarded-proto");
+    let proto = proto.unwrap_or(request.scheme());
+    let left = scheme != proto
+        && match proto {
+            "https" => port == Some(443),
+            "http" => port == Some(80),
+            _ => false,
+        };
+    match redirect.port.is_some() || left {
+        true => host,
+        false => authority,
+    }
+}
+
+fn path<'r>(
+    redirect: &'r Redirect,
+    matches: &RouteMatch,
+    request: &'r RequestHead,
+) -> Cow<'r, str> {
+    let old = request.path();
+    let (only, query) = old.split_at(request.path_only().len());
+    let path: Cow<'_, str> = match &redirect.path {
+        // Its query takes the place of the request's, and stays.
+        RedirectPath::Path(path) if path.contains('?') => return Cow::Borrowed(path),
+        RedirectPath::Path(path) => format!("{path}{query}").into(),
+        RedirectPath::Keep => old.into(),
         RedirectPath::Prefix(prefix) => {
-            format!("{prefix}{}{query}", &only[matched_length(matches, only)..])
+            format!("{prefix}{}", &old[matched_length(matches, only)..]).into()
         }
-        RedirectPath::Regex(rewrite) => {
-            format!(
-                "{}{query}",
-                String::from_utf8_lossy(&rewrite.rewrite(only.as_bytes()))
-            )
-        }
+        RedirectPath::Regex(rewrite) => match rewrite.rewrite(only.as_bytes()) {
+            // A path of which nothing is left stays as it is.
+            new if new.is_empty() => old.into(),
+            new => format!("{}{query}", String::from_utf8_lossy(&new)).into(),
+        },
     };
-    match port {
-        Some(port) => format!("{scheme}://{host}:{port}{path}"),
-        None => format!("{scheme}://{host}{path}"),
+    match path.find('?') {
+        Some(query) if redirect.strip_query => path[..query].to_owned().into(),
+        _ => path,
     }
 }

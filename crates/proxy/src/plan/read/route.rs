@@ -323,10 +323,15 @@ fn redirect(at: At<'_>, m: &pb::RedirectAction) -> Step<Redirect> {
     let scheme = match &m.scheme_rewrite_specifier {
         None | Some(S::HttpsRedirect(false)) => RedirectScheme::Keep,
         Some(S::HttpsRedirect(true)) => RedirectScheme::Https,
+        Some(S::SchemeRedirect(scheme)) if scheme.is_empty() => RedirectScheme::Keep,
         Some(S::SchemeRedirect(scheme)) => RedirectScheme::Scheme(scheme.as_str().into()),
     };
+    // An empty text is none, as istiod writes it for a redirect to another host alone.
     let path = match &m.path_rewrite_specifier {
         None => RedirectPath::Keep,
+        Some(P::PathRedirect(text) | P::PrefixRewrite(text)) if text.is_empty() => {
+            RedirectPath::Keep
+        }
         Some(P::PathRedirect(path)) => RedirectPath::Path(path.as_str().into()),
         Some(P::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.as_str().into()),
         Some(P::RegexRewrite(m)) => {
