@@ -540,8 +540,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 .route
                 .action()
                 .is_some_and(|a| a.append_x_forwarded_host);
-            let tell = tell && self.exchange.upstream.attempts == 1;
-            rewrite::set_host(self.exchange, &host.hostname, tell);
+            // A further attempt finds the name of the host before it, not what the client asked for.
+            let first = self.exchange.upstream.attempts == 1;
+            let envoy = first && !self.cx.live.filters.router.suppress_envoy_headers;
+            rewrite::set_host(self.exchange, &host.hostname, tell && first, envoy);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Rewrites the request's host and path as its route says. `envoy_headers`: tells the upstream the
-/// path as it was.
+/// two as they were.
 pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     // Most routes rewrite nothing.
     let rewrites = exchange.route.action().is_some_and(|action| {
@@ -49,7 +49,12 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
         }
     };
     if let Some(host) = host.filter(|host| !host.is_empty()) {
-        set_host(exchange, &host, action.append_x_forwarded_host);
+        set_host(
+            exchange,
+            &host,
+            action.append_x_forwarded_host,
+            envoy_headers,
+        );
     }
     let path = exchange.request.path();
     let (only, rest) = path.split_at(exchange.request.path_only().len());
@@ -59,21 +64,22 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     } else if let Some(rewrite) = &action.regex_rewrite {
         String::from_utf8(rewrite.rewrite(only.as_bytes()))
             .ok()
+            .filter(|new| !new.is_empty())
             .map(|new| format!("{new}{rest}"))
     } else if let Some(template) = &action.path_rewrite {
         let mut new = Vec::new();
         format::header_value(template, exchange, None, &mut new);
+        // It is the path alone: the query stays.
         String::from_utf8(new)
             .ok()
-            .filter(|new| new.starts_with('/'))
+            .filter(|new| !new.is_empty())
+            .map(|new| format!("{new}{rest}"))
     } else if let Some(rewrite) = &action.template_rewrite {
         rewrite.rewrite(only).map(|new| format!("{new}{rest}"))
     } else {
         None
     };
-    if let Some(new) = new
-        && new != path
-    {
+    if let Some(new) = new {
         let old = path.to_owned();
         // What a rewrite makes of a path must still be one: no byte of it may end the line.
         if !new.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -91,16 +97,20 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     }
 }
 
-/// Replaces the host and, where the route wants it, tells the old one.
-pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, tell: bool) {
-    if tell {
-        let old = exchange.request.authority().to_owned();
-        crate::http::append(
-            &mut exchange.request.headers,
-            "x-forwarded-host",
-            old.as_bytes(),
-            ",",
-        );
+/// Replaces the host. `append`: adds the old one to `x-forwarded-host`, unless it is the last there already.
+/// `envoy_headers`: tells it in `x-envoy-original-host`.
+pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, append: bool, envoy_headers: bool) {
+    let old = exchange.request.authority().to_owned();
+    let headers = &mut exchange.request.headers;
+    if envoy_headers && !old.is_empty() {
+        headers.set("x-envoy-original-host", &old);
+    }
+    if append && !old.is_empty() {
+        let known = headers.get("x-forwarded-host").unwrap_or_default();
+        let last = known.rsplit(|byte| *byte == b',').next();
+        if last != Some(old.as_bytes()) {
+            crate::http::append(headers, "x-forwarded-host", old.as_bytes(), ",");
+        }
     }
     exchange.request.set_authority(host);
 }

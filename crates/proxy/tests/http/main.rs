@@ -380,6 +380,7 @@ fn routes_change_heads_and_paths() {
             "{seen}"
         );
         assert!(seen.contains("x-envoy-original-path: /a/c?d\r\n"));
+        assert!(seen.contains("x-envoy-original-host: old\r\n"));
         assert!(seen.contains("x-forwarded-host: old\r\n"));
     });
 }
