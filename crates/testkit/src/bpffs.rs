@@ -10,6 +10,7 @@ use nix::{
 };
 
 /// Unmounts it when dropped, if it was not mounted before and nobody keeps anything there.
+#[derive(Debug)]
 pub struct Restore {
     mounted: bool,
 }
