@@ -317,6 +317,33 @@ pub(crate) fn istio<T: Message + Name + Default>(
     Ok(Object { meta, spec, source })
 }
 
+/// Reads one of Gateway API's kinds from `spec`; its status is our own report and that of others.
+pub(crate) fn gateway_api<T: DeserializeOwned>(parts: Parts<'_>) -> Result<Object<T>, DecodeError> {
+    let Parts {
+        meta,
+        source,
+        entries,
+    } = parts;
+    if let Some(name) = entries.keys().find(|name| {
+        !matches!(
+            name.as_str(),
+            "apiVersion" | "kind" | "metadata" | "spec" | "status"
+        )
+    }) {
+        return Err(DecodeError::new(
+            name,
+            format!("unknown field; did you mean spec.{name}?"),
+        ));
+    }
+    let empty = Value::Object(Map::new());
+    let value = entries
+        .get("spec")
+        .filter(|v| !v.is_null())
+        .unwrap_or(&empty);
+    let spec = serde_path_to_error::deserialize(value).map_err(|e| from_serde("spec", &e))?;
+    Ok(Object { meta, spec, source })
+}
+
 fn from_serde<E: std::fmt::Display>(
     prefix: &str,
     e: &serde_path_to_error::Error<E>,

@@ -23,9 +23,11 @@ use proto::istio::{
 use crate::{
     Meta, Object, ObjectKey, Source,
     decode::{self, DecodeError, Parts},
-    kubernetes::{
-        ConfigMap, EndpointSlice, Namespace, Node, Pod, Raw, Secret, Service, ServiceAccount,
+    gateway_api::{
+        BackendTlsPolicy, Gateway as KubernetesGateway, GatewayClass, GrpcRoute, HttpRoute,
+        ListenerSet, ReferenceGrant, TcpRoute, TlsRoute,
     },
+    kubernetes::{ConfigMap, EndpointSlice, Namespace, Node, Pod, Secret, Service, ServiceAccount},
 };
 
 macro_rules! kinds {
@@ -201,15 +203,15 @@ kinds! {
     Telemetry telemetries Telemetry "telemetry.istio.io" "Telemetry" ["v1", "v1alpha1"] Namespaced istio;
     WasmPlugin wasm_plugins WasmPlugin "extensions.istio.io" "WasmPlugin" ["v1alpha1"] Namespaced istio;
     TrafficExtension traffic_extensions TrafficExtension "extensions.istio.io" "TrafficExtension" ["v1alpha1"] Namespaced istio;
-    GatewayClass gateway_classes Raw "gateway.networking.k8s.io" "GatewayClass" ["v1", "v1beta1"] Cluster kubernetes;
-    KubernetesGateway kubernetes_gateways Raw "gateway.networking.k8s.io" "Gateway" ["v1", "v1beta1"] Namespaced kubernetes;
-    ListenerSet listener_sets Raw "gateway.networking.k8s.io" "ListenerSet" ["v1"] Namespaced kubernetes;
-    HttpRoute http_routes Raw "gateway.networking.k8s.io" "HTTPRoute" ["v1", "v1beta1"] Namespaced kubernetes;
-    GrpcRoute grpc_routes Raw "gateway.networking.k8s.io" "GRPCRoute" ["v1"] Namespaced kubernetes;
-    TlsRoute tls_routes Raw "gateway.networking.k8s.io" "TLSRoute" ["v1", "v1alpha3", "v1alpha2"] Namespaced kubernetes;
-    TcpRoute tcp_routes Raw "gateway.networking.k8s.io" "TCPRoute" ["v1", "v1alpha2"] Namespaced kubernetes;
-    ReferenceGrant reference_grants Raw "gateway.networking.k8s.io" "ReferenceGrant" ["v1", "v1beta1"] Namespaced kubernetes;
-    BackendTlsPolicy backend_tls_policies Raw "gateway.networking.k8s.io" "BackendTLSPolicy" ["v1", "v1alpha3"] Namespaced kubernetes;
+    GatewayClass gateway_classes GatewayClass "gateway.networking.k8s.io" "GatewayClass" ["v1", "v1beta1"] Cluster gateway_api;
+    KubernetesGateway kubernetes_gateways KubernetesGateway "gateway.networking.k8s.io" "Gateway" ["v1", "v1beta1"] Namespaced gateway_api;
+    ListenerSet listener_sets ListenerSet "gateway.networking.k8s.io" "ListenerSet" ["v1"] Namespaced gateway_api;
+    HttpRoute http_routes HttpRoute "gateway.networking.k8s.io" "HTTPRoute" ["v1", "v1beta1"] Namespaced gateway_api;
+    GrpcRoute grpc_routes GrpcRoute "gateway.networking.k8s.io" "GRPCRoute" ["v1"] Namespaced gateway_api;
+    TlsRoute tls_routes TlsRoute "gateway.networking.k8s.io" "TLSRoute" ["v1", "v1alpha3", "v1alpha2"] Namespaced gateway_api;
+    TcpRoute tcp_routes TcpRoute "gateway.networking.k8s.io" "TCPRoute" ["v1", "v1alpha2"] Namespaced gateway_api;
+    ReferenceGrant reference_grants ReferenceGrant "gateway.networking.k8s.io" "ReferenceGrant" ["v1", "v1beta1"] Namespaced gateway_api;
+    BackendTlsPolicy backend_tls_policies BackendTlsPolicy "gateway.networking.k8s.io" "BackendTLSPolicy" ["v1", "v1alpha3"] Namespaced gateway_api;
 }
 
 impl Kind {
@@ -219,6 +221,11 @@ impl Kind {
             .iter()
             .copied()
             .find(|k| k.group() == group && k.name() == kind)
+    }
+
+    /// Whether it is one of Gateway API's kinds.
+    pub fn is_gateway_api(self) -> bool {
+        self.group() == crate::gateway_api::GROUP
     }
 
     /// Whether it is one of Istio's own kinds.

@@ -116,19 +116,6 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// An object of a kind that is kept as it was written (Gateway API, for now).
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct Raw {
-    /// `apiVersion`.
-    #[serde(rename = "apiVersion")]
-    pub api_version: String,
-    /// `spec`.
-    pub spec: serde_json::Value,
-    /// `status`.
-    pub status: serde_json::Value,
-}
-
 pub(crate) use crate::object::null_as_default;
 
 fn bytes_map<'de, D: Deserializer<'de>>(

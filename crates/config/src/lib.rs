@@ -8,6 +8,7 @@ mod assemble;
 pub mod decode;
 mod endpoints;
 pub mod folder;
+pub mod gateway_api;
 mod go;
 mod kinds;
 pub mod kubernetes;

@@ -5,6 +5,7 @@
 
 mod destination_rule;
 mod gateway;
+mod gateway_api;
 mod names;
 mod security;
 mod service_entry;
@@ -52,6 +53,15 @@ pub fn object(object: &AnyObject) -> Vec<Finding> {
         AnyObject::AuthorizationPolicy(o) => security::authorization(&mut report, &o.spec),
         AnyObject::Telemetry(o) => telemetry::check(&mut report, &o.spec),
         AnyObject::WasmPlugin(o) => wasm::check(&mut report, &o.spec),
+        AnyObject::GatewayClass(o) => gateway_api::class(&mut report, &o.spec),
+        AnyObject::KubernetesGateway(o) => gateway_api::gateway(&mut report, &o.spec),
+        AnyObject::ListenerSet(o) => gateway_api::listener_set(&mut report, &o.spec),
+        AnyObject::HttpRoute(o) => gateway_api::http(&mut report, &o.spec),
+        AnyObject::GrpcRoute(o) => gateway_api::grpc(&mut report, &o.spec),
+        AnyObject::TlsRoute(o) => gateway_api::tls(&mut report, &o.spec),
+        AnyObject::TcpRoute(o) => gateway_api::tcp(&mut report, &o.spec),
+        AnyObject::ReferenceGrant(o) => gateway_api::grant(&mut report, &o.spec),
+        AnyObject::BackendTlsPolicy(o) => gateway_api::backend_tls(&mut report, &o.spec),
         _ => {}
     }
     report.0
