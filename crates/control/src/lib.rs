@@ -9,6 +9,7 @@ pub mod debug;
 pub mod endpoint;
 mod envoy_filter;
 pub mod gateway;
+pub mod gateway_api;
 pub mod grpc;
 pub mod listener;
 pub mod metrics;

@@ -10,6 +10,7 @@ pub mod destination_rule;
 mod discovery;
 pub mod endpoint;
 pub mod endpoints;
+pub mod gateway;
 pub mod host;
 pub mod kubernetes;
 pub mod mesh;
@@ -28,6 +29,7 @@ pub mod workload;
 
 pub use destination_rule::MergedRule;
 pub use endpoint::{Endpoint, Health};
+pub use gateway::BoundGateway;
 pub use mesh::{Mesh, Settings};
 pub use node::{Interception, IstioVersion, Node, NodeError, NodeKind};
 pub use origin::{Origin, Resource};

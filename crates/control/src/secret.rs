@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use base::spiffe::Identity;
-use config::Kind;
+use config::{Kind, labels_match};
 use proto::{
     envoy::{
         config::core::v3::{DataSource, data_source::Specifier},
@@ -20,10 +20,12 @@ use proto::{
 };
 use tls::{identity::Identity as Pair, trust::Trust};
 
-use crate::model::{Labels, Mesh, Origin, Resource};
+use crate::model::{BoundGateway, Labels, Mesh, Origin, Resource, gateway::Binding};
 
 const PREFIX: &str = "kubernetes://";
 const GATEWAY_PREFIX: &str = "kubernetes-gateway://";
+/// Authorities in a ConfigMap: no secret, given to everybody.
+const CONFIG_MAP_PREFIX: &str = "configmap://";
 /// The roots that belong to a certificate.
 const CA_SUFFIX: &str = "-cacert";
 
@@ -45,22 +47,23 @@ pub fn build(mesh: &Mesh, caller: &Identity, names: &[&str]) -> Vec<Resource> {
 fn one(
     mesh: &Mesh,
     caller: &Identity,
-    allowed: &BTreeSet<String>,
+    allowed: &BTreeSet<(String, String)>,
     name: &str,
 ) -> Result<Resource, String> {
     let own = caller.namespace();
-    let wanted = if let Some(name) = name.strip_prefix(PREFIX) {
-        name
+    if let Some(full) = name.strip_prefix(CONFIG_MAP_PREFIX) {
+        return authorities(mesh, name, full);
+    }
+    let (own, wanted) = if let Some(name) = name.strip_prefix(PREFIX) {
+        (own, name)
     } else if let Some(full) = name.strip_prefix(GATEWAY_PREFIX) {
-        match full.split_once('/') {
-            Some((namespace, name)) if namespace == own => name,
-            _ => return Err(format!("only secrets of namespace {own} are given to it")),
-        }
+        full.split_once('/').ok_or("it has no namespace")?
     } else {
         return Err("neither kubernetes:// nor kubernetes-gateway://".to_owned());
     };
     let base = wanted.strip_suffix(CA_SUFFIX);
-    if !allowed.contains(wanted) && !base.is_some_and(|base| allowed.contains(base)) {
+    let has = |name: &str| allowed.contains(&(own.to_owned(), name.to_owned()));
+    if !has(wanted) && !base.is_some_and(has) {
         return Err("no Gateway and no DestinationRule for its pods names it".to_owned());
     }
     let get = |name: &str| mesh.snapshot().secrets.get(own, name);
@@ -80,8 +83,8 @@ fn one(
     Ok(Resource::new(name, &secret, vec![origin]))
 }
 
-/// The names that may be given to the caller.
-fn allowed(mesh: &Mesh, caller: &Identity) -> BTreeSet<String> {
+/// The secrets, as (namespace, name), that may be given to the caller.
+fn allowed(mesh: &Mesh, caller: &Identity) -> BTreeSet<(String, String)> {
     let identity = caller.to_string();
     let namespace = caller.namespace();
     let pods = mesh.workloads().pods_in(namespace);
@@ -91,10 +94,11 @@ fn allowed(mesh: &Mesh, caller: &Identity) -> BTreeSet<String> {
         .collect();
     let mut out = BTreeSet::new();
     let mut gateway = false;
-    for labels in &labels {
-        for object in mesh.gateways_for(labels) {
+    for bound in mesh.gateways() {
+        if is_of(mesh, bound, caller, &labels) {
             gateway = true;
-            let servers = object.spec.servers.iter().filter_map(|s| s.tls.as_ref());
+            let servers = bound.object.spec.servers.iter();
+            let servers = servers.filter_map(|s| s.tls.as_ref());
             for tls in servers {
                 out.extend(tls.credential_names.iter().cloned());
                 out.extend([
@@ -126,7 +130,29 @@ fn allowed(mesh: &Mesh, caller: &Identity) -> BTreeSet<String> {
         }
     }
     out.remove("");
-    out.into_iter().map(|name| bare(&name)).collect()
+    out.into_iter()
+        .map(|name| named(&name, namespace))
+        .collect()
+}
+
+/// Whether a Gateway is one of the caller's pods': by its selector, or because they serve its service.
+fn is_of(mesh: &Mesh, bound: &BoundGateway, caller: &Identity, pods: &[&Labels]) -> bool {
+    let Binding::Service(service) = &bound.binding else {
+        return pods.iter().any(|labels| bound.selects(labels));
+    };
+    if service.namespace != caller.namespace() {
+        return false;
+    }
+    match &service.service_account {
+        Some(account) => account == caller.service_account(),
+        None => service.hosts.iter().any(|host| {
+            let found = mesh.services().get(host, &service.namespace);
+            found.is_some_and(|s| {
+                let selects = |labels: &&Labels| labels_match(&s.selector, labels);
+                !s.selector.is_empty() && pods.iter().any(selects)
+            })
+        }),
+    }
 }
 
 fn credentials_of(policy: &TrafficPolicy) -> Vec<String> {
@@ -136,9 +162,59 @@ fn credentials_of(policy: &TrafficPolicy) -> Vec<String> {
     ports.chain(policy.tls.as_ref().map(of)).collect()
 }
 
-/// The name alone: a rule may write `kubernetes://NAME` as well.
-fn bare(name: &str) -> String {
-    name.strip_prefix(PREFIX).unwrap_or(name).to_owned()
+/// Namespace and name: a rule may write `kubernetes://NAME` as well, and what Gateway API's listeners name is written
+/// with its namespace (whether that may be another one has been decided).
+fn named(name: &str, namespace: &str) -> (String, String) {
+    let full = name.strip_prefix(GATEWAY_PREFIX);
+    if let Some((namespace, name)) = full.and_then(|f| f.split_once('/')) {
+        return (namespace.to_owned(), name.to_owned());
+    }
+    let bare = name.strip_prefix(PREFIX).unwrap_or(name);
+    (namespace.to_owned(), bare.to_owned())
+}
+
+/// The authorities of `NAMESPACE/NAME-cacert`, of a ConfigMap.
+fn authorities(mesh: &Mesh, name: &str, full: &str) -> Result<Resource, String> {
+    let (namespace, map) = full.split_once('/').ok_or("it has no namespace")?;
+    let map = map.strip_suffix(CA_SUFFIX).unwrap_or(map);
+    let object = mesh.snapshot().config_maps.get(namespace, map);
+    let object = object.ok_or_else(|| format!("there is no ConfigMap {namespace}/{map}"))?;
+    let bundle = roots_of_map(&object.spec)?;
+    let secret = Secret {
+        name: name.to_owned(),
+        r#type: Some(secret::Type::ValidationContext(
+            CertificateValidationContext {
+                trusted_ca: Some(inline(bundle.as_bytes())),
+                ..CertificateValidationContext::default()
+            },
+        )),
+    };
+    let origin = Origin::of(Kind::ConfigMap, object.as_ref());
+    Ok(Resource::new(name, &secret, vec![origin]))
+}
+
+fn roots_of_map(map: &config::kubernetes::ConfigMap) -> Result<&str, String> {
+    let found = ["cacert", "ca.crt"]
+        .iter()
+        .find_map(|key| map.data.get(*key));
+    let bundle = found.ok_or("it has neither cacert nor ca.crt")?;
+    Trust::from_pem(bundle.as_bytes()).map_err(|e| e.to_string())?;
+    Ok(bundle)
+}
+
+/// What is wrong with the authorities in a ConfigMap.
+pub(crate) fn check_config_map(map: &config::kubernetes::ConfigMap) -> Result<(), String> {
+    roots_of_map(map).map(drop)
+}
+
+/// What is wrong with the certificate in a Secret.
+pub(crate) fn check_certificate(secret: &config::kubernetes::Secret) -> Result<(), String> {
+    certificate("", secret).map(drop)
+}
+
+/// What is wrong with the authorities in a Secret.
+pub(crate) fn check_roots(secret: &config::kubernetes::Secret) -> Result<(), String> {
+    roots("", secret).map(drop)
 }
 
 fn certificate(name: &str, secret: &config::kubernetes::Secret) -> Result<Secret, String> {

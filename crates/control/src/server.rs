@@ -130,9 +130,9 @@ impl Server {
     pub fn load(&self, snapshot: Arc<Snapshot>, problems: Arc<Vec<Problem>>) {
         let started = Instant::now();
         let filled = self.keys.fill(snapshot.clone());
-        self.note_problems(&snapshot, &problems);
-        *self.read.write() = Some((snapshot, problems));
         let mesh = Arc::new(Mesh::new(filled, self.settings.clone(), None));
+        self.note_problems(&snapshot, &problems, Some(&mesh));
+        *self.read.write() = Some((snapshot, problems));
         self.metrics
             .time("pilot_pushcontext_init_seconds", &[], started.elapsed());
         self.note_sizes(&mesh);
@@ -194,7 +194,8 @@ impl Server {
                     };
                     // New places of keys are asked at once.
                     self.keys.fill(snapshot.clone());
-                    self.note_problems(&snapshot, &problems);
+                    let push = self.current();
+                    self.note_problems(&snapshot, &problems, push.as_ref().map(|p| &*p.mesh));
                     *self.read.write() = Some((snapshot, problems));
                     for key in &changed {
                         self.metrics.count("pilot_k8s_cfg_events", &[("type", key.kind.name()), ("event", "update")]);
@@ -205,7 +206,8 @@ impl Server {
                 }
                 Some(objects) = keys.recv() => {
                     if let Some((snapshot, problems)) = self.read.read().clone() {
-                        self.note_problems(&snapshot, &problems);
+                        let push = self.current();
+                        self.note_problems(&snapshot, &problems, push.as_ref().map(|p| &*p.mesh));
                     }
                     debounce.add(objects, Instant::now());
                 }
@@ -254,6 +256,11 @@ impl Server {
         self.metrics
             .count("pilot_push_triggers", &[("type", change.reason())]);
         self.note_sizes(&mesh);
+        if !old.mesh.gateway_api().same_reports(mesh.gateway_api())
+            && let Some((snapshot, problems)) = self.read.read().clone()
+        {
+            self.note_problems(&snapshot, &problems, Some(&mesh));
+        }
         self.views.sweep();
         let number = old.generation + 1;
         let connections = self.connections();
@@ -300,10 +307,11 @@ impl Server {
     }
 
     /// Keeps what is wrong now; what is new of it goes to the log.
-    fn note_problems(&self, snapshot: &Snapshot, read: &[Problem]) {
+    fn note_problems(&self, snapshot: &Snapshot, read: &[Problem], mesh: Option<&Mesh>) {
         let mut all = read.to_vec();
-        let found = unserved::problems(snapshot);
-        let found = found.into_iter();
+        let gateway_api = mesh.map(|m| m.gateway_api().problems(snapshot));
+        let found = unserved::problems(snapshot).into_iter();
+        let found = found.chain(gateway_api.into_iter().flatten());
         for problem in found.chain(security::problems(snapshot, Some(&self.keys))) {
             let known = self.problems.read().contains(&problem);
             if !known {

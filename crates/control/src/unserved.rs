@@ -12,15 +12,6 @@ pub(crate) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
         Kind::TrafficExtension,
         s.traffic_extensions.iter(),
     );
-    all(
-        &mut out,
-        Kind::KubernetesGateway,
-        s.kubernetes_gateways.iter(),
-    );
-    all(&mut out, Kind::HttpRoute, s.http_routes.iter());
-    all(&mut out, Kind::GrpcRoute, s.grpc_routes.iter());
-    all(&mut out, Kind::TlsRoute, s.tls_routes.iter());
-    all(&mut out, Kind::TcpRoute, s.tcp_routes.iter());
     out
 }
 

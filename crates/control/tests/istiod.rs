@@ -18,6 +18,7 @@ const EQUAL: &[&str] = &[
     "base",
     "destination-rule-policies",
     "envoy-filters",
+    "gateway-api",
     "gateway-http-and-https",
     "header-route-and-weights",
     "http-route-everything",

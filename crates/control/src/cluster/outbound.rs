@@ -395,8 +395,8 @@ fn black_hole(mesh: &Mesh) -> Resource {
 /// Whether some Gateway of the proxy hands TLS on by the cluster that its SNI names.
 fn passes_tls_on(mesh: &Mesh, proxy: &Proxy) -> bool {
     use proto::istio::networking::v1alpha3::server_tls_settings::TlSmode;
-    mesh.gateways_for(&proxy.labels)
-        .flat_map(|g| &g.spec.servers)
+    mesh.gateways_of(proxy)
+        .flat_map(|g| &g.object.spec.servers)
         .any(|s| {
             s.tls
                 .as_ref()

@@ -21,6 +21,7 @@ use crate::{
     },
     model::{Port, Protocol, Resource, Routes, TargetPort, host},
     names,
+    route::Semantics,
 };
 
 /// The listeners of a router.
@@ -62,7 +63,7 @@ pub fn build(context: &Context<'_>) -> Vec<Resource> {
         .map(|(name, (port, chains, servers))| {
             let from = servers
                 .iter()
-                .map(|i| gateway.servers[*i].origin())
+                .flat_map(|i| gateway.servers[*i].origins().iter().cloned())
                 .collect();
             Resource::new(name.clone(), &listener(context, name, &port, chains), from)
         })
@@ -187,9 +188,20 @@ fn tcp_chain(context: &Context<'_>, server: &MergedServer) -> Option<Chain> {
                         .iter()
                         .any(|m| applies(server, m.port, &m.gateways)))
         });
-        if let Some(rule) = rule {
-            let filters =
-                context.routed(&rule.route, &port, &routes.object, Class::Gateway, exchange);
+        // A TLSRoute names its backends by SNI also where TLS ends before them.
+        let by_sni = || {
+            let of_route = routes.semantics == Semantics::Gateway;
+            let mut all = routes.spec().tls.iter().filter(|_| of_route);
+            all.find(|tls| {
+                let mut matches = tls.r#match.iter();
+                matches.any(|m| applies(server, m.port, &m.gateways))
+            })
+        };
+        let route = rule
+            .map(|r| &r.route)
+            .or_else(|| by_sni().map(|r| &r.route));
+        if let Some(route) = route {
+            let filters = context.routed(route, &port, &routes.object, Class::Gateway, exchange);
             return Some(Chain {
                 server_names: server.sni_hosts.clone(),
                 tls: terminated(context, server).map(Box::new),

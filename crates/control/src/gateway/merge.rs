@@ -8,10 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use config::Object;
-use proto::istio::networking::v1alpha3::{Gateway, Server, server_tls_settings::TlSmode};
+use proto::istio::networking::v1alpha3::{Server, server_tls_settings::TlSmode};
 
-use crate::model::{Mesh, Origin, Protocol, Proxy, mesh::gateway_origin};
+use crate::model::{BoundGateway, Mesh, Origin, Protocol, Proxy, gateway::Binding};
 
 /// Label of a service whose ports are not translated for Gateways.
 const NO_TRANSLATION: &str = "experimental.istio.io/disable-gateway-port-translation";
@@ -26,7 +25,7 @@ pub struct MergedServer {
     pub protocol: Protocol,
     /// `NAMESPACE/NAME`.
     pub gateway: String,
-    pub object: Arc<Object<Gateway>>,
+    pub bound: Arc<BoundGateway>,
     /// Of an HTTPS server its own route configuration.
     pub route_name: String,
     /// SNI that leads here; empty for plaintext.
@@ -55,9 +54,14 @@ impl MergedServer {
         self.server.tls.as_ref().is_some_and(|t| t.https_redirect)
     }
 
-    /// Where it comes from.
-    pub fn origin(&self) -> Origin {
-        gateway_origin(&self.object)
+    /// Where it comes from: first what it is about.
+    pub fn origins(&self) -> &[Origin] {
+        &self.bound.from
+    }
+
+    /// What it is about.
+    pub fn origin(&self) -> &Origin {
+        &self.bound.from[0]
     }
 
     /// A server with TLS of its own, as far as ports are shared: `httpsRedirect` on HTTP is none.
@@ -102,11 +106,11 @@ pub struct MergedGateway {
 impl MergedGateway {
     /// Merges the Gateways that select the router; `None` if there are none.
     pub fn new(mesh: &Mesh, proxy: &Proxy) -> Option<MergedGateway> {
-        let mut gateways = mesh.gateways_for(&proxy.labels).peekable();
+        let mut gateways = mesh.gateways_of(proxy).peekable();
         gateways.peek()?;
         let mut building = Building::default();
         for gateway in gateways {
-            for server in &gateway.spec.servers {
+            for server in &gateway.object.spec.servers {
                 building.add(gateway, server, proxy);
             }
         }
@@ -127,20 +131,21 @@ struct Building {
 }
 
 impl Building {
-    fn add(&mut self, gateway: &Arc<Object<Gateway>>, server: &Server, proxy: &Proxy) {
+    fn add(&mut self, gateway: &Arc<BoundGateway>, server: &Server, proxy: &Proxy) {
         let Some(port) = &server.port else {
             warn(gateway, "a server without port");
             return;
         };
-        let server = with_namespaces(server, &gateway.meta.namespace);
+        let meta = &gateway.object.meta;
+        let server = with_namespaces(server, &meta.namespace);
         let protocol = Protocol::parse(&port.protocol);
-        for number in pod_ports(port.number, proxy) {
+        for number in pod_ports(port.number, gateway, proxy) {
             let mut merged = MergedServer {
                 server: server.clone(),
                 port: port.number,
                 protocol,
-                gateway: format!("{}/{}", gateway.meta.namespace, gateway.meta.name),
-                object: gateway.clone(),
+                gateway: format!("{}/{}", meta.namespace, meta.name),
+                bound: gateway.clone(),
                 route_name: String::new(),
                 sni_hosts: Vec::new(),
             };
@@ -195,7 +200,7 @@ impl Building {
     }
 
     fn beside_plain(&mut self, server: MergedServer, port: ServerPort, current: ServerPort) {
-        let object = server.object.clone();
+        let object = server.bound.clone();
         if current.bind == port.bind {
             let old = Protocol::parse(&current.protocol);
             let fits = server.protocol.is_http() && (old.is_http() || old == server.protocol);
@@ -225,14 +230,14 @@ impl Building {
         if server.is_http() {
             if server.route_name.is_empty() {
                 warn(
-                    &server.object,
+                    &server.bound,
                     &format!("port {}: no route configuration fits", port.number),
                 );
                 return;
             }
             if self.out.by_route.contains_key(&server.route_name) {
                 warn(
-                    &server.object,
+                    &server.bound,
                     &format!(
                         "port {}: the port's name is taken by an older server; HTTPS servers need names of their own",
                         port.number
@@ -306,8 +311,19 @@ impl Building {
     }
 }
 
-/// The port of the pod that a Gateway's port means: that of the router's service, else the same.
-fn pod_ports(number: u32, proxy: &Proxy) -> Vec<u32> {
+/// The ports of the pod that a Gateway's port means: that of the router's service, else the same. A Gateway of services
+/// means theirs alone.
+fn pod_ports(number: u32, gateway: &BoundGateway, proxy: &Proxy) -> Vec<u32> {
+    if let Binding::Service(services) = &gateway.binding {
+        let targets: BTreeSet<u32> = proxy
+            .service_targets
+            .iter()
+            .filter(|t| t.port.number == number)
+            .filter(|t| services.has(&t.service.hostname, &t.service.namespace))
+            .map(|t| t.target_port)
+            .collect();
+        return targets.into_iter().collect();
+    }
     let target = proxy
         .service_targets
         .iter()
@@ -353,7 +369,7 @@ fn route_name(server: &MergedServer, number: u32) -> String {
     if server.protocol.is_http() {
         format!("http.{number}{bind}")
     } else if server.protocol == Protocol::Https && !server.is_passthrough() {
-        let meta = &server.object.meta;
+        let meta = &server.bound.object.meta;
         format!(
             "https.{}.{}.{}.{}{bind}",
             port.number, port.name, meta.name, meta.namespace
@@ -363,6 +379,6 @@ fn route_name(server: &MergedServer, number: u32) -> String {
     }
 }
 
-fn warn(gateway: &Arc<Object<Gateway>>, what: &str) {
-    tracing::warn!("{}: left out: {what}", gateway_origin(gateway));
+fn warn(gateway: &BoundGateway, what: &str) {
+    tracing::warn!("{}: left out: {what}", gateway.from[0]);
 }

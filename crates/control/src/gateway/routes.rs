@@ -63,7 +63,7 @@ fn one(
     let mut known: BTreeMap<(String, String, String), Option<usize>> = BTreeMap::new();
     let mut hosts: BTreeMap<String, Entry> = BTreeMap::new();
     for server in servers {
-        from.push(server.origin());
+        from.extend(server.origins().iter().cloned());
         let visible = context
             .mesh
             .virtual_services()

@@ -118,10 +118,16 @@ pub struct Shared {
 pub fn depends_on(mesh: &Mesh, key: &ObjectKey) -> bool {
     let snapshot = mesh.snapshot();
     match key.kind {
-        Kind::VirtualService => snapshot
-            .virtual_services
-            .get(&key.namespace, &key.name)
-            .is_some_and(|o| !o.spec.tcp.is_empty() || !o.spec.tls.is_empty()),
+        Kind::VirtualService => {
+            let own = snapshot.virtual_services.get(&key.namespace, &key.name);
+            let derived = || {
+                let derived = &mesh.gateway_api().translated;
+                derived.virtual_service(&key.namespace, &key.name)
+            };
+            own.map(|o| &**o)
+                .or_else(derived)
+                .is_some_and(|o| !o.spec.tcp.is_empty() || !o.spec.tls.is_empty())
+        }
         Kind::DestinationRule => snapshot
             .destination_rules
             .get(&key.namespace, &key.name)

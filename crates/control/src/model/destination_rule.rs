@@ -13,6 +13,7 @@ use proto::istio::networking::v1alpha3::{
 };
 
 use super::{Labels, Origin, host, service::ExportTo};
+use crate::gateway_api::Derived;
 
 /// One rule as clients see it: what several objects for the same host and audience say together.
 #[derive(Debug, Clone)]
@@ -56,14 +57,22 @@ pub struct DestinationRules {
 }
 
 impl DestinationRules {
-    /// Indexes and merges the objects. `default_export` is MeshConfig's `defaultDestinationRuleExportTo`.
+    /// Indexes and merges the objects. `derived` were made of Gateway API's policies; `default_export` is MeshConfig's
+    /// `defaultDestinationRuleExportTo`.
     pub fn new(
-        mut objects: Vec<Arc<Object<DestinationRule>>>,
+        objects: Vec<Arc<Object<DestinationRule>>>,
+        derived: &[Derived<DestinationRule>],
         root: &str,
         domain: &str,
         default_export: &ExportTo,
     ) -> Self {
-        objects.sort_by(|a, b| {
+        let own = objects.into_iter().map(|o| {
+            let from = vec![Origin::of(Kind::DestinationRule, &o)];
+            (o, from)
+        });
+        let derived = derived.iter().map(|d| (d.object.clone(), d.from.clone()));
+        let mut objects: Vec<_> = own.chain(derived).collect();
+        objects.sort_by(|(a, _), (b, _)| {
             a.spec
                 .workload_selector
                 .is_none()
@@ -74,10 +83,9 @@ impl DestinationRules {
             root: root.to_owned(),
             ..Self::default()
         };
-        for object in objects {
+        for (object, from) in objects {
             let namespace = object.meta.namespace.clone();
             let full = host::fqdn(&object.spec.host, &namespace, domain);
-            let origin = Origin::of(Kind::DestinationRule, &object);
             let object = if full == object.spec.host {
                 object
             } else {
@@ -101,7 +109,7 @@ impl DestinationRules {
             let merged = MergedRule {
                 rule: object,
                 export_to: export.clone(),
-                from: vec![origin],
+                from,
             };
             if own {
                 out.local

@@ -6,19 +6,20 @@ use std::{
     sync::Arc,
 };
 
-use config::{Kind, Object, Snapshot, Table, labels_match};
+use config::{Object, Snapshot, Table, labels_match};
 use parking_lot::Mutex;
 use proto::istio::{
     mesh::v1alpha1::{MeshConfig, mesh_config},
-    networking::v1alpha3::{Gateway, Sidecar},
+    networking::v1alpha3::Sidecar,
 };
 
 use super::{
-    Labels, Origin,
+    Labels, Proxy,
     destination_rule::DestinationRules,
     discovery::Discovered,
     endpoint::Endpoint,
     endpoints::{Endpoints, ServiceEndpoints},
+    gateway::BoundGateway,
     kubernetes,
     node::{Node, NodeKind},
     peer_authentication::{MtlsMode, PeerAuthentications},
@@ -29,7 +30,12 @@ use super::{
     virtual_service::VirtualServices,
     workload::{Place, Workloads},
 };
-use crate::{compat::Compat, envoy_filter::EnvoyFilters, security::Policies};
+use crate::{
+    compat::Compat,
+    envoy_filter::EnvoyFilters,
+    gateway_api::{GatewayApi, Inputs},
+    security::Policies,
+};
 
 /// What the control plane itself is, beside the objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +71,8 @@ pub struct Mesh {
     destination_rules: Arc<DestinationRules>,
     peer_authentications: Arc<PeerAuthentications>,
     policies: Arc<Policies>,
-    gateways: Arc<Vec<Arc<Object<Gateway>>>>,
+    gateways: Arc<Vec<Arc<BoundGateway>>>,
+    gateway_api: GatewayApi,
     envoy_filters: Arc<EnvoyFilters>,
     sidecars: Arc<Sidecars>,
     label_keys: Arc<BTreeSet<String>>,
@@ -133,18 +140,49 @@ impl Mesh {
                 previous.is_some_and(|p| Arc::ptr_eq(&p.workloads, &workloads)),
             )),
         };
-        let virtual_services = match same!(virtual_services) {
+        let gateway_api = match same!(
+            gateway_classes,
+            kubernetes_gateways,
+            listener_sets,
+            http_routes,
+            grpc_routes,
+            tls_routes,
+            tcp_routes,
+            reference_grants,
+            backend_tls_policies,
+            services,
+            service_entries,
+            namespaces,
+            secrets,
+            config_maps
+        ) {
+            Some(p) => p.gateway_api.clone(),
+            None => GatewayApi::new(
+                &Inputs {
+                    snapshot: new,
+                    domain: &settings.domain,
+                    takes: &|namespace| discovered.has(namespace),
+                },
+                previous.map(|p| &p.gateway_api),
+            ),
+        };
+        let derived = &gateway_api.translated;
+        let derived_same =
+            previous.is_some_and(|p| Arc::ptr_eq(&p.gateway_api.translated, derived));
+        let virtual_services = match same!(virtual_services).filter(|_| derived_same) {
             Some(p) => p.virtual_services.clone(),
             None => Arc::new(VirtualServices::new(
                 taken(&new.virtual_services, &discovered),
+                &derived.virtual_services,
                 &settings.domain,
                 &export_default(&config.default_virtual_service_export_to),
             )),
         };
-        let destination_rules = match same!(destination_rules) {
+        let destination_rules = match same!(destination_rules).filter(|_| derived_same) {
             Some(p) => p.destination_rules.clone(),
             None => Arc::new(DestinationRules::new(
                 taken(&new.destination_rules, &discovered),
+                &derived.destination_rules,
                 root,
                 &settings.domain,
                 &export_default(&config.default_destination_rule_export_to),
@@ -165,11 +203,21 @@ impl Mesh {
                 root,
             )),
         };
-        let gateways = match same!(gateways) {
+        let gateways = match same!(gateways).filter(|_| derived_same) {
             Some(p) => p.gateways.clone(),
             None => {
-                let mut all = taken(&new.gateways, &discovered);
-                all.sort_by(|a, b| a.by_age(b));
+                let own = taken(&new.gateways, &discovered).into_iter();
+                let derived = derived.gateways.iter().map(|g| BoundGateway {
+                    object: g.derived.object.clone(),
+                    from: g.derived.from.clone(),
+                    binding: g.binding.clone(),
+                });
+                let mut all: Vec<_> = own
+                    .map(BoundGateway::selecting)
+                    .chain(derived)
+                    .map(Arc::new)
+                    .collect();
+                all.sort_by(|a, b| a.object.by_age(&b.object));
                 Arc::new(all)
             }
         };
@@ -212,6 +260,7 @@ impl Mesh {
             peer_authentications,
             policies,
             gateways,
+            gateway_api,
             envoy_filters,
             sidecars,
             label_keys: Arc::new(label_keys),
@@ -280,9 +329,14 @@ impl Mesh {
         &self.peer_authentications
     }
 
-    /// All Gateways, the oldest first.
-    pub fn gateways(&self) -> &[Arc<Object<Gateway>>] {
+    /// All Gateways, those made of Gateway API's listeners among them, the oldest first.
+    pub fn gateways(&self) -> &[Arc<BoundGateway>] {
         &self.gateways
+    }
+
+    /// What Gateway API's objects mean, and what is said of them.
+    pub fn gateway_api(&self) -> &GatewayApi {
+        &self.gateway_api
     }
 
     /// All EnvoyFilters.
@@ -290,11 +344,9 @@ impl Mesh {
         &self.envoy_filters
     }
 
-    /// The Gateways whose selector takes a gateway proxy with these labels, the oldest first.
-    pub fn gateways_for(&self, labels: &Labels) -> impl Iterator<Item = &Arc<Object<Gateway>>> {
-        self.gateways
-            .iter()
-            .filter(move |g| labels_match(&g.spec.selector, labels))
+    /// The Gateways of a gateway proxy, the oldest first.
+    pub fn gateways_of(&self, proxy: &Proxy) -> impl Iterator<Item = &Arc<BoundGateway>> {
+        self.gateways.iter().filter(move |g| g.is_of(proxy))
     }
 
     /// Labels of proxies that some object looks at: proxies that differ only in others are treated alike.
@@ -554,9 +606,4 @@ fn label_keys(
         out.insert(key.to_owned());
     }
     out
-}
-
-/// Objects of a Gateway as an origin.
-pub fn gateway_origin(gateway: &Object<Gateway>) -> Origin {
-    Origin::of(Kind::Gateway, gateway)
 }

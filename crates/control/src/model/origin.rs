@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use config::{Object, ObjectKey, Source};
+use config::{Meta, Object, ObjectKey, Source};
 use prost::{Message, Name};
 
 /// The object behind a derived thing, and the file and line it was read from. Cheap to clone.
@@ -13,8 +13,13 @@ pub struct Origin(Arc<(ObjectKey, Source)>);
 impl Origin {
     /// The origin of what is derived from `object`, an object of `kind`.
     pub fn of<T>(kind: config::Kind, object: &Object<T>) -> Self {
-        let key = ObjectKey::new(kind, &*object.meta.namespace, &*object.meta.name);
-        Self(Arc::new((key, object.source.clone())))
+        Self::named(kind, &object.meta, &object.source)
+    }
+
+    /// The same for an object of which only metadata and source are at hand.
+    pub fn named(kind: config::Kind, meta: &Meta, source: &Source) -> Self {
+        let key = ObjectKey::new(kind, &*meta.namespace, &*meta.name);
+        Self(Arc::new((key, source.clone())))
     }
 
     /// The object's kind, namespace and name.

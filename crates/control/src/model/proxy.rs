@@ -127,6 +127,13 @@ impl Proxy {
             .map(|s| (&s.meta.namespace, &s.meta.name))
             .hash(&mut hasher);
         self.locality_text().hash(&mut hasher);
+        if self.is_router() {
+            // The ports of its listeners, and the Gateways that are its at all, depend on its services.
+            for target in &self.service_targets {
+                (&target.service.hostname, &target.service.namespace).hash(&mut hasher);
+                (target.port.number, target.target_port).hash(&mut hasher);
+            }
+        }
         for key in mesh.label_keys() {
             self.labels.get(key).hash(&mut hasher);
         }

@@ -19,6 +19,7 @@ use super::{
     service::{Registry, Service},
     virtual_service::{self, MESH, Routes},
 };
+use crate::route::Semantics;
 
 /// Name of a scope that no Sidecar object made.
 const DEFAULT_NAME: &str = "default-sidecar";
@@ -291,8 +292,12 @@ impl Imports {
         self.hosts.iter().any(|h| host::subset_of(hostname, h))
     }
 
-    fn has_virtual_service_host(&self, hostname: &str) -> bool {
-        self.hosts.iter().any(|h| host::matches(hostname, h))
+    fn has_virtual_service_host(&self, hostname: &str, semantics: Semantics) -> bool {
+        self.hosts.iter().any(|h| match semantics {
+            // As for services: a route for more than what is imported is not taken.
+            Semantics::Gateway => host::subset_of(hostname, h),
+            Semantics::Istio | Semantics::Ingress => host::matches(hostname, h),
+        })
     }
 }
 
@@ -325,7 +330,8 @@ fn import(mesh: &Mesh, namespace: &str, listener: &IstioEgressListener) -> Egres
     for routes in mesh.virtual_services().for_gateway(namespace, MESH) {
         let own = imports.get(routes.namespace()).unwrap_or(&nothing);
         let wanted = routes.spec().hosts.iter().any(|h| {
-            (own.has_virtual_service_host(h) || everywhere.has_virtual_service_host(h))
+            (own.has_virtual_service_host(h, routes.semantics)
+                || everywhere.has_virtual_service_host(h, routes.semantics))
                 && !own.excludes(h)
                 && !everywhere.excludes(h)
         });

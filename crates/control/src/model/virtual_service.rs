@@ -11,6 +11,7 @@ use proto::istio::networking::v1alpha3::{
 };
 
 use super::{Origin, host, service::ExportTo};
+use crate::{gateway_api::Derived, route::Semantics};
 
 /// The gateway name that means: all sidecars.
 pub const MESH: &str = "mesh";
@@ -21,8 +22,10 @@ pub struct Routes {
     pub object: Arc<Object<VirtualService>>,
     /// With `.` written out as the object's namespace and MeshConfig's default applied.
     pub export_to: ExportTo,
-    /// The object, then the delegates that were merged into it.
+    /// The object, then the delegates that were merged into it; or the routes of Gateway API that it was made of.
     pub from: Vec<Origin>,
+    /// Whose rules it follows.
+    pub semantics: Semantics,
 }
 
 impl Routes {
@@ -63,17 +66,20 @@ pub struct VirtualServices {
 }
 
 impl VirtualServices {
-    /// Resolves, merges and indexes the objects. `default_export` is MeshConfig's `defaultVirtualServiceExportTo`.
+    /// Resolves, merges and indexes the objects. `derived` were made of Gateway API's routes; `default_export` is
+    /// MeshConfig's `defaultVirtualServiceExportTo`.
     pub fn new(
-        mut objects: Vec<Arc<Object<VirtualService>>>,
+        objects: Vec<Arc<Object<VirtualService>>>,
+        derived: &[Derived<VirtualService>],
         domain: &str,
         default_export: &ExportTo,
     ) -> Self {
-        objects.sort_by(|a, b| a.by_age(b));
-        let resolved: Vec<_> = objects
+        let mut resolved: Vec<_> = objects
             .iter()
             .map(|o| resolve(o, domain, default_export))
+            .chain(derived.iter().map(|d| complete(d, default_export)))
             .collect();
+        resolved.sort_by(|a, b| a.object.by_age(&b.object));
         let delegates: BTreeMap<(&str, &str), &Routes> = resolved
             .iter()
             .filter(|r| r.spec().hosts.is_empty())
@@ -87,19 +93,28 @@ impl VirtualServices {
     }
 
     /// Those that a proxy of `namespace` sees for `gateway` (`mesh` or `NAMESPACE/NAME`): its namespace's own
-    /// private ones, then those exported to it, then the public ones; each part oldest first.
+    /// private ones, then those exported to it, then the public ones; each part oldest first. Among the public ones
+    /// Gateway API's routes of the own namespace come first: a consumer's routes go before the producer's.
     pub fn for_gateway(
         &self,
         namespace: &str,
         gateway: &str,
     ) -> impl Iterator<Item = &Arc<Routes>> {
         let key = (namespace.to_owned(), gateway.to_owned());
+        let public = self.public.get(gateway).map_or(&[][..], Vec::as_slice);
+        let own = |r: &Arc<Routes>, client: &str| {
+            r.semantics == Semantics::Gateway && r.namespace() == client
+        };
+        let client = key.0.clone();
+        let first: Vec<&Arc<Routes>> = public.iter().filter(|r| own(r, &client)).collect();
+        let rest = public.iter().filter(move |r| !own(r, &client));
         self.private
             .get(&key)
             .into_iter()
             .chain(self.exported.get(&key))
-            .chain(self.public.get(gateway))
             .flatten()
+            .chain(first)
+            .chain(rest)
     }
 
     /// Labels of clients that some match looks at.
@@ -257,6 +272,25 @@ fn resolve(
         from: vec![Origin::of(Kind::VirtualService, object)],
         object: Arc::new(copy),
         export_to,
+        semantics: Semantics::Istio,
+    }
+}
+
+/// One made of Gateway API's routes: its names are full ones already, and a single label in it is a host of its own.
+fn complete(derived: &Derived<VirtualService>, default_export: &ExportTo) -> Routes {
+    let namespace = &derived.object.meta.namespace;
+    let full = |e: &String| {
+        if e == "." {
+            namespace.clone()
+        } else {
+            e.clone()
+        }
+    };
+    Routes {
+        object: derived.object.clone(),
+        export_to: default_export.iter().map(full).collect(),
+        from: derived.from.clone(),
+        semantics: Semantics::Gateway,
     }
 }
 

@@ -35,7 +35,9 @@ pub(crate) enum Part {
 
 impl Change {
     /// The change that these objects make, from one state of the mesh to the next.
-    pub fn between(keys: BTreeSet<ObjectKey>, older: &Mesh, newer: &Mesh) -> Self {
+    pub fn between(mut keys: BTreeSet<ObjectKey>, older: &Mesh, newer: &Mesh) -> Self {
+        // Gateway API's objects reach proxies as what is made of them, and other objects can change that too.
+        keys.extend(newer.gateway_api().changed_since(older.gateway_api()));
         let endpoints = newer.endpoint_changes(older);
         let endpoints_elsewhere = endpoints
             .iter()
@@ -143,7 +145,6 @@ fn is_rule_kind(kind: Kind) -> bool {
 /// Whether an object can matter to any proxy at all.
 pub(crate) fn matters(key: &ObjectKey) -> bool {
     match key.kind {
-        Kind::ConfigMap => is_mesh_wide(key),
         Kind::ServiceAccount => false,
         _ => true,
     }
@@ -166,7 +167,7 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
         Kind::Pod | Kind::Node | Kind::WorkloadEntry => {
             (own || router) && matches!(type_url, CDS | LDS)
         }
-        Kind::EndpointSlice | Kind::ConfigMap | Kind::ServiceAccount | Kind::WorkloadGroup => false,
+        Kind::EndpointSlice | Kind::ServiceAccount | Kind::WorkloadGroup => false,
         Kind::Namespace => true,
         Kind::Service | Kind::ServiceEntry => true,
         // For listeners only rules of TCP and TLS count: [`Change::listener_rules`].
@@ -185,8 +186,10 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
             matches!(type_url, LDS | ECDS)
         }
         Kind::EnvoyFilter => matches!(type_url, CDS | LDS | RDS | ECDS),
-        Kind::Secret => type_url == SDS,
+        // A ConfigMap may hold the authorities of backends.
+        Kind::Secret | Kind::ConfigMap => type_url == SDS,
         Kind::ProxyConfig => false,
+        // What is made of them counts: [`Change::between`].
         Kind::GatewayClass
         | Kind::KubernetesGateway
         | Kind::ListenerSet
@@ -195,7 +198,7 @@ fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {
         | Kind::TlsRoute
         | Kind::TcpRoute
         | Kind::ReferenceGrant
-        | Kind::BackendTlsPolicy => matches!(type_url, CDS | LDS | RDS),
+        | Kind::BackendTlsPolicy => false,
     }
 }
 

@@ -303,6 +303,15 @@ fn groups_of_virtual_service<'a>(
         return Vec::new();
     }
     let (hosts, services) = split_hosts(egress, routes, registry);
+    // Routes of Gateway API are for the callers in their own namespace, or for all callers of a service in it.
+    let own = context.proxy.namespace() == routes.namespace();
+    if routes.semantics == Semantics::Gateway
+        && !services
+            .iter()
+            .any(|(s, _)| own || s.namespace == routes.namespace())
+    {
+        return Vec::new();
+    }
     let mut by_port: BTreeMap<u32, Vec<&Service>> = BTreeMap::new();
     for (service, ports) in services {
         for port in ports.iter().filter(|p| p.protocol.is_http_or_sniffed()) {
@@ -347,6 +356,10 @@ fn split_hosts<'r, 'a>(
     }
     for hostname in routes.spec().hosts.iter().filter(|h| host::is_wildcard(h)) {
         let hostname = hostname.to_lowercase();
+        if routes.semantics == Semantics::Gateway {
+            hosts.push(hostname);
+            continue;
+        }
         let covered: Vec<_> = registry
             .iter()
             .filter(|(s, _)| host::matches(s, &hostname))
@@ -546,7 +559,7 @@ pub(crate) fn rules<'a>(
             routes.namespace(),
             routes.name(),
         ),
-        semantics: Semantics::Istio,
+        semantics: routes.semantics,
         tls,
         mesh: context.env.mesh,
         append_x_forwarded_host: context.env.headers(Class::Outbound).x_forwarded_host,
