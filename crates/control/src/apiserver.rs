@@ -5,12 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use config::{ObjectKey, Severity};
 use kubernetes::{
-    Client, ClusterError,
+    Client, ClusterError, apply,
+    gateway_status::StatusWriter,
     lease::{Election, Timing},
     review, secret,
     status::{Message, Report, Reporter, is_reported},
@@ -18,11 +19,13 @@ use kubernetes::{
     webhook::{self, Ours},
 };
 use tokio::{sync::watch, task::JoinSet};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     ca::token::{AUDIENCE, Review, Reviewed, TokenError, TokenReviewer},
+    gateway_api::{self, CONTROLLER, MESH_CONTROLLER},
     server::Server,
+    webhook::Injector,
 };
 
 /// Who this replica is.
@@ -142,10 +145,24 @@ pub fn start(
             .await;
     });
     let election = elect(&format!("istio-status-leader{suffix}"));
+    let server_too = server.clone();
     let (stopped, writer, server) = (stop.clone(), client.clone(), server.clone());
     tasks.spawn(async move {
         election
             .run(stopped, || report(writer.clone(), server.clone()))
+            .await;
+    });
+    let election = elect(&format!("istio-gateway-deployment{suffix}"));
+    let (stopped, writer) = (stop.clone(), client.clone());
+    let (deploying, injector) = (
+        server_too,
+        Arc::new(Injector::new(&replica.namespace, &replica.revision)),
+    );
+    tasks.spawn(async move {
+        election
+            .run(stopped, || {
+                deploy(writer.clone(), deploying.clone(), injector.clone())
+            })
             .await;
     });
     // Every replica mends webhooks: each of them is called, and the outcome is the same.
@@ -171,10 +188,92 @@ pub fn start(
 /// Writes what is wrong with objects below their status, while this replica leads.
 async fn report(client: Client, server: Arc<Server>) {
     let mut reporter = Reporter::default();
+    let mut statuses = StatusWriter::default();
+    // The state of the mesh of which everything was said.
+    let mut told = None;
     loop {
         reporter.write(&client, &reports(&server)).await;
+        if let Some(push) = server.current()
+            && told != Some(push.generation)
+        {
+            let wanted = gateway_api::status::all(&push.mesh);
+            let ours = [CONTROLLER, MESH_CONTROLLER];
+            if statuses.write(&client, &wanted, &ours).await {
+                told = Some(push.generation);
+            }
+        }
         tokio::time::sleep(REPORT_EVERY).await;
     }
+}
+
+/// Brings what managed Gateways are run by to what it should be, while this replica leads.
+async fn deploy(client: Client, server: Arc<Server>, injector: Arc<Injector>) {
+    let mut applied: BTreeMap<String, gateway_api::deploy::Deployed> = BTreeMap::new();
+    let mut asked_for_class = None;
+    // The state of the mesh for which everything is there.
+    let mut done = None;
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        let Some(push) = server.current() else {
+            continue;
+        };
+        let snapshot = push.mesh.snapshot();
+        let class = gateway_api::deploy::class();
+        let class_name = class["metadata"]["name"].as_str().unwrap_or_default();
+        let long_ago = |at: Instant| at.elapsed() >= CLASS_EVERY;
+        if snapshot.gateway_classes.get("", class_name).is_none()
+            && asked_for_class.is_none_or(long_ago)
+        {
+            asked_for_class = Some(Instant::now());
+            // A cluster without Gateway API answers 404: it is asked again later.
+            if let Err(e) = apply::apply(&client, &class).await {
+                debug!("GatewayClass {class_name}: {e}");
+            }
+        }
+        if done == Some(push.generation) {
+            continue;
+        }
+        done = Some(push.generation);
+        let wanted = gateway_api::deploy::all(&push.mesh, &injector.settings(snapshot));
+        applied.retain(|gateway, _| wanted.iter().any(|w| w.gateway == *gateway));
+        for deployed in wanted {
+            if applied.get(&deployed.gateway) == Some(&deployed) {
+                continue;
+            }
+            match bring(&client, &deployed).await {
+                Ok(()) => {
+                    applied.insert(deployed.gateway.clone(), deployed);
+                }
+                Err(e) => {
+                    done = None;
+                    warn!("Gateway {}: {e}; tried again", deployed.gateway);
+                }
+            }
+        }
+    }
+}
+
+async fn bring(
+    client: &Client,
+    deployed: &gateway_api::deploy::Deployed,
+) -> Result<(), ClusterError> {
+    match &deployed.objects {
+        // It stays so until the Gateway or the settings change.
+        Err(why) => warn!(
+            "Gateway {}: no Deployment can be made: {why}",
+            deployed.gateway
+        ),
+        Ok(objects) => {
+            for object in objects {
+                apply::apply(client, object).await?;
+            }
+            info!(
+                "Gateway {}: its Deployment and Service are up to date",
+                deployed.gateway
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What is to be said of each object: by the store, by analysis, and by proxies that rejected what was made of it.
@@ -234,3 +333,5 @@ pub fn host_name() -> String {
 }
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// How often a GatewayClass that is missing is put in.
+const CLASS_EVERY: Duration = Duration::from_secs(30);

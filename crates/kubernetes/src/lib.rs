@@ -10,6 +10,7 @@
 pub mod apply;
 mod connect;
 pub mod crd;
+pub mod gateway_status;
 pub mod lease;
 pub mod resource;
 pub mod review;

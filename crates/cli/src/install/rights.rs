@@ -59,12 +59,22 @@ fn everywhere(place: &Place) -> Value {
         .filter(|k| k.is_istio())
         .map(|k| format!("{}/status", kubernetes::resource::plural(*k)))
         .collect();
+    let gateway_reports: Vec<String> = config::Kind::ALL
+        .iter()
+        .filter(|k| k.is_gateway_api())
+        .map(|k| format!("{}/status", kubernetes::resource::plural(*k)))
+        .collect();
     json!([
         // What proxies are told of. Secrets: the certificates of gateways, wherever those are.
         {"apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services", "secrets"], "verbs": read},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
         {"apiGroups": istio, "resources": ["*"], "verbs": read},
         {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["*"], "verbs": read},
+        // What managed Gateways are run by, in their namespaces, and the class that is ours.
+        {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "create", "patch"]},
+        {"apiGroups": [""], "resources": ["services", "serviceaccounts"], "verbs": ["get", "create", "patch"]},
+        {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gatewayclasses"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["gateway.networking.k8s.io"], "resources": gateway_reports, "verbs": ["patch", "update"]},
         // Reports below `status`.
         {"apiGroups": istio, "resources": reports, "verbs": ["patch", "update"]},
         // The mesh's roots in every namespace.

@@ -52,7 +52,7 @@ impl Injector {
     }
 
     /// The settings for these objects. Values that cannot be read leave those that were in force.
-    fn settings(&self, snapshot: &Snapshot) -> Arc<Settings> {
+    pub(crate) fn settings(&self, snapshot: &Snapshot) -> Arc<Settings> {
         let map = snapshot
             .config_maps
             .get(&self.namespace, &self.config_map)
