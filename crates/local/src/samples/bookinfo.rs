@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::http::{Incoming, Reply, get, json as json_reply, listen, serve, text, with_type};
+use super::http::{Incoming, Peer, Reply, json as json_reply, listen, serve, text, with_type};
 
 pub(super) async fn main(args: Vec<OsString>) -> Result<(), String> {
     let args: Vec<String> = args
@@ -44,9 +44,9 @@ pub(super) async fn main(args: Vec<OsString>) -> Result<(), String> {
 struct Settings {
     version: String,
     pod: String,
-    details: (String, u16),
-    reviews: (String, u16),
-    ratings: (String, u16),
+    details: Peer,
+    reviews: Peer,
+    ratings: Peer,
     ratings_enabled: bool,
     star_color: String,
 }
@@ -63,7 +63,7 @@ impl Settings {
             let port = var(&format!("{upper}_SERVICE_PORT"))
                 .and_then(|p| p.parse().ok())
                 .unwrap_or(9080);
-            (format!("{host}{domain}"), port)
+            Peer::new(format!("{host}{domain}"), port)
         };
         Self {
             version: var("SERVICE_VERSION").unwrap_or_else(|| "v1".to_owned()),
@@ -182,7 +182,7 @@ fn product(id: &str) -> bool {
 
 /// Asks a service for JSON, again where that fails; the error is the status to show.
 async fn fetch(
-    service: &(String, u16),
+    service: &Peer,
     path: &str,
     headers: &HeaderMap,
     limit: Duration,
@@ -190,13 +190,13 @@ async fn fetch(
 ) -> Result<Value, StatusCode> {
     let mut failure = StatusCode::INTERNAL_SERVER_ERROR;
     for _ in 0..attempts {
-        match get(&service.0, service.1, path, headers, limit).await {
+        match service.get(path, headers, limit).await {
             Ok((StatusCode::OK, body)) => match serde_json::from_slice(&body) {
                 Ok(value) => return Ok(value),
-                Err(e) => println!("{}{path}: the answer is not JSON: {e}", service.0),
+                Err(e) => println!("{}{path}: the answer is not JSON: {e}", service.host),
             },
             Ok((status, _)) => failure = status,
-            Err(e) => println!("{}{path}: {e}", service.0),
+            Err(e) => println!("{}{path}: {e}", service.host),
         }
     }
     Err(failure)

@@ -1,6 +1,9 @@
 //! A small HTTP/1.1 server and client: whole bodies in, whole bodies out.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell, convert::Infallible, fmt, future::Future, io, net::SocketAddr, rc::Rc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
@@ -133,25 +136,115 @@ impl Connection {
     }
 }
 
-/// One GET on a connection of its own.
-pub(super) async fn get(
-    host: &str,
+/// A service that is asked again and again. Its connections are kept: one for each request would use up the pod's ports
+/// after 28,232 of them within a minute (the kernel keeps the address of a closed connection for so long).
+pub(super) struct Peer {
+    pub(super) host: String,
     port: u16,
-    path: &str,
-    headers: &HeaderMap,
-    limit: Duration,
-) -> Result<(StatusCode, Bytes), String> {
-    let work = async {
-        let mut connection = Connection::open(host, port).await?;
+    idle: RefCell<Vec<Connection>>,
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+impl Peer {
+    pub(super) fn new(host: String, port: u16) -> Self {
+        Self {
+            host,
+            port,
+            idle: RefCell::default(),
+        }
+    }
+
+    /// One GET.
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        limit: Duration,
+    ) -> Result<(StatusCode, Bytes), String> {
         let mut request = Request::get(path)
-            .header(header::HOST, format!("{host}:{port}"))
+            .header(header::HOST, format!("{}:{}", self.host, self.port))
             .body(Full::new(Bytes::new()))
             .map_err(|e| e.to_string())?;
         request.headers_mut().extend(headers.clone());
-        let response = connection.send(request).await?;
-        Ok((response.status(), response.into_body()))
-    };
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+        tokio::time::timeout(limit, self.exchange(request))
+            .await
+            .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+    }
+
+    async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), String> {
+        loop {
+            let kept = self.idle.borrow_mut().pop();
+            let was_kept = kept.is_some();
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => Connection::open(&self.host, self.port).await?,
+            };
+            let response = match connection.sender.try_send_request(request).await {
+                Ok(response) => response,
+                Err(mut failure) => match failure.take_message() {
+                    // The connection was closed while it was kept: nothing was sent on it.
+                    Some(unsent) if was_kept => {
+                        request = unsent;
+                        continue;
+                    }
+                    _ => return Err(failure.into_error().to_string()),
+                },
+            };
+            let status = response.status();
+            let body = response.into_body().collect().await;
+            let body = body.map_err(|e| e.to_string())?.to_bytes();
+            // Whether it can be used again the connection knows a moment later.
+            if connection.sender.ready().await.is_ok() {
+                self.idle.borrow_mut().push(connection);
+            }
+            return Ok((status, body));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_is_asked_on_one_connection_until_that_is_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let clients = Rc::new(RefCell::new(Vec::new()));
+        let seen = clients.clone();
+        let local = tokio::task::LocalSet::new();
+        local.spawn_local(serve(listener, move |incoming: Incoming| {
+            seen.borrow_mut().push(incoming.peer);
+            let mut reply = text(StatusCode::OK, incoming.request.uri().path().to_owned());
+            if incoming.request.uri().path() == "/last" {
+                let close = header::HeaderValue::from_static("close");
+                reply.headers_mut().insert(header::CONNECTION, close);
+            }
+            std::future::ready(reply)
+        }));
+        let asked = async {
+            let peer = Peer::new("127.0.0.1".to_owned(), port);
+            for path in ["/a", "/b", "/last", "/c", "/d"] {
+                let headers = HeaderMap::new();
+                let answer = peer.get(path, &headers, Duration::from_secs(10));
+                let (status, body) = answer.await.expect("an answer");
+                assert_eq!((status, &*body), (StatusCode::OK, path.as_bytes()));
+            }
+        };
+        local.run_until(asked).await;
+        let clients = clients.borrow();
+        let same = |a: usize, b: usize| clients[a] == clients[b];
+        assert!(
+            same(0, 1) && same(1, 2) && !same(2, 3) && same(3, 4),
+            "{clients:?}"
+        );
+    }
 }
