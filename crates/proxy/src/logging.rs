@@ -62,6 +62,8 @@ const COMPONENTS: &[(&str, &[&str])] = &[
     ("admin", &["admin"]),
     ("config", &["discovery", "plan", "bootstrap"]),
     ("conn_handler", &["listener"]),
+    // Not `misc`, which Istio's injector silences: here stands why a client was refused.
+    ("connection", &["transport"]),
     ("filter", &["network", "filter"]),
     ("http", &["http"]),
     ("main", &["server", "worker", "command"]),
@@ -74,7 +76,6 @@ const COMPONENTS: &[(&str, &[&str])] = &[
     ("backtrace", &[]),
     ("cache_filter", &[]),
     ("client", &[]),
-    ("connection", &[]),
     ("decompression", &[]),
     ("dns", &[]),
     ("dubbo", &[]),
@@ -469,6 +470,7 @@ mod tests {
         for (target, name) in [
             ("outrigger_proxy::cluster::pool", Some("upstream")),
             ("outrigger_proxy::listener", Some("conn_handler")),
+            ("outrigger_proxy::transport::downstream", Some("connection")),
             ("outrigger_proxy", Some("misc")),
             ("outrigger_http::h1", Some("http")),
             ("h2::codec", None),
