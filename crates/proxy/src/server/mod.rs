@@ -175,6 +175,7 @@ impl Server {
             ),
             workers: (0..count).map(|_| Default::default()).collect(),
             peer_metadata: transport::own(&bootstrap.node),
+            secrets: Arc::new(transport::Secrets::new(options.clock.clone())),
             ..ProcessShared::default()
         });
         let (reports, mut reported) = mpsc::unbounded_channel();

@@ -32,6 +32,14 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
+    /// None yet.
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            ..Self::default()
+        }
+    }
+
     /// Changes whenever anything does. Whoever has seen this number has seen all that it stands for.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Acquire)

@@ -65,6 +65,12 @@ struct Context {
     variants: RefCell<Vec<Variant>>,
     local: Option<Arc<Certificate>>,
     trusts: bool,
+    /// The server's certificate must be good now.
+    expires: bool,
+    /// Until when its sessions can be taken up again, in seconds since 1970. That judges no certificate anew, so none is
+    /// taken up once a certificate of either end that it began with has ended: the handshake that is made in its place
+    /// says what is wrong, or meets newer certificates.
+    sessions_until: Cell<i64>,
 }
 
 /// Protocols to offer, and the client that offers them.
@@ -149,6 +155,10 @@ impl Upstreams {
         let sni = (!sni.is_empty()).then(|| sni.to_ascii_lowercase().into());
         let local = context.local.clone();
         let session = Session::of(stream.get_ref().1, sni, local, context.trusts);
+        if let Some(peer) = session.peer.as_ref().filter(|_| context.expires) {
+            let until = context.sessions_until.get().min(peer.not_after);
+            context.sessions_until.set(until);
+        }
         Ok(Stream::with_tls(stream.into(), session))
     }
 
@@ -164,14 +174,19 @@ impl Upstreams {
             .iter()
             .position(|c| Arc::ptr_eq(&c.plan, plan) && c.checks_name == checks_name);
         let held = at.map(|at| contexts[at].clone());
-        if let Some(context) = held.as_ref().filter(|c| c.generation.get() == generation) {
+        let now = i64::try_from(secrets.clock.seconds()).unwrap_or(i64::MAX);
+        let lasts = |context: &Context| now < context.sessions_until.get();
+        if let Some(context) = held
+            .as_ref()
+            .filter(|c| c.generation.get() == generation && lasts(c))
+        {
             return Ok(context.clone());
         }
         let parts = match Parts::gather(&plan.common, secrets) {
             Ok(parts) => parts,
             Err(error) => return held.ok_or(error),
         };
-        if let Some(context) = held.filter(|context| parts.same(&context.materials)) {
+        if let Some(context) = held.filter(|c| parts.same(&c.materials) && lasts(c)) {
             context.generation.set(generation);
             return Ok(context);
         }
@@ -198,11 +213,16 @@ impl Context {
         generation: u64,
         clock: Clock,
     ) -> Result<Self, HandshakeError> {
+        let identity = parts.identities.first();
+        let own_until = identity.map_or(i64::MAX, |identity| identity.leaf().not_after);
+        let expired = own_until <= i64::try_from(clock.seconds()).unwrap_or(i64::MAX);
         let options = ClientOptions {
             parameters: parameters(&plan.common),
             alpn: alpn(&plan.common.alpn),
             session_names: match (plan.max_session_keys, plan.auto_host_sni || checks_name) {
                 (0, _) => 0,
+                // Whom we cannot prove ourselves to is not to be met by an older proof.
+                _ if expired => 0,
                 (_, false) => 1,
                 // A name for each host.
                 (_, true) => 64,
@@ -217,7 +237,7 @@ impl Context {
             !validation.accept_untrusted
                 && (validation.trust.is_some() || !validation.trust_domains.is_empty())
         });
-        let identity = parts.identities.first();
+        let expires = validation.as_ref().is_some_and(|v| !v.allow_expired) && trusts;
         let config = client(&options, identity, validation.map(Arc::new).as_ref())
             .map_err(|error| HandshakeError::Context(error.to_string()))?;
         Ok(Self {
@@ -229,6 +249,11 @@ impl Context {
             config,
             variants: RefCell::default(),
             trusts,
+            expires,
+            sessions_until: Cell::new(match expired {
+                true => i64::MAX,
+                false => own_until,
+            }),
         })
     }
 

@@ -5,6 +5,7 @@ mod envoy;
 mod sds;
 mod support;
 
+use base::clock::Clock;
 use support::*;
 use tokio::task::LocalSet;
 
@@ -310,6 +311,51 @@ live! {
         stat(&front, "cluster.b.ssl.fail_verify_san", 2).await;
     }
 
+    async fn sessions_end_with_the_certificates_that_they_began_with() {
+        let ca = Authority::new("root");
+        let now = std::time::SystemTime::now();
+        let hour = std::time::Duration::from_secs(3600);
+        let clock = Clock::manual(now);
+        let server = |leaf: &Leaf| {
+            let context = format!("alpn_protocols: [http/1.1], {}", mutual(leaf, &ca, &[CLIENT]));
+            listener("in", &format!("- {{{}, {}}}", http_to("app", ""),
+                downstream(&context, ", require_client_certificate: true")), "")
+        };
+        let back = proxy_at(clock.clone(), vec![
+            cluster("app", origin().await, ""),
+            server(&ca.issue_until(&[SERVER], 2)),
+        ]).await;
+        let port = address(&back, "in").port();
+        let one_each = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, common_http_protocol_options: {max_requests_per_connection: 1}, explicit_http_config: {http_protocol_options: {}}}}";
+        let client = |leaf: &Leaf, port: u16| cluster("b", port, &format!("{}\n{one_each}",
+            upstream(&mutual(leaf, &ca, &[SERVER]), ", sni: h")));
+        let front = proxy_at(clock.clone(), vec![
+            client(&ca.issue_until(&[CLIENT], 4), port),
+            listener("out", &format!("- {{{}}}", http_to("b", "")), ""),
+        ]).await;
+        let out = address(&front, "out");
+        for resumed in [0, 1] {
+            assert!(get(out, "").await.starts_with("HTTP/1.1 200"));
+            stat(&front, "cluster.b.ssl.session_reused", resumed).await;
+        }
+        // The server's certificate has ended, and its sessions with it.
+        clock.set(now + hour * 3);
+        let answer = get(out, "").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the certificate has expired"), "{answer}");
+        // The server has a newer one: nothing of the old sessions is in the way.
+        apply(&back, vec![server(&ca.issue(&[SERVER]))]).await;
+        assert_eq!(address(&back, "in").port(), port);
+        assert!(get(out, "").await.starts_with("HTTP/1.1 200"));
+        assert!(get(out, "").await.starts_with("HTTP/1.1 200"));
+        stat(&front, "cluster.b.ssl.session_reused", 2).await;
+        // Our own has ended: the server says so, which it could not of a session that it takes up again.
+        clock.set(now + hour * 5);
+        assert!(get(out, "").await.starts_with("HTTP/1.1 503"));
+        said(&back, "the certificate has expired").await;
+        apply(&front, vec![client(&ca.issue(&[CLIENT]), port)]).await;
+        assert!(get(out, "").await.starts_with("HTTP/1.1 200"));
+    }
+
     async fn the_protocol_that_alpn_chooses_is_spoken() {
         let ca = Authority::new("root");
         let own = certificate(&ca.issue(&["h"]));
@@ -334,6 +380,56 @@ live! {
         }
         stat(&front, "cluster.two.upstream_cx_http2_total", 1).await;
         stat(&front, "cluster.one.upstream_cx_http1_total", 1).await;
+    }
+
+    async fn a_changed_policy_ends_the_connections_that_it_finds_open() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        const TYPES: &str = "type.googleapis.com/envoy.extensions.filters";
+        let rules = |action: &str| format!("rules: {{action: {action}, policies: {{p: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}");
+        let tcp = |action: &str| {
+            let rbac = format!("{{name: rbac, typed_config: {{\"@type\": {TYPES}.network.rbac.v3.RBAC, stat_prefix: p, {}}}}}", rules(action));
+            listener("tcp", &format!("- {{{}}}", tcp_to("echo").replace("filters: [", &format!("filters: [{rbac}, "))), "")
+        };
+        let http = |action: &str| {
+            let rbac = format!("http_filters: [{{name: rbac, typed_config: {{\"@type\": {TYPES}.http.rbac.v3.RBAC, {}}}}}, ", rules(action));
+            listener("http", &format!("- {{{}}}", http_to("app", "").replace("http_filters: [", &rbac)), "")
+        };
+        let server = proxy(vec![
+            cluster("echo", echo().await, ""),
+            cluster("app", origin().await, ""),
+            tcp("ALLOW"),
+            http("ALLOW"),
+        ]).await;
+        let (tcp_at, http_at) = (address(&server, "tcp"), address(&server, "http"));
+        let mut long = tokio::net::TcpStream::connect(tcp_at).await.expect("it listens");
+        let mut byte = [0];
+        long.write_all(b"x").await.expect("it is open");
+        within(long.read_exact(&mut byte)).await.expect("it is let in");
+        let mut kept = tokio::net::TcpStream::connect(http_at).await.expect("it listens");
+        let mut ask = async || {
+            let _ = kept.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
+            let mut got = Vec::new();
+            // A head, and a body that is a head, too.
+            while String::from_utf8_lossy(&got).matches("\r\n\r\n").count() < 2 {
+                if !matches!(within(kept.read_buf(&mut got)).await, Ok(1..)) {
+                    break;
+                }
+            }
+            String::from_utf8_lossy(&got).to_lowercase()
+        };
+        let answer = ask().await;
+        assert!(answer.starts_with("http/1.1 200") && !answer.contains("connection: close"), "{answer}");
+        apply(&server, vec![tcp("DENY"), http("DENY")]).await;
+        // What comes anew is refused at once.
+        let mut late = tokio::net::TcpStream::connect(address(&server, "tcp")).await.expect("it listens");
+        let _ = late.write_all(b"x").await;
+        assert!(!matches!(within(late.read(&mut byte)).await, Ok(1)));
+        assert!(get(address(&server, "http"), "").await.starts_with("HTTP/1.1 403"));
+        // What is open learns of it, and is closed when the drain time is over.
+        let answer = ask().await;
+        assert!(answer.is_empty() || answer.contains("connection: close"), "{answer}");
+        assert_eq!(ask().await, "");
+        assert!(!matches!(within(long.read(&mut byte)).await, Ok(1)));
     }
 
     async fn tcp_goes_through_two_proxies_with_metadata_and_half_closes() {

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, rc::Rc, sync::Arc, time::Duration};
 
+use base::clock::Clock;
 use outrigger_proxy as proxy;
 use prost::{Message, Name};
 use proto::envoy::config;
@@ -162,6 +163,11 @@ pub(crate) const INSPECTOR: &str = "listener_filters: [{name: tls, typed_config:
 
 /// A running proxy with one worker.
 pub(crate) async fn proxy(changes: Vec<Change>) -> Rc<Server> {
+    proxy_at(Clock::system(), changes).await
+}
+
+/// A running proxy by whose clock certificates are judged.
+pub(crate) async fn proxy_at(clock: Clock, changes: Vec<Change>) -> Rc<Server> {
     let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default())
         .expect("an empty bootstrap is good");
     let settings = Options {
@@ -169,6 +175,7 @@ pub(crate) async fn proxy(changes: Vec<Change>) -> Rc<Server> {
         drain_time: Duration::from_millis(200),
         drain_strategy: DrainStrategy::Immediate,
         file_flush_interval: Duration::from_millis(1),
+        clock,
         ..Options::default()
     };
     let server = Server::start(Arc::new(bootstrap), settings, stats::Store::default())
