@@ -14,6 +14,17 @@ use crate::control_plane::ControlPlane;
 
 /// An authority signs in milliseconds; one that needs longer is asked again later.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// What a try gets at least.
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to wait for an answer while the certificate is good for another `left`: one try that hangs must not use
+/// up all the time in which another could succeed.
+pub(super) fn patience(left: Duration) -> Duration {
+    match left.is_zero() {
+        true => PATIENCE,
+        false => (left / 3).clamp(SHORTEST_PATIENCE, PATIENCE),
+    }
+}
 
 /// What the authority gave for a key of ours.
 pub(super) struct Signed {
@@ -30,6 +41,7 @@ pub(super) async fn sign(
     control_plane: &ControlPlane,
     identity: &Identity,
     options: &Options,
+    patience: Duration,
 ) -> Result<Signed, String> {
     let KeyRequest { csr, key } =
         KeyRequest::new(options.key, &identity.to_string()).map_err(|e| e.to_string())?;
@@ -46,9 +58,9 @@ pub(super) async fn sign(
         answer.map_err(|s| format!("{:?}: {}", s.code(), s.message()))
     };
     let of = |why: String| format!("authority {}: {why}", control_plane.address());
-    let answer = tokio::time::timeout(PATIENCE, answer)
+    let answer = tokio::time::timeout(patience, answer)
         .await
-        .map_err(|_| of(format!("no answer in {PATIENCE:?}")))?
+        .map_err(|_| of(format!("no answer in {patience:.1?}")))?
         .map_err(of)?;
     // The last is the roots, several where they are being replaced.
     let mut chain = answer.into_inner().cert_chain;
@@ -66,4 +78,19 @@ pub(super) async fn sign(
         key,
         roots,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_try_that_hangs_leaves_time_for_another() {
+        let seconds = Duration::from_secs;
+        // Half of a life of ten seconds, of a minute, of a day; and where there is nothing to lose.
+        assert_eq!(patience(seconds(5)), seconds(2));
+        assert_eq!(patience(seconds(12)), seconds(4));
+        assert_eq!(patience(seconds(43_200)), PATIENCE);
+        assert_eq!(patience(Duration::ZERO), PATIENCE);
+    }
 }

@@ -266,7 +266,13 @@ impl Workload {
                 identity,
             } => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
-                let signed = authority::sign(control_plane, identity, &self.options).await?;
+                let now = self.options.clock.now();
+                let left = self
+                    .term()
+                    .map(|t| t.until.duration_since(now).unwrap_or_default());
+                let patience = authority::patience(left.unwrap_or_default());
+                let signed =
+                    authority::sign(control_plane, identity, &self.options, patience).await?;
                 let pair = self.pair(signed.chain, Zeroizing::new(signed.key))?;
                 let named = pair.leaf.uris.iter().map(AsRef::as_ref).collect::<Vec<_>>();
                 if named != [identity.to_string()] {
