@@ -111,7 +111,7 @@ fn a_certificate_is_for_the_caller_and_no_longer_than_asked() {
     let (csr, _) = request(&[WEB], false);
     let csr = Csr::read(&csr, &web()).expect("a good request");
     let chain = authority
-        .sign(&web(), &csr, Duration::from_secs(3600))
+        .sign(&web(), None, &csr, Duration::from_secs(3600))
         .expect("signed");
     assert_eq!(chain.len(), 2);
     assert_eq!(*chain[1], *authority.roots());
@@ -129,7 +129,7 @@ fn a_certificate_is_for_the_caller_and_no_longer_than_asked() {
     assert!(!leaf.is_ca());
     let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp();
     assert_eq!(life, 3600 + 120);
-    let error = authority.sign(&web(), &csr, Duration::from_secs(91 * 24 * 3600));
+    let error = authority.sign(&web(), None, &csr, Duration::from_secs(91 * 24 * 3600));
     assert!(error.is_err());
 }
 
@@ -165,7 +165,7 @@ fn an_expired_authority_signs_nothing_and_says_so() {
     let csr = Csr::read(&request(&[], false).0, &web()).expect("csr");
     clock.set(start + Duration::from_secs(3651 * 24 * 3600));
     let error = authority
-        .sign(&web(), &csr, Duration::ZERO)
+        .sign(&web(), None, &csr, Duration::ZERO)
         .expect_err("expired");
     assert!(error.to_string().contains("not valid now"), "{error}");
 }
@@ -200,7 +200,9 @@ fn one_root_follows_another_and_both_are_trusted_while_either_is_needed() {
     let open = || authority(dir.path(), clock.clone()).with_overlap(hour);
     let csr = Csr::read(&request(&[WEB], false).0, &web()).expect("csr");
     let sign = |authority: &Authority| {
-        let chain = authority.sign(&web(), &csr, 2 * hour).expect("signed");
+        let chain = authority
+            .sign(&web(), None, &csr, 2 * hour)
+            .expect("signed");
         assert_eq!(
             *chain[1],
             *authority.roots(),
@@ -262,6 +264,33 @@ fn one_root_follows_another_and_both_are_trusted_while_either_is_needed() {
 }
 
 #[test]
+fn a_new_root_does_not_sign_before_everybody_has_it() {
+    let dir = tempfile::tempdir().expect("dir");
+    let seconds = Duration::from_secs;
+    let start = SystemTime::now();
+    let clock = Clock::manual(start);
+    let authority = authority(dir.path(), clock.clone()).with_overlap(seconds(60));
+    let csr = Csr::read(&request(&[WEB], false).0, &web()).expect("csr");
+    let sign = |address: u8| {
+        let from = Some([10, 0, 0, address].into());
+        let chain = authority.sign(&web(), from, &csr, seconds(3600));
+        issuer_of(&chain.expect("signed")[0])
+    };
+    let old = sign(1);
+    assert_eq!(sign(2), old);
+    fs::write(dir.path().join("state/rotate"), "").expect("wish");
+    authority.turn().expect("introduced");
+    // The overlap is over, and the second pod with this identity has not come back for its next certificate.
+    assert_eq!(sign(1), old);
+    clock.set(start + seconds(1800));
+    authority.turn().expect("waits");
+    assert_eq!(sign(1), old);
+    assert_eq!(sign(2), old);
+    authority.turn().expect("switched");
+    assert_ne!(sign(1), old);
+}
+
+#[test]
 fn a_root_is_replaced_before_it_ends() {
     let dir = tempfile::tempdir().expect("dir");
     let start = SystemTime::now();
@@ -304,7 +333,7 @@ fn a_plugged_authority_is_read_anew_where_its_old_root_is_still_trusted() {
     let csr = Csr::read(&request(&[], false).0, &web()).expect("csr");
     let signed = || {
         let chain = authority
-            .sign(&web(), &csr, Duration::ZERO)
+            .sign(&web(), None, &csr, Duration::ZERO)
             .expect("signed");
         issuer_of(&chain[0])
     };

@@ -1,13 +1,15 @@
 //! The authority: the key that signs now, the roots that are given out, and how one root follows another.
 //!
 //! A root of our own is replaced in three steps, none of which any peer has to notice. The next root is *introduced*:
-//! it is given out beside the present one, which goes on signing. After the overlap, when everybody trusts both, the
-//! authority has *switched*: the next root signs. When the last certificate of the former has ended it is *dropped*.
+//! it is given out beside the present one, which goes on signing. After the overlap, when everybody trusts both
+//! ([`Holders`]), the authority has *switched*: the next root signs. When the last certificate of the former has ended
+//! it is *dropped*.
 //! Which step it is stands in the state folder, so that a restart goes on where it was. It begins by itself when a
 //! fifth of the present root's life is left, or when the operator puts a file `rotate` into the folder.
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -21,10 +23,11 @@ use tracing::{info, warn};
 
 use super::{
     CaError, Csr, files,
+    holders::Holders,
     signer::{DEFAULT_LIFETIME, LONGEST_LIFETIME, Signer, make_root},
 };
 
-/// How long a new root is given out before it signs, where the operator does not say.
+/// How long a new root is given out at least before it signs, where the operator does not say.
 pub const DEFAULT_OVERLAP: Duration = Duration::from_secs(3600);
 /// The part of a root's life that is left when it is replaced.
 const LEFT: u32 = 5;
@@ -71,6 +74,10 @@ enum Place {
 struct Signing {
     signer: Arc<Signer>,
     record: Record,
+    /// Who has certificates, and who of them has the next root.
+    holders: Holders,
+    /// When it was last said for whom a new root waits.
+    told: Option<SystemTime>,
     /// What plugged-in files looked like when they were read.
     seen: Vec<Option<SystemTime>>,
 }
@@ -139,6 +146,8 @@ impl Authority {
                     Signing {
                         signer,
                         record,
+                        holders: Holders::since(0),
+                        told: None,
                         seen,
                     },
                     roots,
@@ -149,10 +158,16 @@ impl Authority {
                 let signer = own(folder, &record.signer, &clock)?;
                 let roots = bundle(folder, &record)?;
                 let seen = Vec::new();
+                let holders = Holders::since(match record.longest {
+                    0 => 0,
+                    _ => seconds(clock.now()),
+                });
                 (
                     Signing {
                         signer,
                         record,
+                        holders,
+                        told: None,
                         seen,
                     },
                     roots,
@@ -175,7 +190,7 @@ impl Authority {
         Ok(authority)
     }
 
-    /// How long a new root is given out before it signs.
+    /// How long a new root is given out at least before it signs.
     pub fn with_overlap(mut self, overlap: Duration) -> Self {
         self.overlap = overlap;
         self
@@ -202,21 +217,37 @@ impl Authority {
         self.signing.lock().signer.not_after
     }
 
-    /// Signs the key of a request for `identity`: the leaf, what is between, and the roots.
+    /// Signs the key of a request for `identity`: the leaf, what is between, and the roots. `from` tells those who share
+    /// an identity apart.
     ///
     /// `lifetime` zero is the default; a certificate never outlives the authority.
     pub fn sign(
         &self,
         identity: &Identity,
+        from: Option<IpAddr>,
         csr: &Csr,
         lifetime: Duration,
     ) -> Result<Vec<String>, CaError> {
         // Before it is signed: no root may be dropped in between.
-        self.remember(lifetime.min(LONGEST_LIFETIME))?;
-        let signer = self.signing.lock().signer.clone();
-        let mut out = signer.sign(identity, csr, lifetime)?;
-        out.push(self.roots().to_string());
-        Ok(out)
+        let asked = self.remember(lifetime.min(LONGEST_LIFETIME))?;
+        let mut signer = self.signing.lock().signer.clone();
+        loop {
+            let mut out = signer.sign(identity, csr, lifetime)?;
+            let mut signing = self.signing.lock();
+            // A certificate of a root that gave way meanwhile might outlive the trust in it.
+            if !Arc::ptr_eq(&signer, &signing.signer) {
+                signer = signing.signer.clone();
+                continue;
+            }
+            let now = seconds(self.clock.now());
+            let holder = (identity.clone(), from);
+            signing
+                .holders
+                .given(holder, now.saturating_add(asked), now);
+            // Under the lock: who is noted as having the next root has it in the answer.
+            out.push(self.roots().to_string());
+            return Ok(out);
+        }
     }
 
     /// A certificate and key of ours for these DNS names, PEM: for the ports that proxies and the API server call.
@@ -254,10 +285,15 @@ impl Authority {
             record.former = None;
             format!("root {name} is dropped: the last of its certificates has ended")
         } else if let Some((name, since)) = record.next.clone() {
-            if seconds(now) < since.saturating_add(self.overlap.as_secs()) {
+            let longest = record.longest.max(1);
+            let overlaps = seconds(now) < since.saturating_add(self.overlap.as_secs());
+            if overlaps {
                 return Ok(());
             }
-            let longest = record.longest.max(1);
+            if signing.holders.lack(since, longest, seconds(now)) {
+                tell_of_waiting(&mut signing, &name, since.saturating_add(longest), now);
+                return Ok(());
+            }
             let until = seconds(now).saturating_add(longest);
             let former = std::mem::replace(&mut record.signer, name.clone());
             record.former = Some((former.clone(), until));
@@ -269,7 +305,11 @@ impl Authority {
             let name = format!("ca-{}", record.count);
             write_root(folder, &name, &self.trust_domain, &self.clock)?;
             record.next = Some((name.clone(), seconds(now)));
-            format!("root {name} is given out, and signs in {:?}", self.overlap)
+            format!(
+                "root {name} is given out; it signs when all have it, in {:?} at the earliest and {} s at the latest",
+                self.overlap,
+                record.longest.max(self.overlap.as_secs())
+            )
         } else {
             return Ok(());
         };
@@ -283,11 +323,17 @@ impl Authority {
         for name in dropped.filter(|_| record.former.is_none()) {
             files::remove(&certificate_of(folder, name))?;
         }
+        let introduced = signing.record.next.is_none() && record.next.is_some();
         signing.record = record;
         let roots = bundle(folder, &signing.record)?;
+        self.give_out(folder, roots)?;
+        if introduced {
+            signing.holders.introduce();
+            signing.told = None;
+        }
         drop(signing);
         info!("certificate authority: {what}");
-        self.give_out(folder, roots)
+        Ok(())
     }
 
     fn wished(&self, folder: &Path) -> bool {
@@ -333,8 +379,8 @@ impl Authority {
         Ok(())
     }
 
-    /// A root that is replaced is trusted as long as anybody may have a certificate of it.
-    fn remember(&self, lifetime: Duration) -> Result<(), CaError> {
+    /// A root that is replaced is trusted as long as anybody may have a certificate of it. Gives the life in seconds.
+    fn remember(&self, lifetime: Duration) -> Result<u64, CaError> {
         let asked = match lifetime {
             Duration::ZERO => DEFAULT_LIFETIME.as_secs(),
             asked => asked.as_secs(),
@@ -346,7 +392,28 @@ impl Authority {
                 write_record(folder, &signing.record)?;
             }
         }
-        Ok(())
+        Ok(asked)
+    }
+}
+
+/// Says for whom a root waits: at once, and then every hour.
+fn tell_of_waiting(signing: &mut Signing, name: &str, latest: u64, now: SystemTime) {
+    let told = signing.told.map(|told| now.duration_since(told));
+    if told.is_some_and(|passed| passed.is_ok_and(|passed| passed < DEFAULT_OVERLAP)) {
+        return;
+    }
+    signing.told = Some(now);
+    let left = latest.saturating_sub(seconds(now));
+    match signing.holders.lacking(seconds(now)) {
+        Some((count, (identity, from))) => warn!(
+            "certificate authority: root {name} does not sign yet: {count} workloads have not come for it since it was \
+             introduced, one of them {identity} at {}; their certificates end in {left} s at the latest",
+            from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string())
+        ),
+        None => warn!(
+            "certificate authority: root {name} does not sign yet: who has certificates was forgotten with the last \
+             start; all of them end in {left} s at the latest"
+        ),
     }
 }
 

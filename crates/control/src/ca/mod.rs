@@ -8,6 +8,7 @@
 mod authority;
 mod csr;
 mod files;
+mod holders;
 pub mod service;
 mod signer;
 pub mod token;

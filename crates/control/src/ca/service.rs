@@ -205,7 +205,7 @@ impl IstioCertificateService for Certificates {
         let lifetime = u64::try_from(request.validity_duration).unwrap_or(0);
         let signed = Csr::read(&request.csr, &caller).and_then(|csr| {
             self.authority
-                .sign(&caller, &csr, Duration::from_secs(lifetime))
+                .sign(&caller, from, &csr, Duration::from_secs(lifetime))
         });
         match signed {
             Ok(cert_chain) => {
