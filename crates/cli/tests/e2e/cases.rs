@@ -52,6 +52,19 @@ pub(crate) const CASES: &[Case] = &[
         "the_certificate_is_the_pods_own",
         crate::mtls::the_certificate_is_the_pods_own,
     ),
+    (
+        "refusals_explain_themselves",
+        crate::policy::refusals_explain_themselves,
+    ),
+    ("tokens_are_asked_for", crate::policy::tokens_are_asked_for),
+    (
+        "custom_policies_ask_their_provider",
+        crate::policy::custom_policies_ask_their_provider,
+    ),
+    (
+        "aliases_of_the_trust_domain_change_while_it_runs",
+        crate::policy::aliases_of_the_trust_domain_change_while_it_runs,
+    ),
     ("one_request_id_in_both_logs", one_request_id_in_both_logs),
     ("a_pod_calls_its_own_service", a_pod_calls_its_own_service),
     ("route_by_header", route_by_header),

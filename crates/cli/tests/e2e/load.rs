@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -14,57 +13,8 @@ use serde_json::Value;
 use crate::{
     cases::{kill, pid_of},
     mesh::{Mesh, eventually},
+    wrk::Wrk,
 };
-
-/// `wrk` against the gateway, until it is told to stop.
-struct Wrk(Option<Child>);
-
-impl Wrk {
-    fn start(gateway: &str, path: &str) -> Wrk {
-        let wrk = Command::new("wrk")
-            .args(["-t", "1", "-c", "8", "-d", "600", "--timeout", "20"])
-            .arg(format!("http://{gateway}{path}"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("wrk runs (apt-get install wrk)");
-        Wrk(Some(wrk))
-    }
-
-    /// Ends it; how many requests it made, of which none failed.
-    fn stop(mut self) -> u64 {
-        let wrk = self.0.take().expect("it is stopped once");
-        signal("-INT", u64::from(wrk.id()));
-        let output = wrk.wait_with_output().expect("wrk ends");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            !text.contains("Non-2xx") && !text.contains("Socket errors"),
-            "{text}"
-        );
-        let requests = text.lines().find_map(|line| {
-            let (count, rest) = line.trim().split_once(' ')?;
-            rest.starts_with("requests in")
-                .then(|| count.parse().ok())?
-        });
-        requests.unwrap_or_else(|| panic!("wrk says nothing of requests: {text}"))
-    }
-}
-
-impl Drop for Wrk {
-    fn drop(&mut self) {
-        if let Some(wrk) = &mut self.0 {
-            let _ = wrk.kill();
-            let _ = wrk.wait();
-        }
-    }
-}
-
-fn signal(name: &str, pid: u64) {
-    let done = Command::new("kill")
-        .args([name, &pid.to_string()])
-        .status()
-        .expect("kill");
-    assert!(done.success(), "no process {pid}");
-}
 
 /// The address on this machine that leads to a port of a service.
 fn forward(mesh: &Mesh, service: &str, port: u64) -> String {
@@ -115,7 +65,10 @@ pub(crate) fn edits_under_load_lose_no_request(mesh: &Mesh) {
     serves(&gateway, "/half");
     let path = mesh.folder.path().join("gateway.yaml");
     let good = fs::read_to_string(&path).expect("the gateway");
-    let (routes, endpoints) = (Wrk::start(&gateway, "/x"), Wrk::start(&gateway, "/half/x"));
+    let (routes, endpoints) = (
+        Wrk::start(&gateway, "/x", 8),
+        Wrk::start(&gateway, "/half/x", 8),
+    );
     for edit in 0..EDITS {
         // A different split each time, and at each tenth edit an endpoint that comes or goes.
         let share = edit % 50 + 1;
@@ -170,7 +123,7 @@ pub(crate) fn a_killed_control_plane_loses_no_request(mesh: &Mesh) {
     let gateway = forward(mesh, "istio-ingressgateway", 80);
     let control = forward(mesh, "istiod", 15014);
     serves(&gateway, "/");
-    let wrk = Wrk::start(&gateway, "/x");
+    let wrk = Wrk::start(&gateway, "/x", 8);
     sleep(Duration::from_millis(500));
     kill(pid_of(mesh, "istio-system", "istiod", "discovery"));
     let ready = || -> Option<()> {

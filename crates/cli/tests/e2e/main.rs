@@ -8,6 +8,8 @@ mod cases;
 mod load;
 mod mesh;
 mod mtls;
+mod policy;
+mod wrk;
 
 use std::{env, panic, process::ExitCode, time::Instant};
 
