@@ -60,6 +60,17 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
         delay_deny,
     } = m;
     unsupported!(at, matcher, shadow_matcher, delay_deny);
+    for (field, rules) in [("rules", rules), ("shadow_rules", shadow_rules)] {
+        for (name, policy) in rules.iter().flat_map(|rules| &rules.policies) {
+            // As in Envoy: such a policy would never match, which nobody means.
+            if policy.permissions.iter().any(asks_permission_for_header)
+                || policy.principals.iter().any(asks_principal_for_header)
+            {
+                let at = at.field(field).field("policies").key(name);
+                return Err(at.error("`header` is for requests; a connection has none"));
+            }
+        }
+    }
     let once = network_pb::rbac::EnforcementType::OneTimeOnFirstByte;
     if enumeration::<network_pb::rbac::EnforcementType>(&at, "enforcement_type", *enforcement_type)?
         != once
@@ -75,6 +86,28 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
         ..Rbac::default()
     };
     Ok((at.text("stat_prefix", stat_prefix)?, plan))
+}
+
+fn asks_permission_for_header(m: &pb::Permission) -> bool {
+    use pb::permission::Rule as R;
+    match &m.rule {
+        Some(R::Header(_)) => true,
+        Some(R::AndRules(set) | R::OrRules(set)) => {
+            set.rules.iter().any(asks_permission_for_header)
+        }
+        Some(R::NotRule(not)) => asks_permission_for_header(not),
+        _ => false,
+    }
+}
+
+fn asks_principal_for_header(m: &pb::Principal) -> bool {
+    use pb::principal::Identifier as I;
+    match &m.identifier {
+        Some(I::Header(_)) => true,
+        Some(I::AndIds(set) | I::OrIds(set)) => set.ids.iter().any(asks_principal_for_header),
+        Some(I::NotId(not)) => asks_principal_for_header(not),
+        _ => false,
+    }
 }
 
 fn rules(at: At<'_>, m: &pb::Rbac) -> Step<Rules> {
