@@ -12,7 +12,7 @@ use crate::{
     http::{Exchange, LocalReply},
     plan::{
         http_filter::RouteFilterConfig,
-        rbac::{Action, Decision, Rbac, Subject},
+        rbac::{Decision, Rbac, Subject},
     },
     worker::Worker,
 };
@@ -117,8 +117,10 @@ impl Filter for RbacFilter {
             return Step::Continue;
         };
         let decision = rules.decide(exchange);
-        if rules.action == Action::Log {
-            hint(&mut exchange.dynamic_metadata, decision.policy.is_some());
+        if let Some(logged) = decision.logged {
+            hint(&mut exchange.dynamic_metadata, logged);
+        }
+        if rules.only_logs() {
             return Step::Continue;
         }
         self.stats.count_enforced(decision);

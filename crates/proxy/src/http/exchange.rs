@@ -20,6 +20,7 @@ use crate::{
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Cluster, Route, RouteConfiguration, VirtualHost,
+        matcher_tree::PeerName,
         route::{Action, RouteAction},
         route_match::{RequestView, RouteOutcome},
     },
@@ -369,5 +370,9 @@ impl RequestView for Exchange<'_> {
 
     fn server_name(&self) -> Option<&str> {
         self.connection.requested_server_name.as_deref()
+    }
+
+    fn peer_names(&self, kind: PeerName) -> Option<String> {
+        self.connection.joined_peer_names(kind)
     }
 }

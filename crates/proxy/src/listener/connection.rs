@@ -12,7 +12,7 @@ use tls::session::Session;
 
 use crate::{
     io::Stream,
-    plan::{FilterChain, Listener, chain_match},
+    plan::{FilterChain, Listener, chain_match, matcher_tree::PeerName},
     proxy_protocol::Tlv,
     worker::drain::Drain,
 };
@@ -76,6 +76,19 @@ pub struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
+    /// Names of one kind of the client's certificate, joined by commas; `None` where there are none, and where the
+    /// certificate leads to nobody who is trusted.
+    pub fn joined_peer_names(&self, kind: PeerName) -> Option<String> {
+        let session = self.tls.as_ref().filter(|session| session.peer_trusted)?;
+        let peer = session.peer.as_ref()?;
+        let joined = match kind {
+            PeerName::Uri => peer.uris.join(","),
+            PeerName::Dns => peer.dns.join(","),
+            PeerName::Subject => peer.subject.to_string(),
+        };
+        (!joined.is_empty()).then_some(joined)
+    }
+
     /// What the client's certificate calls it: URIs, DNS names, then its subject. `None` without TLS; nothing where the
     /// certificate leads to nobody who is trusted.
     pub fn peer_names(&self) -> Option<impl Iterator<Item = &str>> {

@@ -15,7 +15,8 @@ use crate::{
     filter::rbac::{RbacStats, details, note},
     listener::ConnectionInfo,
     plan::{
-        rbac::{Action, Rbac, Subject},
+        matcher_tree::PeerName,
+        rbac::{Rbac, Subject},
         route_match::RequestView,
     },
     worker::Worker,
@@ -52,7 +53,7 @@ impl NetworkRbac {
         let Some(rules) = &self.plan.rules else {
             return Ok(());
         };
-        if rules.action == Action::Log {
+        if rules.only_logs() {
             return Ok(());
         }
         let decision = rules.decide(connection);
@@ -86,6 +87,10 @@ impl RequestView for ConnectionInfo {
 
     fn destination(&self) -> Option<SocketAddr> {
         self.local
+    }
+
+    fn peer_names(&self, kind: PeerName) -> Option<String> {
+        self.joined_peer_names(kind)
     }
 
     fn source(&self) -> Option<SocketAddr> {

@@ -91,6 +91,19 @@ pub enum Input {
     SourcePort,
     /// The server name of the ClientHello.
     ServerName,
+    /// Names of the client's certificate, joined by commas.
+    Peer(PeerName),
+}
+
+/// Which names of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerName {
+    /// Its URIs.
+    Uri,
+    /// Its DNS names.
+    Dns,
+    /// Its subject.
+    Subject,
 }
 
 impl<A> Matcher<A> {
@@ -116,7 +129,36 @@ impl<A> Matcher<A> {
     }
 }
 
+impl<A> Matcher<A> {
+    /// Whether one of the inputs is one of these.
+    pub fn asks(&self, these: &dyn Fn(&Input) -> bool) -> bool {
+        let here = match &self.branches {
+            Branches::None => false,
+            Branches::List(list) => list
+                .iter()
+                .any(|(predicate, then)| predicate.asks(these) || then.asks(these)),
+            Branches::Exact(input, map) => {
+                these(input) || map.values().any(|then| then.asks(these))
+            }
+            Branches::Prefix(input, list) => {
+                these(input) || list.iter().any(|(_, then)| then.asks(these))
+            }
+        };
+        here || self
+            .on_no_match
+            .as_ref()
+            .is_some_and(|then| then.asks(these))
+    }
+}
+
 impl<A> OnMatch<A> {
+    fn asks(&self, these: &dyn Fn(&Input) -> bool) -> bool {
+        match &self.target {
+            Target::Action(_) => false,
+            Target::Matcher(matcher) => matcher.asks(these),
+        }
+    }
+
     fn find(&self, request: &(impl RequestView + ?Sized)) -> Option<&A> {
         if self.keep_matching {
             return None;
@@ -129,6 +171,14 @@ impl<A> OnMatch<A> {
 }
 
 impl Predicate {
+    fn asks(&self, these: &dyn Fn(&Input) -> bool) -> bool {
+        match self {
+            Self::Single(input, _) => these(input),
+            Self::Or(list) | Self::And(list) => list.iter().any(|p| p.asks(these)),
+            Self::Not(predicate) => predicate.asks(these),
+        }
+    }
+
     fn holds(&self, request: &(impl RequestView + ?Sized)) -> bool {
         match self {
             Self::Single(input, condition) => input
@@ -166,6 +216,7 @@ impl Input {
             Self::SourceIp => text(request.source()?.ip().to_string()),
             Self::SourcePort => text(request.source()?.port().to_string()),
             Self::ServerName => Some(Cow::Borrowed(request.server_name()?.as_bytes())),
+            Self::Peer(kind) => text(request.peer_names(*kind)?),
         }
     }
 }

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 
 use super::{
     matcher::{HeaderMatcher, MetadataMatcher, StringMatcher, StringPattern},
+    matcher_tree::Matcher,
     route_match::RequestView,
     uri_template::UriTemplate,
 };
@@ -27,15 +28,38 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rbac {
     /// What is enforced; `None`: nothing.
-    pub rules: Option<Rules>,
+    pub rules: Option<Engine>,
     /// What is only evaluated, into statistics and metadata.
-    pub shadow_rules: Option<Rules>,
+    pub shadow_rules: Option<Engine>,
     /// Before the names of enforced statistics and metadata.
     pub rules_stat_prefix: Arc<str>,
     /// Before the names of shadow statistics and metadata.
     pub shadow_stat_prefix: Arc<str>,
     /// Counts each policy, too.
     pub per_rule_stats: bool,
+}
+
+/// What decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// Policies.
+    Rules(Rules),
+    /// A tree of conditions. Where none fits nothing may pass.
+    Matcher {
+        /// The tree.
+        tree: Matcher<Verdict>,
+        /// One of its actions is to be noted.
+        logs: bool,
+    },
+}
+
+/// `envoy.config.rbac.v3.Action`: what a branch of a tree says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The name of the policy.
+    pub name: Arc<str>,
+    /// What it means.
+    pub action: Action,
 }
 
 /// `envoy.config.rbac.v3.RBAC`.
@@ -143,6 +167,30 @@ pub struct Decision<'r> {
     pub allowed: bool,
     /// The policy that matched.
     pub policy: Option<&'r Arc<str>>,
+    /// Whether the access log is to have this one; `None` where nothing is said about that.
+    pub logged: Option<bool>,
+}
+
+impl Engine {
+    /// Decides.
+    pub fn decide(&self, subject: &impl Subject) -> Decision<'_> {
+        let (tree, logs) = match self {
+            Self::Rules(rules) => return rules.decide(subject),
+            Self::Matcher { tree, logs } => (tree, *logs),
+        };
+        let verdict = tree.find(subject);
+        let action = verdict.map(|verdict| verdict.action);
+        Decision {
+            allowed: matches!(action, Some(Action::Allow | Action::Log)),
+            policy: verdict.map(|verdict| &verdict.name),
+            logged: logs.then_some(action == Some(Action::Log)),
+        }
+    }
+
+    /// Whether everything passes, and only the log learns what was decided.
+    pub fn only_logs(&self) -> bool {
+        matches!(self, Self::Rules(rules) if rules.action == Action::Log)
+    }
 }
 
 impl Rules {
@@ -177,6 +225,7 @@ impl Rules {
                 Action::Log => true,
             },
             policy,
+            logged: (self.action == Action::Log).then_some(policy.is_some()),
         }
     }
 }

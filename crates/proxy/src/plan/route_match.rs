@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{
     matcher::{FilterStateMatcher, MetadataMatcher, QueryMatcher, RuntimeFraction},
+    matcher_tree::PeerName,
     route::{
         ClusterWeight, PathMatch, RequireTls, Route, RouteConfiguration, RouteMatch, TlsMatch,
         VirtualCluster, VirtualHost, WeightedClusters,
@@ -62,6 +63,11 @@ pub trait RequestView {
 
     /// The server name of the ClientHello.
     fn server_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Names of the client's certificate, if it leads to somebody who is trusted and has such names; joined by commas.
+    fn peer_names(&self, _kind: PeerName) -> Option<String> {
         None
     }
 

@@ -189,6 +189,41 @@ fn table(port: u16) -> (Vec<Value>, Vec<Row>) {
         }),
         asks,
     );
+    // The matcher form: the first branch that fits decides, and where none does nobody passes.
+    let branch = |input: &str, field: &str, matcher: Value, action: &str| {
+        let mut input = json!({ "@type": format!("type.googleapis.com/{input}") });
+        if !field.is_empty() {
+            input["header_name"] = field.into();
+        }
+        json!({
+            "predicate": { "single_predicate": { "input": { "name": "i", "typed_config": input }, "value_match": matcher } },
+            "on_match": { "action": { "name": "a", "typed_config": {
+                "@type": "type.googleapis.com/envoy.config.rbac.v3.Action", "name": "p", "action": action,
+            } } },
+        })
+    };
+    let header_input = "envoy.type.matcher.v3.HttpRequestHeaderMatchInput";
+    let uri_input = "envoy.extensions.matching.common_inputs.ssl.v3.UriSanInput";
+    let name_input = "envoy.extensions.matching.common_inputs.network.v3.ServerNameInput";
+    let tree = json!({ "matcher_list": { "matchers": [
+        branch(header_input, "x-team", json!({ "exact": "blue" }), "ALLOW"),
+        branch(uri_input, "", json!({ "prefix": "spiffe://other.local/" }), "DENY"),
+        branch(uri_input, "", json!({ "contains": "/ns/a/" }), "ALLOW"),
+        branch(name_input, "", json!({ "suffix": ".test" }), "ALLOW"),
+    ] } });
+    add(
+        json!({ "rbac-allow": { "@type": format!("{TYPES}.filters.http.rbac.v3.RBACPerRoute"), "rbac": { "matcher": tree } } }),
+        vec![
+            (ask("/").header("x-team: blue"), true),
+            (ask("/").header("x-team: red"), false),
+            (ask("/"), false),
+            (ask("/").by(Who::A), true),
+            (ask("/").by(Who::B), false),
+            (ask("/").by(Who::B).header("x-team: blue"), true),
+            (ask("/").server_name("a.test"), true),
+            (ask("/").server_name("a.example"), false),
+        ],
+    );
     let admin = Condition {
         permission: Some(path(json!({ "prefix": "/admin" }))),
         principal: None,
@@ -307,7 +342,7 @@ async fn send(clients: &Clients, plain: u16, tls: u16, row: usize, ask: &Ask) ->
     }
     head += "\r\n";
     let port = if ask.who == Who::Plain { plain } else { tls };
-    let mut stream = open(clients, port, ask).await;
+    let mut stream = open(clients, port, ask, "http/1.1").await;
     read(&talk(&mut stream, &head).await)
 }
 
@@ -316,8 +351,8 @@ trait Duplex: tokio::io::AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: tokio::io::AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
-/// Connects as the request says.
-async fn open(clients: &Clients, port: u16, ask: &Ask) -> Box<dyn Duplex> {
+/// Connects as the request says, and offers a protocol.
+async fn open(clients: &Clients, port: u16, ask: &Ask, alpn: &str) -> Box<dyn Duplex> {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .bind(SocketAddr::from(([127, 0, 0, ask.from], 0)))
@@ -332,7 +367,7 @@ async fn open(clients: &Clients, port: u16, ask: &Ask) -> Box<dyn Duplex> {
         Who::A => Some(&clients.a),
         Who::B => Some(&clients.b),
     };
-    let config = std::sync::Arc::new(client(&clients.ca, leaf, &["http/1.1"]));
+    let config = std::sync::Arc::new(client(&clients.ca, leaf, &[alpn]));
     let name = ask.server_name.try_into().expect("a name");
     let stream = tokio_rustls::TlsConnector::from(config)
         .connect(name, stream)

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::plan::read;
+use crate::plan::{matcher_tree::PeerName, read};
 
 /// A request as far as policies can see.
 #[derive(Debug, Default)]
@@ -43,6 +43,10 @@ impl RequestView for Request {
         Some(([10, 0, 0, 9], self.port).into())
     }
 
+    fn peer_names(&self, _: PeerName) -> Option<String> {
+        Some(self.names.as_ref()?.join(","))
+    }
+
     fn source(&self) -> Option<SocketAddr> {
         self.source.map(|ip| (ip, 5).into())
     }
@@ -64,10 +68,10 @@ impl Subject for Request {
 
 fn rules(value: Value) -> Rules {
     let message = proto::json::from_value(&json!({"rules": value})).expect("a message");
-    read::rbac_for_tests(&message)
-        .expect("a plan")
-        .rules
-        .expect("rules")
+    match read::rbac_for_tests(&message).expect("a plan").rules {
+        Some(Engine::Rules(rules)) => rules,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn any() -> Value {
@@ -123,6 +127,55 @@ fn a_caller_is_who_its_certificate_says() {
     assert!(!who(web, None));
     assert!(who(json!({}), Some(&[])));
     assert!(!who(json!({}), None));
+}
+
+#[test]
+fn a_tree_decides_by_its_first_branch_that_fits() {
+    let action = |name: &str, action: &str| {
+        json!({"action": {"name": "a", "typedConfig": {
+            "@type": "type.googleapis.com/envoy.config.rbac.v3.Action", "name": name, "action": action,
+        }}})
+    };
+    let input = |kind: &str| json!({"name": "i", "typedConfig": {"@type": format!("type.googleapis.com/envoy.extensions.matching.common_inputs.{kind}")}});
+    let branch = |kind: &str, text: &str, then: Value| json!({"predicate": {"singlePredicate": {"input": input(kind), "valueMatch": {"exact": text}}}, "onMatch": then});
+    let tree = json!({"matcher": {"matcherList": {"matchers": [
+        branch("ssl.v3.UriSanInput", "spiffe://c/ns/a/sa/web", action("web", "ALLOW")),
+        branch("network.v3.DestinationPortInput", "90", action("ninety", "DENY")),
+        branch("network.v3.DestinationPortInput", "91", action("noted", "LOG")),
+    ]}}});
+    let message = proto::json::from_value(&tree).expect("a message");
+    let engine = read::rbac_for_tests(&message).expect("a plan").rules;
+    let engine = engine.expect("an engine");
+    let decide = |name: &str, port: u16| {
+        let request = Request {
+            names: Some(vec![name.to_owned()]),
+            port,
+            ..Request::default()
+        };
+        let found = engine.decide(&request);
+        let policy = found.policy.map(|name| name.to_string());
+        (found.allowed, policy.unwrap_or_default(), found.logged)
+    };
+    let web = "spiffe://c/ns/a/sa/web";
+    assert_eq!(decide(web, 90), (true, "web".to_owned(), Some(false)));
+    assert_eq!(decide("", 90), (false, "ninety".to_owned(), Some(false)));
+    assert_eq!(decide("", 91), (true, "noted".to_owned(), Some(true)));
+    assert_eq!(decide("", 92), (false, String::new(), Some(false)));
+    assert!(!engine.only_logs());
+
+    let refused = |value: Value| {
+        let message = proto::json::from_value(&value).expect("a message");
+        read::rbac_for_tests(&message)
+            .expect_err("refused")
+            .to_string()
+    };
+    let mut both = tree.clone();
+    both["rules"] = json!({});
+    assert!(refused(both).contains("matcher: stands beside `rules`"));
+    let other = json!({"matcher": {"onNoMatch": {"action": {"name": "a", "typedConfig": {
+        "@type": "type.googleapis.com/envoy.config.route.v3.Route",
+    }}}}});
+    assert!(refused(other).contains("action of RBAC"));
 }
 
 #[test]

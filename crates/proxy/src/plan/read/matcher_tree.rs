@@ -13,7 +13,7 @@ use super::common::{Extension, cidr, header_name, string_matcher, typed_config};
 use crate::plan::{
     error::{At, Step},
     matcher::StringMatcher,
-    matcher_tree::{Branches, Condition, Input, Matcher, OnMatch, Predicate, Target},
+    matcher_tree::{Branches, Condition, Input, Matcher, OnMatch, PeerName, Predicate, Target},
 };
 
 /// Turns an action's extension into the holder's type.
@@ -173,6 +173,7 @@ fn input(at: At<'_>, m: &TypedExtensionConfig) -> Step<Input> {
     let found = typed_config(&at, &m.typed_config, "input")?;
     let at = at.field("typed_config");
     let network = "envoy.extensions.matching.common_inputs.network.v3.";
+    let ssl = "envoy.extensions.matching.common_inputs.ssl.v3.";
     Ok(match found.name.as_str() {
         "envoy.type.matcher.v3.HttpRequestHeaderMatchInput" => {
             let m: HttpRequestHeaderMatchInput = found.decode(&at)?;
@@ -182,6 +183,12 @@ fn input(at: At<'_>, m: &TypedExtensionConfig) -> Step<Input> {
             let m: matcher::HttpRequestQueryParamMatchInput = found.decode(&at)?;
             Input::QueryParameter(at.text("query_param", &m.query_param)?)
         }
+        name if name.starts_with(ssl) => Input::Peer(match &name[ssl.len()..] {
+            "UriSanInput" => PeerName::Uri,
+            "DnsSanInput" => PeerName::Dns,
+            "SubjectInput" => PeerName::Subject,
+            _ => return Err(found.unknown(&at, "input")),
+        }),
         name => match name.strip_prefix(network) {
             Some("DestinationIPInput") => Input::DestinationIp,
             Some("DestinationPortInput") => Input::DestinationPort,

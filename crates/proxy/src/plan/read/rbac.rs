@@ -2,22 +2,27 @@
 
 use std::sync::Arc;
 
-use proto::envoy::{
-    config::rbac::v3 as pb,
-    extensions::{
-        filters::{http::rbac::v3 as http_pb, network::rbac::v3 as network_pb},
-        path::r#match::uri_template::v3::UriTemplateMatchConfig,
+use proto::{
+    envoy::{
+        config::rbac::v3 as pb,
+        extensions::{
+            filters::{http::rbac::v3 as http_pb, network::rbac::v3 as network_pb},
+            path::r#match::uri_template::v3::UriTemplateMatchConfig,
+        },
+        r#type::matcher::v3::{PathMatcher, filter_state_matcher, path_matcher},
     },
-    r#type::matcher::v3::{PathMatcher, filter_state_matcher, path_matcher},
+    xds::r#type::matcher::v3::Matcher as Tree,
 };
 
-use super::common::{
-    cidr, enumeration, extension, header_matcher, metadata_matcher, string_matcher,
+use super::{
+    common::{cidr, enumeration, extension, header_matcher, metadata_matcher, string_matcher},
+    matcher_tree::matcher,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
     matcher::StringMatcher,
-    rbac::{Action, Permission, Policy, Principal, Rbac, Rules},
+    matcher_tree::Input,
+    rbac::{Action, Engine, Permission, Policy, Principal, Rbac, Rules, Verdict},
     uri_template::UriTemplate,
 };
 
@@ -26,16 +31,20 @@ pub(super) fn http_rbac(at: At<'_>, m: &http_pb::Rbac) -> Step<Rbac> {
     let http_pb::Rbac {
         rules,
         rules_stat_prefix,
-        matcher,
+        matcher: tree,
         shadow_rules,
         shadow_matcher,
         shadow_rules_stat_prefix,
         track_per_rule_stats,
     } = m;
-    unsupported!(at, matcher, shadow_matcher);
     Ok(Rbac {
-        rules: at.optional("rules", rules, self::rules)?,
-        shadow_rules: at.optional("shadow_rules", shadow_rules, self::rules)?,
+        rules: engine(at, ["rules", "matcher"], rules, tree)?,
+        shadow_rules: engine(
+            at,
+            ["shadow_rules", "shadow_matcher"],
+            shadow_rules,
+            shadow_matcher,
+        )?,
         rules_stat_prefix: rules_stat_prefix.as_str().into(),
         shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
         per_rule_stats: *track_per_rule_stats,
@@ -51,7 +60,7 @@ pub(super) fn http_rbac_per_route(at: At<'_>, m: &http_pb::RbacPerRoute) -> Step
 pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, Rbac)> {
     let network_pb::Rbac {
         rules,
-        matcher,
+        matcher: tree,
         shadow_rules,
         shadow_matcher,
         shadow_rules_stat_prefix,
@@ -59,14 +68,16 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
         enforcement_type,
         delay_deny,
     } = m;
-    unsupported!(at, matcher, shadow_matcher, delay_deny);
+    unsupported!(at, delay_deny);
     for (field, rules) in [("rules", rules), ("shadow_rules", shadow_rules)] {
         for (name, policy) in rules.iter().flat_map(|rules| &rules.policies) {
             // As in Envoy: such a policy would never match, which nobody means.
             if policy.permissions.iter().any(asks_permission_for_header)
                 || policy.principals.iter().any(asks_principal_for_header)
             {
-                let at = at.field(field).field("policies").key(name);
+                let at = at.field(field);
+                let at = at.field("policies");
+                let at = at.key(name);
                 return Err(at.error("`header` is for requests; a connection has none"));
             }
         }
@@ -79,13 +90,67 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
             "CONTINUOUS is not implemented; a connection is judged once, as it begins",
         ));
     }
+    let fields = [["rules", "matcher"], ["shadow_rules", "shadow_matcher"]];
+    let engines = [
+        engine(at, fields[0], rules, tree)?,
+        engine(at, fields[1], shadow_rules, shadow_matcher)?,
+    ];
+    let of_requests = |input: &Input| matches!(input, Input::Header(_) | Input::QueryParameter(_));
+    for (engine, [_, field]) in engines.iter().zip(fields) {
+        if matches!(engine, Some(Engine::Matcher { tree, .. }) if tree.asks(&of_requests)) {
+            return Err(at.field(field).error(
+                "inputs of requests (headers, query parameters) do not exist for connections",
+            ));
+        }
+    }
+    let [rules, shadow_rules] = engines;
     let plan = Rbac {
-        rules: at.optional("rules", rules, self::rules)?,
-        shadow_rules: at.optional("shadow_rules", shadow_rules, self::rules)?,
+        rules,
+        shadow_rules,
         shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
         ..Rbac::default()
     };
     Ok((at.text("stat_prefix", stat_prefix)?, plan))
+}
+
+/// Policies, or the matcher form of them.
+fn engine(
+    at: At<'_>,
+    [rules_field, tree_field]: [&str; 2],
+    rules: &Option<pb::Rbac>,
+    tree: &Option<Tree>,
+) -> Step<Option<Engine>> {
+    let Some(tree) = tree else {
+        let rules = at.optional(rules_field, rules, self::rules)?;
+        return Ok(rules.map(Engine::Rules));
+    };
+    let at_tree = at.field(tree_field);
+    if rules.is_some() {
+        // Envoy warns, and forgets the rules.
+        return Err(at_tree.error(format!("stands beside `{rules_field}`: remove one of them")));
+    }
+    let mut logs = false;
+    let tree = matcher(at_tree, tree, &mut |at, found| {
+        if found.name != "envoy.config.rbac.v3.Action" {
+            return Err(found.unknown(&at, "action of RBAC"));
+        }
+        let m: pb::Action = found.decode(&at)?;
+        let action = action(&at, m.action)?;
+        logs |= action == Action::Log;
+        Ok(Verdict {
+            name: at.text("name", &m.name)?,
+            action,
+        })
+    })?;
+    Ok(Some(Engine::Matcher { tree, logs }))
+}
+
+fn action(at: &At<'_>, value: i32) -> Step<Action> {
+    Ok(match enumeration(at, "action", value)? {
+        pb::rbac::Action::Allow => Action::Allow,
+        pb::rbac::Action::Deny => Action::Deny,
+        pb::rbac::Action::Log => Action::Log,
+    })
 }
 
 fn asks_permission_for_header(m: &pb::Permission) -> bool {
@@ -117,11 +182,7 @@ fn rules(at: At<'_>, m: &pb::Rbac) -> Step<Rules> {
         audit_logging_options,
     } = m;
     unsupported!(at, audit_logging_options);
-    let action = match enumeration(&at, "action", *action)? {
-        pb::rbac::Action::Allow => Action::Allow,
-        pb::rbac::Action::Deny => Action::Deny,
-        pb::rbac::Action::Log => Action::Log,
-    };
+    let action = self::action(&at, *action)?;
     let at = at.field("policies");
     let policies: Step<Vec<_>> = policies
         .iter()
