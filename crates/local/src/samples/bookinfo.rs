@@ -49,6 +49,8 @@ struct Settings {
     ratings: Peer,
     ratings_enabled: bool,
     star_color: String,
+    /// How long the others are waited for, instead of the original's limits (`SERVICES_TIMEOUT`, seconds).
+    patience: Option<Duration>,
 }
 
 impl Settings {
@@ -73,6 +75,9 @@ impl Settings {
             ratings: service("ratings"),
             ratings_enabled: var("ENABLE_RATINGS").is_some_and(|v| v == "true"),
             star_color: var("STAR_COLOR").unwrap_or_else(|| "black".to_owned()),
+            patience: var("SERVICES_TIMEOUT")
+                .and_then(|seconds| seconds.parse().ok())
+                .map(Duration::from_secs),
         }
     }
 }
@@ -113,6 +118,8 @@ const FORWARDED: &[&str] = &[
 
 async fn productpage(settings: Rc<Settings>, incoming: Incoming) -> Reply {
     let request = &incoming.request;
+    let [details_limit, reviews_limit] =
+        [DETAILS_LIMIT, REVIEWS_LIMIT].map(|limit| settings.patience.unwrap_or(limit));
     let mut headers = forwarded(request.headers());
     if let Some(user) = session_user(request.headers()).and_then(|u| u.parse().ok()) {
         headers.insert("end-user", user);
@@ -124,8 +131,8 @@ async fn productpage(settings: Rc<Settings>, incoming: Incoming) -> Reply {
         (&Method::GET, ["health"]) => text(StatusCode::OK, "Product page is healthy".to_owned()),
         (&Method::GET, ["productpage"]) => {
             let (details, reviews) = tokio::join!(
-                fetch(&settings.details, "/details/0", &headers, DETAILS_LIMIT, 1),
-                fetch(&settings.reviews, "/reviews/0", &headers, REVIEWS_LIMIT, 2),
+                fetch(&settings.details, "/details/0", &headers, details_limit, 1),
+                fetch(&settings.reviews, "/reviews/0", &headers, reviews_limit, 2),
             );
             html(&product_page(
                 session_user(request.headers()).as_deref(),
@@ -144,7 +151,7 @@ async fn productpage(settings: Rc<Settings>, incoming: Incoming) -> Reply {
                 &settings.details,
                 &format!("/details/{id}"),
                 &headers,
-                DETAILS_LIMIT,
+                details_limit,
                 1,
             )
             .await,
@@ -155,7 +162,7 @@ async fn productpage(settings: Rc<Settings>, incoming: Incoming) -> Reply {
                 &settings.reviews,
                 &format!("/reviews/{id}"),
                 &headers,
-                REVIEWS_LIMIT,
+                reviews_limit,
                 2,
             )
             .await,
@@ -166,7 +173,7 @@ async fn productpage(settings: Rc<Settings>, incoming: Incoming) -> Reply {
                 &settings.ratings,
                 &format!("/ratings/{id}"),
                 &headers,
-                DETAILS_LIMIT,
+                details_limit,
                 1,
             )
             .await,
@@ -423,6 +430,7 @@ async fn reviews(settings: Rc<Settings>, incoming: Incoming) -> Reply {
         } else {
             2_500
         });
+        let limit = settings.patience.unwrap_or(limit);
         if let Ok(found) = fetch(
             &settings.ratings,
             &format!("/ratings/{id}"),
