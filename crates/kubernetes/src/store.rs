@@ -25,7 +25,7 @@ use self::{follow::Followed, state::State};
 /// What of a cluster is read.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where MeshConfig is; ConfigMaps are read in this namespace only.
+    /// Where MeshConfig is; elsewhere ConfigMaps are read for the authorities in them alone.
     pub root_namespace: String,
     /// The kinds to read.
     pub kinds: Vec<Kind>,

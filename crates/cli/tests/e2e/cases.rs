@@ -84,6 +84,18 @@ pub(crate) const CASES: &[Case] = &[
     ("headless_service", headless_service),
     ("grpc_unary_and_streaming", grpc_unary_and_streaming),
     (
+        "http_routes_of_a_gateway",
+        crate::gateway_api::http_routes_of_a_gateway,
+    ),
+    (
+        "grpc_and_tcp_routes_of_a_gateway",
+        crate::gateway_api::grpc_and_tcp_routes_of_a_gateway,
+    ),
+    (
+        "routes_of_a_service",
+        crate::gateway_api::routes_of_a_service,
+    ),
+    (
         "pods_without_a_sidecar_take_part",
         pods_without_a_sidecar_take_part,
     ),

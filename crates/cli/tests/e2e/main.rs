@@ -5,6 +5,7 @@
 
 mod capture;
 mod cases;
+mod gateway_api;
 mod load;
 mod mesh;
 mod mtls;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         };
     }
     let begun = Instant::now();
-    let mesh = mesh::Mesh::start("e2e/mesh", 10);
+    let mesh = mesh::Mesh::start("e2e/mesh", 11);
     println!(
         "the mesh is up after {:.1} s",
         begun.elapsed().as_secs_f32()

@@ -95,14 +95,14 @@ async fn follow(
     send: &mpsc::Sender<Followed>,
 ) -> Ended {
     let found = resource::of_kind(kind, version);
-    let api: Api<DynamicObject> = match kind {
-        Kind::ConfigMap => resource::within(client, &found, &options.root_namespace),
-        _ => resource::all(client, &found),
-    };
+    let api: Api<DynamicObject> = resource::all(client, &found);
     let mut config = watcher::Config::default().page_size(PAGE);
-    if kind == Kind::Secret {
-        config = config.fields(SECRET_FIELDS);
+    match kind {
+        Kind::Secret => config = config.fields(SECRET_FIELDS),
+        Kind::ConfigMap => config = config.fields(CONFIG_MAP_FIELDS),
+        _ => {}
     }
+    let root = &options.root_namespace;
     let mut stream = pin!(watcher::watcher(api, config));
     let mut backoff = DefaultBackoff::default();
     let mut failing = false;
@@ -135,19 +135,51 @@ async fn follow(
         backoff.reset();
         let what = match event {
             Event::Init => What::Listing,
-            Event::InitApply(object) => What::Listed(trimmed(object, kind, version)),
+            Event::InitApply(mut object) => {
+                if !is_read(&mut object, kind, root) {
+                    continue;
+                }
+                What::Listed(trimmed(object, kind, version))
+            }
             Event::InitDone => What::Complete,
-            Event::Apply(object) => What::Changed(trimmed(object, kind, version)),
-            Event::Delete(object) => What::Gone {
-                namespace: object.metadata.namespace.unwrap_or_default(),
-                name: object.metadata.name.unwrap_or_default(),
-            },
+            Event::Apply(mut object) => {
+                if is_read(&mut object, kind, root) {
+                    What::Changed(trimmed(object, kind, version))
+                } else {
+                    gone(object)
+                }
+            }
+            Event::Delete(object) => gone(object),
         };
         if send.send(Followed { kind, what }).await.is_err() {
             return Ended::Deaf;
         }
     }
     Ended::Deaf
+}
+
+fn gone(object: DynamicObject) -> What {
+    What::Gone {
+        namespace: object.metadata.namespace.unwrap_or_default(),
+        name: object.metadata.name.unwrap_or_default(),
+    }
+}
+
+/// Whether an object is read at all. Of a ConfigMap outside the root namespace only authorities of backends are, and
+/// nothing else of it is kept.
+fn is_read(object: &mut DynamicObject, kind: Kind, root: &str) -> bool {
+    if kind != Kind::ConfigMap || object.metadata.namespace.as_deref() == Some(root) {
+        return true;
+    }
+    let Some(data) = object.data.get_mut("data").and_then(Value::as_object_mut) else {
+        return false;
+    };
+    data.retain(|key, _| AUTHORITIES.contains(&key.as_str()));
+    let some = !data.is_empty();
+    if let Some(rest) = object.data.as_object_mut() {
+        rest.remove("binaryData");
+    }
+    some
 }
 
 /// The object as a file would hold it, without what nobody reads and everybody has.
@@ -191,8 +223,41 @@ fn full(error: &dyn std::error::Error) -> String {
 }
 
 const PAGE: u32 = 500;
+/// Keys of a ConfigMap under which authorities are looked for.
+const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
+/// Our own roots stand in every namespace and say nothing new.
+const CONFIG_MAP_FIELDS: &str = "metadata.name!=istio-ca-root-cert";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Large or confidential Secrets that are no certificate of a gateway stay at the API server.
 const SECRET_FIELDS: &str = "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token,\
     type!=kubernetes.io/dockercfg,type!=kubernetes.io/dockerconfigjson,type!=bootstrap.kubernetes.io/token,\
     type!=kubernetes.io/basic-auth,type!=kubernetes.io/ssh-auth,type!=istio.io/ca-root";
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_foreign_config_maps_only_authorities_are_kept() {
+        let read = |namespace: &str, data: Value| {
+            let object = json!({
+                "apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": "m", "namespace": namespace}, "data": data,
+            });
+            let mut object: DynamicObject = serde_json::from_value(object).unwrap();
+            is_read(&mut object, Kind::ConfigMap, "istio-system")
+                .then(|| object.data["data"].clone())
+        };
+        assert_eq!(
+            read("istio-system", json!({"mesh": "x"})),
+            Some(json!({"mesh": "x"}))
+        );
+        assert_eq!(read("shop", json!({"settings": "x"})), None);
+        assert_eq!(
+            read("shop", json!({"settings": "x", "ca.crt": "y"})),
+            Some(json!({"ca.crt": "y"}))
+        );
+    }
+}
