@@ -16,6 +16,7 @@ mod policy;
 mod report;
 mod routes;
 pub mod status;
+mod tls;
 
 use std::{collections::BTreeMap, sync::Arc};
 
