@@ -605,6 +605,10 @@ fn gateways_say_what_is_wrong_with_their_listeners() {
         said["addresses"],
         json!([{"type": "Hostname", "value": "gw-istio.infra.svc.cluster.local"}])
     );
+    // Only what is valid is served.
+    let made = listener::build(&mesh, &router(&mesh));
+    let names: Vec<&str> = made.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["0.0.0.0_80"]);
     // The same for whoever reads the log.
     let problems = mesh.gateway_api().problems(mesh.snapshot());
     let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -38,7 +38,9 @@ pub(super) fn gateway(report: &mut Report, spec: &Gateway) {
     if spec.gateway_class_name.is_empty() {
         report.error("spec.gatewayClassName", "is missing; ours is istio");
     }
-    listeners(report, &spec.listeners, false);
+    // Where ListenerSets may add listeners a Gateway needs none of its own.
+    let needed = spec.allowed_listeners.is_none();
+    listeners(report, &spec.listeners, false, needed);
     for (i, address) in spec.addresses.iter().enumerate() {
         let at = format!("spec.addresses[{i}]");
         match address.kind.as_str() {
@@ -75,11 +77,11 @@ pub(super) fn listener_set(report: &mut Report, spec: &ListenerSet) {
         None => report.error("spec.parentRef", "is missing; it names the Gateway"),
         Some(parent) => parent_ref(report, "spec.parentRef", parent),
     }
-    listeners(report, &spec.listeners, true);
+    listeners(report, &spec.listeners, true, true);
 }
 
-fn listeners(report: &mut Report, all: &[Listener], of_set: bool) {
-    if all.is_empty() {
+fn listeners(report: &mut Report, all: &[Listener], of_set: bool, needed: bool) {
+    if all.is_empty() && needed {
         report.error("spec.listeners", "give at least one listener");
     }
     too_many(report, "spec.listeners", all.len(), MAX_LISTENERS);

@@ -103,6 +103,7 @@ impl Listeners {
         let (services, address_fault) = services(inputs, gateway);
         let fault = address_fault.or_else(|| parameters_fault(gateway));
         let managed = is_managed(&gateway.spec);
+        let nowhere = services.is_empty() && fault.is_some();
         let binding = ServiceBinding {
             hosts: services.clone(),
             namespace: gateway.meta.namespace.clone(),
@@ -133,11 +134,17 @@ impl Listeners {
             binding: &binding,
             taken: &mut taken,
         };
+        // Without a place to listen at there is nothing to say of listeners.
+        let none: &[Listener] = &[];
         let made = building.listeners(
             &gateway.meta,
             &gateway.source,
             Kind::KubernetesGateway,
-            &gateway.spec.listeners,
+            if nowhere {
+                none
+            } else {
+                &gateway.spec.listeners
+            },
         );
         let mut ports: BTreeSet<u32> = made.ports.clone();
         let mut own = report(
@@ -157,7 +164,7 @@ impl Listeners {
                 &set.meta,
                 &set.source,
                 Kind::ListenerSet,
-                &set.spec.listeners,
+                if nowhere { none } else { &set.spec.listeners },
             );
             ports.extend(&made.ports);
             own.sets += usize::from(made.reports.iter().any(|l| l.valid));
@@ -316,15 +323,14 @@ impl Building<'_> {
             ],
             valid,
         });
-        // A place for ListenerSets: nothing is served there by itself. Nor is what nobody can speak.
-        if without_tls || protocol_fault(listener).is_some() {
+        // A place for ListenerSets: nothing is served there by itself. And a listener of a set counts only if all of it
+        // can be served.
+        if without_tls || (kind == Kind::ListenerSet && !valid) {
             return;
         }
-        // A listener of a set counts only if all of it can be served.
-        if kind == Kind::ListenerSet && !valid {
-            return;
+        if protocol_fault(listener).is_none() {
+            out.ports.insert(listener.port);
         }
-        out.ports.insert(listener.port);
         let hosts = hosts(self.inputs, &meta.namespace, listener);
         let name = format!("{}~{INFIX}~{}", meta.name, listener.name);
         out.attachable.push(Attachable {
@@ -336,6 +342,10 @@ impl Building<'_> {
             port: listener.port,
             protocol: listener.protocol.clone(),
         });
+        // Routes attach to what is wrong as well, and wait; but nothing is served with half of what the user wants.
+        if !valid {
+            return;
+        }
         let server = Server {
             port: Some(Port {
                 name: "default".to_owned(),

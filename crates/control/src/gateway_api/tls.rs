@@ -36,7 +36,7 @@ pub(super) fn insecure(spec: &KubernetesGateway) -> bool {
         .any(|v| v.mode == ValidationMode::AllowInsecureFallback)
 }
 
-/// A listener's TLS. Where something is wrong the server stays, so that nobody else takes its place, but shows nothing.
+/// A listener's TLS, as far as it can be had, and what is wrong with the rest.
 pub(super) fn settings(
     inputs: &Inputs<'_>,
     grants: &Grants,
