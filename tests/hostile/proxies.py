@@ -1,8 +1,10 @@
 """The proxies that the bytes are sent to, each configured as strictly as its own words allow."""
 import contextlib
+import itertools
 import json
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import subprocess
@@ -192,33 +194,44 @@ def program(name):
 
 
 @contextlib.contextmanager
-def started(name, home, origins, keys):
-    """Starts the proxy NAME with its configuration in HOME and ends it."""
+def started(name, home, origins, keys, ports=None, log=None, edit=None, limits=None):
+    """Starts the proxy NAME with its configuration in HOME and ends it.
+
+    PORTS are those of its listeners, LOG the file of its access log; EDIT changes its bootstrap; LIMITS are of the process.
+    """
     binary = program(name)
     if not binary or not os.path.exists(binary):
         sys.exit(f"{name}: no such program on this machine ({binary or 'not in PATH'})")
     home.mkdir()
-    log = home / "access.log"
+    log = log or home / "access.log"
     if name in ("outrigger", "envoy"):
-        ports = {n: free_port() for n in ("http", "h2up", "tls", "proxied", "tcp", "admin")}
+        ports = ports or {n: free_port() for n in ("http", "h2up", "tls", "proxied", "tcp", "admin")}
         file = home / "config.json"
-        file.write_text(json.dumps(v3(ports, origins, keys, log), indent=1))
+        config = v3(ports, origins, keys, log)
+        file.write_text(json.dumps(edit(config) if edit else config, indent=1))
         command = [binary, "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "-l", "error",
                    "--file-flush-interval-msec", "50"]
         if name == "outrigger":
             command.insert(1, "proxy")
     else:
-        ports = {"http": free_port()}
+        ports = ports or {"http": free_port()}
         file = home / f"{name}.conf"
         text = HAPROXY if name == "haproxy" else NGINX
         file.write_text(text.format(home=home, origin=origins["http"], **ports))
         command = [binary, "-f", str(file)] if name == "haproxy" else [binary, "-c", str(file)]
     output = home / "output"
+
+    def limit():
+        for what, most in (limits or {}).items():
+            resource.setrlimit(what, (most, most))
+
     with open(output, "wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = subprocess.Popen(command, stdout=out, stderr=out, preexec_fn=limit)
     try:
         proxy = Proxy(name, ports, process, log, output)
         wait(proxy)
+        number = itertools.count()
+        proxy.again = lambda **more: started(name, home / f"again-{next(number)}", origins, keys, **more)
         yield proxy
     finally:
         process.terminate()
