@@ -6,20 +6,13 @@ path with no proxy at all. Both proxies of a pair share one core, and `cpu_per_r
 other core; `cpu_per_request` is the proxy's time for each. `idle-10k-tls`: 10,000 connections that rest behind a TLS
 listener. Certificates are ECDSA P-256 and made for the run; the proxies are configured alike.
 """
-import contextlib
-import json
 import re
-import resource
-import socket
 import ssl
 import subprocess
-import threading
-import time
 
 import tcp
 
 TYPE = "type.googleapis.com/envoy.extensions."
-IDLE = 10_000
 
 
 def certificates(work):
@@ -154,43 +147,13 @@ def scenarios(run):
             return samples
         return scenario
 
-    def idle(options, work):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        count = min(IDLE, (hard - 1000) // 2)
-        if count < IDLE:
-            print(f"  {count} connections only: the limit of open files is {hard}")
+    def idle(_, work):
         certificates(work)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.load_cert_chain(work / "leaf.pem", work / "leaf.key")
-        samples = {}
-        with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
-            held = []
-            threading.Thread(target=tcp.answer, args=(server, held), daemon=True).start()
-            for name in ("outrigger", "envoy"):
-                p = Half(name, work, server.getsockname()[1], server=True, stream=True)
-                clients = []
-                try:
-                    time.sleep(2)
-                    before = p.rss()
-                    for _ in range(count):
-                        client = context.wrap_socket(socket.create_connection(("127.0.0.1", p.port), 10))
-                        client.sendall(tcp.EXCHANGED)
-                        assert client.recv(len(tcp.EXCHANGED)), f"{name} closed connection {len(clients)}"
-                        clients.append(client)
-                    time.sleep(5)
-                    samples.setdefault(name, []).append({
-                        "rss": p.rss(), "rss_per_connection": (p.rss() - before) * 1024 / count})
-                finally:
-                    for c in clients:
-                        c.close()
-                    p.stop()
-                    time.sleep(1)
-                    for h in held:
-                        h.close()
-                    held.clear()
-        return samples
+        return tcp.resting(("outrigger", "envoy"), lambda name, port: Half(name, work, port, server=True, stream=True),
+                           context.wrap_socket)
 
     return {"pair": pair(False), "mtls-pair": pair(True), "handshakes": handshakes(False),
             "handshakes-resumed": handshakes(True), "idle-10k-tls": idle}

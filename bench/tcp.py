@@ -106,43 +106,8 @@ listen l
             return samples
         return scenario
 
-    def idle(options, work):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        # Each connection has two ends in the proxy, and two in this program.
-        count = min(IDLE, (hard - 1000) // 2)
-        if count < IDLE:
-            print(f"  {count} connections only: the limit of open files is {hard}")
-        samples = {}
-        with socket.socket() as server:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind(("127.0.0.1", 0))
-            server.listen(4096)
-            held = []
-            threading.Thread(target=answer, args=(server, held), daemon=True).start()
-            for name in ("outrigger", "envoy", "haproxy"):
-                p = TcpPeer(name, work, server.getsockname()[1], True)
-                clients = []
-                try:
-                    time.sleep(2)
-                    before = p.rss()
-                    for _ in range(count):
-                        client = socket.create_connection(("127.0.0.1", p.port), 10)
-                        client.sendall(EXCHANGED)
-                        assert client.recv(len(EXCHANGED)), f"{name} closed connection {len(clients)}"
-                        clients.append(client)
-                    time.sleep(5)
-                    samples.setdefault(name, []).append({
-                        "rss": p.rss(), "rss_per_connection": (p.rss() - before) * 1024 / count})
-                finally:
-                    for c in clients:
-                        c.close()
-                    p.stop()
-                    time.sleep(1)
-                    for h in held:
-                        h.close()
-                    held.clear()
-        return samples
+    def idle(_, work):
+        return resting(("outrigger", "envoy", "haproxy"), lambda name, port: TcpPeer(name, work, port, True), lambda client: client)
 
     return {
         "tcp": through_wrk(64, True, 1024),
@@ -151,6 +116,44 @@ listen l
         "conn-rate": through_wrk(16, True, 128, close=True),
         "idle-10k": idle,
     }
+
+
+def resting(names, peer, dressed):
+    """What each proxy holds for a connection that has said something once: PEER makes the proxy NAME in front of a port, DRESSED
+    the client's stream of a connection."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Each connection has two ends in the proxy, and two in this program.
+    count = min(IDLE, (hard - 1000) // 2)
+    if count < IDLE:
+        print(f"  {count} connections only: the limit of open files is {hard}")
+    samples = {}
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as server:
+        held = []
+        threading.Thread(target=answer, args=(server, held), daemon=True).start()
+        for name in names:
+            p = peer(name, server.getsockname()[1])
+            clients = []
+            try:
+                time.sleep(2)
+                before = p.rss()
+                for _ in range(count):
+                    client = dressed(socket.create_connection(("127.0.0.1", p.port), 10))
+                    client.sendall(EXCHANGED)
+                    assert client.recv(len(EXCHANGED)), f"{name} closed connection {len(clients)}"
+                    clients.append(client)
+                time.sleep(5)
+                samples.setdefault(name, []).append({
+                    "rss": p.rss(), "rss_per_connection": (p.rss() - before) * 1024 / count})
+            finally:
+                for c in clients:
+                    c.close()
+                p.stop()
+                time.sleep(1)
+                for h in held:
+                    h.close()
+                held.clear()
+    return samples
 
 
 def answer(server, held):
