@@ -12,6 +12,7 @@ mod connect;
 pub mod crd;
 pub mod gateway_status;
 pub mod lease;
+pub mod look;
 pub mod resource;
 pub mod review;
 pub mod secret;

@@ -1,6 +1,7 @@
 //! A client for tests and demos: makes a number of calls and prints each as a line of JSON.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     rc::Rc,
     time::{Duration, Instant},
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
+    signal::unix::{SignalKind, signal},
 };
 
 use super::{grpc, http::Connection};
@@ -26,6 +28,12 @@ struct Flags {
     /// How many calls.
     #[arg(short = 'n', long, default_value_t = 1)]
     count: u32,
+    /// Go on for ever, until SIGTERM or an interrupt: `--count` is not read.
+    #[arg(long)]
+    endless: bool,
+    /// Milliseconds between two calls of a worker.
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
     /// How many at the same time.
     #[arg(long, default_value_t = 1)]
     concurrency: u32,
@@ -46,7 +54,8 @@ struct Flags {
     /// Seconds after which a call has failed.
     #[arg(long, default_value_t = 15.0)]
     timeout: f64,
-    /// Print how often each status and each answering pod came, instead of each call.
+    /// Print how often each status and each answering pod came, instead of each call. The first calls that fail are told
+    /// on standard error, with the time.
     #[arg(long)]
     summary: bool,
 }
@@ -55,14 +64,31 @@ pub(super) async fn main(args: Vec<OsString>) -> Result<(), String> {
     let flags = Rc::new(Flags::try_parse_from(args).unwrap_or_else(|e| e.exit()));
     let headers = Rc::new(headers(&flags)?);
     let mut workers = tokio::task::JoinSet::new();
-    let concurrency = flags.concurrency.clamp(1, flags.count.max(1));
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    if flags.endless {
+        let mut ended = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+        let mut interrupted = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+        tokio::task::spawn_local(async move {
+            tokio::select! {
+                _ = ended.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            stop.send_replace(true);
+        });
+    }
+    let most = if flags.endless { u32::MAX } else { flags.count };
+    let concurrency = flags.concurrency.clamp(1, most.max(1));
     for worker in 0..concurrency {
-        let share = flags.count / concurrency + u32::from(worker < flags.count % concurrency);
+        let share = most / concurrency + u32::from(worker < most % concurrency);
         let (flags, headers) = (flags.clone(), headers.clone());
+        let mut stopped = stopped.clone();
         workers.spawn_local(async move {
             let mut connection = None;
-            let mut results = Vec::new();
+            let mut results = Summary::default();
             for _ in 0..share {
+                if *stopped.borrow() {
+                    break;
+                }
                 let begun = Instant::now();
                 let limit = Duration::from_secs_f64(flags.timeout.clamp(0.001, 3600.0));
                 let call = call(&flags, &headers, &mut connection);
@@ -76,20 +102,28 @@ pub(super) async fn main(args: Vec<OsString>) -> Result<(), String> {
                 }
                 result["milliseconds"] = json!(begun.elapsed().as_millis() as u64);
                 if flags.summary {
-                    results.push(result);
+                    results.count(&result);
                 } else {
                     println!("{result}");
+                }
+                if flags.pause > 0 {
+                    let pause = tokio::time::sleep(Duration::from_millis(flags.pause));
+                    // Whoever makes calls for ever need not wait for the end of a pause.
+                    tokio::select! {
+                        () = pause => {}
+                        Ok(()) = stopped.changed() => {}
+                    }
                 }
             }
             results
         });
     }
-    let mut all = Vec::new();
+    let mut all = Summary::default();
     while let Some(results) = workers.join_next().await {
-        all.extend(results.map_err(|e| e.to_string())?);
+        all.add(results.map_err(|e| e.to_string())?);
     }
     if flags.summary {
-        println!("{}", summary(&all));
+        println!("{}", all.shown());
     }
     Ok(())
 }
@@ -219,25 +253,53 @@ fn as_json(headers: &HeaderMap) -> Value {
 }
 
 /// How often each outcome and each answering pod came.
-fn summary(results: &[Value]) -> Value {
-    let mut statuses = std::collections::BTreeMap::<String, u32>::new();
-    let mut pods = std::collections::BTreeMap::<String, u32>::new();
-    for result in results {
+#[derive(Debug, Default)]
+struct Summary {
+    calls: u64,
+    statuses: BTreeMap<String, u64>,
+    pods: BTreeMap<String, u64>,
+    told: u32,
+}
+
+impl Summary {
+    fn count(&mut self, result: &Value) {
+        self.calls += 1;
         let status = match &result["error"] {
             Value::String(e) => e.clone(),
             _ => result["status"]
                 .as_u64()
                 .map_or_else(|| "ok".to_owned(), |s| s.to_string()),
         };
-        *statuses.entry(status).or_default() += 1;
+        let failed = result["error"].is_string() || result["status"].as_u64() >= Some(500);
+        if failed && self.told < FAILURES_TOLD {
+            self.told += 1;
+            eprintln!("{} {result}", jiff::Timestamp::now());
+        }
+        *self.statuses.entry(status).or_default() += 1;
         let body = &result["body"];
         // Bookinfo's reviews call it `podname`.
         let pod = [&body["pod"], &body["podname"], &result["replies"][0]["pod"]]
             .into_iter()
             .find_map(|p| p.as_str());
         if let Some(pod) = pod {
-            *pods.entry(pod.to_owned()).or_default() += 1;
+            *self.pods.entry(pod.to_owned()).or_default() += 1;
         }
     }
-    json!({"calls": results.len(), "statuses": statuses, "pods": pods})
+
+    fn add(&mut self, other: Summary) {
+        self.calls += other.calls;
+        for (status, count) in other.statuses {
+            *self.statuses.entry(status).or_default() += count;
+        }
+        for (pod, count) in other.pods {
+            *self.pods.entry(pod).or_default() += count;
+        }
+    }
+
+    fn shown(&self) -> Value {
+        json!({"calls": self.calls, "statuses": self.statuses, "pods": self.pods})
+    }
 }
+
+/// Of each worker: enough to see what went wrong.
+const FAILURES_TOLD: u32 = 5;
