@@ -90,6 +90,25 @@ impl std::fmt::Debug for User {
 
 /// The pod of that name; none where the API knows none.
 pub(crate) fn pod(path: &str, namespace: &str, name: &str) -> Result<Option<Value>, CniError> {
+    get(
+        path,
+        &format!("/api/v1/namespaces/{namespace}/pods/{name}"),
+        MAX_ANSWER,
+    )
+}
+
+/// The pods of a node.
+pub(crate) fn pods_of(path: &str, node: &str) -> Result<Vec<Value>, CniError> {
+    let what = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}");
+    let mut found = get(path, &what, MAX_LIST)?.unwrap_or_default();
+    Ok(match found["items"].take() {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    })
+}
+
+/// What the API has at `what`, by the kubeconfig at `path`.
+fn get(path: &str, what: &str, most: u64) -> Result<Option<Value>, CniError> {
     let text = read(path)?;
     let wrong = |field: &str, why: &str| CniError::Config {
         field: format!("{path}: {field}"),
@@ -175,12 +194,12 @@ pub(crate) fn pod(path: &str, namespace: &str, name: &str) -> Result<Option<Valu
     };
     write!(
         stream,
-        "GET /api/v1/namespaces/{namespace}/pods/{name} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n\
+        "GET {what} HTTP/1.0\r\nhost: {host}\r\naccept: application/json\r\n\
          user-agent: outrigger-cni\r\n{authorization}\r\n"
     )
     .map_err(io)?;
     let mut answer = Vec::new();
-    match stream.take(MAX_ANSWER).read_to_end(&mut answer) {
+    match stream.take(most).read_to_end(&mut answer) {
         // Some servers end the connection without a farewell of TLS.
         Err(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => return Err(io(e)),
         _ => {}
@@ -309,6 +328,8 @@ fn read(path: &str) -> Result<Vec<u8>, CniError> {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A pod is a few kilobytes; etcd takes no more than this.
 const MAX_ANSWER: u64 = 4 << 20;
+/// A full node has some hundred pods.
+const MAX_LIST: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {

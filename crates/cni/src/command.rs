@@ -8,7 +8,7 @@ use crate::{
     CniError, api,
     capture::{self, Captured},
     conf::{Conf, Source, VERSIONS},
-    files,
+    files, node,
     pod::{Verdict, judge},
 };
 
@@ -19,6 +19,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             print!("{USAGE}");
             return ExitCode::SUCCESS;
         }
+        Some(agent) if agent == "node" => return node::main(&args[2..]),
         Some(other) => {
             eprintln!("outrigger cni: unexpected argument {other:?}\n\n{USAGE}");
             return ExitCode::from(2);
@@ -198,6 +199,8 @@ The CNI plug-in: captures a pod's traffic from the node, by the pod's annotation
 the network's own plug-ins in a list of type istio-cni. Keys of its own: kubeconfig (or kubernetes.kubeconfig),
 exclude_namespaces, pod_namespace, native_nftables, ebpf_sockmap and ebpf_fallback (for pods with interceptionMode EBPF, as
 the flags of istio-iptables), outrigger_pods (a folder with Pod objects instead of the API).
+
+outrigger cni node [ready]: run on a node, in a pod, to put the plug-in there and to capture pods that were faster.
 ";
 
 const MAX_CONF: u64 = 16 << 20;

@@ -3,7 +3,8 @@
 //! It stands behind the network's own plug-ins in a chain (`istio-cni` in Istio). [`command`] speaks the protocol
 //! (CNI 1.0: VERSION, ADD, CHECK, DEL); [`conf`] is the network configuration; [`pod`] decides whether and how a pod is
 //! captured, from its annotations; [`api`] and [`files`] fetch the pod; [`capture`] enters its namespace, and [`cgroup`]
-//! finds the group that programs of mode EBPF are attached to.
+//! finds the group that programs of mode EBPF are attached to. [`node`] is what runs on every node beside it: it puts the
+//! plug-in there, and finds pods that started before it was there.
 
 mod api;
 mod capture;
@@ -11,6 +12,7 @@ mod cgroup;
 pub mod command;
 mod conf;
 mod files;
+mod node;
 mod pod;
 
 /// What can go wrong, with the code that the CNI specification gives it.
