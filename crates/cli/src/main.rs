@@ -5,8 +5,11 @@
 //! takes its own arguments apart: this file only finds it.
 
 mod authz;
+mod check;
 mod completion;
 mod install;
+#[cfg(test)]
+mod play;
 mod pod;
 mod proxy_config;
 mod proxy_status;
@@ -50,6 +53,12 @@ const COMMANDS: &[Command] = &[
         aliases: &[],
         about: "call a service over HTTP, gRPC or TCP and print what came back",
         run: local::samples::call,
+    },
+    Command {
+        name: "check",
+        aliases: &["precheck"],
+        about: "say what in a Kubernetes cluster would break the mesh, or does",
+        run: check::main,
     },
     Command {
         name: "cni",
@@ -130,10 +139,22 @@ const COMMANDS: &[Command] = &[
         run: router_check::main,
     },
     Command {
+        name: "tag",
+        aliases: &[],
+        about: "name revisions, so that namespaces need not change with an upgrade",
+        run: install::tag::main,
+    },
+    Command {
         name: "uninstall",
         aliases: &[],
         about: "take the mesh out of a Kubernetes cluster",
         run: install::uninstall,
+    },
+    Command {
+        name: "upgrade",
+        aliases: &[],
+        about: "bring an installed mesh to this version",
+        run: install::upgrade,
     },
     Command {
         name: "validate",

@@ -30,6 +30,7 @@ pub(super) fn settings(place: &Place) -> Vec<Value> {
     // The control plane's own part of the values is of no use to injection.
     if let Some(values) = values.as_object_mut() {
         values.remove("gateways");
+        values.remove("cni");
     }
     vec![
         json!({
@@ -48,6 +49,8 @@ pub(super) fn settings(place: &Place) -> Vec<Value> {
             "data": {
                 "config": "policy: enabled\n",
                 "values": format!("{:#}\n", values),
+                // What an upgrade starts from.
+                "original-values": format!("{:#}\n", place.values.given()),
             },
         }),
     ]

@@ -76,8 +76,10 @@ fn deployment(
             "template": {
                 "metadata": {
                     "labels": labels,
+                    // The image is named so that another one rolls the gateway out.
                     "annotations": {"inject.istio.io/templates": "gateway", "prometheus.io/port": "15020",
-                        "prometheus.io/scrape": "true", "prometheus.io/path": "/stats/prometheus"},
+                        "prometheus.io/scrape": "true", "prometheus.io/path": "/stats/prometheus",
+                        "sidecar.istio.io/proxyImage": place.values.proxy_image()},
                 },
                 "spec": {
                     "containers": [{

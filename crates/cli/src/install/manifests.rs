@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{control_plane, gateway, rights, values::Values, webhooks};
+use super::{cni, control_plane, gateway, rights, values::Values, webhooks};
 
 /// Where and as what the mesh is installed.
 #[derive(Debug)]
@@ -81,6 +81,17 @@ pub(super) fn steps(place: &Place) -> anyhow::Result<Vec<Step>> {
             must_wait: true,
             kept: true,
         },
+    ];
+    let node_agent = cni::all(place);
+    if !node_agent.is_empty() {
+        out.push(Step {
+            name: "CNI plug-in",
+            objects: node_agent,
+            must_wait: false,
+            kept: false,
+        });
+    }
+    out.extend([
         Step {
             name: "control plane",
             objects: control,
@@ -93,7 +104,7 @@ pub(super) fn steps(place: &Place) -> anyhow::Result<Vec<Step>> {
             must_wait: false,
             kept: false,
         },
-    ];
+    ]);
     let gateway = gateway::all(place);
     if !gateway.is_empty() {
         out.push(Step {

@@ -1,9 +1,12 @@
 //! `outrigger install` and `uninstall`: the manifests, in the order in which a cluster needs them.
 
+mod cni;
 mod control_plane;
 mod gateway;
 mod manifests;
 mod rights;
+pub(crate) mod tag;
+mod upgrade;
 mod values;
 mod webhooks;
 
@@ -18,16 +21,21 @@ use std::{
 use anyhow::Context;
 use clap::{Args, Parser};
 use kubernetes::{
-    Access, Client,
+    Client,
     apply::{self, Outcome},
 };
 use serde_json::{Value, json};
 
-use self::{manifests::Step, values::Values};
+use self::{
+    manifests::{Place, Step},
+    values::Values,
+};
 
-/// What both commands need to know.
+pub(crate) use self::upgrade::main as upgrade;
+
+/// Which mesh of which cluster.
 #[derive(Debug, Args)]
-struct Common {
+pub(crate) struct Access {
     /// Kubeconfig of the cluster; $KUBECONFIG or ~/.kube/config if not given.
     #[arg(short = 'c', long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -41,7 +49,14 @@ struct Common {
         default_value = "istio-system",
         value_name = "NAME"
     )]
-    namespace: String,
+    pub(crate) namespace: String,
+}
+
+/// What the commands that know manifests need.
+#[derive(Debug, Args)]
+struct Common {
+    #[command(flatten)]
+    access: Access,
     /// Revision: several may be installed side by side.
     #[arg(short, long, default_value = "default", value_name = "NAME")]
     revision: String,
@@ -71,6 +86,9 @@ struct Install {
     /// Come back when everything is ready.
     #[arg(long)]
     wait: bool,
+    /// Print the values that count where none are given, and change nothing.
+    #[arg(long)]
+    print_defaults: bool,
 }
 
 /// Take the mesh out of a cluster. Definitions and the objects of users stay, unless --purge is given.
@@ -87,6 +105,10 @@ struct Uninstall {
 /// Runs `install`; `args[0]` is its own name.
 pub(crate) fn install(args: Vec<OsString>) -> ExitCode {
     crate::finish(Install::try_parse_from(args), |flags| {
+        if flags.print_defaults {
+            print!("{}", inject::yaml::print(&values::defaults()));
+            return Ok(());
+        }
         let steps = steps(&flags.common)?;
         if flags.common.dry_run {
             return print(steps.iter().flat_map(|s| &s.objects));
@@ -108,31 +130,47 @@ pub(crate) fn uninstall(args: Vec<OsString>) -> ExitCode {
 }
 
 fn steps(common: &Common) -> anyhow::Result<Vec<Step>> {
-    let values = Values::read(&common.files, &common.set)?;
-    manifests::steps(&manifests::Place {
-        namespace: common.namespace.clone(),
+    manifests::steps(&place(common, Value::Null)?)
+}
+
+/// `former`: the values of an install that this one changes.
+fn place(common: &Common, former: Value) -> anyhow::Result<Place> {
+    Ok(Place {
+        namespace: common.access.namespace.clone(),
         revision: common.revision.clone(),
-        values,
+        values: Values::read(former, &common.files, &common.set)?,
     })
 }
 
 async fn put(flags: &Install, steps: Vec<Step>) -> anyhow::Result<()> {
-    let client = client(&flags.common).await?;
+    let client = flags.common.access.client().await?;
     let begun = Instant::now();
+    apply_all(&client, &steps, flags.wait, flags.common.patience).await?;
+    println!("installed in {:.1} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Applies every step; `wait` for each of them, or for those alone that the next one needs.
+async fn apply_all(
+    client: &Client,
+    steps: &[Step],
+    wait: bool,
+    patience: Duration,
+) -> anyhow::Result<()> {
     for step in steps {
         let started = Instant::now();
         let (mut created, mut changed) = (0, 0);
         for object in &step.objects {
-            match apply::apply(&client, object).await? {
+            match apply::apply(client, object).await? {
                 Outcome::Created => created += 1,
                 Outcome::Changed => changed += 1,
                 Outcome::Unchanged => {}
             }
         }
         // Objects of a definition cannot be made before it is established, whoever waits for the rest.
-        if flags.wait || step.must_wait {
+        if wait || step.must_wait {
             for object in &step.objects {
-                apply::wait(&client, object, flags.common.patience).await?;
+                apply::wait(client, object, patience).await?;
             }
         }
         println!(
@@ -142,12 +180,11 @@ async fn put(flags: &Install, steps: Vec<Step>) -> anyhow::Result<()> {
             started.elapsed().as_secs_f64()
         );
     }
-    println!("installed in {:.1} s", begun.elapsed().as_secs_f64());
     Ok(())
 }
 
 async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
-    let client = client(&flags.common).await?;
+    let client = flags.common.access.client().await?;
     let mut gone = 0;
     for step in steps.iter().rev().filter(|s| flags.purge || !s.kept) {
         let mut removed = 0;
@@ -163,7 +200,7 @@ async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
         gone += removed;
     }
     // What the control plane made itself.
-    let namespace = &flags.common.namespace;
+    let namespace = &flags.common.access.namespace;
     let suffix = match flags.common.revision.as_str() {
         "default" => String::new(),
         revision => format!("-{revision}"),
@@ -191,12 +228,15 @@ fn own(api_version: &str, kind: &str, namespace: &str, name: &str) -> Value {
     json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}})
 }
 
-async fn client(common: &Common) -> anyhow::Result<Client> {
-    let access = Access {
-        kubeconfig: common.kubeconfig.clone(),
-        context: common.context.clone(),
-    };
-    Ok(kubernetes::connect(&access).await?)
+impl Access {
+    /// A client of that cluster.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        let access = kubernetes::Access {
+            kubeconfig: self.kubeconfig.clone(),
+            context: self.context.clone(),
+        };
+        Ok(kubernetes::connect(&access).await?)
+    }
 }
 
 fn print<'a>(objects: impl Iterator<Item = &'a Value>) -> anyhow::Result<()> {
@@ -210,7 +250,7 @@ fn print<'a>(objects: impl Iterator<Item = &'a Value>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+pub(crate) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

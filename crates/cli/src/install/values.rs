@@ -7,12 +7,20 @@ use serde_json::{Map, Value, json};
 
 /// All values. Read by dotted path.
 #[derive(Debug, Clone)]
-pub(super) struct Values(Value);
+pub(super) struct Values {
+    all: Value,
+    /// What differs from the defaults because somebody said so.
+    given: Value,
+}
 
 impl Values {
-    /// Defaults, then files, then single values.
-    pub(super) fn read(files: &[PathBuf], set: &[String]) -> anyhow::Result<Self> {
-        let mut out = defaults();
+    /// Defaults, then what a former install was given, then files, then single values.
+    pub(super) fn read(former: Value, files: &[PathBuf], set: &[String]) -> anyhow::Result<Self> {
+        let mut out = if former.is_object() {
+            former
+        } else {
+            json!({})
+        };
         for file in files {
             let name = file.display();
             let text = fs::read_to_string(file).with_context(|| name.to_string())?;
@@ -39,13 +47,19 @@ impl Values {
             }
             merge(&mut out, value);
         }
-        check(&out)?;
-        Ok(Values(out))
+        let mut all = defaults();
+        merge(&mut all, out.clone());
+        // Pods are then injected without an init container that needs rights.
+        if all["cni"]["enabled"] == true && all["pilot"]["cni"]["enabled"].is_null() {
+            merge(&mut all, json!({"pilot": {"cni": {"enabled": true}}}));
+        }
+        check(&all)?;
+        Ok(Values { all, given: out })
     }
 
     /// The value at a path.
     pub(super) fn at(&self, path: &[&str]) -> &Value {
-        path.iter().fold(&self.0, |v, key| &v[*key])
+        path.iter().fold(&self.all, |v, key| &v[*key])
     }
 
     /// The text at a path, or empty.
@@ -59,7 +73,12 @@ impl Values {
 
     /// Everything, for the ConfigMap that injection reads.
     pub(super) fn all(&self) -> &Value {
-        &self.0
+        &self.all
+    }
+
+    /// What is not a default, for whoever changes this install later.
+    pub(super) fn given(&self) -> &Value {
+        &self.given
     }
 
     /// An image of ours.
@@ -72,7 +91,19 @@ impl Values {
     }
 }
 
-fn defaults() -> Value {
+impl Values {
+    /// The image of proxies: a name beside ours, or a full reference.
+    pub(super) fn proxy_image(&self) -> String {
+        let name = self.text(&["global", "proxy", "image"]);
+        match name.contains('/') {
+            true => name,
+            false => self.image(&name),
+        }
+    }
+}
+
+/// What counts where nothing is given.
+pub(super) fn defaults() -> Value {
     json!({
         "global": {
             "hub": "outrigger.local",
@@ -102,6 +133,13 @@ fn defaults() -> Value {
                 },
             },
         },
+        "cni": {
+            "enabled": false,
+            "cniBinDir": "/opt/cni/bin",
+            "cniConfDir": "/etc/cni/net.d",
+            "excludeNamespaces": ["kube-system"],
+            "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}},
+        },
         "meshConfig": {},
     })
 }
@@ -109,6 +147,7 @@ fn defaults() -> Value {
 /// What is read here; the rest of the tree is read by injection, which has rules of its own.
 fn check(values: &Value) -> anyhow::Result<()> {
     let known = [
+        "cni",
         "global",
         "pilot",
         "gateways",
@@ -124,6 +163,16 @@ fn check(values: &Value) -> anyhow::Result<()> {
                 known.join(", ")
             );
         }
+        if key == "cni" {
+            let cni = [
+                "cniBinDir",
+                "cniConfDir",
+                "enabled",
+                "excludeNamespaces",
+                "resources",
+            ];
+            only("cni", value, &cni)?;
+        }
         if key == "pilot" {
             let pilot = [
                 "cni",
@@ -135,18 +184,24 @@ fn check(values: &Value) -> anyhow::Result<()> {
                 "resources",
                 "tolerations",
             ];
-            for name in value.as_object().into_iter().flatten().map(|(k, _)| k) {
-                if !pilot.contains(&name.as_str()) {
-                    bail!(
-                        "value pilot.{name}: not known here; known are {}",
-                        pilot.join(", ")
-                    );
-                }
-            }
+            only("pilot", value, &pilot)?;
         }
     }
     inject::Values::new(values).map_err(|e| anyhow::anyhow!("{e}"))?;
     config::mesh::merge(&values["meshConfig"]).map_err(|e| anyhow::anyhow!("meshConfig.{e}"))?;
+    Ok(())
+}
+
+/// Refuses keys that are not known.
+fn only(of: &str, value: &Value, known: &[&str]) -> anyhow::Result<()> {
+    for name in value.as_object().into_iter().flatten().map(|(k, _)| k) {
+        if !known.contains(&name.as_str()) {
+            bail!(
+                "value {of}.{name}: not known here; known are {}",
+                known.join(", ")
+            );
+        }
+    }
     Ok(())
 }
 
@@ -218,14 +273,14 @@ mod tests {
             "pilot.replicaCount=2",
             "meshConfig.enableAutoMtls=false",
         ];
-        let values = Values::read(&[], &set.map(str::to_owned)).unwrap();
+        let values = Values::read(Value::Null, &[], &set.map(str::to_owned)).unwrap();
         assert_eq!(
             values.image("outrigger"),
             format!("example.test/mesh/outrigger:{}", env!("CARGO_PKG_VERSION"))
         );
         assert_eq!(values.at(&["pilot", "replicaCount"]), 2);
         assert_eq!(values.at(&["meshConfig", "enableAutoMtls"]), false);
-        let wrong = Values::read(&[], &["pilot.replicas=2".to_owned()]).unwrap_err();
+        let wrong = Values::read(Value::Null, &[], &["pilot.replicas=2".to_owned()]).unwrap_err();
         assert!(wrong.to_string().contains("pilot.replicas"), "{wrong}");
         assert_eq!(split(r"a.b\.c/d.e"), ["a", "b.c/d", "e"]);
     }

@@ -24,7 +24,16 @@ pub(super) fn all(place: &Place) -> Vec<Value> {
 }
 
 fn mutating(place: &Place) -> Value {
-    let revision = &place.revision;
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": injector(place), "labels": place.labels("sidecar-injector")},
+        "webhooks": entries(place, &place.revision),
+    })
+}
+
+/// The entries for pods that name `revision` (or a tag of it); `default` is also what pods mean that name none.
+pub(super) fn entries(place: &Place, revision: &str) -> Vec<Value> {
     let rev = |operator: &str| match operator {
         "In" => json!({"key": "istio.io/rev", "operator": "In", "values": [revision]}),
         other => json!({"key": "istio.io/rev", "operator": other}),
@@ -72,7 +81,7 @@ fn mutating(place: &Place) -> Value {
             vec![not_false.clone(), rev("In")],
         ),
     ];
-    if place.is_default() {
+    if revision == "default" {
         webhooks.push(entry(
             "namespace.sidecar-injector.istio.io",
             vec![enabled("In")],
@@ -84,12 +93,7 @@ fn mutating(place: &Place) -> Value {
             vec![is_true, rev("DoesNotExist")],
         ));
     }
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": injector(place), "labels": place.labels("sidecar-injector")},
-        "webhooks": webhooks,
-    })
+    webhooks
 }
 
 fn validating(place: &Place) -> Value {
