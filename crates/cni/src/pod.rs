@@ -76,13 +76,34 @@ pub(crate) fn judge(id: &str, pod: &Value) -> Result<Verdict, CniError> {
         Some(value) => value.to_owned(),
         None => read(KUBEVIRT, "", anything)?,
     };
+    let mode = read(MODE, "REDIRECT", mode)?;
+    let excluded_interfaces = read(EXCLUDE_INTERFACES, "", anything)?;
+    let rerouted = if text("annotations", REROUTE).is_some() {
+        REROUTE
+    } else {
+        KUBEVIRT
+    };
+    for (key, value) in [
+        (EXCLUDE_INTERFACES, &excluded_interfaces),
+        (rerouted, &virtual_interfaces),
+    ] {
+        // Programs see sockets, and no interface.
+        if mode == "EBPF" && !value.is_empty() {
+            return Err(CniError::Annotation {
+                pod: id.into(),
+                key,
+                value: value.clone(),
+                why: format!("it does not go with {MODE}: EBPF; leave one of them out"),
+            });
+        }
+    }
     let mut flags = Vec::new();
     for (flag, value) in [
         ("-p", "15001".to_owned()),
         ("-z", "15006".to_owned()),
         ("-u", number("runAsUser")),
         ("-g", number("runAsGroup")),
-        ("-m", read(MODE, "REDIRECT", mode)?),
+        ("-m", mode),
         ("-i", read(INCLUDE_RANGES, "*", ranges_or_all)?),
         ("-x", read(EXCLUDE_RANGES, "", ranges)?),
         ("-b", read(INCLUDE_IN, "*", ports_or_all)?),
@@ -90,7 +111,7 @@ pub(crate) fn judge(id: &str, pod: &Value) -> Result<Verdict, CniError> {
         ("-o", read(EXCLUDE_OUT, "15020", ports_or_all)?),
         ("-q", read(INCLUDE_OUT, "", ports_or_all)?),
         ("-k", virtual_interfaces),
-        ("-c", read(EXCLUDE_INTERFACES, "", anything)?),
+        ("-c", excluded_interfaces),
     ] {
         flags.extend([flag.to_owned(), value]);
     }
@@ -298,6 +319,17 @@ mod tests {
             p["metadata"]["annotations"][key] = value.into();
             let e = judge("a/b", &p).unwrap_err();
             assert!(e.to_string().contains(key) && e.code() == 100, "{e}");
+        }
+        for key in [EXCLUDE_INTERFACES, KUBEVIRT, REROUTE] {
+            let mut p = pod();
+            p["metadata"]["annotations"][MODE] = "EBPF".into();
+            assert!(flags(&p).contains(" -m EBPF "));
+            p["metadata"]["annotations"][key] = "eth7".into();
+            let e = judge("a/b", &p).unwrap_err().to_string();
+            assert!(
+                e.contains(&format!("annotation {key}: ")) && e.contains("leave one"),
+                "{e}"
+            );
         }
     }
 }

@@ -55,6 +55,11 @@ pub fn run(
     log: apply::Log<'_>,
 ) -> Result<(), Error> {
     let mut failures = Vec::new();
+    // Programs see the sockets of the pod's cgroup alone, and this may be called from the node.
+    let inside = match config.ebpf() {
+        true => Some(ebpf::Inside::of(&config.ebpf_cgroup)?),
+        false => None,
+    };
     for v6 in [false, true] {
         if addresses.of_family(v6).is_none() || v6 && !config.enable_inbound_ipv6 {
             continue;
@@ -75,6 +80,7 @@ pub fn run(
             }
         }
     }
+    drop(inside);
     // Rules written by someone else (the CNI plug-in) may differ and work; ours must be there to the letter.
     let missing = (!config.native_nftables).then(|| match config.ebpf() {
         true => ebpf::verify(config, rules),

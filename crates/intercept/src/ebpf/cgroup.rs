@@ -46,6 +46,52 @@ impl Group {
     }
 }
 
+/// This process in the pod's group, whose sockets alone are captured; back where it was when dropped.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    /// A group of its own below the pod's, since one with controllers for its children takes no process; none where
+    /// this process was there already.
+    moved: Option<(PathBuf, PathBuf)>,
+}
+
+impl Inside {
+    /// Moves this process to the group at `path` (`--ebpf-cgroup`).
+    pub(crate) fn of(path: &str) -> Result<Inside, Error> {
+        let group = Group::find(path)?;
+        let before = own(&mount()?)?;
+        if before.starts_with(&group.path) {
+            return Ok(Inside { moved: None });
+        }
+        let below = group
+            .path
+            .join(format!("outrigger-validation-{}", std::process::id()));
+        let fail = |why: std::io::Error| {
+            Error::Ebpf(format!(
+                "cgroup {}: this process cannot join it for the self-test: {why}",
+                group.path.display()
+            ))
+        };
+        fs::create_dir(&below).map_err(fail)?;
+        if let Err(e) = fs::write(below.join("cgroup.procs"), "0") {
+            let _ = fs::remove_dir(&below);
+            return Err(fail(e));
+        }
+        Ok(Inside {
+            moved: Some((before, below)),
+        })
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        if let Some((before, below)) = &self.moved {
+            // Without a way back the process ends there, and its group with the pod's.
+            let _ = fs::write(before.join("cgroup.procs"), "0");
+            let _ = fs::remove_dir(below);
+        }
+    }
+}
+
 /// The folder of the group with that number; none where it is gone.
 pub(super) fn numbered(id: u64) -> Option<PathBuf> {
     let mut left = vec![mount().ok()?];
@@ -82,11 +128,11 @@ fn mounted(mounts: &str) -> Option<PathBuf> {
 }
 
 fn own(mount: &Path) -> Result<PathBuf, Error> {
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let text = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
     let path = text
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
-        .ok_or_else(|| Error::Ebpf("/proc/self/cgroup names no group of cgroup2".into()))?;
+        .ok_or_else(|| Error::Ebpf("/proc/thread-self/cgroup names no group of cgroup2".into()))?;
     Ok(mount.join(path))
 }
 

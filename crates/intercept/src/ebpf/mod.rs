@@ -39,6 +39,7 @@ use crate::{
     surroundings::{self, Addresses},
 };
 
+pub(crate) use cgroup::Inside;
 pub use cgroup::mount as cgroup_mount;
 pub(crate) use watch::Watch;
 

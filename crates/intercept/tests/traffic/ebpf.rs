@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("ebpf_bytes_in_order", bytes_in_order),
     ("ebpf_cuts_what_stays_open", cuts_what_stays_open),
     ("ebpf_between_sidecars", between_sidecars),
+    ("ebpf_is_validated_from_the_node", validated_from_the_node),
     ("ebpf_guard_reports_and_repairs", guard_reports_and_repairs),
 ];
 
@@ -296,6 +297,15 @@ fn says_what_it_cannot() {
             "-m EBPF -c eth1",
             "--istio-exclude-interfaces does not go with",
         ),
+        ("-m EBPF -k tap0", "--kube-virt-interfaces does not go with"),
+        (
+            "-m EBPF --drop-invalid",
+            "--drop-invalid does not go with --istio-inbound-interception-mode=EBPF: leave one of them out",
+        ),
+        (
+            "-m EBPF --rules-version 1.5",
+            "--rules-version does not go with",
+        ),
         (
             "-m EBPF --ebpf-cgroup /tmp",
             "it is not below the cgroup2 mount",
@@ -487,6 +497,37 @@ fn between_sidecars() {
         !shared.exists(),
         "the last pod takes the shared maps with it"
     );
+}
+
+/// The self-test of a program that is outside of the pod's cgroup, as on a node.
+fn validated_from_the_node() {
+    let net = Pod::new(mode("iptables_nft"));
+    let mount = outrigger_intercept::ebpf::cgroup_mount().expect("cgroup2");
+    let group = mount.join(format!("outrigger-test-node-{}", std::process::id()));
+    fs::create_dir(&group).expect("a cgroup");
+    let flags = format!(
+        "{FLAGS} -m EBPF --ebpf-cgroup {} -p 15991 -z 15996",
+        group.display()
+    );
+    let out = net
+        .pod
+        .try_sh(&format!("$RUN istio-iptables {flags} --run-validation"));
+    let gone = net.pod.try_sh(&format!(
+        "cat {}/cgroup.procs; ls -d {0}/*/; $RUN istio-iptables {flags} --cleanup-only; rmdir {0}; \
+         $RUN intercept verify {flags}; test $? = 126",
+        group.display()
+    ));
+    let _ = fs::remove_dir(&group);
+    for line in [
+        "the proxy's call to its own pod to 127.0.0.6:15002 arrives at port 15996",
+        "the app's call to the outside to 192.0.2.1:15002 arrives at port 15991",
+        "the app's call to the outside to [2001:db8:ffff::1]:15002 arrives at port 15991",
+        "the capture works",
+    ] {
+        assert!(out.1 && out.0.contains(line), "{line}: {}", out.0);
+    }
+    // Nobody is left there.
+    assert!(!group.exists(), "{}", gone.0);
 }
 
 /// What somebody takes away from programs is told within five seconds, and put back when told so.
