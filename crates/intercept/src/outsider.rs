@@ -5,6 +5,7 @@
 //! addresses, which nothing in the pod takes for its own. Needs NET_ADMIN and `ip`; without them the test is left out.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     process::{Command, Stdio},
     sync::mpsc,
@@ -22,7 +23,7 @@ use crate::{
     Error,
     apply::Log,
     config::{Config, split},
-    surroundings,
+    ebpf, surroundings,
 };
 
 /// Calls the pod from elsewhere in every captured family; an error names the call that does not arrive.
@@ -119,7 +120,7 @@ impl Cards {
             ]);
             // A pod without IPv6 is tested without it.
             let _ = ip(&[&format!("-6 addr add fd6f:7574:7269::2/64 dev {FAR} nodad")]);
-            let _ = done.send(up);
+            let _ = done.send(up.and_then(|()| carrier(FAR)));
             for to in calls {
                 let _ = done.send(dial(to));
             }
@@ -137,6 +138,7 @@ impl Cards {
         let broke = "the far end broke";
         cards.send(()).map_err(|_| broke)?;
         made.outcomes.recv().map_err(|_| broke)??;
+        carrier(NEAR)?;
         Ok(made)
     }
 
@@ -144,20 +146,33 @@ impl Cards {
     fn call(&self, config: &Config, to: SocketAddr) -> Result<u16, String> {
         let capture = surroundings::port(&config.inbound_capture_port, "tcp")
             .ok_or("--inbound-capture-port is no port")?;
+        // Programs lead to sockets of the pod's cgroup alone; the caller is to be none of it.
+        let inside = match config.ebpf() {
+            true => Some(ebpf::Inside::of(&config.ebpf_cgroup).map_err(|e| e.to_string())?),
+            false => None,
+        };
         // What is led to a port comes to the address of the card that it came in by.
-        let listener = TcpListener::bind(SocketAddr::new(to.ip(), capture))
-            .map_err(|e| format!("port {capture} cannot be listened at: {e}"))?;
-        listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+        let listener = match TcpListener::bind(SocketAddr::new(to.ip(), capture)) {
+            Ok(listener) => Some(listener),
+            // The proxy runs already; nobody else takes such a call.
+            Err(e) if e.kind() == ErrorKind::AddrInUse => None,
+            Err(e) => return Err(format!("port {capture} cannot be listened at: {e}")),
+        };
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+        }
+        drop(inside);
         let end = Instant::now() + config.probe_timeout;
         let mut why = "no connection came".to_owned();
         while Instant::now() < end {
             self.jobs.send(to).map_err(|_| "the far end broke")?;
             match self.outcomes.recv() {
+                Ok(Ok(())) if listener.is_none() => return Ok(capture),
                 Ok(Ok(())) => {}
                 Ok(Err(e)) => why = e,
                 Err(_) => return Err("the far end broke".into()),
             }
-            if let Ok((stream, _)) = listener.accept() {
+            if let Some(Ok((stream, _))) = listener.as_ref().map(TcpListener::accept) {
                 return match original(&stream, to) {
                     Some(found) if found == to => Ok(capture),
                     found => Err(format!("it arrives, meant for {found:?}")),
@@ -177,7 +192,7 @@ impl Drop for Cards {
 }
 
 fn dial(to: SocketAddr) -> Result<(), String> {
-    TcpStream::connect_timeout(&to, Duration::from_millis(500))
+    TcpStream::connect_timeout(&to, ATTEMPT)
         .map(drop)
         .map_err(|e| e.to_string())
 }
@@ -197,6 +212,24 @@ fn original(stream: &TcpStream, meant: SocketAddr) -> Option<SocketAddr> {
     }
 }
 
+/// Waits until the card can send: the kernel takes its time, up to a second.
+fn carrier(card: &str) -> Result<(), String> {
+    let end = Instant::now() + Duration::from_secs(3);
+    loop {
+        let output = Command::new("ip")
+            .args(["-o", "link", "show", "dev", card])
+            .output();
+        let text = output.map_err(|e| format!("ip: {e}"))?.stdout;
+        if String::from_utf8_lossy(&text).contains(" state UP ") {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(format!("the card {card} does not come up"));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Runs `ip` once for each line.
 fn ip(lines: &[&str]) -> Result<(), String> {
     for line in lines {
@@ -213,5 +246,7 @@ fn ip(lines: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
+/// How long one call may take.
+const ATTEMPT: Duration = Duration::from_millis(500);
 const NEAR: &str = "or-verify0";
 const FAR: &str = "or-verify1";

@@ -219,9 +219,20 @@ enum Outcome {
 
 /// Makes one call until it arrives or the time is over.
 fn call(config: &Config, probe: &Probe) -> Result<(), Outcome> {
-    let listener = listen_at(probe).map_err(|e| {
-        Outcome::NotPossible(format!("port {} cannot be listened at: {e}", probe.port))
-    })?;
+    let listener = match listen_at(probe) {
+        Ok(listener) => listener,
+        // The proxy runs already. Nobody else takes such a call: that it is taken shows where it went.
+        Err(Errno::EADDRINUSE) => {
+            let (probe, deadline) = (probe.clone(), Instant::now() + config.probe_timeout);
+            let caller = thread::spawn(move || dial(&probe, deadline));
+            let broke = |_| Err(Outcome::Failed("the caller broke".into()));
+            return caller.join().unwrap_or_else(broke);
+        }
+        Err(e) => {
+            let why = format!("port {} cannot be listened at: {e}", probe.port);
+            return Err(Outcome::NotPossible(why));
+        }
+    };
     let deadline = Instant::now() + config.probe_timeout;
     // The socket's owner is what the rules look at: a thread of its own takes on the user's identity.
     let caller = {

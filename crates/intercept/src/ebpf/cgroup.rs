@@ -1,6 +1,7 @@
 //! The pod's control group: what the programs for its sockets are attached to.
 
 use std::{
+    collections::HashSet,
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -94,18 +95,37 @@ impl Drop for Inside {
 
 /// The folder of the group with that number; none where it is gone.
 pub(super) fn numbered(id: u64) -> Option<PathBuf> {
-    let mut left = vec![mount().ok()?];
+    let mut found = None;
+    visit(&mount().ok()?, &mut |path, number| {
+        if number == id {
+            found = Some(path);
+        }
+    });
+    found
+}
+
+/// The numbers of all groups; none where they cannot be seen.
+pub(super) fn numbers() -> Option<HashSet<u64>> {
+    let mut out = HashSet::new();
+    visit(&mount().ok()?, &mut |_, number| {
+        out.insert(number);
+    });
+    (!out.is_empty()).then_some(out)
+}
+
+/// Shows every group below `root` with its number.
+fn visit(root: &Path, show: &mut dyn FnMut(PathBuf, u64)) {
+    let mut left = vec![root.to_owned()];
     while let Some(folder) = left.pop() {
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        for entry in entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-            let path = entry.path();
-            if fs::metadata(&path).is_ok_and(|m| m.ino() == id) {
-                return Some(path);
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if let Ok(metadata) = entry.metadata()
+                && metadata.is_dir()
+            {
+                left.push(entry.path());
+                show(entry.path(), metadata.ino());
             }
-            left.push(path);
         }
     }
-    None
 }
 
 /// Where cgroup2 is mounted; beside version 1 (a hybrid) counts.

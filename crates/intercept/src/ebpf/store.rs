@@ -21,6 +21,7 @@ use nix::{
 };
 
 use super::{
+    cgroup,
     policy::{Lists, RULE, Record, mapped},
     programs::{self, PROGRAMS, Part, Shape},
     sys,
@@ -170,8 +171,24 @@ pub(super) fn sets(netns: u64) -> Vec<Set> {
 }
 
 /// Removes what belongs to pods that are gone: a namespace or a cgroup that links were attached to is no more.
+///
+/// A link tells that itself, but only when the last socket of its cgroup is gone, and a connection that was never ended
+/// well keeps one for minutes: a cgroup whose folder is removed counts as gone, too.
 pub(super) fn sweep() {
-    for pod in children(Path::new(ROOT)) {
+    let pods = children(Path::new(ROOT));
+    let groups = if pods.is_empty() {
+        None
+    } else {
+        cgroup::numbers()
+    };
+    let gone = |link: &OwnedFd| {
+        let id = sys::field(link, "cgroup_id");
+        gone(link)
+            || id
+                .zip(groups.as_ref())
+                .is_some_and(|(id, all)| !all.contains(&id))
+    };
+    for pod in pods {
         if pod.ends_with("shared") {
             continue;
         }

@@ -512,6 +512,14 @@ fn validated_from_the_node() {
     let out = net
         .pod
         .try_sh(&format!("$RUN istio-iptables {flags} --run-validation"));
+    let verified = net.pod.try_sh(&format!("$RUN intercept verify {flags}"));
+    // A proxy that runs already takes the calls of the test.
+    let at = |port: u16| format!("0.0.0.0:{port}").parse().expect("an address");
+    net.pod.peer("inbound", at(15996), false);
+    net.pod.peer("outbound", at(15991), false);
+    let beside = net.pod.try_sh(&format!(
+        "$RUN istio-iptables {flags} --cleanup-only; $RUN istio-iptables {flags} && $RUN intercept verify {flags}"
+    ));
     let gone = net.pod.try_sh(&format!(
         "cat {}/cgroup.procs; ls -d {0}/*/; $RUN istio-iptables {flags} --cleanup-only; rmdir {0}; \
          $RUN intercept verify {flags}; test $? = 126",
@@ -525,6 +533,12 @@ fn validated_from_the_node() {
         "the capture works",
     ] {
         assert!(out.1 && out.0.contains(line), "{line}: {}", out.0);
+    }
+    for (out, ok) in [&verified, &beside] {
+        let line = "a call from elsewhere to 169.254.77.1:15002 arrives at port 15996";
+        assert!(*ok && out.contains(line), "{out}");
+        let line = "the app's call to the outside to 192.0.2.1:15002 arrives at port 15991";
+        assert!(out.contains(line), "{out}");
     }
     // Nobody is left there.
     assert!(!group.exists(), "{}", gone.0);
