@@ -293,6 +293,9 @@ impl Pod {
                             .insert(0, self.context.program.display().to_string());
                         spec.args
                             .extend(["--ebpf-cgroup".into(), cgroup.display().to_string()]);
+                        // The pod's resolvers are not known on the node, so every query is
+                        // captured where any is, as by the CNI plug-in.
+                        spec.args.push("--capture-all-dns".into());
                     }
                     let probe = |field| Probe::read(&pod, container, field).map_err(fail);
                     let hook = |field: &str| match &container["lifecycle"][field] {
