@@ -1,6 +1,10 @@
 //! The capture as the pod's agent sees it: names that are answered in the pod, and rules that are lost.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use crate::mesh::{Mesh, eventually};
 
@@ -69,3 +73,67 @@ pub(crate) fn a_lost_capture_is_told(mesh: &Mesh) {
         ready().ends_with("200").then_some(())
     });
 }
+
+/// A mesh of its own whose pods have interception mode EBPF, from its start to its end.
+pub(crate) fn programs_capture_as_rules_do(_: &Mesh) {
+    let _restore = testkit::bpffs::Restore::later();
+    let before = kept();
+    let mesh = Mesh::start("e2e/ebpf", 2);
+    let own = || -> Vec<PathBuf> { kept().into_iter().filter(|p| !before.contains(p)).collect() };
+    let called = |from: &str| {
+        let answer = mesh.call(from, &["http://web.shop/x"]);
+        assert_eq!(answer["status"], 200, "{answer}");
+        // By both proxies: the caller's answers for it, the other calls the app, with who called.
+        assert_eq!(answer["headers"]["server"], "envoy", "{answer}");
+        assert_eq!(answer["body"]["peer"], "127.0.0.6", "{answer}");
+        let caller = answer["body"]["headers"]["x-forwarded-client-cert"].to_string();
+        assert!(
+            caller.contains("URI=spiffe://cluster.local/ns/shop/sa/default"),
+            "{answer}"
+        );
+    };
+    for from in ["shop/client", "shop/web"] {
+        called(from);
+    }
+    // Names come from the agent: its programs see the pod's resolvers, not the node's.
+    let figures = in_pod(&mesh, "client", "curl -s 127.0.0.1:15020/stats/prometheus");
+    let queries = figures
+        .lines()
+        .find(|l| l.starts_with("istio_agent_dns_requests_total "));
+    assert!(queries.is_some_and(|l| !l.ends_with(" 0")), "{figures}");
+    for pod in ["client", "web"] {
+        let rules = in_pod(&mesh, pod, "iptables-save; nft list ruleset");
+        assert!(!rules.to_lowercase().contains("istio"), "{rules}");
+    }
+    assert_eq!(own().len(), 2, "a set of programs for each pod");
+    // The node's guard names what somebody takes away, and the pod's agent says that nothing comes any more.
+    let inode = in_pod(&mesh, "client", "stat -Lc %i /proc/self/ns/net");
+    let pod = Path::new(KEPT).join(inode.trim());
+    let set = fs::read_dir(&pod).expect("its programs").flatten().next();
+    fs::remove_file(set.expect("a set").path().join("connect4")).expect("it is pinned");
+    let log = mesh.state().join("pods/client.shop/guard.log");
+    eventually("the guard's word", Duration::from_secs(5), || {
+        let text = fs::read_to_string(&log).expect("the guard's log");
+        text.contains("program deleted: connect4, which leads outbound calls")
+            .then_some(())
+    });
+    eventually("the agent's word", Duration::from_secs(10), || {
+        let answer = in_pod(
+            &mesh,
+            "client",
+            "curl -s -w '%{http_code}' http://127.0.0.1:15020/healthz/ready",
+        );
+        (answer.ends_with("503") && answer.contains("this pod's traffic is not captured"))
+            .then_some(())
+    });
+    drop(mesh);
+    assert_eq!(own(), Vec::<PathBuf>::new(), "programs are left");
+}
+
+/// What programs keep on this machine, by network namespace.
+fn kept() -> Vec<PathBuf> {
+    let list = fs::read_dir(KEPT).into_iter().flatten().flatten();
+    list.map(|e| e.path()).collect()
+}
+
+const KEPT: &str = "/sys/fs/bpf/outrigger";

@@ -33,6 +33,10 @@ pub(crate) const CASES: &[Case] = &[
         crate::capture::a_lost_capture_is_told,
     ),
     (
+        "programs_capture_as_rules_do",
+        crate::capture::programs_capture_as_rules_do,
+    ),
+    (
         "each_end_knows_the_other",
         crate::mtls::each_end_knows_the_other,
     ),
