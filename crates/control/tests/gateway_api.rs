@@ -173,10 +173,8 @@ fn the_most_specific_match_wins_whichever_route_it_is_of() {
         + &http_route(
             "two",
             "shop",
-            &format!(
-                "{{parentRefs: [{{name: gw, namespace: infra}}], hostnames: [x.example], rules: [\
-            {{matches: [{{path: {{type: Exact, value: /a}}}}, {{path: {{value: /a/long}}}}, {{path: {{value: /a}}, headers: [{{name: h, value: v}}]}}], backendRefs: [{{name: b, port: 80}}]}}]}}"
-            ),
+            "{parentRefs: [{name: gw, namespace: infra}], hostnames: [x.example], rules: [\
+            {matches: [{path: {type: Exact, value: /a}}, {path: {value: /a/long}}, {path: {value: /a}, headers: [{name: h, value: v}]}], backendRefs: [{name: b, port: 80}]}]}",
         );
     let mesh = support::mesh(&yaml);
     let (a, b) = (

@@ -28,7 +28,7 @@ pub(super) enum To {
     /// A listener, and the hostnames of other listeners of its port and protocol: hosts that those fit better are not its.
     Listener {
         object: ObjectKey,
-        listener: Attachable,
+        listener: Box<Attachable>,
         others: BTreeSet<String>,
     },
     /// A service of the mesh, by its hosts.
@@ -147,7 +147,7 @@ impl<'a> Parents<'a> {
                 denied: denied(listener, reference, route),
                 to: To::Listener {
                     object: key.clone(),
-                    listener: listener.clone(),
+                    listener: Box::new(listener.clone()),
                     others,
                 },
             });

@@ -40,6 +40,9 @@ pub(super) struct Policies {
 /// A backend: kind, namespace, name, and one of its hosts.
 type Backend = (String, String, String, String);
 
+/// The Gateways (namespace, name) through which each backend (kind, namespace, name) is reached.
+type Gateways = BTreeMap<(String, String, String), BTreeSet<(String, String)>>;
+
 /// What of a policy counts for a backend.
 struct Part {
     section: Option<String>,
@@ -88,7 +91,7 @@ fn one(
     inputs: &Inputs<'_>,
     policy: &Arc<Object<BackendTlsPolicy>>,
     older: &[&Arc<Object<BackendTlsPolicy>>],
-    gateways_of: &BTreeMap<(String, String, String), BTreeSet<(String, String)>>,
+    gateways_of: &Gateways,
     parts: &mut BTreeMap<Backend, Vec<Part>>,
 ) -> Vec<AncestorReport> {
     let namespace = &policy.meta.namespace;
@@ -347,11 +350,9 @@ fn rule(
     }
 }
 
-/// The Gateways of ours through which each backend (kind, namespace, name) is reached.
-fn ancestors(
-    inputs: &Inputs<'_>,
-) -> BTreeMap<(String, String, String), BTreeSet<(String, String)>> {
-    let mut out: BTreeMap<_, BTreeSet<(String, String)>> = BTreeMap::new();
+/// The Gateways of ours through which backends are reached.
+fn ancestors(inputs: &Inputs<'_>) -> Gateways {
+    let mut out = Gateways::new();
     let mut add =
         |namespace: &str,
          parents: &[ParentReference],

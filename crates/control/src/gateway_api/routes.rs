@@ -420,8 +420,11 @@ fn only_tcp_port(rules: &mut [TcpRoute], port: u32) {
     }
 }
 
+/// Kind and length of the path, whether there is a method, numbers of headers and parameters.
+type Specific = (u8, usize, bool, usize, usize);
+
 /// Sorts the most specific rule first. A rule has one match at most; without any it goes last.
-fn rank(rule: &Rule) -> (bool, Reverse<(u8, usize, bool, usize, usize)>) {
+fn rank(rule: &Rule) -> (bool, Reverse<Specific>) {
     let Some(m) = rule.r#match.first() else {
         return (true, Reverse((0, 0, false, 0, 0)));
     };

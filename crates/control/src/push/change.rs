@@ -144,10 +144,7 @@ fn is_rule_kind(kind: Kind) -> bool {
 
 /// Whether an object can matter to any proxy at all.
 pub(crate) fn matters(key: &ObjectKey) -> bool {
-    match key.kind {
-        Kind::ServiceAccount => false,
-        _ => true,
-    }
+    key.kind != Kind::ServiceAccount
 }
 
 fn is_mesh_wide(key: &ObjectKey) -> bool {
