@@ -84,7 +84,7 @@ async fn set(access: &Access, wanted: &Set) -> anyhow::Result<()> {
     let found = injectors(&client).await?;
     let revisions = found.iter().filter(|c| tag_of(c).is_empty());
     let Some(of_revision) = revisions.clone().find(|c| revision_of(c) == revision) else {
-        let known: Vec<&str> = revisions.map(|c| revision_of(c)).collect();
+        let known: Vec<&str> = revisions.map(revision_of).collect();
         bail!(
             "revision {revision} is not installed; there are: {}",
             known.join(", ")

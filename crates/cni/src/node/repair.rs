@@ -158,14 +158,12 @@ mod tests {
                     "state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {"exitCode": 126}},
                 })))
         );
-        assert!(
-            None == uncaptured(&named(
-                json!({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 126}}})
-            ))
-        );
-        assert!(None == uncaptured(&named(json!({"state": {"terminated": {"exitCode": 0}}}))));
-        assert!(None == uncaptured(&named(json!({"state": {"terminated": {"exitCode": 1}}}))));
-        assert!(None == uncaptured(&json!({})));
+        let runs_again =
+            json!({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 126}}});
+        assert!(uncaptured(&named(runs_again)).is_none());
+        assert!(uncaptured(&named(json!({"state": {"terminated": {"exitCode": 0}}}))).is_none());
+        assert!(uncaptured(&named(json!({"state": {"terminated": {"exitCode": 1}}}))).is_none());
+        assert!(uncaptured(&json!({})).is_none());
     }
 
     #[test]
