@@ -88,6 +88,11 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
     exchange.find_route(routes(plan, cx.worker, exchange));
+    if cx.drain.begun()
+        && let Some(reply) = cx.worker.listeners.denies_request(exchange)
+    {
+        return Err(reply);
+    }
     clean_internal_only(exchange);
     if plan.flush_access_log_on_new_request {
         exchange.log_type = "DownstreamStart";

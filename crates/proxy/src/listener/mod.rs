@@ -4,13 +4,14 @@
 //! that listener's filters → filter chain ([`chain`]) → network filters (`network/`).
 //!
 //! A listener is known by its name. An update keeps the sockets, and keeps the connections of each chain that did not
-//! change; the others drain.
+//! change; the others drain, but those that a new policy denies end at once ([`newer`]).
 
 mod accept;
 mod chain;
 mod connection;
 mod filters;
 mod http_inspector;
+mod newer;
 mod proxy_protocol;
 mod stats;
 

@@ -1,6 +1,6 @@
 //! `envoy.filters.network.tcp_proxy`: bytes to a host of a cluster and back.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{borrow::Cow, cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
 use serde_json::Value;
@@ -18,7 +18,7 @@ use crate::{
     io::Stream,
     listener::{Connection, ConnectionInfo},
     plan::{self, route::MetadataMatch},
-    worker::Worker,
+    worker::{Worker, drain::Drain},
 };
 
 stats::group! {
@@ -51,6 +51,35 @@ pub(crate) struct TcpProxy {
     sni_cluster: bool,
     may_splice: bool,
 }
+
+/// Why a connection ended.
+enum End {
+    /// A peer or the configuration ended it.
+    Natural,
+    TooOld,
+    /// By a policy that was not there when it began.
+    Denied(Cow<'static, str>),
+}
+
+/// Completes when the connection has to close since its chain drains, or since a newer one would not let it in.
+async fn drained(drain: &Drain, info: &ConnectionInfo, worker: &Worker) -> End {
+    drain.begin().await;
+    // In a box, since connections that nothing drains should not carry room for it.
+    Box::pin(async {
+        loop {
+            if let Some(why) = worker.listeners.denies(info) {
+                return End::Denied(why);
+            }
+            // A still newer version may deny it.
+            if timeout(DENIED_INTERVAL, drain.closed()).await.is_ok() {
+                return End::Natural;
+            }
+        }
+    })
+    .await
+}
+
+const DENIED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a proxied connection went, for logs and metrics.
 #[derive(Clone, Debug, Default)]
@@ -108,38 +137,48 @@ impl TcpProxy {
     }
 
     /// Proxies a connection to its end.
-    pub(super) async fn serve(
-        &self,
-        mut connection: Connection,
-        worker: &Rc<Worker>,
-    ) -> TcpOutcome {
+    pub(super) async fn serve(&self, connection: Connection, worker: &Rc<Worker>) -> TcpOutcome {
         self.stats.downstream_cx_total().inc();
         let mut outcome = TcpOutcome::default();
         let limit = self.longest(worker);
-        let drain = connection.drain.clone();
+        let Connection {
+            mut stream,
+            mut info,
+            drain,
+        } = connection;
         let progress = Progress::default();
         let reported = Reported::default();
         {
-            let work = self.proxy(&mut connection, &progress, &reported, &mut outcome, worker);
+            let work = self.proxy(
+                (&mut stream, &info),
+                &progress,
+                &reported,
+                &mut outcome,
+                worker,
+            );
             let over = async {
                 match limit {
                     Some(limit) => tokio::time::sleep(limit).await,
                     None => std::future::pending().await,
                 }
             };
-            let too_old = tokio::select! {
-                () = work => false,
-                () = drain.closed() => false,
-                () = over => true,
+            let end = tokio::select! {
+                () = work => End::Natural,
+                () = over => End::TooOld,
+                end = drained(&drain, &info, worker) => end,
             };
-            if too_old {
-                self.stats.max_downstream_connection_duration().inc();
-                outcome.response_flags.push("DT");
+            match end {
+                End::Natural => {}
+                End::TooOld => {
+                    self.stats.max_downstream_connection_duration().inc();
+                    outcome.response_flags.push("DT");
+                }
+                End::Denied(why) => info.termination_details = Some(why.into()),
             }
         }
         outcome.bytes_received = progress.forth.get();
         outcome.bytes_sent = progress.back.get();
-        outcome.duration = connection.info.accepted.elapsed();
+        outcome.duration = info.accepted.elapsed();
         self.stats
             .downstream_cx_rx_bytes_total()
             .add(outcome.bytes_received);
@@ -152,7 +191,6 @@ impl TcpProxy {
         self.stats
             .downstream_flow_control_resumed_reading_total()
             .add(progress.resumed.get());
-        let Connection { stream, info, .. } = connection;
         drop(stream);
         log_connection(
             &self.logs,
@@ -209,13 +247,13 @@ impl TcpProxy {
 
     async fn proxy(
         &self,
-        connection: &mut Connection,
+        (stream, info): (&mut Stream, &ConnectionInfo),
         progress: &Progress,
         reported: &Reported,
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
-        let sni = connection.info.requested_server_name.as_ref();
+        let sni = info.requested_server_name.as_ref();
         let (name, wanted) = match sni.filter(|_| self.sni_cluster) {
             Some(sni) => (sni.clone(), &self.plan.metadata_match),
             None => {
@@ -230,9 +268,7 @@ impl TcpProxy {
             return;
         };
         outcome.cluster = Some(cluster.plan.clone());
-        let connected = self
-            .connect(&cluster, wanted, &connection.info, outcome)
-            .await;
+        let connected = self.connect(&cluster, wanted, info, outcome).await;
         let (mut upstream, _account) = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -243,16 +279,15 @@ impl TcpProxy {
             }
         };
         // Asked of the kernel only for whoever writes it down.
-        if !self.logs.is_empty() || !connection.info.listener.access_logs.is_empty() {
+        if !self.logs.is_empty() || !info.listener.access_logs.is_empty() {
             outcome.upstream_local = upstream.local_address();
         }
         outcome.upstream_tls = upstream.session().cloned();
         outcome.upstream_peer = upstream.peer().cloned();
         if self.plan.flush_access_log_on_connected {
             let kind = "TcpUpstreamConnected";
-            log_connection(&self.logs, &connection.info, Some(outcome), kind, worker);
+            log_connection(&self.logs, info, Some(outcome), kind, worker);
         }
-        let Connection { stream, info, .. } = &mut *connection;
         let metrics = async {
             let Some(istio) = &self.istio else { return };
             loop {
@@ -288,7 +323,7 @@ impl TcpProxy {
                 }
             };
             tokio::select! {
-                ended = both_ways(stream, &mut upstream, progress, self.may_splice) => ended,
+                ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice) => ended,
                 () = failed => Ok(()),
             }
         };
@@ -312,7 +347,7 @@ impl TcpProxy {
             Some(Err(error @ CopyError::Second(_))) => {
                 tracing::debug!(reason = %error.reason(), "the upstream broke the connection");
                 outcome.response_flags.push("UC");
-                connection.stream.reset_on_close();
+                stream.reset_on_close();
             }
         }
     }

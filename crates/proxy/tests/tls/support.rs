@@ -161,18 +161,25 @@ pub(crate) fn tcp_to(cluster: &str) -> String {
 pub(crate) const INSPECTOR: &str = "listener_filters: [{name: tls, typed_config: {\"@type\": \
      type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]";
 
+/// How long connections have when their chain changes, where it does not matter.
+pub(crate) const DRAIN: Duration = Duration::from_millis(200);
+
 /// A running proxy with one worker.
 pub(crate) async fn proxy(changes: Vec<Change>) -> Rc<Server> {
-    proxy_at(Clock::system(), changes).await
+    proxy_with(Clock::system(), DRAIN, changes).await
 }
 
-/// A running proxy by whose clock certificates are judged.
-pub(crate) async fn proxy_at(clock: Clock, changes: Vec<Change>) -> Rc<Server> {
+/// A running proxy by whose clock certificates are judged, and whose connections have so long when their chain changes.
+pub(crate) async fn proxy_with(
+    clock: Clock,
+    drain_time: Duration,
+    changes: Vec<Change>,
+) -> Rc<Server> {
     let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default())
         .expect("an empty bootstrap is good");
     let settings = Options {
         concurrency: 1,
-        drain_time: Duration::from_millis(200),
+        drain_time,
         drain_strategy: DrainStrategy::Immediate,
         file_flush_interval: Duration::from_millis(1),
         clock,
