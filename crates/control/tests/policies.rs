@@ -274,3 +274,24 @@ fn tokens_of_several_issuers_and_keys_that_are_not_known() {
     let problems = security::problems(&snapshot(text), Some(&KeySets::default()));
     assert!(problems[0].to_string().contains("spec.jwtRules[0].jwksUri"));
 }
+
+/// A name is a text: its dots, stars and brackets stand for themselves, but for a star at one end.
+#[test]
+fn names_are_no_patterns() {
+    let source = r#"{namespaces: ["a.b(c"], principals: ["old.example/ns/a/sa/x.y", "t*d/ns/a/sa/x", "*/sa/x.[y]"]}"#;
+    let account = r#"{serviceAccounts: ["a.b/x.y+z"]}"#;
+    let (http, _) = filters(&policy(
+        "names",
+        &format!("{{rules: [{{from: [{{source: {source}}}]}}, {{from: [{{source: {account}}}]}}]}}"),
+    ));
+    let text = http[0].to_string().replace("\\\\", "\\");
+    for wanted in [
+        r#""regex":".*/ns/a\.b\(c/.*""#,
+        r#""exact":"spiffe://old.example/ns/a/sa/x.y""#,
+        r#""exact":"spiffe://t*d/ns/a/sa/x""#,
+        r#""regex":"spiffe://.*/sa/x\.\[y\]""#,
+        r#""regex":"spiffe://.+/ns/a\.b/(.+/|)sa/x\.y\+z(/.+)?""#,
+    ] {
+        assert!(text.contains(wanted), "{wanted} is missing in {text}");
+    }
+}
