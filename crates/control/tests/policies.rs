@@ -282,7 +282,9 @@ fn names_are_no_patterns() {
     let account = r#"{serviceAccounts: ["a.b/x.y+z"]}"#;
     let (http, _) = filters(&policy(
         "names",
-        &format!("{{rules: [{{from: [{{source: {source}}}]}}, {{from: [{{source: {account}}}]}}]}}"),
+        &format!(
+            "{{rules: [{{from: [{{source: {source}}}]}}, {{from: [{{source: {account}}}]}}]}}"
+        ),
     ));
     let text = http[0].to_string().replace("\\\\", "\\");
     for wanted in [
