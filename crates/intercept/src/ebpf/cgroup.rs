@@ -106,11 +106,14 @@ pub(super) fn numbered(id: u64) -> Option<PathBuf> {
 
 /// The numbers of all groups; none where they cannot be seen.
 pub(super) fn numbers() -> Option<HashSet<u64>> {
-    let mut out = HashSet::new();
-    visit(&mount().ok()?, &mut |_, number| {
+    let root = mount().ok()?;
+    // There may be none below the root, so that one counts: it is always there.
+    let mut out = HashSet::from([fs::metadata(&root).ok()?.ino()]);
+    fs::read_dir(&root).ok()?;
+    visit(&root, &mut |_, number| {
         out.insert(number);
     });
-    (!out.is_empty()).then_some(out)
+    Some(out)
 }
 
 /// Shows every group below `root` with its number.
