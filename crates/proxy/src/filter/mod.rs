@@ -436,7 +436,10 @@ impl Filters {
 }
 
 /// What the route says about a filter; the most specific level wins.
-fn route_config<'r>(route: &'r crate::http::RouteRef, name: &str) -> Option<&'r RouteFilterConfig> {
+pub(crate) fn route_config<'r>(
+    route: &'r crate::http::RouteRef,
+    name: &str,
+) -> Option<&'r RouteFilterConfig> {
     route_configs(route, name).next()
 }
 

@@ -7,7 +7,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use super::{ConnectionInfo, Listeners};
 use crate::{
-    filter::rbac::details,
+    filter::{rbac::details, route_config},
     http::{Exchange, LocalReply},
     plan::{
         FilterChain,
@@ -46,6 +46,10 @@ impl Listeners {
             });
         managers
             .flat_map(|plan| &plan.http_filters)
+            // Where a route has its own word, it is the route's that counts, and routes are always the newest.
+            .filter(|filter| {
+                !filter.disabled && route_config(&exchange.route, &filter.name).is_none()
+            })
             .find_map(|filter| match &filter.config {
                 HttpFilterConfig::Rbac(plan) => enforced(plan)
                     .map(|rules| rules.decide(exchange))
