@@ -33,6 +33,7 @@ struct Side {
 /// then sets the addresses, routes and routing rules that go with them.
 pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error> {
     let sides = sides(config, rules, log)?;
+    let marks: Vec<u32> = sides.iter().flat_map(|s| s.there.tproxy_marks()).collect();
     if config.cleanup_only {
         release(config, log, || {
             let mut changed = false;
@@ -44,7 +45,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         // What is there is read anew: the ways in may be gone by now.
         write(&self::sides(config, rules, log)?, &[], log)?;
         forget(config, log);
-        return routes::remove(config);
+        return routes::remove(config, &marks);
     }
     let mut replaced = Vec::new();
     let mut differences = Vec::new();
@@ -73,7 +74,10 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
             differences.join("\n  ")
         )));
     }
-    routes::add(config)
+    match config.reconcile {
+        true => routes::replace(config, &marks),
+        false => routes::add(config),
+    }
 }
 
 /// Before rules go: `detach` makes that nothing new is captured, and what is under way may end, while the chains that

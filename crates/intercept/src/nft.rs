@@ -36,20 +36,33 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     if config.dry_run {
         return Ok(());
     }
+    let marks = marks(&listing()?.unwrap_or_default());
     if config.cleanup_only {
         apply::release(config, log, detach);
     }
     run(&["-f", "-"], &text)?;
     if config.cleanup_only {
         apply::forget(config, log);
-        return routes::remove(config);
+        return routes::remove(config, &marks);
     }
-    routes::add(config)?;
+    routes::replace(config, &marks)?;
     log(format!(
         "Final nftables state:\n{}",
         run(&["-s", "list", "ruleset"], "")?
     ));
     Ok(())
+}
+
+/// The firewall marks that the TPROXY rules of a listing set.
+fn marks(listing: &str) -> Vec<u32> {
+    let rules = listing.lines().filter(|l| l.contains(" tproxy "));
+    rules
+        .filter_map(|rule| {
+            let (_, mark) = rule.split_once(" meta mark set 0x")?;
+            let digits = mark.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+            u32::from_str_radix(digits, 16).ok()
+        })
+        .collect()
 }
 
 /// Refuses what only iptables can say. Istio's program fails at it as well, in the middle of nft's grammar.

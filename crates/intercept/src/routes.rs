@@ -35,13 +35,37 @@ pub fn add(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes routes and routing rules of TPROXY. The address stays: it captures nothing.
-pub fn remove(config: &Config) -> Result<(), Error> {
+/// Sets what `config` needs, and takes away what belongs to rules that it has replaced: those had `marks`.
+pub fn replace(config: &Config, marks: &[u32]) -> Result<(), Error> {
+    add(config)?;
+    clear(config, marks, tproxy(config)?)
+}
+
+/// Removes routes and routing rules of TPROXY: those of rules with `marks`, and those that the flags name. The address
+/// stays: it captures nothing.
+pub fn remove(config: &Config, marks: &[u32]) -> Result<(), Error> {
+    clear(config, marks, None)
+}
+
+/// Removes routing rules of TPROXY and their routes in both families, but `kept`. A mark of our rules is ours whatever
+/// table it leads to; without such rules (a run that was killed) only the very pair of the flags is.
+fn clear(config: &Config, marks: &[u32], kept: Option<(u32, u32)>) -> Result<(), Error> {
     let link = Link::open()?;
-    if let Some((mark, table)) = tproxy(config)? {
-        for &v6 in families(config) {
+    let flags = (
+        config.inbound_tproxy_mark.parse().ok(),
+        config.inbound_tproxy_route_table.parse().ok(),
+    );
+    for v6 in [false, true] {
+        let kept = kept.filter(|_| families(config).contains(&v6));
+        for (mark, table) in link.marked_rules(v6)? {
+            let ours = marks.contains(&mark) || flags == (Some(mark), Some(table));
+            if !ours || kept == Some((mark, table)) || !link.leads_to_lo(v6, table)? {
+                continue;
+            }
             link.rule(DELETE_RULE, v6, mark, table)?;
-            link.route(DELETE_ROUTE, v6, table)?;
+            if kept.is_none_or(|(_, other)| other != table) {
+                link.route(DELETE_ROUTE, v6, table)?;
+            }
         }
     }
     Ok(())
@@ -141,6 +165,102 @@ impl Link {
         )
     }
 
+    /// The rules that look a table up for a mark and ask nothing else: mark and table.
+    fn marked_rules(&self, v6: bool) -> Result<Vec<(u32, u32)>, Error> {
+        const INVERTED: u8 = 2;
+        let mut out = Vec::new();
+        // struct fib_rule_hdr
+        let body = [family(v6), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.dump(GET_RULE, &body, "routing rules", &mut |head, attributes| {
+            let (mut mark, mut mask, mut table) = (None, u32::MAX, u32::from(head[4]));
+            let mut plain = head[1] == 0 && head[2] == 0 && head[7] == 1 && head[8] & INVERTED == 0;
+            for (kind, value) in attributes {
+                match kind {
+                    10 => mark = number(value),
+                    16 => mask = number(value).unwrap_or(mask),
+                    15 => table = number(value).unwrap_or(table),
+                    // An interface, as it comes in and goes out.
+                    3 | 17 => plain = false,
+                    _ => {}
+                }
+            }
+            if let Some(mark) = mark
+                && plain
+                && mask == u32::MAX
+            {
+                out.push((mark, table));
+            }
+        })?;
+        Ok(out)
+    }
+
+    /// Whether that table holds our route: everything is local, by `lo`.
+    fn leads_to_lo(&self, v6: bool, wanted: u32) -> Result<bool, Error> {
+        let mut found = false;
+        // struct rtmsg
+        let body = [family(v6), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        self.dump(GET_ROUTE, &body, "routes", &mut |head, attributes| {
+            let (mut table, mut by) = (u32::from(head[4]), None);
+            for (kind, value) in attributes {
+                match kind {
+                    15 => table = number(value).unwrap_or(table),
+                    4 => by = number(value),
+                    _ => {}
+                }
+            }
+            found |= table == wanted && head[1] == 0 && head[7] == 2 && by == Some(self.lo);
+        })?;
+        Ok(found)
+    }
+
+    /// Asks for all of a kind; `take` gets the twelve bytes of each one's head, and its attributes.
+    fn dump(
+        &self,
+        kind: u16,
+        body: &[u8; 12],
+        what: &str,
+        take: &mut dyn FnMut(&[u8; 12], &[(u16, &[u8])]),
+    ) -> Result<(), Error> {
+        const DUMP: u16 = 1 | 0x300;
+        const END: u16 = libc::NLMSG_DONE as u16;
+        const FAILED: u16 = libc::NLMSG_ERROR as u16;
+        let fail = |why: String| Error::Route {
+            what: what.into(),
+            why,
+        };
+        let io = |e: Errno| fail(e.to_string());
+        let to = NetlinkAddr::new(0, 0);
+        let fd = self.socket.as_raw_fd();
+        let message = message(kind, DUMP, body);
+        let none = MsgFlags::empty();
+        sendmsg(fd, &[IoSlice::new(&message)], &[], none, Some(&to)).map_err(io)?;
+        let mut buffer = vec![0u8; 1 << 16];
+        loop {
+            let length = recv(fd, &mut buffer, none).map_err(io)?;
+            let mut rest = &buffer[..length];
+            while let Some(size) = number(rest).map(|n| n as usize)
+                && (16..=rest.len()).contains(&size)
+            {
+                match u16::from_ne_bytes([rest[4], rest[5]]) {
+                    END => return Ok(()),
+                    FAILED => {
+                        let code = rest.get(16..).and_then(number).unwrap_or_default() as i32;
+                        return Err(io(Errno::from_raw(code.wrapping_neg())));
+                    }
+                    _ => {}
+                }
+                let head = rest.get(16..28).and_then(|h| h.try_into().ok());
+                if let Some(head) = head {
+                    take(head, &attributes(&rest[28..size.max(28)]));
+                }
+                rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+            }
+            if length == 0 {
+                return Ok(());
+            }
+        }
+    }
+
     /// Sends one request and reads its acknowledgement; what exists, or is gone already, counts as done.
     fn ask(&self, kind: u16, body: &[u8], what: &str) -> Result<(), Error> {
         const REQUEST_ACK: u16 = 1 | 4;
@@ -151,14 +271,7 @@ impl Link {
         } else {
             REQUEST_ACK
         };
-        // struct nlmsghdr: length, type, flags, sequence, port.
-        let mut message = Vec::with_capacity(16 + body.len());
-        message.extend((16 + body.len() as u32).to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(1u32.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(body);
+        let message = message(kind, flags, body);
         let fail = |why: String| Error::Route {
             what: what.into(),
             why,
@@ -190,6 +303,37 @@ impl Link {
     }
 }
 
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    // struct nlmsghdr: length, type, flags, sequence, port.
+    let mut message = Vec::with_capacity(16 + body.len());
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend(1u32.to_ne_bytes());
+    message.extend(0u32.to_ne_bytes());
+    message.extend(body);
+    message
+}
+
+/// Kind and value of each attribute; stops at what is none.
+fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
+    let mut out = Vec::new();
+    while let Some(head) = rest.get(..4) {
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let Some(value) = rest.get(4..length) else {
+            break;
+        };
+        out.push((u16::from_ne_bytes([head[2], head[3]]), value));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    out
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    let bytes = bytes.get(..4)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
 /// Appends one attribute, padded to four bytes.
 fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.extend((4 + value.len() as u16).to_ne_bytes());
@@ -211,6 +355,8 @@ const AF_INET: u8 = libc::AF_INET as u8;
 const AF_INET6: u8 = libc::AF_INET6 as u8;
 const NEW_ADDRESS: u16 = libc::RTM_NEWADDR;
 const NEW_ROUTE: u16 = libc::RTM_NEWROUTE;
+const GET_ROUTE: u16 = libc::RTM_GETROUTE;
 const DELETE_ROUTE: u16 = libc::RTM_DELROUTE;
 const NEW_RULE: u16 = libc::RTM_NEWRULE;
+const GET_RULE: u16 = libc::RTM_GETRULE;
 const DELETE_RULE: u16 = libc::RTM_DELRULE;

@@ -67,6 +67,22 @@ impl Tables {
         })
     }
 
+    /// The firewall marks that TPROXY rules of ours set.
+    pub fn tproxy_marks(&self) -> Vec<u32> {
+        let chain = self
+            .0
+            .get(&Table::Mangle)
+            .and_then(|c| c.get("ISTIO_TPROXY"));
+        let rules = chain.into_iter().flatten();
+        rules
+            .filter_map(|rule| {
+                let (_, mark) = rule.split_once("--tproxy-mark 0x")?;
+                let digits = mark.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+                u32::from_str_radix(digits, 16).ok()
+            })
+            .collect()
+    }
+
     /// How what is there differs from what should be, a sentence each; empty when nothing does.
     pub fn differences(&self, expected: &Tables) -> Vec<String> {
         let none = Chains::new();

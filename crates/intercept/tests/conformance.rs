@@ -348,6 +348,7 @@ type Test = fn() -> Result<(), String>;
 const OWN_TESTS: &[(&str, Test)] = &[
     ("self_test_passes_and_names_what_is_missing", self_test),
     ("other_rules_are_kept_unless_reconciled", reconcile),
+    ("routing_of_tproxy_goes_with_its_rules", routing),
     ("a_failing_table_takes_everything_back", roll_back),
     ("dry_run_touches_nothing", dry_run),
     ("mistakes_end_with_their_status", statuses),
@@ -460,6 +461,52 @@ fn reconcile() -> Result<(), String> {
     )?;
     if third.contains("15001") || third.contains("eth7") {
         return Err(format!("old rules stay:\n{third}"));
+    }
+    Ok(())
+}
+
+/// Rules and routes for TPROXY's mark end when other rules replace it or a clean-up removes it, whatever mark and table
+/// they had; somebody else's stay.
+fn routing() -> Result<(), String> {
+    let mut pod = Pod::plain();
+    pod.addresses.push("2001:db8::5/64".into());
+    for (program, other) in [
+        ("--force-iptables-binary nft", "-m REDIRECT --reconcile"),
+        ("--force-iptables-binary legacy", "-m REDIRECT --reconcile"),
+        ("--force-iptables-binary nft", "-t 78 -m TPROXY --reconcile"),
+        ("--native-nftables", "-m REDIRECT"),
+        ("--force-iptables-binary nft", "--cleanup-only"),
+        ("--native-nftables", "--cleanup-only"),
+    ] {
+        let script = format!(
+            "show() {{ ip rule; ip -6 rule; ip route show table 300; ip -6 route show table 300; }}\n\
+             ip rule add fwmark 9 lookup 99; ip route add local default dev lo table 99\n\
+             ip rule add iif eth0 fwmark 77 lookup 300\n\
+             $RUN istio-iptables -u 1337 -b '*' -m TPROXY -t 77 -r 300 --dual-stack {program} >$OUT/log 2>&1\n\
+             show >$OUT/before\n\
+             $RUN istio-iptables -u 1337 -b '*' {other} {program} >>$OUT/log 2>&1; echo $? >$OUT/rc\n\
+             show >$OUT/after; ip route show table 99 >$OUT/other\n"
+        );
+        let out = pod.run(&script, &[]);
+        let count = |file: &str, what: &str| {
+            let text = read(&out, file);
+            let lines = text.lines().filter(|l| l.contains(what));
+            lines.filter(|l| !l.contains("iif")).count()
+        };
+        let (rules, routes) = ("from all fwmark 0x4d lookup 300", "local default dev lo");
+        if read(&out, "rc").trim() != "0"
+            || (count("before", rules), count("before", routes)) != (2, 2)
+            || (count("after", rules), count("after", routes)) != (0, 0)
+        {
+            let (before, after) = (read(&out, "before"), read(&out, "after"));
+            return Err(format!(
+                "{program}, {other}: {before}\nthen\n{after}\n{}",
+                read(&out, "log")
+            ));
+        }
+        lacks("the rules", &read(&out, "after"), "fwmark 0x9 lookup 99")?;
+        lacks("the rules", &read(&out, "after"), "iif eth0 lookup 300")?;
+        lacks("the routes", &read(&out, "other"), "local default dev lo")?;
     }
     Ok(())
 }

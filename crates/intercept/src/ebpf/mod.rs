@@ -49,7 +49,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         remove(log)?;
         return match apply::apply(config, &[], log) {
             // Nothing that iptables could have left.
-            Err(Error::Backend(_)) => routes::remove(config),
+            Err(Error::Backend(_)) => routes::remove(config, &[]),
             outcome => outcome,
         };
     }

@@ -28,6 +28,8 @@ pub enum State {
     Established,
     /// It belongs to none and cannot open one.
     Invalid,
+    /// A rule keeps it from being tracked.
+    Untracked,
 }
 
 /// The packet whose way is asked for.
@@ -106,6 +108,7 @@ impl fmt::Display for Packet {
             State::New => Ok(()),
             State::Established => write!(f, ", of an established connection"),
             State::Invalid => write!(f, ", of no valid connection"),
+            State::Untracked => write!(f, ", of a connection that is not tracked"),
         }
     }
 }

@@ -29,7 +29,8 @@ pub(super) enum Action {
     Jump(String),
     /// As a jump, but what returns from there returns from here.
     Goto(String),
-    Redirect(u16),
+    /// To this machine; without a port that of the packet stays.
+    Redirect(Option<u16>),
     Dnat(String),
     /// SNAT, MASQUERADE and what else ends the chain and changes the source alone.
     Source(String),
@@ -37,62 +38,136 @@ pub(super) enum Action {
         value: u32,
         mask: u32,
     },
-    SaveMark,
-    RestoreMark,
+    /// The mark becomes the connection's, by these bits of either.
+    SaveMark {
+        packet: u32,
+        connection: u32,
+    },
+    RestoreMark {
+        packet: u32,
+        connection: u32,
+    },
+    ConnectionMark {
+        value: u32,
+        mask: u32,
+    },
     Tproxy {
         port: u16,
         mark: u32,
         mask: u32,
     },
     Zone(String),
+    /// Connection tracking passes it by.
+    Untracked,
+    /// A target whose effect on the packet is not known here.
+    Unknown(String),
 }
 
 /// Judges `rule` (without `-A CHAIN`).
 pub(super) fn judge(rule: &str, packet: &Packet) -> (Outcome, Action) {
     let words = words(rule);
-    let at = words.iter().position(|w| matches!(w.as_str(), "-j" | "-g"));
-    let (conditions, target) = words.split_at(at.unwrap_or(words.len()));
+    let (conditions, target) = words.split_at(target_at(&words));
     (outcome(conditions, packet), action(target))
 }
 
-fn outcome(words: &[String], packet: &Packet) -> Outcome {
-    let mut words = words.iter().map(String::as_str);
-    let mut module = "";
-    let mut not = false;
-    while let Some(word) = words.next() {
-        if word == "!" {
-            not = true;
-            continue;
-        }
-        let negated = std::mem::take(&mut not);
-        if matches!(word, "-m" | "--match") {
-            module = words.next().unwrap_or_default();
-            continue;
-        }
-        if word == "--comment" {
-            words.next();
-            continue;
-        }
-        if word == "--syn" {
-            let opens = packet.protocol == "tcp" && packet.state == State::New;
-            if opens == negated {
-                return Outcome::Fails(format!(
-                    "it opens {}",
-                    if opens { "a connection" } else { "none" }
-                ));
-            }
-            continue;
-        }
-        let value = words.next().unwrap_or_default();
-        let Some((holds, what)) = condition(word, module, value, packet) else {
-            return Outcome::CannotTell(format!("{word} {value}"));
-        };
-        if holds == negated {
-            let verb = if holds { "is" } else { "is not" };
-            return Outcome::Fails(format!("{what} {verb} {value}"));
+/// Where the target begins; free text before it may look like one.
+fn target_at(words: &[String]) -> usize {
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        match word.as_str() {
+            "-j" | "-g" | "--jump" | "--goto" => return at,
+            "--comment" | "--string" | "--hex-string" => at += 2,
+            _ => at += 1,
         }
     }
-    Outcome::Matches
+    words.len()
+}
+
+/// Every condition must hold: one that fails decides, whatever the others are; one that cannot be judged leaves the
+/// rule open.
+fn outcome(words: &[String], packet: &Packet) -> Outcome {
+    let mut open: Option<String> = None;
+    let mut module = "";
+    let mut rest = words;
+    while let Some((word, after)) = rest.split_first() {
+        let (negated, word, after) = match (word.as_str(), after.split_first()) {
+            ("!", Some((word, after))) => (true, word.as_str(), after),
+            (word, _) => (false, word, after),
+        };
+        let values = after.iter().take_while(|w| is_value(w)).count();
+        let value = after.first().map(String::as_str).unwrap_or_default();
+        // Free text is no condition, and may begin like one.
+        rest = match word {
+            "--comment" => after.get(1..).unwrap_or_default(),
+            _ => &after[values..],
+        };
+        let known = match word {
+            "-m" | "--match" => {
+                module = value;
+                if !MODULES.contains(&module) {
+                    open.get_or_insert_with(|| format!("-m {module}"));
+                }
+                continue;
+            }
+            "--comment" => continue,
+            // With them a group holds of which the packet's owner is a further member.
+            "--gid-owner" if words.iter().any(|w| w == "--suppl-groups") => None,
+            "--suppl-groups" => continue,
+            "-s" | "-d" | "-i" | "-o" | "-p" => condition(word, module, value, packet),
+            _ if !module.is_empty() && !MODULES.contains(&module) => None,
+            "--tcp-flags" => flags(&after[..values], packet),
+            _ => condition(word, module, value, packet),
+        };
+        let shown = after[..values].join(" ");
+        match known {
+            None => {
+                let text = format!("{word} {shown}").trim_end().to_owned();
+                match &open {
+                    // The option says more than its module.
+                    Some(before) if *before != format!("-m {module}") => {}
+                    _ => open = Some(text),
+                }
+            }
+            Some((holds, what)) if holds == negated => {
+                let verb = if holds { "is" } else { "is not" };
+                return Outcome::Fails(format!("{what} {verb} {shown}").trim_end().to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    open.map_or(Outcome::Matches, Outcome::CannotTell)
+}
+
+/// Whether a word belongs to the option before it.
+fn is_value(word: &str) -> bool {
+    word != "!" && !word.starts_with('-')
+}
+
+/// Modules whose options are understood, or which have none that decide.
+const MODULES: [&str; 12] = [
+    "addrtype",
+    "comment",
+    "connmark",
+    "conntrack",
+    "icmp",
+    "icmp6",
+    "mark",
+    "multiport",
+    "owner",
+    "state",
+    "tcp",
+    "udp",
+];
+
+/// `--tcp-flags MASK SET`: what opens a connection has SYN alone; of later packets nobody knows.
+fn flags(values: &[String], packet: &Packet) -> Option<(bool, String)> {
+    let [mask, set] = values else { return None };
+    if packet.protocol != "tcp" || packet.state == State::Established {
+        return None;
+    }
+    let asked = mask.split(',').any(|f| matches!(f, "SYN" | "ALL"));
+    let wanted = if asked { "SYN" } else { "NONE" };
+    Some((set == wanted, "its only flag, SYN,".into()))
 }
 
 /// Whether one condition holds, and what it is about; none if that cannot be told.
@@ -122,9 +197,25 @@ fn condition(word: &str, module: &str, value: &str, packet: &Packet) -> Option<(
             format!("out-interface {}", shown(&packet.output)),
         ),
         "-p" | "--protocol" | "--proto" => (
-            value == "all" || protocol(value) == protocol(&packet.protocol),
+            matches!(value, "all" | "0") || protocol(value) == protocol(&packet.protocol),
             format!("protocol {}", packet.protocol),
         ),
+        "--syn" => (
+            packet.protocol == "tcp" && packet.state != State::Established,
+            "what opens a connection".into(),
+        ),
+        "--socket-exists" => (packet.uid.is_some(), "a packet with a socket".into()),
+        "--ports" => {
+            let to = in_ports(value, Some(packet.to_port), &packet.protocol)?;
+            let from = in_ports(value, packet.from_port, &packet.protocol)?;
+            if !to && packet.from_port.is_none() {
+                return None;
+            }
+            (
+                to || from,
+                format!("port {} or {}", port(packet.from_port), packet.to_port),
+            )
+        }
         "--dport" | "--dports" | "--destination-port" | "--destination-ports" => (
             in_ports(value, Some(packet.to_port), &packet.protocol)?,
             format!("destination port {}", packet.to_port),
@@ -161,11 +252,14 @@ fn condition(word: &str, module: &str, value: &str, packet: &Packet) -> Option<(
                 State::New => ("NEW", "new"),
                 State::Established => ("ESTABLISHED", "established"),
                 State::Invalid => ("INVALID", "invalid"),
+                State::Untracked => ("UNTRACKED", "untracked"),
             };
-            (
-                value.split(',').any(|s| s == state),
-                format!("state {shown}"),
-            )
+            let holds = value.split(',').any(|s| s == state);
+            // What translation has made of the connection is not a state of the packet.
+            if !holds && value.split(',').any(|s| matches!(s, "SNAT" | "DNAT")) {
+                return None;
+            }
+            (holds, format!("state {shown}"))
         }
         "--dst-type" | "--src-type" if value == "LOCAL" => {
             let (address, what) = match word {
@@ -240,7 +334,7 @@ fn action(target: &[String]) -> Action {
     let [verb, name, options @ ..] = target else {
         return Action::Continue("no target".into());
     };
-    if verb == "-g" {
+    if matches!(verb.as_str(), "-g" | "--goto") {
         return Action::Goto(name.clone());
     }
     let option = |name: &str| {
@@ -252,26 +346,52 @@ fn action(target: &[String]) -> Action {
         "RETURN" => Some(Action::Return),
         "ACCEPT" => Some(Action::Accept),
         "DROP" | "REJECT" => Some(Action::Drop(name.clone())),
-        "REDIRECT" => port(option("--to-ports").or(option("--to-port"))).map(Action::Redirect),
+        "REDIRECT" => match option("--to-ports").or(option("--to-port")) {
+            None => Some(Action::Redirect(None)),
+            // One of several is anybody's guess.
+            Some(range) if range.contains('-') => None,
+            text => port(text).map(|port| Action::Redirect(Some(port))),
+        },
         "DNAT" => option("--to-destination").map(|to| Action::Dnat(to.into())),
-        "SNAT" | "MASQUERADE" | "NETMAP" => Some(Action::Source(name.clone())),
+        "SNAT" | "MASQUERADE" => Some(Action::Source(name.clone())),
         "MARK" => option("--set-xmark")
             .or(option("--set-mark"))
             .and_then(masked)
             .map(|(value, mask)| Action::Mark { value, mask }),
-        "CONNMARK" if options.iter().any(|o| o == "--save-mark") => Some(Action::SaveMark),
-        "CONNMARK" if options.iter().any(|o| o == "--restore-mark") => Some(Action::RestoreMark),
+        "CONNMARK" => {
+            let bits = |name: &str| match (option(name), option("--mask")) {
+                (Some(text), _) | (None, Some(text)) => masked(text).map(|(bits, _)| bits),
+                (None, None) => Some(u32::MAX),
+            };
+            let has = |name: &str| options.iter().any(|o| o == name);
+            match (bits("--nfmask"), bits("--ctmask")) {
+                (Some(packet), Some(connection)) if has("--save-mark") => {
+                    Some(Action::SaveMark { packet, connection })
+                }
+                (Some(packet), Some(connection)) if has("--restore-mark") => {
+                    Some(Action::RestoreMark { packet, connection })
+                }
+                _ => option("--set-xmark")
+                    .or(option("--set-mark"))
+                    .and_then(masked)
+                    .map(|(value, mask)| Action::ConnectionMark { value, mask }),
+            }
+        }
         "TPROXY" => port(option("--on-port")).map(|port| {
             let (mark, mask) = option("--tproxy-mark").and_then(masked).unwrap_or((0, 0));
             Action::Tproxy { port, mark, mask }
         }),
+        "NOTRACK" => Some(Action::Untracked),
+        "CT" if options.iter().any(|o| o == "--notrack") => Some(Action::Untracked),
         "CT" => option("--zone").map(|zone| Action::Zone(zone.into())),
-        "LOG" | "NFLOG" | "TRACE" | "AUDIT" | "TOS" | "DSCP" | "TTL" | "HL" | "TCPMSS"
-        | "CHECKSUM" | "CLASSIFY" | "SECMARK" | "CONNSECMARK" => None,
+        // They leave address, port, mark and way as they are.
+        "LOG" | "NFLOG" | "ULOG" | "TRACE" | "AUDIT" | "TOS" | "DSCP" | "ECN" | "TTL" | "HL"
+        | "TCPMSS" | "TCPOPTSTRIP" | "CHECKSUM" | "CLASSIFY" | "SECMARK" | "CONNSECMARK"
+        | "SET" | "TEE" | "LED" | "IDLETIMER" | "RATEEST" => Some(Action::Continue(name.clone())),
         _ if options.is_empty() => Some(Action::Jump(name.clone())),
         _ => None,
     };
-    known.unwrap_or_else(|| Action::Continue(name.clone()))
+    known.unwrap_or_else(|| Action::Unknown(target[1..].join(" ")))
 }
 
 /// Words as `iptables-save` quotes them: `"` around those with blanks, `\` before `"` and `\`.

@@ -208,6 +208,134 @@ fn rules_of_others_are_judged_or_said_to_be_unknown() {
     assert!(Ruleset::parse("*nope\n").is_err() && Ruleset::parse("-A X -j Y\n").is_err());
 }
 
+/// One rule each, as Docker, kube-proxy and others write them: it acts, or it is said that nobody knows.
+#[test]
+fn what_is_not_known_is_never_taken_for_a_match() {
+    let redirected = "local socket 172.17.0.20:15006 (the proxy, inbound); original destination 172.17.0.20:8080";
+    let untouched = "local socket 172.17.0.20:8080";
+    for (conditions, end, unknown) in [
+        ("-p tcp -m socket", untouched, 1),
+        ("-p tcp -m socket --transparent --nowildcard", untouched, 1),
+        ("-p udp -m socket", untouched, 0),
+        (
+            "-m set --match-set KUBE-LOOP-BACK dst,dst,src",
+            untouched,
+            1,
+        ),
+        // What can be judged decides, wherever it stands.
+        (
+            "-m set ! --match-set x src -m tcp -p tcp --dport 81",
+            untouched,
+            0,
+        ),
+        (
+            "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN",
+            redirected,
+            0,
+        ),
+        (
+            "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN",
+            untouched,
+            0,
+        ),
+        ("-p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK", untouched, 0),
+        ("-m comment --comment -j -p tcp", redirected, 0),
+        ("-m comment --comment \"to -j DROP\" -i eth0", redirected, 0),
+        ("-p tcp -m multiport --ports 53,8080", redirected, 0),
+        ("-p tcp -m multiport --ports 53,54", untouched, 1),
+        ("-p tcp -m multiport ! --dports 53,8000:8079", redirected, 0),
+        ("! -i docker0 -p tcp -m tcp --dport 8080", redirected, 0),
+        ("-m addrtype --dst-type LOCAL", redirected, 0),
+        ("-m addrtype --dst-type MULTICAST", untouched, 1),
+        ("-m conntrack --ctstate RELATED,DNAT", untouched, 1),
+        ("-m conntrack --ctstate NEW,DNAT", redirected, 0),
+        ("-m owner --gid-owner 7 --suppl-groups", untouched, 1),
+        ("-m owner --socket-exists", untouched, 0),
+        ("-m mark --mark 0x4000/0x4000", untouched, 0),
+        (
+            "-m recent --rcheck --seconds 10 --name x --mask 255.255.255.255 --rsource",
+            untouched,
+            1,
+        ),
+        ("-m limit --limit 5/min", untouched, 1),
+        ("-f", untouched, 1),
+    ] {
+        let save = format!(
+            "*nat\n:PREROUTING ACCEPT [0:0]\n[7:420] -A PREROUTING {conditions} -j REDIRECT --to-ports 15006\nCOMMIT\n"
+        );
+        let rules = Ruleset::parse(&save).unwrap();
+        let trace = walk(&rules, &incoming("10.1.1.1", "172.17.0.20:8080"));
+        assert_eq!(
+            (trace.end.to_string().as_str(), trace.unknown),
+            (end, unknown),
+            "{}",
+            trace.text
+        );
+    }
+}
+
+#[test]
+fn targets_do_what_they_do_or_are_said_to_be_unknown() {
+    let own = "local socket 172.17.0.20:8080";
+    let web = "local socket 172.17.0.20:80; original destination 172.17.0.20:8080";
+    for (table, target, end, unknown) in [
+        ("nat", "REDIRECT", own, 0),
+        ("nat", "REDIRECT --to-ports 80-90", own, 1),
+        ("nat", "DNAT --to-destination 172.17.0.20:80", web, 0),
+        (
+            "nat",
+            "DNAT --to-destination 10.88.0.2:80",
+            "forwarded to 10.88.0.2:80: it is not this pod's",
+            0,
+        ),
+        ("nat", "DNAT --to-destination 10.88.0.2-10.88.0.9", own, 1),
+        ("nat", "NETMAP --to 10.0.0.0/8", own, 1),
+        ("mangle", "NFQUEUE --queue-num 0", own, 1),
+        ("mangle", "QUEUE", own, 1),
+        ("mangle", "SET --add-set seen src", own, 0),
+        ("filter", "SYNPROXY --sack-perm", own, 1),
+        ("filter", "TARPIT", own, 1),
+        ("filter", "LOG --log-prefix \"-j DROP \"", own, 0),
+    ] {
+        let hook = if table == "filter" {
+            "INPUT"
+        } else {
+            "PREROUTING"
+        };
+        let save =
+            format!("*{table}\n:{hook} ACCEPT [0:0]\n-A {hook} -p tcp -j {target}\nCOMMIT\n");
+        let rules = Ruleset::parse(&save).unwrap();
+        let trace = walk(&rules, &incoming("10.1.1.1", "172.17.0.20:8080"));
+        assert_eq!(
+            (trace.end.to_string().as_str(), trace.unknown),
+            (end, unknown),
+            "{}",
+            trace.text
+        );
+    }
+}
+
+#[test]
+fn marks_move_by_their_masks_and_an_untracked_packet_is_not_translated() {
+    let save = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -s 10.9.9.9/32 -j CT --notrack\nCOMMIT\n\
+                *mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MARK --set-xmark 0x1234/0xffffffff\n\
+                -A PREROUTING -j CONNMARK --set-xmark 0xf0000/0xf0000\n\
+                -A PREROUTING -j CONNMARK --save-mark --nfmask 0xff --ctmask 0xff\n\
+                -A PREROUTING -m connmark --mark 0xf0034 -j MARK --set-xmark 0x0/0xffffffff\n\
+                -A PREROUTING -m mark --mark 0x0 -j CONNMARK --restore-mark --nfmask 0xffff0000 --ctmask 0xf0000\n\
+                -A PREROUTING -m conntrack --ctstate UNTRACKED -j RETURN\n\
+                -A PREROUTING -m mark ! --mark 0xf0000 -j DROP\nCOMMIT\n\
+                *nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j REDIRECT --to-ports 15006\nCOMMIT\n";
+    let rules = Ruleset::parse(save).unwrap();
+    let end = |from| {
+        walk(&rules, &incoming(from, "172.17.0.20:80"))
+            .end
+            .to_string()
+    };
+    assert!(end("10.1.1.1").starts_with("local socket 172.17.0.20:15006"));
+    assert_eq!(end("10.9.9.9"), "local socket 172.17.0.20:80");
+}
+
 #[test]
 fn a_loop_of_chains_ends() {
     let save = "*nat\n:OUTPUT ACCEPT [0:0]\n:A - [0:0]\n-A OUTPUT -j A\n-A A -j A\nCOMMIT\n";

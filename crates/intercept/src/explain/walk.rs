@@ -104,6 +104,7 @@ pub fn walk(rules: &Ruleset, packet: &Packet) -> Trace {
         chains: Vec::new(),
         unknown: 0,
         meant: None,
+        elsewhere: false,
         transparent: None,
     };
     let end = match packet.input {
@@ -114,7 +115,7 @@ pub fn walk(rules: &Ruleset, packet: &Packet) -> Trace {
     if w.unknown > 0 {
         let _ = writeln!(
             w.text,
-            "note: {} rule(s) could not be judged and were taken not to match",
+            "note: {} rule(s) could not be judged and were passed over: where they would act the packet may end elsewhere",
             w.unknown
         );
     }
@@ -133,6 +134,8 @@ struct Walk<'a> {
     chains: Vec<String>,
     unknown: usize,
     meant: Option<SocketAddr>,
+    /// A rule has sent it on to an address that may be another machine's.
+    elsewhere: bool,
     transparent: Option<u16>,
 }
 
@@ -178,8 +181,9 @@ impl Walk<'_> {
             return end;
         }
         let own = self.packet.is_own(self.packet.to) || self.transparent.is_some();
-        // Without a list of addresses everything that comes in is taken to be for the pod.
-        if !self.packet.own.is_empty() && !own {
+        // Without a list of addresses everything that comes in is taken to be for the pod, unless a rule sent it on.
+        if (!self.packet.own.is_empty() || self.elsewhere) && !own {
+            self.say("goes on by FORWARD and POSTROUTING, which are not walked");
             return End::Forwarded { to: self.to() };
         }
         self.arrive(&[Mangle, Filter, Nat])
@@ -245,7 +249,12 @@ impl Walk<'_> {
     fn chain(&mut self, table: Table, name: &str, depth: usize) -> Flow {
         let rules = self.rules;
         let Some(chain) = rules.chain(table, name) else {
-            self.line(depth, &format!("chain {name} does not exist"));
+            // `iptables-save` lists every chain, so it is a target of some module.
+            self.unknown += 1;
+            self.line(
+                depth,
+                &format!("what {name} does cannot be judged: there is no chain of that name"),
+            );
             return Flow::Back;
         };
         if depth > MAX_DEPTH {
@@ -298,12 +307,14 @@ impl Walk<'_> {
             },
             Action::Goto(to) => Some(self.chain(table, &to, depth + 1)),
             Action::Redirect(port) => {
+                let port = port.unwrap_or(self.packet.to_port);
                 let to = match (&self.packet.input, self.packet.to) {
                     (Some(_), ip) => ip,
                     (None, IpAddr::V4(_)) => Ipv4Addr::LOCALHOST.into(),
                     (None, IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
                 };
                 self.translate(SocketAddr::new(to, port), depth);
+                self.elsewhere = false;
                 if self.packet.output.is_some() {
                     self.packet.output = Some("lo".into());
                 }
@@ -314,9 +325,20 @@ impl Walk<'_> {
                     let ip = text.parse().ok()?;
                     Some(SocketAddr::new(ip, self.packet.to_port))
                 });
-                match to {
-                    Some(to) => self.translate(to, depth),
-                    None => self.line(depth, &format!("      leads to one of {text}")),
+                let Some(to) = to else {
+                    self.unknown += 1;
+                    self.line(depth, &format!("      leads to one of {text}"));
+                    return Some(Flow::Decided);
+                };
+                self.translate(to, depth);
+                self.elsewhere = true;
+                if let Some(output) = &mut self.packet.output {
+                    let own = self.packet.own.contains(&to.ip()) || to.ip().is_loopback();
+                    match (own, output.as_str()) {
+                        (true, _) => *output = "lo".into(),
+                        (false, "lo") => *output = "eth0".into(),
+                        _ => {}
+                    }
                 }
                 Some(Flow::Decided)
             }
@@ -329,12 +351,18 @@ impl Walk<'_> {
                 self.packet.mark = (self.packet.mark & !mask) ^ value;
                 None
             }
-            Action::SaveMark => {
-                self.packet.connection_mark = self.packet.mark;
+            Action::SaveMark { packet, connection } => {
+                let p = &mut self.packet;
+                p.connection_mark = (p.connection_mark & !connection) ^ (p.mark & packet);
                 None
             }
-            Action::RestoreMark => {
-                self.packet.mark = self.packet.connection_mark;
+            Action::RestoreMark { packet, connection } => {
+                let p = &mut self.packet;
+                p.mark = (p.mark & !packet) ^ (p.connection_mark & connection);
+                None
+            }
+            Action::ConnectionMark { value, mask } => {
+                self.packet.connection_mark = (self.packet.connection_mark & !mask) ^ value;
                 None
             }
             Action::Tproxy { port, mark, mask } => {
@@ -350,11 +378,24 @@ impl Walk<'_> {
                 self.line(depth, &format!("      tracked in zone {zone}"));
                 None
             }
+            Action::Untracked => {
+                self.packet.state = State::Untracked;
+                self.line(depth, "      not tracked: the nat table will not be asked");
+                None
+            }
+            Action::Unknown(target) => {
+                self.unknown += 1;
+                self.line(depth, &format!("      what {target} does cannot be judged"));
+                None
+            }
         }
     }
 
     fn translate(&mut self, to: SocketAddr, depth: usize) {
-        self.meant.get_or_insert(self.to());
+        let before = self.to();
+        if before != to {
+            self.meant.get_or_insert(before);
+        }
         (self.packet.to, self.packet.to_port) = (to.ip(), to.port());
         self.line(depth, &format!("      led to {to}"));
     }
