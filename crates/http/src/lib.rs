@@ -25,4 +25,4 @@ pub use body::{BodyReader, BodyWriter, Frame, Framing};
 pub use error::{Error, Refusal};
 pub use head::{Method, RequestHead, ResponseHead, Version, reason};
 pub use headers::Headers;
-pub use limits::Limits;
+pub use limits::{Http1Grammar, Limits};

@@ -13,6 +13,30 @@ pub struct Limits {
     pub informational: usize,
     /// Whether trailers of HTTP/1 messages are handed on (`enable_trailers`); Envoy drops them.
     pub trailers: bool,
+    /// What HTTP/1 alone may say.
+    pub http1: Http1Grammar,
+}
+
+/// What an HTTP/1 message may say beyond what every server takes (`Http1ProtocolOptions`); the defaults are Envoy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http1Grammar {
+    /// Methods that nobody has registered (`allow_custom_methods`); otherwise they are answered 400.
+    pub custom_methods: bool,
+    /// `content-length` beside `transfer-encoding: chunked`, which then counts (`allow_chunked_length`).
+    pub chunked_length: bool,
+    /// A target with scheme and host is a request for that host (`allow_absolute_url`); otherwise it is a path, which no
+    /// route has.
+    pub absolute_url: bool,
+}
+
+impl Default for Http1Grammar {
+    fn default() -> Self {
+        Http1Grammar {
+            custom_methods: false,
+            chunked_length: false,
+            absolute_url: true,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -23,6 +47,7 @@ impl Default for Limits {
             chunk_overhead: 16 * 1024,
             informational: 16,
             trailers: false,
+            http1: Http1Grammar::default(),
         }
     }
 }

@@ -1,10 +1,27 @@
-//! HTTP/2 as both sides of the proxy set it up and count it.
+//! HTTP/1 and HTTP/2 as both sides of the proxy set them up, and what is counted of HTTP/2.
 
 use std::{cell::Cell, rc::Rc};
 
-use outrigger_http::h2;
+use outrigger_http::{Http1Grammar, h1, h2};
 
-use crate::plan::http::Http2Options;
+use crate::plan::http::{HeaderCase, Http1Options, Http2Options};
+
+/// What messages of HTTP/1 may say.
+pub(crate) fn http1_grammar(options: &Http1Options) -> Http1Grammar {
+    Http1Grammar {
+        custom_methods: options.allow_custom_methods,
+        chunked_length: options.allow_chunked_length,
+        absolute_url: options.allow_absolute_url,
+    }
+}
+
+/// How heads of HTTP/1 are written. Case is kept also where Envoy would write small letters.
+pub(crate) fn http1_spelling(options: &Http1Options) -> h1::Spelling {
+    h1::Spelling {
+        proper_case: options.header_case == HeaderCase::Proper,
+        absolute_url: options.send_fully_qualified_url,
+    }
+}
 
 /// The settings of a connection; the limits of heads come from the options of all protocols.
 pub(crate) fn http2_settings(options: &Http2Options, head_kb: u32, headers: u32) -> h2::Settings {

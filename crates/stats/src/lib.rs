@@ -17,7 +17,7 @@ mod text;
 
 pub use handle::{Counter, Gauge, Histogram, Scope, Text};
 pub use histogram::{Distribution, QUANTILES};
-pub use store::{Kind, Matcher, Sample, Stats, Store, Value};
+pub use store::{BucketRules, Kind, Matcher, Sample, Stats, Store, Value};
 pub use tags::{TagError, TagRules};
 pub use text::{HistogramView, Query};
 

@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use crate::{
-    histogram::BOUNDS,
     store::{Sample, Store, Value},
     tags::Tagged,
     text::Query,
@@ -48,7 +47,7 @@ impl Store {
                     Value::Gauge(value) => writeln!(out, "{name}{{{labels}}} {value}"),
                     Value::Histogram(histogram) => {
                         let comma = if labels.is_empty() { "" } else { "," };
-                        for bound in BOUNDS {
+                        for &bound in self.bounds(&sample.name) {
                             let count = histogram.at_most(bound);
                             let _ = writeln!(
                                 out,
@@ -143,6 +142,33 @@ mod tests {
              # TYPE istio_requests_total counter\n\
              istio_requests_total{reporter=\"source\",quoted=\"a\\\"b\"} 1\n"
         );
+    }
+
+    #[test]
+    fn the_bounds_of_a_histogram_are_those_of_the_first_rule_that_takes_its_name() {
+        let store = Store::default();
+        let times: crate::Matcher = std::sync::Arc::new(|name: &str| name.ends_with("_time"));
+        let all: crate::Matcher = std::sync::Arc::new(|_: &str| true);
+        store.configure_buckets(vec![(times, vec![2.0, 20.0]), (all, vec![7.0])]);
+        let stats = store.stats();
+        stats.histogram("cluster.a.upstream_rq_time").record(3);
+        stats.histogram("cluster.a.upstream_cx_length_ms").record(3);
+        let query = Query {
+            histograms: crate::HistogramView::Cumulative,
+            ..Query::default()
+        };
+        assert_eq!(
+            store.text(&query),
+            "cluster.a.upstream_cx_length_ms: B7(1,1)\n\
+             cluster.a.upstream_rq_time: B2(0,0) B20(1,1)\n"
+        );
+        let text = store.prometheus(&Query::default());
+        let bounds: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("_time_bucket"))
+            .collect();
+        assert_eq!(bounds.len(), 3, "{text}");
+        assert!(bounds[1].ends_with("le=\"20\"} 1"), "{text}");
     }
 
     #[test]

@@ -14,13 +14,16 @@ use parking_lot::Mutex;
 
 use crate::{
     handle::{Counter, Gauge, GaugeCell, Histogram, Scope, Text},
-    histogram::{Buckets, Distribution},
+    histogram::{BOUNDS, Buckets, Distribution},
     tags::{TagRules, Tagged},
     text::Query,
 };
 
 /// Which stats exist at all (`stats_config.stats_matcher`): a name that it refuses is counted nowhere.
 pub type Matcher = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
+/// Upper bounds of histograms' buckets by name (`stats_config.histogram_bucket_settings`): the first that takes a name counts.
+pub type BucketRules = Vec<(Matcher, Vec<f64>)>;
 
 /// Every stat of the process. Clones are the same store.
 #[derive(Clone, Default)]
@@ -33,6 +36,7 @@ struct Inner {
     metrics: Mutex<BTreeMap<Arc<str>, Arc<Metric>>>,
     rules: OnceLock<TagRules>,
     matcher: OnceLock<Matcher>,
+    buckets: OnceLock<BucketRules>,
     threads: AtomicU32,
 }
 
@@ -108,6 +112,19 @@ impl Store {
         if let Some(matcher) = matcher {
             let _ = self.inner.matcher.set(matcher);
         }
+    }
+
+    /// Sets the bounds of histograms, in rising order; only the first call has an effect.
+    pub fn configure_buckets(&self, rules: BucketRules) {
+        // A second call changes nothing, as said.
+        let _ = self.inner.buckets.set(rules);
+    }
+
+    /// The upper bounds that a histogram is shown with.
+    pub(crate) fn bounds(&self, name: &str) -> &[f64] {
+        let rules = self.inner.buckets.get().map_or(&[][..], Vec::as_slice);
+        let own = rules.iter().find(|(matcher, _)| matcher(name));
+        own.map_or(&BOUNDS, |(_, bounds)| bounds)
     }
 
     /// The handle maker of the calling thread; each thread takes one.

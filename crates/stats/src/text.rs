@@ -5,7 +5,7 @@ use std::fmt::Write;
 use regex::Regex;
 
 use crate::{
-    histogram::{BOUNDS, Distribution, QUANTILES},
+    histogram::{Distribution, QUANTILES},
     store::{Kind, Store, Value},
 };
 
@@ -68,7 +68,12 @@ impl Store {
                 Value::Gauge(value) => line(digits.format(*value)),
                 Value::Histogram(histogram) => {
                     histograms.extend([name, ":"]);
-                    histogram_text(&mut histograms, histogram, query.histograms);
+                    histogram_text(
+                        &mut histograms,
+                        histogram,
+                        self.bounds(name),
+                        query.histograms,
+                    );
                     histograms.push('\n');
                 }
             }
@@ -102,7 +107,9 @@ impl Store {
                 }
                 Value::Histogram(histogram) if query.histograms != HistogramView::Summary => {
                     out.push_str(",\"buckets\":[");
-                    for (index, (bound, count)) in bounds(histogram, query.histograms).enumerate() {
+                    for (index, (bound, count)) in
+                        bounds(histogram, self.bounds(&sample.name), query.histograms).enumerate()
+                    {
                         let comma = if index == 0 { "" } else { "," };
                         let _ = write!(
                             out,
@@ -142,10 +149,10 @@ impl Store {
     }
 }
 
-fn histogram_text(out: &mut String, histogram: &Distribution, view: HistogramView) {
+fn histogram_text(out: &mut String, histogram: &Distribution, upper: &[f64], view: HistogramView) {
     // Writing to a String cannot fail.
     if view != HistogramView::Summary {
-        for (bound, count) in bounds(histogram, view) {
+        for (bound, count) in bounds(histogram, upper, view) {
             let _ = write!(out, " B{bound}({count},{count})");
         }
     } else if histogram.count == 0 {
@@ -159,9 +166,13 @@ fn histogram_text(out: &mut String, histogram: &Distribution, view: HistogramVie
 }
 
 /// Each upper bound with its count.
-fn bounds(histogram: &Distribution, view: HistogramView) -> impl Iterator<Item = (f64, u64)> {
+fn bounds(
+    histogram: &Distribution,
+    upper: &[f64],
+    view: HistogramView,
+) -> impl Iterator<Item = (f64, u64)> {
     let mut below = 0;
-    BOUNDS.into_iter().map(move |bound| {
+    upper.iter().map(move |&bound| {
         let most = histogram.at_most(bound);
         let before = std::mem::replace(&mut below, most);
         match view {

@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Reader, Writer, parse_response,
+    Reader, Spelling, Writer, parse_response,
     read::ReadState,
     write::{Client, WriteState},
 };
@@ -47,6 +47,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     /// Changes what the next response may be.
     pub fn set_limits(&mut self, limits: Limits) {
         self.read.limits = limits;
+    }
+
+    /// Says how heads of requests are written.
+    pub fn set_spelling(&mut self, spelling: Spelling) {
+        self.write.spelling = spelling;
     }
 
     /// Lends the buffers back until the next request.

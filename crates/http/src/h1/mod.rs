@@ -21,4 +21,4 @@ pub use parse::{parse_request, parse_response};
 pub use read::Reader;
 pub use scan::{HeadScanner, Scan};
 pub use server::ServerConnection;
-pub use write::Writer;
+pub use write::{Spelling, Writer};

@@ -27,7 +27,13 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
             return Err(Refusal::CODEC);
         }
         let method = Method::from_token(parsed.method.unwrap_or_default());
-        let target = target(&method, parsed.path.unwrap_or_default())?;
+        if let Method::Other(token) = &method
+            && !limits.http1.custom_methods
+            && !REGISTERED.contains(&&**token)
+        {
+            return Err(Refusal::CODEC);
+        }
+        let target = target(&method, parsed.path.unwrap_or_default(), limits)?;
         let mut head = RequestHead::new(version, method, "", target.path);
         let mut connection = Connection::new(version);
         let mut hosts = 0;
@@ -64,7 +70,7 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
         }
         connection.finish(&mut head.headers);
         head.keep_alive = connection.keep_alive;
-        head.framing = match connection.framing()? {
+        head.framing = match connection.framing(limits, &mut head.headers)? {
             Some(framing) => framing,
             None => Framing::None,
         };
@@ -120,7 +126,7 @@ pub fn parse_response(
         connection.finish(&mut head.headers);
         head.keep_alive = connection.keep_alive;
         head.keep_alive_timeout = connection.timeout;
-        let declared = connection.framing()?;
+        let declared = connection.framing(limits, &mut head.headers)?;
         head.framing = match head.status {
             101 => Framing::Tunnel,
             100..=199 | 204 | 304 => Framing::None,
@@ -275,7 +281,7 @@ impl Connection {
     }
 
     /// The framing that was declared.
-    fn framing(&self) -> Result<Option<Framing>, Refusal> {
+    fn framing(&self, limits: &Limits, headers: &mut Headers) -> Result<Option<Framing>, Refusal> {
         match (self.codings, self.lengths) {
             (0, 0) => Ok(None),
             (0, 1) if self.length == 0 => Ok(Some(Framing::None)),
@@ -283,6 +289,10 @@ impl Connection {
             (0, _) => Err(Refusal::bad("http1.multiple_content_length")),
             (1, 0) if self.version == Version::Http11 => Ok(Some(Framing::Chunked)),
             (1, 0) => Err(Refusal::bad("http1.transfer_encoding_not_allowed")),
+            (1, 1) if limits.http1.chunked_length && self.version == Version::Http11 => {
+                headers.remove("content-length");
+                Ok(Some(Framing::Chunked))
+            }
             _ => Err(Refusal::bad("http1.content_length_and_chunked_not_allowed")),
         }
     }
@@ -295,7 +305,7 @@ struct Target<'a> {
 }
 
 /// The four forms of RFC 9112, 3.2.
-fn target<'a>(method: &Method, target: &'a str) -> Result<Target<'a>, Refusal> {
+fn target<'a>(method: &Method, target: &'a str, limits: &Limits) -> Result<Target<'a>, Refusal> {
     const INVALID: Refusal = Refusal::bad("http1.invalid_url");
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(INVALID);
@@ -315,6 +325,13 @@ fn target<'a>(method: &Method, target: &'a str) -> Result<Target<'a>, Refusal> {
         };
     }
     if target.starts_with('/') || (target == "*" && *method == Method::Options) {
+        return Ok(Target {
+            path: target,
+            authority: None,
+            scheme: None,
+        });
+    }
+    if !limits.http1.absolute_url {
         return Ok(Target {
             path: target,
             authority: None,
@@ -432,6 +449,36 @@ fn refusal(error: httparse::Error) -> Refusal {
         _ => Refusal::CODEC,
     }
 }
+
+/// Methods that Envoy's parser takes unasked, beside those that [`Method`] names, and SSDP's under its real name.
+const REGISTERED: [&str; 26] = [
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
 
 /// Fields that mean something to every hop; nominating them in `Connection` is how an attacker
 /// would take them away.

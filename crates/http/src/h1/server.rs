@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Reader, Writer, parse_request,
+    Reader, Spelling, Writer, parse_request,
     read::ReadState,
     write::{Client, WriteState},
 };
@@ -41,6 +41,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
                 is_head: false,
             },
         }
+    }
+
+    /// Says how heads of responses are written.
+    pub fn set_spelling(&mut self, spelling: Spelling) {
+        self.write.spelling = spelling;
     }
 
     /// Waits, without a buffer, for the first byte of a request; `false` when the client closed.

@@ -33,6 +33,16 @@ pub(super) struct WriteState {
     pub(super) closing: bool,
     /// Bytes of body data written for the current message.
     written: u64,
+    pub(super) spelling: Spelling,
+}
+
+/// How heads are written; what the peer wrote is kept otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Spelling {
+    /// Names of headers as `Proper-Case` (`header_key_format.proper_case_words`).
+    pub proper_case: bool,
+    /// Targets of requests with scheme and host (`send_fully_qualified_url`).
+    pub absolute_url: bool,
 }
 
 impl WriteState {
@@ -46,6 +56,7 @@ impl WriteState {
             ended: true,
             closing: false,
             written: 0,
+            spelling: Spelling::default(),
         }
     }
 
@@ -71,18 +82,26 @@ impl WriteState {
     }
 
     pub(super) fn request(&mut self, head: &RequestHead, framing: Framing) {
+        let spelling = self.spelling;
         let out = self.out();
         out.extend_from_slice(head.method.as_str().as_bytes());
         out.push(b' ');
+        if spelling.absolute_url && head.path().starts_with('/') {
+            out.extend_from_slice(head.scheme().as_bytes());
+            out.extend_from_slice(b"://");
+            out.extend_from_slice(head.authority().as_bytes());
+        }
         match head.path() {
             "" => out.extend_from_slice(head.authority().as_bytes()),
             path => out.extend_from_slice(path.as_bytes()),
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
+        let fields = out.len();
         lines(out, &head.headers, framing);
         if head.upgrade && head.headers.contains("upgrade") {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }
+        spelling.apply(&mut out[fields..]);
         out.extend_from_slice(b"\r\n");
         // Data of a tunnel starts only when the peer has agreed to it.
         self.start(if head.upgrade {
@@ -100,9 +119,10 @@ impl WriteState {
         if framing == Framing::UntilClose || !head.keep_alive || !client.keep_alive {
             self.closing = true;
         }
-        let closing = self.closing;
+        let (closing, spelling) = (self.closing, self.spelling);
         let out = self.out();
         status_line(out, head.status);
+        let fields = out.len();
         match framing {
             // What a HEAD would have got is told by the fields that the upstream sent.
             Framing::None if client.is_head || matches!(head.status, 204 | 304) => {
@@ -127,14 +147,18 @@ impl WriteState {
         } else if client.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
+        spelling.apply(&mut out[fields..]);
         out.extend_from_slice(b"\r\n");
         self.start(framing);
     }
 
     pub(super) fn informational(&mut self, status: u16, headers: &Headers) {
+        let spelling = self.spelling;
         let out = self.out();
         status_line(out, status);
+        let fields = out.len();
         headers.write_lines(out, |_| false);
+        spelling.apply(&mut out[fields..]);
         out.extend_from_slice(b"\r\n");
     }
 
@@ -177,11 +201,14 @@ impl WriteState {
             Framing::Length(length) if length != self.written => return Err(Error::Length),
             Framing::Chunked => {
                 let mut last = Vec::new();
+                let spelling = self.spelling;
                 let behind_tail = !self.tail.is_empty() || !self.suffix.is_empty();
                 let out = if behind_tail { &mut last } else { self.out() };
                 out.extend_from_slice(b"0\r\n");
                 if let Some(trailers) = trailers {
+                    let fields = out.len();
                     trailers.write_lines(out, |_| false);
+                    spelling.apply(&mut out[fields..]);
                 }
                 out.extend_from_slice(b"\r\n");
                 if behind_tail && trailers.is_none_or(Headers::is_empty) {
@@ -261,6 +288,26 @@ impl WriteState {
         if self.sent == self.buffer.len() {
             self.buffer.clear();
             self.sent = 0;
+        }
+    }
+}
+
+impl Spelling {
+    /// Spells the names of written lines: each letter that begins a word is a capital, the others small, as Envoy's
+    /// `proper_case_words` makes them of its lower-case names.
+    fn apply(self, lines: &mut [u8]) {
+        if !self.proper_case {
+            return;
+        }
+        for line in lines.split_mut(|&byte| byte == b'\n') {
+            let mut begins = true;
+            for byte in line.iter_mut().take_while(|byte| **byte != b':') {
+                match begins {
+                    true => byte.make_ascii_uppercase(),
+                    false => byte.make_ascii_lowercase(),
+                }
+                begins = !byte.is_ascii_alphanumeric();
+            }
         }
     }
 }

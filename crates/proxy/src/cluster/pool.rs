@@ -30,6 +30,7 @@ use super::{
     stats::ClusterStats,
 };
 use crate::{
+    codec::{http1_grammar, http1_spelling},
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
     transport::{AutoName, Upstreams},
@@ -349,8 +350,11 @@ impl HostPool {
             head_bytes: with.plan.http.max_response_headers_kb as usize * 1024,
             headers: with.plan.http.max_headers_count as usize,
             trailers: with.plan.http1.enable_trailers,
+            http1: http1_grammar(&with.plan.http1),
             ..Limits::default()
         });
+        idle.connection
+            .set_spelling(http1_spelling(&with.plan.http1));
         Http1 {
             connection: idle.connection,
             lease: Lease {

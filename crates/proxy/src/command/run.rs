@@ -201,6 +201,12 @@ fn configure(store: &stats::Store, bootstrap: &Bootstrap) -> Result<(), stats::T
         }
     };
     store.configure(rules, matcher);
+    let buckets = config.histogram_buckets.iter().map(|(names, bounds)| {
+        let names = names.clone();
+        let matcher: stats::Matcher = Arc::new(move |name: &str| names.matches(name.as_bytes()));
+        (matcher, bounds.iter().map(|bound| bound.get()).collect())
+    });
+    store.configure_buckets(buckets.collect());
     Ok(())
 }
 

@@ -180,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         if !tunnel && let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
             return Poll::Ready(End::Downstream(gone));
         }
-        self.deadlines.poll(cx, timer).map(End::Expired)
+        self.poll_deadlines(cx, timer).map(End::Expired)
     }
 
     /// Moves the response's body.

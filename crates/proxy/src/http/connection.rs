@@ -17,6 +17,7 @@ use super::{
     ConnectionManager, Context, LocalReply, failure, serve as exchange, streams, timers::Expired,
 };
 use crate::{
+    codec::{http1_grammar, http1_spelling},
     io::Stream,
     listener::{Connection, ConnectionInfo},
     plan::{http::CodecType, overload::ShedPoint},
@@ -65,9 +66,11 @@ pub(super) async fn serve(
         head_bytes: plan.max_request_headers_kb as usize * 1024,
         headers: plan.common.max_headers_count as usize,
         trailers: plan.http1.enable_trailers,
+        http1: http1_grammar(&plan.http1),
         ..Limits::default()
     };
     let mut http1 = h1::ServerConnection::new(stream, BytesMut::new(), limits);
+    http1.set_spelling(http1_spelling(&plan.http1));
     if http2.is_none() {
         match speaks_http2(&mut http1, &live, &drain).await {
             None => return,

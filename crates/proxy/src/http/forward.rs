@@ -23,7 +23,7 @@ use super::{
     hedge::Hedged,
     mirror,
     pump::{Kept, Pump, PumpError},
-    respond,
+    respond, serve,
     timers::{Deadlines, Expired},
     upstream::{self, Upstream},
 };
@@ -100,6 +100,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         &cx.live.plan,
         exchange,
         retries.policy().map(|policy| &**policy),
+        &cx.live.filters.router,
     );
     let hedge = retry::hedges(exchange);
     let mirrors = mirror::chosen(exchange, cx.worker);
@@ -129,7 +130,10 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
             .speaks_http2(exchange.request.version == Version::Http2);
     let now = TokioInstant::now();
     let receive = cx.live.plan.request_timeout;
-    let deadlines = Deadlines::new(timeouts.stream, timeouts.idle, receive, now);
+    let mut deadlines = Deadlines::new(timeouts.stream, timeouts.idle, receive, now);
+    if let Some(interval) = cx.live.plan.access_log_flush_interval {
+        deadlines.log_each(interval, now);
+    }
     let mut kept = body.unwrap_or_else(|| Kept::new(keep && !exchange.request.upgrade, limit));
     if !kept.complete {
         // A filter has read its beginning.
@@ -420,8 +424,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                 if let Poll::Ready(gone) = failure::poll_gone(cx, reader, writer) {
                     return Poll::Ready(Err(AttemptError::Downstream(gone)));
                 }
+                // What the choice of the host still reads cannot be logged now.
                 deadlines
-                    .poll(cx, timer.as_mut())
+                    .poll(cx, timer.as_mut(), || {})
                     .map(|at| Err(AttemptError::Expired(at)))
             })
             .await
@@ -617,9 +622,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
         if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
             return Poll::Ready(Err(AttemptError::Downstream(gone)));
         }
-        self.deadlines
-            .poll(cx, timer)
+        self.poll_deadlines(cx, timer)
             .map(|expired| Err(AttemptError::Expired(expired)))
+    }
+
+    /// Waits for the first deadline; lines about a request that goes on are written meanwhile.
+    pub(super) fn poll_deadlines(
+        &mut self,
+        cx: &mut TaskContext<'_>,
+        timer: Pin<&mut Option<Sleep>>,
+    ) -> Poll<Expired> {
+        let log = || serve::log_as("DownstreamPeriodic", self.cx, self.exchange);
+        self.deadlines.poll(cx, timer, log)
     }
 
     fn broken(&self, error: Error, upstream: &Upstream) -> AttemptError {
@@ -670,8 +684,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
                 return Poll::Ready(Err(AttemptError::Downstream(gone)));
             }
-            self.deadlines
-                .poll(cx, timer.as_mut())
+            self.poll_deadlines(cx, timer.as_mut())
                 .map(|at| Err(AttemptError::Expired(at)))
         })
         .await

@@ -68,8 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
                 return Poll::Ready(Some(Err(AttemptError::Downstream(gone))));
             }
-            self.deadlines
-                .poll(cx, timer.as_mut())
+            self.poll_deadlines(cx, timer.as_mut())
                 .map(|expired| Some(Err(AttemptError::Expired(expired))))
         })
         .await

@@ -33,6 +33,9 @@ pub(super) fn prepare(
     }
     xfcc::set(plan, exchange.connection, &mut exchange.request.headers);
     request_id(plan, worker, exchange, edge);
+    if plan.add_user_agent {
+        add_user_agent(worker, exchange);
+    }
     if let Some(via) = &plan.via {
         append(&mut exchange.request.headers, "via", via.as_bytes(), ", ");
     }
@@ -267,6 +270,19 @@ fn clean(exchange: &mut Exchange<'_>, edge: bool) {
         };
         !(envoy && (is(&INTERNAL) || edge && is(&EDGE)))
     });
+}
+
+/// Tells who sends this on, and answers for a client that does not say what it is.
+fn add_user_agent(worker: &Worker, exchange: &mut Exchange<'_>) {
+    let node = &worker.bootstrap.node;
+    let headers = &mut exchange.request.headers;
+    headers.set("x-envoy-downstream-service-cluster", &*node.cluster);
+    if headers.get("user-agent").is_none_or(<[u8]>::is_empty) {
+        headers.set("user-agent", &*node.cluster);
+    }
+    if !node.id.is_empty() {
+        headers.set("x-envoy-downstream-service-node", &*node.id);
+    }
 }
 
 /// `x-envoy-…` headers of internal clients.

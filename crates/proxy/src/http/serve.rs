@@ -95,9 +95,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     }
     clean_internal_only(exchange);
     if plan.flush_access_log_on_new_request {
-        exchange.log_type = "DownstreamStart";
-        log(cx, exchange);
-        exchange.log_type = "DownstreamEnd";
+        log_as("DownstreamStart", cx, exchange);
     }
     if exchange.request.expects_continue && !plan.proxy_100_continue {
         // A client that is gone is noticed by whoever reads next.
@@ -189,6 +187,7 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
             return Err(reply);
         }
     };
+    router::strict::check(&cx.live.filters.router.strict_check_headers, exchange)?;
     cx.live.stats.rq_total().inc();
     Ok(Some(target))
 }
@@ -393,6 +392,13 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
     route_stats::count(cx, exchange);
     cx.live.filters.complete(exchange, cx.worker);
     log(cx, exchange);
+}
+
+/// Logs a request that goes on.
+pub(super) fn log_as(log_type: &'static str, cx: &Context<'_>, exchange: &mut Exchange<'_>) {
+    let end = std::mem::replace(&mut exchange.log_type, log_type);
+    log(cx, exchange);
+    exchange.log_type = end;
 }
 
 fn log(cx: &Context<'_>, exchange: &Exchange<'_>) {

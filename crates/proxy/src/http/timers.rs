@@ -37,6 +37,8 @@ pub(super) struct Deadlines {
     per_try_idle_limit: Option<Duration>,
     /// Bytes have moved since the idle limits were last set.
     touched: bool,
+    /// When the next line of a stream that goes on is due, and how long after the last (`access_log_flush_interval`).
+    log: Option<(Instant, Duration)>,
 }
 
 impl Deadlines {
@@ -60,6 +62,11 @@ impl Deadlines {
         self.touched = true;
     }
 
+    /// Says how often a stream that goes on is logged.
+    pub(super) fn log_each(&mut self, interval: Duration, now: Instant) {
+        self.log = Some((now + interval, interval));
+    }
+
     /// An attempt begins.
     pub(super) fn start_per_try_idle(&mut self, limit: Option<Duration>, now: Instant) {
         self.per_try_idle_limit = limit;
@@ -80,26 +87,29 @@ impl Deadlines {
         self.per_try_idle = limits.1.map(|limit| now + limit);
     }
 
-    fn next(&self) -> Option<(Instant, Expired)> {
+    /// What is due next; `None` in the second place is a line of the log.
+    fn next(&self) -> Option<(Instant, Option<Expired>)> {
         [
-            (self.request, Expired::Request),
-            (self.per_try, Expired::PerTry),
-            (self.per_try_idle, Expired::PerTryIdle),
-            (self.stream, Expired::Stream),
-            (self.idle, Expired::Idle),
-            (self.receive, Expired::Receive),
+            (self.request, Some(Expired::Request)),
+            (self.per_try, Some(Expired::PerTry)),
+            (self.per_try_idle, Some(Expired::PerTryIdle)),
+            (self.stream, Some(Expired::Stream)),
+            (self.idle, Some(Expired::Idle)),
+            (self.receive, Some(Expired::Receive)),
+            (self.log.map(|(at, _)| at), None),
         ]
         .into_iter()
         .filter_map(|(at, which)| Some((at?, which)))
         .min_by_key(|(at, _)| *at)
     }
 
-    /// Waits for the first deadline. The timer is set again only when it is later than that: it may be one that an
+    /// Waits for the first deadline, and calls `log` each time a line is due until then. The timer is set again only when it is later than that: it may be one that an
     /// earlier request has left, and fire too early.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
+        mut log: impl FnMut(),
     ) -> Poll<Expired> {
         if self.touched {
             self.set_idle();
@@ -121,10 +131,18 @@ impl Deadlines {
             if sleep.poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= at {
-                return Poll::Ready(which);
-            }
+            let now = Instant::now();
             timer.set(None);
+            if now < at {
+                continue;
+            }
+            match which {
+                Some(expired) => return Poll::Ready(expired),
+                None => {
+                    self.log = self.log.map(|(_, interval)| (now + interval, interval));
+                    log();
+                }
+            }
         }
     }
 }

@@ -122,6 +122,14 @@ impl RetryOn {
         Self(set)
     }
 
+    /// Whether every word of the list is one, of conditions or of gRPC's.
+    pub fn knows(list: &str, grpc: bool) -> bool {
+        list.split(',').map(str::trim).all(|word| {
+            let found = WORDS.iter().find(|(name, _)| *name == word);
+            found.is_some_and(|(_, bit)| GRPC.contains(*bit) == grpc)
+        })
+    }
+
     /// Whether all of `other` are in it.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -142,6 +150,15 @@ impl RetryOn {
         self.0 == 0
     }
 }
+
+/// The conditions that are statuses of gRPC.
+const GRPC: RetryOn = RetryOn(
+    RetryOn::GRPC_CANCELLED.0
+        | RetryOn::GRPC_DEADLINE_EXCEEDED.0
+        | RetryOn::GRPC_RESOURCE_EXHAUSTED.0
+        | RetryOn::GRPC_UNAVAILABLE.0
+        | RetryOn::GRPC_INTERNAL.0,
+);
 
 const WORDS: [(&str, RetryOn); 16] = [
     ("5xx", RetryOn::FIVE_XX),

@@ -8,6 +8,7 @@ pub(crate) mod preferred;
 pub(crate) mod redirect;
 pub(crate) mod retry;
 pub(crate) mod rewrite;
+pub(crate) mod strict;
 pub(crate) mod timeout;
 
 use std::{rc::Rc, sync::Arc};

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use outrigger_http::Headers;
+
 use crate::{
     http::Exchange,
-    plan::{HttpConnectionManager, RetryPolicy},
+    plan::{HttpConnectionManager, RetryPolicy, http_filter::RouterFilter},
 };
 
 /// Limits of one request; `None` is no limit.
@@ -28,6 +30,7 @@ impl Timeouts {
         plan: &HttpConnectionManager,
         exchange: &mut Exchange<'_>,
         retry: Option<&RetryPolicy>,
+        router: &RouterFilter,
     ) -> Timeouts {
         let grpc = exchange.request.is_grpc();
         let asked = exchange
@@ -76,6 +79,15 @@ impl Timeouts {
             .unwrap_or(plan.stream_idle_timeout);
         let mut per_try = retry.and_then(|retry| retry.per_try_timeout);
         let headers = &mut exchange.request.headers;
+        // The proxy before this one has taken its own waiting into account.
+        let expected = router
+            .respect_expected_rq_timeout
+            .then(|| millis(headers, EXPECTED))
+            .flatten();
+        if let Some(expected) = expected {
+            request = expected;
+            headers.remove("x-envoy-upstream-rq-timeout-ms");
+        }
         if headers.contains_prefix("x-envoy-upstream-rq-") {
             if let Some(asked) = take_millis(headers, "x-envoy-upstream-rq-timeout-ms") {
                 request = asked;
@@ -104,11 +116,19 @@ impl Timeouts {
     }
 }
 
+const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+
 /// A header with milliseconds; 0 is no limit.
-fn take_millis(headers: &mut outrigger_http::Headers, name: &str) -> Option<Option<Duration>> {
+fn millis(headers: &Headers, name: &str) -> Option<Option<Duration>> {
     let millis = headers.get_str(name)?.trim().parse::<u64>().ok();
-    headers.remove(name);
     millis.map(|millis| (millis > 0).then(|| Duration::from_millis(millis)))
+}
+
+/// The same, taken off.
+fn take_millis(headers: &mut Headers, name: &str) -> Option<Option<Duration>> {
+    let found = millis(headers, name);
+    headers.remove(name);
+    found
 }
 
 /// `1H`, `2M`, `3S`, `4m`, `5u`, `6n`: at most eight digits and a unit.

@@ -4,6 +4,7 @@ mod cases;
 mod ext_authz;
 mod http2;
 mod jwt;
+mod options;
 mod routing;
 mod support;
 

@@ -59,6 +59,18 @@ impl Mesh {
         Mesh::make(routes, options, filters, clusters, cluster, "").await
     }
 
+    /// [`Mesh::new`] without filters, and with fields of the router.
+    pub(crate) async fn with_router(
+        routes: &str,
+        options: &str,
+        router: &str,
+        clusters: &[(&str, u16)],
+    ) -> Mesh {
+        // The terminal filter: the one that follows it is left out.
+        let filters = format!("      - name: own\n        typed_config: {{{ROUTER}, {router}}}");
+        Mesh::make(routes, options, &filters, clusters, "", "").await
+    }
+
     /// [`Mesh::new`] without filters and with a further access log.
     pub(crate) async fn with_log(
         routes: &str,
@@ -107,10 +119,14 @@ filter_chains:
 {routes}
       http_filters:
 {filters}
-      - name: router
-        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+{router}
 ",
-            path = path.display()
+            path = path.display(),
+            router = if filters.contains(ROUTER) {
+                String::new()
+            } else {
+                format!("      - name: router\n        typed_config: {{{ROUTER}}}")
+            },
         );
         let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default()).unwrap();
         let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(NOW));
@@ -181,6 +197,9 @@ filter_chains:
         .await
     }
 }
+
+const ROUTER: &str =
+    "\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
 
 /// Of a cluster whose name ends in `-h2`.
 const H2: &str = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}}";

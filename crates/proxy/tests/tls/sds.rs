@@ -158,12 +158,18 @@ fn roots(pem: &str) -> Secret {
 
 /// A proxy whose listener needs both secrets, from a socket.
 fn start(socket: &Path, app: u16) -> (Rc<Server>, tokio::task::JoinHandle<()>) {
-    let sds = |name: &str| {
-        format!(
-            "{{name: {name}, sds_config: {{initial_fetch_timeout: 0s, api_config_source: {{api_type: GRPC, transport_api_version: V3, \
-             grpc_services: [{{envoy_grpc: {{cluster_name: sds-grpc}}}}]}}}}}}"
-        )
-    };
+    let source = "initial_fetch_timeout: 0s, api_config_source: {api_type: GRPC, transport_api_version: V3, \
+                  grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}";
+    start_with(|_| source.to_owned(), socket, app)
+}
+
+/// A proxy whose listener needs both secrets, each from the source that `source` says for its name.
+fn start_with(
+    source: impl Fn(&str) -> String,
+    socket: &Path,
+    app: u16,
+) -> (Rc<Server>, tokio::task::JoinHandle<()>) {
+    let sds = |name: &str| format!("{{name: {name}, sds_config: {{{}}}}}", source(name));
     let context = format!(
         "tls_certificate_sds_secret_configs: [{}], combined_validation_context: {{default_validation_context: {{match_typed_subject_alt_names: \
          [{{san_type: URI, matcher: {{prefix: 'spiffe://cluster.local/'}}}}]}}, validation_context_sds_secret_config: {}}}",
@@ -312,6 +318,67 @@ fn a_server_that_does_not_exist_keeps_nobody_waiting() {
         assert!(handshake(&client(&ca, None, &[]), at, "h").await.is_err());
         let name = "listener.in.server_ssl_socket_factory.downstream_context_secrets_not_ready";
         stat(&server, name, 1).await;
+        running.abort();
+    });
+}
+
+#[test]
+fn secrets_of_a_file_come_and_change_and_what_is_no_secret_leaves_the_last() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(format!("{name}.yaml"));
+        // Another file takes its place, as the kubelet and careful tools do it.
+        let put = |name: &str, text: &str| {
+            let next = path("next");
+            std::fs::write(&next, text).expect("it is written");
+            std::fs::rename(&next, path(name)).expect("it is moved");
+        };
+        let answer = |secret: &Secret| {
+            let mut secret = proto::json::to_value(secret);
+            secret["@type"] = TYPE.into();
+            serde_json::json!({"resources": [secret]}).to_string()
+        };
+        let ca = Authority::new("root");
+        put("ROOTCA", &answer(&roots(&ca.pem())));
+        let source = |name: &str| {
+            let path = path(name);
+            format!(
+                "initial_fetch_timeout: 0s, path_config_source: {{path: '{}'}}",
+                path.display()
+            )
+        };
+        let (server, running) = start_with(source, Path::new("/nowhere/socket"), echo().await);
+        stat(&server, "sds.ROOTCA.update_success", 1).await;
+        assert_ne!(server.state(), State::Live, "one of them is missing");
+        put("default", &answer(&own(&ca.issue(&[SERVER, "first"]))));
+        within(server.reached(State::Live)).await;
+        let at = address(&server, "in");
+        let leaf = ca.issue(&[CLIENT]);
+        let mut old = handshake(&client(&ca, Some(&leaf), &[]), at, "first")
+            .await
+            .expect("it is let in");
+        echoes(&mut old).await;
+
+        put("default", &answer(&own(&ca.issue(&[SERVER, "next"]))));
+        stat(&server, "sds.default.update_success", 2).await;
+        handshake(&client(&ca, Some(&leaf), &[]), at, "next")
+            .await
+            .expect("the new certificate is in use");
+
+        put("default", "resources: [{no: secret}]");
+        put("ROOTCA", &answer(&roots(&Authority::new("other").pem())));
+        stat(&server, "sds.ROOTCA.update_success", 2).await;
+        assert_eq!(server.store.number("sds.default.update_success"), 2);
+        put("ROOTCA", &answer(&roots(&ca.pem())));
+        stat(&server, "sds.ROOTCA.update_success", 3).await;
+        handshake(&client(&ca, Some(&leaf), &[]), at, "next")
+            .await
+            .expect("the last good certificate is in use");
+        echoes(&mut old).await;
         running.abort();
     });
 }

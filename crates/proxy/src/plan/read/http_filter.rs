@@ -161,6 +161,15 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
     }))
 }
 
+/// What `strict_check_headers` may name.
+const CHECKABLE: [&str; 5] = [
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-max-retries",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retry-on",
+];
+
 fn router(at: At<'_>, m: &Router) -> Step<RouterFilter> {
     let Router {
         dynamic_stats,
@@ -177,10 +186,12 @@ fn router(at: At<'_>, m: &Router) -> Step<RouterFilter> {
     Ok(RouterFilter {
         dynamic_stats: dynamic_stats.unwrap_or(true),
         suppress_envoy_headers: *suppress_envoy_headers,
-        strict_check_headers: strict_check_headers
-            .iter()
-            .map(|s| s.as_str().into())
-            .collect(),
+        strict_check_headers: at.each("strict_check_headers", strict_check_headers, |at, name| {
+            match CHECKABLE.contains(&name.as_str()) {
+                true => Ok(name.as_str().into()),
+                false => Err(at.error(format!("must be one of {}", CHECKABLE.join(", ")))),
+            }
+        }),
         respect_expected_rq_timeout: *respect_expected_rq_timeout,
     })
 }
