@@ -1,7 +1,9 @@
 //! CustomResourceDefinitions of Istio's kinds, generated from the messages that this program reads them into: what the
 //! API server lets through is what we know, field by field (structural schemas).
 
+mod limits;
 mod rules;
+mod shown;
 
 use std::collections::BTreeMap;
 
@@ -26,19 +28,14 @@ fn definition(kind: Kind) -> Value {
     let plural = plural(kind);
     let spec = proto::json::descriptor(&message)
         .map_or_else(any_object, |descriptor| object(&descriptor, 0));
-    let shown = rules::shown(kind);
+    let shown = shown::of(kind);
     let columns: Vec<Value> = shown
         .columns
         .iter()
         .map(|(name, path, description)| {
-            json!({"name": name, "type": "string", "jsonPath": path, "description": description})
+            let shown_as = if *name == "Age" { "date" } else { "string" };
+            json!({"name": name, "type": shown_as, "jsonPath": path, "description": description})
         })
-        .chain([json!({
-            "name": "Age",
-            "type": "date",
-            "jsonPath": ".metadata.creationTimestamp",
-            "description": "Time since the object was made.",
-        })])
         .collect();
     let mut spec = spec;
     spec["description"] = shown.about.into();
@@ -52,15 +49,21 @@ fn definition(kind: Kind) -> Value {
     if shown.needs_spec {
         schema["required"] = json!(["spec"]);
     }
-    let versions: Vec<Value> = kind
-        .versions()
+    let mut names = kind.versions().to_vec();
+    names.sort_unstable();
+    let stored = if kind == Kind::Telemetry {
+        "v1alpha1"
+    } else {
+        names[0]
+    };
+    let versions: Vec<Value> = names
         .iter()
-        .enumerate()
-        .map(|(i, version)| {
+        .map(|version| {
             json!({
                 "name": version,
                 "served": true,
-                "storage": i == 0,
+                // What Istio stores, so that either can take a cluster over from the other.
+                "storage": *version == stored,
                 "additionalPrinterColumns": columns,
                 "schema": {"openAPIV3Schema": schema},
                 "subresources": {"status": {}},
@@ -113,11 +116,19 @@ fn object(message: &MessageDescriptor, depth: usize) -> Value {
     }
     let mut properties = Map::new();
     for field in message.fields() {
-        properties.insert(field.json_name().to_owned(), property(&field, depth));
+        let schema = property(message.full_name(), &field, depth);
+        if let Some(alias) = rules::alias(message.full_name(), field.json_name()) {
+            properties.insert(alias.to_owned(), schema.clone());
+        }
+        properties.insert(field.json_name().to_owned(), schema);
     }
     let mut out = json!({"type": "object"});
     if !properties.is_empty() {
         out["properties"] = properties.into();
+    }
+    let required = rules::required(message.full_name());
+    if !required.is_empty() {
+        out["required"] = required.into();
     }
     let mut groups: BTreeMap<u32, Vec<&'static str>> = BTreeMap::new();
     for field in message.fields() {
@@ -139,8 +150,8 @@ fn object(message: &MessageDescriptor, depth: usize) -> Value {
             out["allOf"] = all.into();
         }
     }
-    if let Some(validations) = rules::of(message.full_name()) {
-        out["x-kubernetes-validations"] = validations;
+    if let Value::Object(schema) = &mut out {
+        rules::between_fields(message.full_name(), schema);
     }
     out
 }
@@ -153,19 +164,33 @@ fn one_of(names: Vec<&'static str>) -> Value {
     out.into()
 }
 
-fn property(field: &FieldDescriptor, depth: usize) -> Value {
-    if field.is_map() {
+fn property(message: &str, field: &FieldDescriptor, depth: usize) -> Value {
+    let name = field.json_name();
+    let element = |mut schema: Value| {
+        if let Value::Object(schema) = &mut schema {
+            rules::of_field(message, &format!("{name}[]"), schema);
+        }
+        schema
+    };
+    let mut out = if field.is_map() {
         let FieldKind::Message(entry) = field.kind() else {
             return any_object();
         };
         let value = entry.map_entry_value_field();
-        return json!({"type": "object", "additionalProperties": single(&value, depth)});
+        json!({"type": "object", "additionalProperties": element(single(&value, depth))})
+    } else if field.is_list() {
+        json!({"type": "array", "items": element(single(field, depth))})
+    } else {
+        single(field, depth)
+    };
+    if let Value::Object(schema) = &mut out {
+        if matches!(field.kind(), FieldKind::Message(m) if m.full_name() == "google.protobuf.Duration")
+        {
+            rules::of_duration(message, name, schema);
+        }
+        rules::of_field(message, name, schema);
     }
-    let one = single(field, depth);
-    if field.is_list() {
-        return json!({"type": "array", "items": one});
-    }
-    one
+    out
 }
 
 fn single(field: &FieldDescriptor, depth: usize) -> Value {
@@ -173,19 +198,19 @@ fn single(field: &FieldDescriptor, depth: usize) -> Value {
         FieldKind::Bool => json!({"type": "boolean"}),
         FieldKind::String => json!({"type": "string"}),
         FieldKind::Bytes => json!({"type": "string", "format": "byte"}),
-        FieldKind::Double | FieldKind::Float => json!({"type": "number"}),
+        FieldKind::Double => json!({"type": "number", "format": "double"}),
+        FieldKind::Float => json!({"type": "number", "format": "float"}),
         FieldKind::Int32 | FieldKind::Sint32 | FieldKind::Sfixed32 => {
             json!({"type": "integer", "format": "int32"})
         }
         FieldKind::Uint32 | FieldKind::Fixed32 => {
             json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
         }
-        // Numbers of 64 bits are texts in protobuf's JSON, and numbers where people write them.
-        FieldKind::Int64
-        | FieldKind::Sint64
-        | FieldKind::Sfixed64
-        | FieldKind::Uint64
-        | FieldKind::Fixed64 => json!({"x-kubernetes-int-or-string": true}),
+        // Texts in protobuf's own JSON, numbers where people write them, and in Istio's definitions.
+        FieldKind::Int64 | FieldKind::Sint64 | FieldKind::Sfixed64 => {
+            json!({"type": "integer", "format": "int64"})
+        }
+        FieldKind::Uint64 | FieldKind::Fixed64 => json!({"type": "integer", "minimum": 0}),
         FieldKind::Enum(e) => json!({"type": "string", "enum": values(&e)}),
         FieldKind::Message(m) => object(&m, depth + 1),
     }
@@ -203,14 +228,14 @@ fn well_known(name: &str) -> Option<Value> {
         "BoolValue" => json!({"type": "boolean", "nullable": true}),
         "StringValue" => json!({"type": "string", "nullable": true}),
         "BytesValue" => json!({"type": "string", "format": "byte", "nullable": true}),
-        "DoubleValue" | "FloatValue" => json!({"type": "number", "nullable": true}),
+        "DoubleValue" => json!({"type": "number", "format": "double", "nullable": true}),
+        "FloatValue" => json!({"type": "number", "format": "float", "nullable": true}),
         "Int32Value" => json!({"type": "integer", "format": "int32", "nullable": true}),
         "UInt32Value" => {
             json!({"type": "integer", "minimum": 0, "maximum": u32::MAX, "nullable": true})
         }
-        "Int64Value" | "UInt64Value" => {
-            json!({"x-kubernetes-int-or-string": true, "nullable": true})
-        }
+        "Int64Value" => json!({"type": "integer", "format": "int64", "nullable": true}),
+        "UInt64Value" => json!({"type": "integer", "minimum": 0, "nullable": true}),
         "Struct" | "Any" => any_object(),
         "Empty" => json!({"type": "object"}),
         "Value" => json!({"x-kubernetes-preserve-unknown-fields": true}),
@@ -240,11 +265,26 @@ mod tests {
         let vs = find("virtualservices.networking.istio.io");
         let schema = &vs["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         let http = &schema["properties"]["spec"]["properties"]["http"]["items"]["properties"];
-        assert_eq!(http["timeout"], json!({"type": "string"}));
+        assert_eq!(http["timeout"]["type"], "string");
         let weight = &http["route"]["items"]["properties"]["weight"];
         assert_eq!(weight["type"], "integer");
         let uri = &http["match"]["items"]["properties"]["uri"];
         assert_eq!(uri["oneOf"][1], json!({"required": ["exact"]}));
+        // Limits of fields, rules between them, names that users write, and what a duration must be.
+        assert_eq!(vs["spec"]["versions"][2]["name"], "v1beta1");
+        assert!(http["mirror_percent"].is_object() && http["mirrorPercent"].is_object());
+        assert_eq!(http["directResponse"]["required"], json!(["status"]));
+        assert_eq!(
+            http["timeout"]["x-kubernetes-validations"][0]["rule"],
+            "duration(self) >= duration('1ms')"
+        );
+        let group = find("workloadgroups.networking.istio.io");
+        let template = &group["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+            ["properties"]["template"];
+        let rules = template["x-kubernetes-validations"].as_array().unwrap();
+        assert_eq!(rules.len(), 1, "a template needs no address: {rules:?}");
+        let dr = find("destinationrules.networking.istio.io").to_string();
+        assert!(dr.contains(r#""maximum":599,"minimum":100"#), "{dr}");
         for d in &all {
             let spec = &d["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
             assert!(
@@ -253,6 +293,28 @@ mod tests {
                     .is_some_and(|p| !p.is_empty()),
                 "{d}"
             );
+        }
+    }
+
+    #[test]
+    fn every_limit_is_of_a_field_that_exists() {
+        let fields = |message: &str| -> Vec<&'static str> {
+            let found = proto::json::descriptor(&format!("istio.{message}"));
+            let found = found.unwrap_or_else(|| panic!("no message {message}"));
+            found.fields().map(|field| field.json_name()).collect()
+        };
+        for (message, field, _) in limits::FIELDS {
+            let field = field.trim_end_matches("[]");
+            assert!(fields(message).contains(&field), "{message}.{field}");
+        }
+        for (message, names) in limits::REQUIRED {
+            assert!(
+                names.iter().all(|name| fields(message).contains(name)),
+                "{message}: {names:?}"
+            );
+        }
+        for (message, _) in limits::BETWEEN {
+            fields(message);
         }
     }
 }

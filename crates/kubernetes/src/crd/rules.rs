@@ -1,131 +1,114 @@
-//! What of a definition the messages do not say: words, columns of `kubectl get`, and rules between fields (CEL).
+//! What the API server asks of fields beyond their types: the limits and the rules between fields (CEL) that Istio's own
+//! definitions have, so that an object is taken here exactly where it is taken there.
 
-use config::Kind;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-/// How a kind is shown to users.
-pub(super) struct Shown {
-    pub(super) short: &'static str,
-    pub(super) about: &'static str,
-    /// Name, path and description of each column.
-    pub(super) columns: &'static [(&'static str, &'static str, &'static str)],
-    /// Whether an object without `spec` is refused.
-    pub(super) needs_spec: bool,
+use super::limits::{BETWEEN, DURATION, FIELDS, REQUIRED};
+
+/// A limit on what a field, or an element of it, may hold.
+#[derive(Clone, Copy)]
+pub(super) enum Limit {
+    /// Characters of a text, at least and at most; 0 says nothing.
+    Length(u32, u32),
+    /// The regular expression that a text matches.
+    Matches(&'static str),
+    /// Elements of a list, at least and at most; 0 says nothing.
+    Items(u32, u32),
+    /// Entries of a map, at least and at most; 0 says nothing.
+    Entries(u32, u32),
+    /// A number's least value.
+    From(u32),
+    /// A number's greatest value.
+    To(u32),
+    /// The field whose value tells the elements of a list apart.
+    Keyed(&'static str),
+    /// A rule and what is said when it does not hold.
+    Rule(&'static str, &'static str),
+    /// The same, in place of the rules that the field's message has of its own.
+    Instead(&'static str, &'static str),
 }
 
-pub(super) fn shown(kind: Kind) -> Shown {
-    let mut shown = Shown {
-        short: "",
-        about: "",
-        columns: &[],
-        needs_spec: false,
-    };
-    match kind {
-        Kind::VirtualService => {
-            shown.short = "vs";
-            shown.about = "How requests for some hosts are routed.";
-            shown.columns = &[
-                (
-                    "Gateways",
-                    ".spec.gateways",
-                    "The gateways and sidecars that take the routes.",
-                ),
-                ("Hosts", ".spec.hosts", "The hosts that are routed."),
-            ];
-        }
-        Kind::DestinationRule => {
-            shown.short = "dr";
-            shown.about =
-                "What happens to traffic for a host after routing: subsets, balancing, pools, TLS.";
-            shown.columns = &[("Host", ".spec.host", "The host that this is about.")];
-        }
-        Kind::Gateway => {
-            shown.short = "gw";
-            shown.about = "The ports, protocols and hosts that a gateway serves.";
-        }
-        Kind::ServiceEntry => {
-            shown.short = "se";
-            shown.about = "Services that the platform's registry does not know.";
-            shown.needs_spec = true;
-            shown.columns = &[
-                ("Hosts", ".spec.hosts", "The hosts of the service."),
-                (
-                    "Location",
-                    ".spec.location",
-                    "Whether it is part of the mesh.",
-                ),
-                (
-                    "Resolution",
-                    ".spec.resolution",
-                    "How its addresses are found.",
-                ),
-            ];
-        }
-        Kind::WorkloadEntry => {
-            shown.short = "we";
-            shown.about = "A workload outside of the platform, for example on a virtual machine.";
-            shown.needs_spec = true;
-            shown.columns = &[("Address", ".spec.address", "Where it is.")];
-        }
-        Kind::WorkloadGroup => {
-            shown.short = "wg";
-            shown.about = "What workloads outside of the platform have in common.";
-            shown.needs_spec = true;
-        }
-        Kind::Sidecar => shown.about = "What a sidecar takes in and what it can reach.",
-        Kind::EnvoyFilter => shown.about = "Changes to the configuration that proxies are given.",
-        Kind::ProxyConfig => shown.about = "Settings of proxies that need a restart.",
-        Kind::PeerAuthentication => {
-            shown.short = "pa";
-            shown.about = "Which connections workloads accept: plaintext, mutual TLS or both.";
-            shown.columns = &[("Mode", ".spec.mtls.mode", "What is accepted.")];
-        }
-        Kind::RequestAuthentication => {
-            shown.short = "ra";
-            shown.about = "The tokens that workloads accept in requests.";
-        }
-        Kind::AuthorizationPolicy => {
-            shown.short = "ap";
-            shown.about = "Who may do what with workloads.";
-            shown.columns = &[("Action", ".spec.action", "What becomes of what matches.")];
-        }
-        Kind::Telemetry => {
-            shown.short = "telemetry";
-            shown.about = "Metrics, traces and access logs of workloads.";
-        }
-        Kind::WasmPlugin => shown.about = "WebAssembly in the filter chain of proxies.",
-        Kind::TrafficExtension => shown.about = "Extensions in the filter chain of proxies.",
-        _ => {}
+/// Fields that must be there, by message.
+pub(super) fn required(message: &str) -> &'static [&'static str] {
+    lookup(REQUIRED, message)
+}
+
+/// Adds the rules between the fields of a message to its schema.
+pub(super) fn between_fields(message: &str, schema: &mut Map<String, Value>) {
+    apply(lookup(BETWEEN, message), schema);
+}
+
+/// Adds the limits of a field, named as in [`FIELDS`].
+pub(super) fn of_field(message: &str, field: &str, schema: &mut Map<String, Value>) {
+    let message = message.strip_prefix("istio.");
+    let found = FIELDS
+        .iter()
+        .find(|(m, f, _)| *f == field && Some(*m) == message);
+    if let Some((_, _, limits)) = found {
+        apply(limits, schema);
     }
-    shown
 }
 
-/// The rules between the fields of a message, in Kubernetes' expression language.
-pub(super) fn of(message: &str) -> Option<Value> {
-    let one_target = |fields: &[&str]| {
-        let given: Vec<String> = fields
-            .iter()
-            .map(|f| format!("(has(self.{f}) ? 1 : 0)"))
-            .collect();
-        (
-            format!("{} <= 1", given.join(" + ")),
-            "only one of targetRefs or selector can be set".to_owned(),
-        )
-    };
-    let (rule, why) = match message {
-        "istio.security.v1beta1.AuthorizationPolicy"
-        | "istio.security.v1beta1.RequestAuthentication"
-        | "istio.telemetry.v1alpha1.Telemetry"
-        | "istio.extensions.v1alpha1.WasmPlugin" => {
-            one_target(&["selector", "targetRef", "targetRefs"])
+/// Names beside that of JSON under which a field is taken, for fields that users write that way.
+pub(super) fn alias(message: &str, field: &str) -> Option<&'static str> {
+    match (message, field) {
+        ("istio.networking.v1alpha3.HTTPRoute", "mirrorPercent") => Some("mirror_percent"),
+        ("istio.security.v1beta1.JWTRule", "jwksUri") => Some("jwks_uri"),
+        _ => None,
+    }
+}
+
+/// What all durations must be but those that may be none.
+pub(super) fn of_duration(message: &str, field: &str, schema: &mut Map<String, Value>) {
+    let free = [
+        ("ConnectionPoolSettings.TCPSettings", "idleTimeout"),
+        ("LoadBalancerSettings.ConsistentHashLB.HTTPCookie", "ttl"),
+        ("TrafficPolicy.RetryBudget", "budgetInterval"),
+    ];
+    let name = message.strip_prefix("istio.networking.v1alpha3.");
+    if !free.iter().any(|(m, f)| name == Some(*m) && field == *f) {
+        apply(&[DURATION], schema);
+    }
+}
+
+fn lookup<T>(table: &[(&'static str, &'static [T])], message: &str) -> &'static [T] {
+    let name = message.strip_prefix("istio.");
+    let found = table.iter().find(|(m, _)| Some(*m) == name);
+    found.map_or(&[], |(_, found)| found)
+}
+
+fn apply(limits: &[Limit], schema: &mut Map<String, Value>) {
+    let mut rules = Vec::new();
+    use Limit::*;
+    for limit in limits {
+        let (least, most) = match *limit {
+            Length(..) => ("minLength", "maxLength"),
+            Items(..) => ("minItems", "maxItems"),
+            _ => ("minProperties", "maxProperties"),
+        };
+        match *limit {
+            Length(from, to) | Items(from, to) | Entries(from, to) => {
+                for (name, value) in [(least, from), (most, to)] {
+                    if value > 0 {
+                        schema.insert(name.to_owned(), value.into());
+                    }
+                }
+            }
+            Matches(pattern) => drop(schema.insert("pattern".to_owned(), pattern.into())),
+            From(least) => drop(schema.insert("minimum".to_owned(), least.into())),
+            To(most) => drop(schema.insert("maximum".to_owned(), most.into())),
+            Keyed(field) => {
+                schema.insert("x-kubernetes-list-type".to_owned(), "map".into());
+                schema.insert("x-kubernetes-list-map-keys".to_owned(), json!([field]));
+            }
+            Rule(rule, message) => rules.push(json!({"rule": rule, "message": message})),
+            Instead(rule, message) => {
+                schema.remove("x-kubernetes-validations");
+                rules.push(json!({"rule": rule, "message": message}));
+            }
         }
-        "istio.security.v1beta1.PeerAuthentication" => (
-            "has(self.portLevelMtls) ? has(self.selector) && has(self.selector.matchLabels) && \
-             self.selector.matchLabels.size() > 0 : true"
-                .to_owned(),
-            "portLevelMtls requires selector".to_owned(),
-        ),
-        _ => return None,
-    };
-    Some(json!([{"rule": rule, "message": why}]))
+    }
+    if !rules.is_empty() {
+        schema.insert("x-kubernetes-validations".to_owned(), rules.into());
+    }
 }
