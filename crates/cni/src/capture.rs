@@ -92,6 +92,7 @@ fn enter(netns: &str, pod: &Captured, conf: &Conf) -> Result<Config, CniError> {
     }
     // The node's environment is not the pod's.
     let mut config = Config::from_args(&args, &|_| None)?;
+    config.tproxy_notrack = conf.tproxy_notrack && config.tproxy();
     let namespace = File::open(netns).map_err(|e| CniError::Io {
         what: netns.into(),
         why: e.to_string(),

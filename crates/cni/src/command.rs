@@ -197,8 +197,9 @@ Usage: CNI_COMMAND=ADD|CHECK|DEL|VERSION CNI_NETNS=... CNI_ARGS=... outrigger cn
 
 The CNI plug-in: captures a pod's traffic from the node, by the pod's annotations. Container runtimes start it, behind
 the network's own plug-ins in a list of type istio-cni. Keys of its own: kubeconfig (or kubernetes.kubeconfig),
-exclude_namespaces, pod_namespace, native_nftables, ebpf_sockmap and ebpf_fallback (for pods with interceptionMode EBPF, as
-the flags of istio-iptables), outrigger_pods (a folder with Pod objects instead of the API).
+exclude_namespaces, pod_namespace, native_nftables, tproxy_notrack (for pods with interceptionMode TPROXY), ebpf_sockmap
+and ebpf_fallback (EBPF; all three as the flags of istio-iptables), outrigger_pods (a folder with Pod objects instead of
+the API).
 
 outrigger cni node [ready]: run on a node, in a pod, to put the plug-in there and to capture pods that were faster.
 ";

@@ -26,6 +26,8 @@ pub(crate) struct Conf {
     pub(crate) own_namespace: String,
     /// Whether nft writes the rules.
     pub(crate) native_nftables: bool,
+    /// As `--tproxy-notrack`, for every pod of mode TPROXY.
+    pub(crate) tproxy_notrack: bool,
     /// As `--ebpf-sockmap`, for every pod of mode EBPF; empty is off.
     pub(crate) ebpf_sockmap: String,
     /// As `--ebpf-fallback`.
@@ -51,6 +53,7 @@ impl Conf {
             excluded: Vec::new(),
             own_namespace: String::new(),
             native_nftables: false,
+            tproxy_notrack: false,
             ebpf_sockmap: String::new(),
             ebpf_fallback: false,
             source: None,
@@ -62,6 +65,7 @@ impl Conf {
                 "exclude_namespaces" => conf.excluded = texts_of(key, value)?,
                 "pod_namespace" => conf.own_namespace = text_of(key, value)?,
                 "native_nftables" => conf.native_nftables = switch_of(key, value)?,
+                "tproxy_notrack" => conf.tproxy_notrack = switch_of(key, value)?,
                 "ebpf_sockmap" => conf.ebpf_sockmap = text_of(key, value)?,
                 "ebpf_fallback" => conf.ebpf_fallback = switch_of(key, value)?,
                 "kubeconfig" => conf.source = Some(Source::Kubeconfig(text_of(key, value)?)),

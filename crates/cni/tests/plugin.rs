@@ -71,6 +71,10 @@ const TESTS: &[(&str, Test)] = &[
     ("version_lists_what_is_spoken", version),
     ("add_writes_what_istio_iptables_writes", add),
     ("add_takes_less_than_fifty_milliseconds", quick),
+    (
+        "pods_of_mode_tproxy_are_not_tracked_where_the_node_says_so",
+        untracked,
+    ),
     ("check_names_a_rule_that_is_gone", check),
     ("pods_of_others_and_del_touch_nothing", others),
     ("programs_come_and_go_with_the_pod", programs),
@@ -255,6 +259,21 @@ fn quick() {
     let best = best.min().expect("ten runs");
     println!("  ADD took {best:?}");
     assert!(best < Duration::from_millis(50), "{best:?}");
+}
+
+fn untracked() {
+    for (mode, expected) in [("TPROXY", true), ("REDIRECT", false)] {
+        let (_dir, mut conf) = folder(&pod(json!({"sidecar.istio.io/interceptionMode": mode})));
+        conf["tproxy_notrack"] = true.into();
+        let namespace = Namespace::new();
+        let output = plugin("ADD", &namespace.path(), &conf);
+        assert!(output.status.success(), "{}", result(&output));
+        assert_eq!(namespace.rules().contains("--notrack"), expected, "{mode}");
+        let accept = namespace.sh("cat /proc/sys/net/ipv4/tcp_fwmark_accept");
+        assert_eq!(accept.trim() == "1", expected, "{mode}");
+        let output = plugin("CHECK", &namespace.path(), &conf);
+        assert!(output.status.success(), "{}", result(&output));
+    }
 }
 
 /// The pod's uid, which its cgroup is found by; other runs of this test have others.

@@ -119,6 +119,7 @@ struct packet {
     __u16 to;
     __u8 action;
     __u8 owner;
+    __u16 pad;
 };
 
 INLINE void count(__u32 which)
@@ -133,11 +134,6 @@ INLINE struct settings *policy(void)
     __u32 zero = 0;
     __u32 *now = bpf_map_lookup_elem(&generation, &zero);
     return now ? bpf_map_lookup_elem(&settings, now) : 0;
-}
-
-INLINE int same(const __u32 *a, const __u32 *b)
-{
-    return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
 INLINE int is_v4(const __u32 *a)
@@ -173,35 +169,40 @@ INLINE int is_local(const __u32 *a)
     return is_loopback(a) || is_passthrough(a) || bpf_map_lookup_elem(&addresses, a) != 0;
 }
 
-INLINE int within(const struct rule *r, const __u32 *a)
+// Conditions are judged without branches: the verifier follows both ways of each, and a pod's start waits for it. What
+// the compiler cannot see through it does not turn into a branch.
+
+INLINE __u32 is_zero(__u32 bits)
 {
-    return (a[0] & r->mask[0]) == r->destination[0] && (a[1] & r->mask[1]) == r->destination[1] &&
-           (a[2] & r->mask[2]) == r->destination[2] && (a[3] & r->mask[3]) == r->destination[3];
+    __u64 n = bits;
+    asm volatile("" : "+r"(n));
+    return (n - 1) >> 63;
 }
 
-INLINE int in_range(const __u32 *range, __u32 id)
+INLINE __u32 in_range(__u32 low, __u32 high, __u32 id)
 {
-    return id >= range[0] && id <= range[1];
+    __u64 from = low, to = high, n = id;
+    asm volatile("" : "+r"(from), "+r"(to), "+r"(n));
+    return is_zero(((n - from) | (to - n)) >> 63);
 }
 
-static int meets(const struct rule *r, const struct packet *p)
+INLINE __u32 within(const __u32 *range, const __u32 *mask, const __u32 *a)
 {
-    __u32 held = 0;
-    if ((r->conditions & DESTINATION) && within(r, p->destination))
-        held |= DESTINATION;
-    if ((r->conditions & SOURCE) && same(r->source, p->source))
-        held |= SOURCE;
-    if (p->local)
-        held |= LOCAL;
-    if (r->protocol == p->protocol)
-        held |= PROTOCOL;
-    if ((p->port >= r->ports[0][0] && p->port <= r->ports[0][1]) ||
-        (p->port >= r->ports[1][0] && p->port <= r->ports[1][1]))
-        held |= PORT;
-    if (in_range(r->uid, p->uid))
-        held |= UID;
-    if (in_range(r->gid, p->gid))
-        held |= GID;
+    return is_zero(((a[0] & mask[0]) ^ range[0]) | ((a[1] & mask[1]) ^ range[1]) | ((a[2] & mask[2]) ^ range[2]) |
+                   ((a[3] & mask[3]) ^ range[3]));
+}
+
+INLINE int meets(const struct rule *r, const struct packet *p)
+{
+    const __u32 whole[4] = {-1, -1, -1, -1};
+    __u32 held = within(r->destination, r->mask, p->destination) * DESTINATION;
+    held |= within(r->source, whole, p->source) * SOURCE;
+    held |= p->local * LOCAL;
+    held |= is_zero(r->protocol ^ p->protocol) * PROTOCOL;
+    held |= (in_range(r->ports[0][0], r->ports[0][1], p->port) | in_range(r->ports[1][0], r->ports[1][1], p->port)) *
+            PORT;
+    held |= in_range(r->uid[0], r->uid[1], p->uid) * UID;
+    held |= in_range(r->gid[0], r->gid[1], p->gid) * GID;
     return ((held ^ r->negated) & r->conditions) == r->conditions;
 }
 
@@ -230,19 +231,24 @@ static long step(__u32 index, struct packet *p)
     return 1;
 }
 
-/// Walks a list of rules; whether the packet is led to the port `p->to`.
-static __attribute__((noinline)) int decide(struct settings *s, struct packet *p, __u32 list)
+/// Walks a list of rules; whether the packet is led to the port `p->to`. Not static: such a function is verified once,
+/// for any arguments, and not once for each way that leads to it.
+__attribute__((noinline)) int decide(struct settings *s, struct packet *p, __u32 list)
 {
     if (!s || !p)
         return 0;
-    __u32 v6 = !is_v4(p->destination);
+    // `bpf_loop` takes what stands on the stack of its caller alone.
+    struct packet own = *p;
+    __u32 v6 = !is_v4(own.destination);
     list &= 1;
-    p->base = s->first[list][v6];
-    p->skip = 0;
-    p->action = LEAVE;
-    p->owner = ANYBODY;
-    bpf_loop(s->count[list][v6], step, p, 0);
-    return p->action == REDIRECT;
+    own.base = s->first[list][v6];
+    own.skip = 0;
+    own.action = LEAVE;
+    own.owner = ANYBODY;
+    bpf_loop(s->count[list][v6], step, &own, 0);
+    p->to = own.to;
+    p->owner = own.owner;
+    return own.action == REDIRECT;
 }
 
 // --- outbound --------------------------------------------------------------------------------------------------------
@@ -302,7 +308,7 @@ INLINE int call(struct bpf_sock_addr *ctx, struct packet *p, struct settings *s)
     specify(p->destination);
     source_of(sk, p);
     owner(ctx, p);
-    p->local = is_local(p->destination);
+    p->local = is_local(p->destination) ? 1 : 0;
     int captured = decide(s, p, OUTBOUND);
     if (!captured) {
         // The proxy's own, and the other end is where bytes may go directly.

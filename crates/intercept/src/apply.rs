@@ -9,12 +9,13 @@ use std::{fs::OpenOptions, io::Write};
 
 use crate::{
     Error,
-    backend::Backend,
+    backend::{self, Backend},
     config::Config,
     conntrack,
     model::{Family, Rule, Table},
     restore, routes,
     state::{self, Tables},
+    sysctls,
 };
 
 /// Where the steps are told.
@@ -34,6 +35,7 @@ struct Side {
 pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error> {
     let sides = sides(config, rules, log)?;
     let marks: Vec<u32> = sides.iter().flat_map(|s| s.there.tproxy_marks()).collect();
+    let untracked = sides.iter().any(|s| s.there.untracks());
     if config.cleanup_only {
         release(config, log, || {
             let mut changed = false;
@@ -45,7 +47,13 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         // What is there is read anew: the ways in may be gone by now.
         write(&self::sides(config, rules, log)?, &[], log)?;
         forget(config, log);
+        if untracked {
+            sysctls::forget_marks();
+        }
         return routes::remove(config, &marks);
+    }
+    if config.tproxy_notrack {
+        sysctls::keep_marks()?;
     }
     let mut replaced = Vec::new();
     let mut differences = Vec::new();
@@ -66,13 +74,20 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
         for difference in &differences {
             log(format!("replacing: {difference}"));
         }
-        write(&replaced, rules, log)?;
+        let written = write(&replaced, rules, log);
+        if written.is_err() && config.tproxy_notrack && !untracked {
+            sysctls::forget_marks();
+        }
+        written?;
     } else {
         return Err(Error::Conflict(format!(
             "other ISTIO rules are in place; nothing was changed. --reconcile replaces them, --cleanup-only removes \
              them:\n  {}",
             differences.join("\n  ")
         )));
+    }
+    if untracked && !config.tproxy_notrack {
+        sysctls::forget_marks();
     }
     match config.reconcile {
         true => routes::replace(config, &marks),
@@ -118,7 +133,8 @@ impl Side {
         let mut text = String::new();
         for table in Table::ALL {
             let mut jumps = self.there.removals(table, &self.should);
-            jumps.retain(|line| line.starts_with("-D "));
+            // A packet that has passed PREROUTING already is to meet INPUT as it is.
+            jumps.retain(|line| line.starts_with("-D ") && !line.starts_with("-D INPUT "));
             if let Some(part) = restore::table_text(&[], self.family, table, &jumps) {
                 text.push_str(&part);
             }
@@ -141,13 +157,23 @@ pub fn verify(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
     Ok(out)
 }
 
-/// ISTIO rules that are here where `rules` has none of their family, a sentence each.
-pub(crate) fn foreign(config: &Config, rules: &[Rule]) -> Result<Vec<String>, Error> {
-    let sides = sides(config, rules, &mut |_| {})?;
-    let there = sides
-        .iter()
-        .filter(|s| s.should.0.is_empty() && s.there.has_ours());
-    Ok(there.flat_map(|s| s.there.differences(&s.should)).collect())
+/// ISTIO rules that are here, in either back end, where `rules` has none of their family, a sentence each. They are
+/// read alone: what cannot be read is taken for clean.
+pub(crate) fn foreign(config: &Config, rules: &[Rule]) -> Vec<String> {
+    let mut out = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let looked_at = family == Family::V4 || config.enable_inbound_ipv6;
+        if !looked_at || rules.iter().any(|r| r.family == family) {
+            continue;
+        }
+        for text in backend::held(family) {
+            let there = Tables::parse(&text);
+            if there.has_ours() {
+                out.extend(there.differences(&Tables::default()));
+            }
+        }
+    }
+    out
 }
 
 /// Prints what would be done; `file` also gets every command and text (`DRY_RUN_FILE_PATH`).

@@ -5,12 +5,32 @@
 //! legacy if it works and already holds rules, else nft if it works, else the program without a suffix.
 
 use std::{
+    fs,
     io::Write,
     path::PathBuf,
     process::{Command, Stdio},
 };
 
 use crate::{Error, config::Config, model::Family};
+
+/// What each back end holds of a family. Legacy tables come into being when they are asked for, so they are asked only
+/// where there are any.
+pub(crate) fn held(family: Family) -> Vec<String> {
+    let mut out: Vec<String> = Backend::saved(family, "nft").into_iter().collect();
+    if legacy_tables(family) {
+        out.extend(Backend::saved(family, "legacy"));
+    }
+    out
+}
+
+/// Whether this network namespace has tables of legacy iptables.
+pub(crate) fn legacy_tables(family: Family) -> bool {
+    let names = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    fs::read_to_string(names).is_ok_and(|text| !text.is_empty())
+}
 
 /// One family's programs.
 #[derive(Clone, Debug)]
@@ -49,7 +69,8 @@ impl Backend {
         // Istio calls legacy tables in use once they exist, and its own trial makes them exist: a second run would
         // then write every rule again, into the other back end. Only rules count here, and ours before any other.
         let held = |suffix| Backend::new(family, suffix).save().unwrap_or_default();
-        if held("legacy").contains("\n-A ")
+        if legacy_tables(family)
+            && held("legacy").contains("\n-A ")
             && !held("nft").contains("\n:ISTIO_")
             && let Ok(backend) = Backend::usable(config, family, "legacy")
         {

@@ -85,6 +85,8 @@ pub struct Config {
     pub force_iptables_binary: String,
     /// Whose rules are written: `1.3`, `1.5`, `1.13` or `current` (ours, not a flag of istio-iptables).
     pub rules_version: String,
+    /// TPROXY: inbound connections are kept out of connection tracking (ours).
+    pub tproxy_notrack: bool,
     /// EBPF: the pod's cgroup; empty is this process's (ours, as the next three).
     pub ebpf_cgroup: String,
     /// EBPF: between whom bytes pass by the TCP stack: `off`, `pod` (app and proxy), `proxies` (of this node, or of
@@ -142,6 +144,7 @@ impl Default for Config {
             native_nftables: false,
             force_iptables_binary: String::new(),
             rules_version: "current".into(),
+            tproxy_notrack: false,
             ebpf_cgroup: String::new(),
             ebpf_sockmap: "off".into(),
             ebpf_without: String::new(),
@@ -220,6 +223,7 @@ impl Config {
         self.loopback()?;
         self.check_version()?;
         self.check_ebpf()?;
+        self.check_notrack()?;
         // Before any rule is written: half a capture is worse than none.
         routes::check(self)
     }
@@ -326,6 +330,39 @@ impl Config {
             if asked {
                 return Err(Error::Invalid(format!(
                     "{flag} does not go with --istio-inbound-interception-mode=EBPF: leave one of them out"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Without tracking there are no states, and nothing that could be translated.
+    fn check_notrack(&self) -> Result<(), Error> {
+        if !self.tproxy_notrack || self.cleanup_only {
+            return Ok(());
+        }
+        if !self.tproxy() || self.inbound_ports_include.is_empty() {
+            return Err(Error::Invalid(
+                "--tproxy-notrack needs --istio-inbound-interception-mode=TPROXY and --istio-inbound-ports: other \
+                 modes translate what comes in, or do not track it anyway"
+                    .into(),
+            ));
+        }
+        for (asked, flag) in [
+            (
+                !self.kube_virt_interfaces.is_empty(),
+                "--kube-virt-interfaces",
+            ),
+            (self.drop_invalid, "--drop-invalid"),
+            (self.native_nftables, "--native-nftables"),
+            (
+                self.inbound_tproxy_mark == ANSWER_MARK,
+                "--istio-inbound-tproxy-mark=1339",
+            ),
+        ] {
+            if asked {
+                return Err(Error::Invalid(format!(
+                    "{flag} does not go with --tproxy-notrack: leave one of them out"
                 )));
             }
         }
@@ -457,6 +494,7 @@ impl Config {
             "ebpf-cgroup" => &mut self.ebpf_cgroup,
             "ebpf-sockmap" => &mut self.ebpf_sockmap,
             "ebpf-without" => &mut self.ebpf_without,
+            "tproxy-notrack" => return self.tproxy_notrack = on,
             "ebpf-fallback" => return self.ebpf_fallback = on,
             "dry-run" => return self.dry_run = on,
             "skip-rule-apply" => return self.skip_rule_apply = on,
@@ -496,6 +534,9 @@ pub fn split(list: &str) -> Vec<&str> {
 fn is_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
+
+/// The firewall mark of the proxy's answers with `--tproxy-notrack`: next to Istio's 1337 and 1338.
+pub(crate) const ANSWER_MARK: &str = "1339";
 
 /// They all become matches of one rule, and iptables takes no more.
 const MAX_OWNER_GROUPS: usize = 64;

@@ -6,7 +6,7 @@
 //! namespace, and seeing programs the rights of the node. A look costs one netlink message while nothing changed in
 //! nftables; legacy tables have no such counter and are read each time, where there are any, and so are programs.
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::{
     Error,
-    backend::Backend,
+    backend::{self, Backend},
     ebpf::Watch,
     flags::{self, Flag, Kind},
     model::{Family, Table},
@@ -187,11 +187,7 @@ impl View {
 
 /// Legacy tables that were not there and still are not: asking for them would make them.
 fn idle(view: &View) -> bool {
-    let names = match view.family {
-        Family::V4 => "/proc/net/ip_tables_names",
-        Family::V6 => "/proc/net/ip6_tables_names",
-    };
-    !view.baseline.contains("\n-A ") && fs::read_to_string(names).unwrap_or_default().is_empty()
+    !view.baseline.contains("\n-A ") && !backend::legacy_tables(view.family)
 }
 
 /// The tables that can lead a packet elsewhere before or instead of us.

@@ -30,6 +30,7 @@ pub mod routes;
 pub mod selftest;
 pub mod state;
 pub mod surroundings;
+mod sysctls;
 pub mod tool;
 
 pub use config::Config;

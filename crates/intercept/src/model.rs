@@ -94,6 +94,10 @@ pub enum Match {
     Mark(Sense, String),
     /// Mark of the connection.
     ConnMark(String),
+    /// Opens a connection: SYN alone of SYN, ACK, FIN and RST.
+    Opens(Sense),
+    /// Belongs to a transparent socket.
+    Transparent,
     /// State of the connection.
     State(&'static [&'static str]),
 }
@@ -128,6 +132,8 @@ pub enum Target {
     },
     /// Track in that zone.
     Zone(u16),
+    /// Do not track.
+    NoTrack,
 }
 
 /// A rule of one family.

@@ -323,6 +323,7 @@ fn target(rule: &Rule) -> String {
             format!("tproxy {version} to :{port} meta mark set {mark} counter accept")
         }
         Target::Zone(zone) => format!("counter ct zone set {zone}"),
+        Target::NoTrack => "counter notrack".into(),
     }
 }
 

@@ -202,6 +202,11 @@ pub const FLAGS: &[Flag] = &[
         None,
         "write the rules of an older Istio: 1.3, 1.5, 1.13 (current)",
     ),
+    switch(
+        "tproxy-notrack",
+        None,
+        "TPROXY: keep inbound connections out of connection tracking, whose table may be full",
+    ),
     text(
         "mode",
         None,

@@ -10,7 +10,7 @@ use base::cidr::Cidr;
 
 use crate::{
     Error,
-    config::{Config, split},
+    config::{ANSWER_MARK, Config, split},
     model::{
         Family::{self, V4, V6},
         Match::{self, *},
@@ -31,6 +31,11 @@ const REDIRECT: &str = "ISTIO_REDIRECT";
 const DIVERT: &str = "ISTIO_DIVERT";
 const TPROXY: &str = "ISTIO_TPROXY";
 const DROP: &str = "ISTIO_DROP";
+// Ours, for --tproxy-notrack.
+const INPUT: &str = "INPUT";
+const ISTIO_INPUT: &str = "ISTIO_INPUT";
+const NOTRACK: &str = "ISTIO_NOTRACK";
+const OUTPUT_NOTRACK: &str = "ISTIO_OUTPUT_NOTRACK";
 
 /// The port on which the agent answers DNS.
 const DNS_PORT: &str = "15053";
@@ -99,6 +104,7 @@ pub fn rules(config: &Config) -> Result<Vec<Rule>, Error> {
     );
     p.destinations(&exclude, &include);
     p.tproxy_marks();
+    p.untracked();
     Ok(p.rules)
 }
 
@@ -582,6 +588,95 @@ impl Program<'_> {
         self.insert(Mangle, INBOUND, 2, passthrough, Target::Return);
         let local = |_: &Self, _| vec![tcp(), In("lo".into()), Mark(Not, outbound.clone())];
         self.insert(Mangle, INBOUND, 3, local, Target::Return);
+    }
+}
+
+impl Program<'_> {
+    /// TPROXY beside connection tracking: neither what comes in is tracked, nor the proxy's calls to the app, nor the
+    /// answers of either.
+    ///
+    /// Istio keeps the proxy's mark in the connection's entry, so that the app's answers find back. Here sockets keep it
+    /// (see [`crate::sysctls`]): what the app accepts has the mark of the packet that opened it. So has what the proxy
+    /// accepts, and TPROXY's mark would lead its answers to `lo` as well: it becomes another one before the socket is made.
+    fn untracked(&mut self) {
+        let c = self.config;
+        if !c.tproxy_notrack {
+            return;
+        }
+        let (lo_in, lo_out) = (In("lo".into()), Out("lo".into()));
+        let mark = |mark: &str| vec![tcp(), Mark(Is, mark.into())];
+        let excluded = split(&c.exclude_interfaces);
+        self.both(Raw, PREROUTING, vec![tcp()], Target::Jump(NOTRACK));
+        // What comes by `lo` was judged when it left.
+        self.both(Raw, NOTRACK, vec![lo_in.clone()], Target::Return);
+        for name in &excluded {
+            let card = vec![In(name.to_string())];
+            self.both(Raw, NOTRACK, card, Target::Return);
+        }
+        let all = c.inbound_ports_include == "*";
+        let excluded_ports: Vec<&str> = match all {
+            true => split(&c.inbound_ports_exclude),
+            false => Vec::new(),
+        };
+        for port in &excluded_ports {
+            let this = vec![tcp(), Port(Is, port.to_string())];
+            self.both(Raw, NOTRACK, this, Target::NoTrack);
+        }
+        let captured = match all {
+            true => vec![vec![tcp()]],
+            false => split(&c.inbound_ports_include)
+                .into_iter()
+                .map(|port| vec![tcp(), Port(Is, port.into())])
+                .collect(),
+        };
+        // Answers to what the pod calls stay tracked: their sockets are not transparent.
+        for captured in captured {
+            let opens = [&captured[..], &[Opens(Is)]].concat();
+            self.both(Raw, NOTRACK, opens, Target::NoTrack);
+            let later = [&captured[..], &[Opens(Not), Transparent]].concat();
+            self.both(Raw, NOTRACK, later, Target::NoTrack);
+        }
+        self.both(Raw, OUTPUT, vec![tcp()], Target::Jump(OUTPUT_NOTRACK));
+        for kept in [&c.inbound_tproxy_mark, ANSWER_MARK] {
+            self.both(Raw, OUTPUT_NOTRACK, mark(kept), Target::NoTrack);
+        }
+        // The agent asks the app for its health from there. The self-test calls that address as the proxy and is translated.
+        let out = lo_out.clone();
+        let asks = |p: &Self, f| vec![out.clone(), Source(p.passthrough(f)), tcp()];
+        self.each(Raw, OUTPUT_NOTRACK, asks, Target::NoTrack);
+        let out = lo_out.clone();
+        let answers = |p: &Self, f| {
+            let mut matches = vec![out.clone(), Destination(Is, p.passthrough(f)), tcp()];
+            matches.extend(p.uids.iter().map(|u| Uid(Not, u.to_string())));
+            matches.extend(p.gids.iter().map(|g| Gid(Not, g.to_string())));
+            matches
+        };
+        self.each(Raw, OUTPUT_NOTRACK, answers, Target::NoTrack);
+        self.both(Raw, OUTPUT_NOTRACK, vec![lo_out], Target::Return);
+        for name in &excluded {
+            let card = vec![Out(name.to_string())];
+            self.both(Raw, OUTPUT_NOTRACK, card, Target::Return);
+        }
+        for port in &excluded_ports {
+            let this = vec![tcp(), SourcePort(port.to_string())];
+            self.both(Raw, OUTPUT_NOTRACK, this, Target::NoTrack);
+        }
+        // The app's answers there have the mark of the proxy's own calls, which what comes by `lo` is captured for.
+        let answers = |p: &Self, f| vec![tcp(), Destination(Is, p.passthrough(f)), lo_in.clone()];
+        self.insert(Mangle, INBOUND, 3, answers, Target::Return);
+        self.both(
+            Mangle,
+            INPUT,
+            mark(&c.inbound_tproxy_mark),
+            Target::Jump(ISTIO_INPUT),
+        );
+        self.both(Mangle, ISTIO_INPUT, vec![lo_in], Target::Return);
+        self.both(
+            Mangle,
+            ISTIO_INPUT,
+            vec![],
+            Target::SetMark(ANSWER_MARK.into()),
+        );
     }
 }
 

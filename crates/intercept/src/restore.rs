@@ -87,6 +87,11 @@ fn condition(m: &Match) -> Vec<String> {
         Match::Gid(s, id) => return module("owner", *s, "--gid-owner", id),
         Match::Mark(s, mark) => return module("mark", *s, "--mark", mark),
         Match::ConnMark(mark) => return module("connmark", Sense::Is, "--mark", mark),
+        Match::Opens(s) => (*s, vec!["--syn".into()]),
+        Match::Transparent => {
+            let words = ["-m", "socket", "--transparent"];
+            (Sense::Is, words.map(String::from).to_vec())
+        }
         Match::State(states) => {
             return module("conntrack", Sense::Is, "--ctstate", &states.join(","));
         }
@@ -122,6 +127,7 @@ fn target(target: &Target) -> Vec<String> {
             let words = ["-j", "TPROXY", "--tproxy-mark", &mark, "--on-port", port];
             return words.map(String::from).to_vec();
         }
+        Target::NoTrack => vec!["CT", "--notrack"],
         Target::Zone(zone) => {
             return ["-j", "CT", "--zone", &zone.to_string()]
                 .map(String::from)

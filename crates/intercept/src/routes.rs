@@ -28,7 +28,10 @@ pub fn add(config: &Config) -> Result<(), Error> {
     }
     if let Some((mark, table)) = tproxy(config)? {
         for &v6 in families(config) {
-            link.rule(NEW_RULE, v6, mark, table)?;
+            // Not every kernel refuses a rule that is there.
+            if !link.marked_rules(v6)?.contains(&(mark, table)) {
+                link.rule(NEW_RULE, v6, mark, table)?;
+            }
             link.route(NEW_ROUTE, v6, table)?;
         }
     }
@@ -57,11 +60,12 @@ fn clear(config: &Config, marks: &[u32], kept: Option<(u32, u32)>) -> Result<(),
     );
     for v6 in [false, true] {
         let kept = kept.filter(|_| families(config).contains(&v6));
-        for (mark, table) in link.marked_rules(v6)? {
-            let ours = marks.contains(&mark) || flags == (Some(mark), Some(table));
-            if !ours || kept == Some((mark, table)) || !link.leads_to_lo(v6, table)? {
-                continue;
-            }
+        let mut ours = link.marked_rules(v6)?;
+        ours.retain(|(mark, table)| {
+            let ours = marks.contains(mark) || flags == (Some(*mark), Some(*table));
+            ours && kept != Some((*mark, *table))
+        });
+        for (mark, table) in link.leading_to_lo(v6, ours)? {
             link.rule(DELETE_RULE, v6, mark, table)?;
             if kept.is_none_or(|(_, other)| other != table) {
                 link.route(DELETE_ROUTE, v6, table)?;
@@ -110,6 +114,9 @@ fn tproxy(config: &Config) -> Result<Option<(u32, u32)>, Error> {
         )?,
     )))
 }
+
+/// Gets the head of a rule or route, and its attributes: kind and value.
+type Take<'a> = &'a mut dyn FnMut(&[u8; 12], &[(u16, &[u8])]);
 
 /// A conversation with the kernel's routing.
 struct Link {
@@ -194,9 +201,12 @@ impl Link {
         Ok(out)
     }
 
-    /// Whether that table holds our route: everything is local, by `lo`.
-    fn leads_to_lo(&self, v6: bool, wanted: u32) -> Result<bool, Error> {
-        let mut found = false;
+    /// Those of `rules` whose table holds our route: everything is local, by `lo`.
+    fn leading_to_lo(&self, v6: bool, rules: Vec<(u32, u32)>) -> Result<Vec<(u32, u32)>, Error> {
+        if rules.is_empty() {
+            return Ok(rules);
+        }
+        let mut tables = Vec::new();
         // struct rtmsg
         let body = [family(v6), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         self.dump(GET_ROUTE, &body, "routes", &mut |head, attributes| {
@@ -208,19 +218,16 @@ impl Link {
                     _ => {}
                 }
             }
-            found |= table == wanted && head[1] == 0 && head[7] == 2 && by == Some(self.lo);
+            if head[1] == 0 && head[7] == 2 && by == Some(self.lo) {
+                tables.push(table);
+            }
         })?;
-        Ok(found)
+        let ours = rules.into_iter().filter(|(_, t)| tables.contains(t));
+        Ok(ours.collect())
     }
 
     /// Asks for all of a kind; `take` gets the twelve bytes of each one's head, and its attributes.
-    fn dump(
-        &self,
-        kind: u16,
-        body: &[u8; 12],
-        what: &str,
-        take: &mut dyn FnMut(&[u8; 12], &[(u16, &[u8])]),
-    ) -> Result<(), Error> {
+    fn dump(&self, kind: u16, body: &[u8; 12], what: &str, take: Take<'_>) -> Result<(), Error> {
         const DUMP: u16 = 1 | 0x300;
         const END: u16 = libc::NLMSG_DONE as u16;
         const FAILED: u16 = libc::NLMSG_ERROR as u16;

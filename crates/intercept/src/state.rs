@@ -67,6 +67,12 @@ impl Tables {
         })
     }
 
+    /// Whether rules of ours keep connections out of connection tracking.
+    pub fn untracks(&self) -> bool {
+        let raw = self.0.get(&Table::Raw);
+        raw.is_some_and(|chains| chains.contains_key("ISTIO_NOTRACK"))
+    }
+
     /// The firewall marks that TPROXY rules of ours set.
     pub fn tproxy_marks(&self) -> Vec<u32> {
         let chain = self
@@ -339,6 +345,14 @@ fn saved(rule: &Rule) -> String {
                 add(Sense::Is, &["-m", "mark", "!", "--mark", &hex(mark)]);
             }
             Match::ConnMark(mark) => add(Sense::Is, &["-m", "connmark", "--mark", &hex(mark)]),
+            Match::Opens(sense) => {
+                // A port before it stands in the same module.
+                if !rule.matches.iter().any(|m| matches!(m, Match::Port(..))) {
+                    add(Sense::Is, &["-m", protocol]);
+                }
+                add(*sense, &["--tcp-flags", "FIN,SYN,RST,ACK", "SYN"]);
+            }
+            Match::Transparent => add(Sense::Is, &["-m", "socket", "--transparent"]),
             Match::State(states) => {
                 add(
                     Sense::Is,
@@ -388,6 +402,7 @@ fn saved(rule: &Rule) -> String {
             );
             add(Sense::Is, &["--tproxy-mark", &mark]);
         }
+        Target::NoTrack => add(Sense::Is, &["-j", "CT", "--notrack"]),
         Target::Zone(zone) => add(Sense::Is, &["-j", "CT", "--zone", &zone.to_string()]),
     }
     words.join(" ")

@@ -349,6 +349,7 @@ const OWN_TESTS: &[(&str, Test)] = &[
     ("self_test_passes_and_names_what_is_missing", self_test),
     ("other_rules_are_kept_unless_reconciled", reconcile),
     ("routing_of_tproxy_goes_with_its_rules", routing),
+    ("untracked_rules_are_read_back_and_go", untracked),
     ("a_failing_table_takes_everything_back", roll_back),
     ("dry_run_touches_nothing", dry_run),
     ("mistakes_end_with_their_status", statuses),
@@ -483,6 +484,7 @@ fn routing() -> Result<(), String> {
              ip rule add fwmark 9 lookup 99; ip route add local default dev lo table 99\n\
              ip rule add iif eth0 fwmark 77 lookup 300\n\
              $RUN istio-iptables -u 1337 -b '*' -m TPROXY -t 77 -r 300 --dual-stack {program} >$OUT/log 2>&1\n\
+             $RUN istio-iptables -u 1337 -b '*' -m TPROXY -t 77 -r 300 --dual-stack {program} >>$OUT/log 2>&1\n\
              show >$OUT/before\n\
              $RUN istio-iptables -u 1337 -b '*' {other} {program} >>$OUT/log 2>&1; echo $? >$OUT/rc\n\
              show >$OUT/after; ip route show table 99 >$OUT/other\n"
@@ -507,6 +509,64 @@ fn routing() -> Result<(), String> {
         lacks("the rules", &read(&out, "after"), "fwmark 0x9 lookup 99")?;
         lacks("the rules", &read(&out, "after"), "iif eth0 lookup 300")?;
         lacks("the routes", &read(&out, "other"), "local default dev lo")?;
+    }
+    Ok(())
+}
+
+/// What `--tproxy-notrack` adds is found by a second run, and a clean-up takes it away with its settings.
+fn untracked() -> Result<(), String> {
+    let mut pod = Pod::plain();
+    pod.addresses.push("2001:db8::5/64".into());
+    for (back_end, ports) in [
+        ("nft", "-b '*' -d 15020,15021"),
+        ("legacy", "-b 80,443 -c eth7"),
+    ] {
+        let flags = format!(
+            "-u 1337 -i '*' -m TPROXY {ports} --dual-stack --tproxy-notrack --force-iptables-binary {back_end}"
+        );
+        let script = format!(
+            "marks() {{ cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv?/fwmark_reflect | tr -d '\\n'; }}\n\
+             $RUN istio-iptables {flags} >$OUT/log 2>&1\nmarks >$OUT/marks\niptables-{back_end}-save >$OUT/v4\n\
+             $RUN istio-iptables {flags} >$OUT/again 2>&1\n\
+             $RUN istio-iptables {flags} --drop-invalid >$OUT/refused 2>&1\n\
+             $RUN istio-iptables -u 1337 -i '*' -m TPROXY {ports} --dual-stack --reconcile \
+             --force-iptables-binary {back_end} >>$OUT/log 2>&1\nmarks >$OUT/marks2\niptables-{back_end}-save >$OUT/plain\n\
+             $RUN istio-iptables {flags} --reconcile >>$OUT/log 2>&1\n\
+             $RUN istio-iptables --cleanup-only --force-iptables-binary {back_end} >>$OUT/log 2>&1\nmarks >$OUT/marks3\n\
+             (iptables-{back_end}-save; ip6tables-{back_end}-save; ip rule) >$OUT/gone\n"
+        );
+        let out = pod.run(&script, &[]);
+        if read(&out, "log").contains("warning: read back") {
+            return Err(read(&out, "log"));
+        }
+        lacks("the second run", &read(&out, "again"), "already in place")?;
+        lacks(
+            "the refusal",
+            &read(&out, "refused"),
+            "--drop-invalid does not go with --tproxy-notrack",
+        )?;
+        let wanted = match back_end {
+            "nft" => {
+                "-A ISTIO_NOTRACK -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack"
+            }
+            _ => {
+                "-A ISTIO_NOTRACK -p tcp -m tcp --dport 80 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack"
+            }
+        };
+        lacks("the kernel", &read(&out, "v4"), wanted)?;
+        let marks = ["marks", "marks2", "marks3"].map(|file| read(&out, file));
+        let (plain, gone) = (read(&out, "plain"), read(&out, "gone"));
+        if marks != ["111", "000", "000"]
+            || plain.contains("notrack")
+            || gone.contains("ISTIO_")
+            || gone.contains("\n-A ")
+            || gone.contains("fwmark")
+        {
+            return Err(format!(
+                "{marks:?}\n{plain}\nthen\n{gone}\n{}",
+                read(&out, "log")
+            ));
+        }
     }
     Ok(())
 }

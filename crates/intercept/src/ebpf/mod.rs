@@ -154,15 +154,15 @@ fn check_iptables(config: &Config, rest: &[Rule]) -> Result<(), Error> {
     if config.reconcile {
         return Ok(());
     }
-    match apply::foreign(config, rest) {
-        Ok(found) if !found.is_empty() => Err(Error::Conflict(format!(
-            "ISTIO rules of iptables are in place and would capture as well; nothing was changed. --reconcile takes \
-             them away:\n  {}",
-            found.join("\n  ")
-        ))),
-        // Without a usable iptables there are none.
-        _ => Ok(()),
+    let found = apply::foreign(config, rest);
+    if found.is_empty() {
+        return Ok(());
     }
+    Err(Error::Conflict(format!(
+        "ISTIO rules of iptables are in place and would capture as well; nothing was changed. --reconcile takes \
+         them away:\n  {}",
+        found.join("\n  ")
+    )))
 }
 
 /// The programs capture by now: what iptables is left with is written, and what it led to the proxy before ends in its

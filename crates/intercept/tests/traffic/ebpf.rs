@@ -40,6 +40,7 @@ const APP: Caller = Caller {
     uid: 1000,
     gid: 1000,
     bind: None,
+    mark: None,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     }
     // Filling the table takes seconds: one of each kind, and all where there is time.
     let long = env::var_os("OUTRIGGER_LONG").is_some();
-    let kinds = ["iptables_nft", "tproxy", "ebpf"];
+    let kinds = ["iptables_nft", "tproxy", "tproxy_notrack", "ebpf"];
     for mode in matrix::MODES
         .iter()
         .filter(|m| long || kinds.contains(&m.name))

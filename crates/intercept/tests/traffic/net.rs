@@ -193,6 +193,8 @@ pub(crate) struct Caller {
     pub(crate) gid: u32,
     /// The address that the socket is bound to.
     pub(crate) bind: Option<IpAddr>,
+    /// The firewall mark of a transparent socket: the address need not be of this machine.
+    pub(crate) mark: Option<u32>,
 }
 
 impl Caller {
@@ -200,6 +202,7 @@ impl Caller {
         uid: 0,
         gid: 0,
         bind: None,
+        mark: None,
     };
 
     pub(crate) fn of((uid, gid): (u32, u32)) -> Caller {
@@ -207,6 +210,16 @@ impl Caller {
             uid,
             gid,
             bind: None,
+            mark: None,
+        }
+    }
+
+    /// As the proxy calls the app on behalf of a client, in mode TPROXY.
+    pub(crate) fn for_client(self, client: IpAddr, mark: u32) -> Caller {
+        Caller {
+            bind: Some(client),
+            mark: Some(mark),
+            ..self
         }
     }
 
@@ -222,6 +235,13 @@ impl Caller {
         let call = || -> std::io::Result<String> {
             let domain = Domain::for_address(to);
             let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+            if let Some(mark) = self.mark {
+                match to {
+                    SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                    SocketAddr::V6(_) => set_ipv6_transparent(&socket),
+                }
+                socket.set_mark(mark)?;
+            }
             if let Some(ip) = self.bind {
                 socket.bind(&SocketAddr::new(ip, 0).into())?;
             }
