@@ -48,9 +48,7 @@ pub(crate) fn check(netns: &str, pod: &Captured, conf: &Conf) -> Result<Vec<Stri
     Ok(if config.ebpf() {
         ebpf::verify(&config, &rules)?
     } else if config.native_nftables {
-        let there = nft::listing()?.is_some();
-        let missing = (!there).then(|| "the tables of nft are missing".to_owned());
-        missing.into_iter().collect()
+        nft::verify(&rules)?
     } else {
         apply::verify(&config, &rules)?
     })

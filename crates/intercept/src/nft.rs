@@ -3,6 +3,8 @@
 //! Names and spelling are those of istio-nftables. Each run replaces its tables as a whole, so that a second run changes
 //! nothing and nobody ever sees half of them; tables that are not needed (any more) are gone afterwards.
 
+mod listing;
+
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -15,6 +17,8 @@ use crate::{
     model::{Match, Position, Rule, Sense, Table, Target, ours},
     routes,
 };
+
+pub use listing::verify;
 
 /// The tables that we own.
 const TABLES: [(Table, &str); 3] = [

@@ -32,6 +32,7 @@ use crate::{
     config::{Config, split},
     ebpf,
     model::Rule,
+    nft,
     surroundings::{self, Addresses},
 };
 
@@ -82,11 +83,12 @@ pub fn run(
     }
     drop(inside);
     // Rules written by someone else (the CNI plug-in) may differ and work; ours must be there to the letter.
-    let missing = (!config.native_nftables).then(|| match config.ebpf() {
+    let missing = match config.ebpf() {
         true => ebpf::verify(config, rules),
+        false if config.native_nftables => nft::verify(rules),
         false => apply::verify(config, rules),
-    });
-    if let Some(Ok(missing)) = missing
+    };
+    if let Ok(missing) = missing
         && (!config.skip_rule_apply || !failures.is_empty())
     {
         failures.extend(missing);

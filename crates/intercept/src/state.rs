@@ -170,7 +170,14 @@ fn own<'a>(rules: &'a [String], expected: &'a [String]) -> impl Iterator<Item = 
         .filter(move |r| leads_to_ours(r) || expected.contains(r))
 }
 
-fn compare(table: Table, chain: &str, found: &[String], should: &[String], out: &mut Vec<String>) {
+/// How the rules of one chain differ, a sentence each.
+pub(crate) fn compare(
+    table: Table,
+    chain: &str,
+    found: &[String],
+    should: &[String],
+    out: &mut Vec<String>,
+) {
     if found == should {
         return;
     }

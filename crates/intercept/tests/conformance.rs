@@ -15,7 +15,9 @@ use std::{
     time::Instant,
 };
 
-use outrigger_intercept::{model::Table, state::Tables};
+use outrigger_intercept::{
+    Config, model::Table, nft, program, state::Tables, surroundings::Addresses,
+};
 use serde_json::Value;
 
 fn main() -> ExitCode {
@@ -23,6 +25,9 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|a| a == "istio-iptables") {
         args.remove(0);
         return outrigger_intercept::command::main(args);
+    }
+    if args.get(1).is_some_and(|a| a == "nft-verify") {
+        return nft_verify(&args[2..]);
     }
     let filter: Vec<String> = env::args()
         .skip(1)
@@ -74,6 +79,24 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Prints how this namespace's rules of nft differ from those that these flags make.
+fn nft_verify(args: &[std::ffi::OsString]) -> ExitCode {
+    let args: Vec<String> = args
+        .iter()
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
+    let differences = || -> Result<Vec<String>, outrigger_intercept::Error> {
+        let mut config = Config::from_args(&args, &|name| env::var(name).ok())?;
+        config.fill_from_pod(&Addresses::of_this_pod()?)?;
+        nft::verify(&program::rules(&config)?)
+    };
+    match differences() {
+        Ok(found) => found.iter().for_each(|d| println!("{d}")),
+        Err(e) => println!("{e}"),
+    }
+    ExitCode::SUCCESS
 }
 
 fn absent(why: &str) -> ExitCode {
@@ -267,6 +290,7 @@ fn pod_of(case: &Value) -> Pod {
 fn conforms_natively(data: &Path, name: &str, case: &Value) -> Result<(), String> {
     let script = "$RUN istio-iptables \"$@\" --native-nftables >$OUT/log 2>$OUT/err\n\
                   echo $? >$OUT/rc\nnft -s list ruleset >$OUT/list\n\
+                  $RUN nft-verify \"$@\" >$OUT/differences 2>&1\n\
                   $RUN istio-iptables \"$@\" --native-nftables >$OUT/log 2>>$OUT/err\n\
                   nft -s list ruleset >$OUT/again\n\
                   $RUN istio-iptables \"$@\" --native-nftables --cleanup-only >$OUT/log 2>>$OUT/err\n\
@@ -287,6 +311,12 @@ fn conforms_natively(data: &Path, name: &str, case: &Value) -> Result<(), String
                 return Err(format!("{file}: {key}:\nexpected {e:#?}\nfound {f:#?}"));
             }
         }
+    }
+    if rc == "0" && !read(&out, "differences").is_empty() {
+        return Err(format!(
+            "what was written is not found:\n{}",
+            read(&out, "differences")
+        ));
     }
     match read(&out, "gone").trim() {
         "" => Ok(()),
@@ -355,6 +385,10 @@ const OWN_TESTS: &[(&str, Test)] = &[
     ("mistakes_end_with_their_status", statuses),
     ("older_rules_are_those_that_older_documents_list", older),
     ("nft_rules_pass_the_self_test", native_self_test),
+    (
+        "a_rule_of_nft_that_is_gone_or_moved_is_named",
+        native_differences,
+    ),
     ("ranges_and_names_are_read_as_by_istio", as_istio),
 ];
 
@@ -752,6 +786,36 @@ fn native_self_test() -> Result<(), String> {
         "the log",
         &read(&out, "log"),
         "the app's call to the outside to 192.0.2.1:15002 arrives",
+    )
+}
+
+fn native_differences() -> Result<(), String> {
+    let script = format!(
+        "$RUN istio-iptables {SIDECAR} --native-nftables >$OUT/log 2>&1\n\
+         T='inet istio-proxy-nat istio-output'\n\
+         at() {{ nft -a list chain $T | grep \"$1\" | sed 's/.*# handle //' | head -1; }}\n\
+         nft delete rule $T handle $(at 'ip daddr 127.0.0.1')\n\
+         $RUN nft-verify {SIDECAR} >$OUT/gone\n\
+         $RUN istio-iptables {SIDECAR} --native-nftables >>$OUT/log 2>&1\n\
+         nft delete rule $T handle $(at 'ip daddr 127.0.0.1')\nnft add rule $T ip daddr 127.0.0.1 counter return\n\
+         nft insert rule $T ip daddr 10.7.7.7 accept\nnft add chain inet istio-proxy-nat more\n\
+         $RUN nft-verify {SIDECAR} >$OUT/moved\n"
+    );
+    let out = Pod::plain().run(&script, &[]);
+    let expected = "table nat: istio-output lacks: ip daddr 127.0.0.1/32 counter return\n";
+    if read(&out, "gone") != expected {
+        return Err(read(&out, "gone") + &read(&out, "log"));
+    }
+    let moved = read(&out, "moved");
+    lacks(
+        "the text",
+        &moved,
+        "table nat: istio-output should not have: ip daddr 10.7.7.7/32 accept",
+    )?;
+    lacks(
+        "the text",
+        &moved,
+        "table nat: chain more should not be there",
     )
 }
 
