@@ -3,14 +3,18 @@ use std::time::{Duration, Instant};
 use prost::{Message, Name};
 use proto::{
     Any,
-    envoy::config::{
-        bootstrap::v3::Bootstrap as BootstrapMessage, cluster::v3::Cluster,
-        endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
+    envoy::{
+        config::{
+            bootstrap::v3::Bootstrap as BootstrapMessage, cluster::v3::Cluster,
+            endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+            route::v3::RouteConfiguration,
+        },
+        extensions::transport_sockets::tls::v3::Secret,
     },
 };
 use xds::{
     client::{Received, ReceivedResource},
-    type_url::{CDS, EDS, LDS, RDS},
+    type_url::{CDS, EDS, LDS, RDS, SDS},
 };
 
 use super::*;
@@ -402,5 +406,75 @@ fn without_a_control_plane_the_static_part_is_all() {
     assert_eq!(
         (f.truth.phase(), f.truth.next_deadline()),
         (Phase::Live, None)
+    );
+}
+
+fn tls_listener(secret: &str) -> ReceivedResource {
+    resource::<Listener>(
+        "l",
+        &format!(
+            r#"
+name: l
+address: {{ socket_address: {{ address: 0.0.0.0, port_value: 443 }} }}
+filter_chains:
+- transport_socket:
+    name: tls
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+      common_tls_context:
+        tls_certificate_sds_secret_configs:
+        - {{ name: "{secret}", sds_config: {{ ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3 }} }}
+  filters:
+  - {{ name: tcp, typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: s, cluster: c }} }}
+"#
+        ),
+    )
+}
+
+fn secret(name: &str, chain: &str) -> ReceivedResource {
+    resource::<Secret>(
+        name,
+        &format!(
+            "{{ name: \"{name}\", tls_certificate: {{ certificate_chain: {{ inline_string: \"{chain}\" }}, private_key: {{ inline_string: key }} }} }}"
+        ),
+    )
+}
+
+#[test]
+fn secrets_of_the_control_plane_are_asked_for_by_name_and_waited_for() {
+    let mut f = Fixture::new(ADS);
+    f.log.clear();
+    f.told(response(CDS, vec![], &[]));
+    let credential = "kubernetes://bookinfo";
+    assert_eq!(
+        f.told(response(LDS, vec![tls_listener(credential)], &[])),
+        Vec::<String>::new()
+    );
+    let names: Vec<_> = f
+        .truth
+        .needed_secrets()
+        .into_iter()
+        .map(|s| s.name)
+        .collect();
+    assert_eq!(names, [credential.into()]);
+    // Nobody has asked for this one.
+    assert_eq!(
+        f.told(response(SDS, vec![secret("kubernetes://other", "a")], &[])),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        f.told(response(SDS, vec![secret(credential, "a")], &[])),
+        ["secret kubernetes://bookinfo", "listener l"]
+    );
+    assert_eq!(f.truth.phase(), Phase::Live);
+    assert_eq!(
+        f.told(response(SDS, vec![secret(credential, "b")], &[])),
+        ["secret kubernetes://bookinfo"]
+    );
+    // A listener without it: nothing is asked for any more, and the secret is dropped.
+    f.told(response(LDS, vec![], &["l"]));
+    assert!(f.truth.needed_secrets().is_empty());
+    assert!(
+        matches!(&f.truth.drop_unused_secrets()[..], [Change::RemoveSecret(s)] if &*s.name == credential)
     );
 }
