@@ -35,6 +35,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
+use tls::request::{KeyKind, KeyRequest};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -154,6 +155,41 @@ fn requests_for_more_than_the_caller_is_are_refused() {
     let flipped = if &good[at..=at] == "A" { "B" } else { "A" };
     let forged = format!("{}{flipped}{}", &good[..at], &good[at + 1..]);
     assert!(Csr::read(&forged, &web()).is_err());
+}
+
+/// An RSA key of 1024 bits, with the signature that belongs to it.
+const WEAK: &str = "\
+-----BEGIN CERTIFICATE REQUEST-----
+MIIBSzCBtQIBADAMMQowCAYDVQQKDAF4MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCB
+iQKBgQDufsNSCv6SiNB2QZICzjlpH0aHnh1wGfm1nW8MT9OJvnkxUrtps4Uh9m1A
+t06odmXVM4XL+pswF9v/OaVWHd8YKI5IR5IyVUGK4hipiNECkxPhei2GvnUkZnzU
+Rv2NThYGlSl1w+8QFNFSof5AgLVFzlsAiCnqSAmKjDsaGiuGywIDAQABoAAwDQYJ
+KoZIhvcNAQELBQADgYEADcHiTia//OGMjErNSIwhEjYBJ0Je4SnLMCb7T6ELMRjW
+IiCy8JTG8Iqm2QSaHQooN/9vSbnPbQCrBHbRo0Ll3zq+rjCbWcJ7+wvTrvDXyUPM
+E4FsEpNt983wdwj7laWhXooReWcLSuThGT1SFkzjg/nGxVl3VOTaYaUWYO6PI1I=
+-----END CERTIFICATE REQUEST-----
+";
+
+#[test]
+fn every_kind_of_key_is_signed_but_weak_ones() {
+    let dir = tempfile::tempdir().expect("dir");
+    let authority = authority(dir.path(), Clock::system());
+    for kind in [
+        KeyKind::EcdsaP256,
+        KeyKind::EcdsaP384,
+        KeyKind::Rsa2048,
+        KeyKind::Ed25519,
+    ] {
+        let made = KeyRequest::new(kind, WEB).expect("a request");
+        let csr = Csr::read(&made.csr, &web()).expect("a good key");
+        let chain = authority.sign(&web(), None, &csr, Duration::ZERO);
+        let chain = chain.expect("signed");
+        // They belong together: a proxy can use it.
+        tls::identity::Identity::from_pem(chain[0].as_bytes(), made.key.as_bytes())
+            .unwrap_or_else(|e| panic!("{kind:?}: {e}"));
+    }
+    let why = Csr::read(WEAK, &web()).expect_err("too short").to_string();
+    assert!(why.contains("an RSA key of 1024 bits"), "{why}");
 }
 
 #[test]
@@ -348,6 +384,73 @@ fn a_plugged_authority_is_read_anew_where_its_old_root_is_still_trusted() {
     assert_ne!(signed(), first);
 }
 
+/// A key as `openssl ecparam -genkey` writes it, made for this test.
+const SEC1: &str = "\
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIBeGAUixNgtVK0/lsXV0fLyqdbVL+/zFZOy2himsVaQIoAoGCCqGSM49
+AwEHoUQDQgAEEhle/SwoglLYo2VlF1glFKMjdAOXgV/pmjadAsKsiezSpmZJ1Z8f
+gy7/L6a7VPxeYFJNjK5lSeUUn+djnYye1g==
+-----END EC PRIVATE KEY-----
+";
+
+#[test]
+fn a_plugged_key_may_be_written_in_each_of_its_forms() {
+    let rsa = KeyRequest::new(KeyKind::Rsa2048, WEB).expect("a key").key;
+    let pkcs8 = PrivateKeyDer::from_pem_slice(rsa.as_bytes()).expect("pem");
+    // In PKCS#8 an RSA key is the last thing, and as it stands in PKCS#1: a sequence of more than 255 bytes.
+    let der = pkcs8.secret_der();
+    let begins = |at: &usize| der[*at..].starts_with(&[0x30, 0x82]) && *at > 0;
+    let at = (0..der.len()).find(begins).expect("a key");
+    let pkcs1 = pem("RSA PRIVATE KEY", &der[at..]);
+    for text in [&*rsa, &*pkcs1, SEC1] {
+        let dir = tempfile::tempdir().expect("dir");
+        let key = KeyPair::from_pem(text).expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = params.self_signed(&key).expect("root").pem();
+        for (name, text) in [
+            ("ca-key.pem", text),
+            ("ca-cert.pem", &*root),
+            ("cert-chain.pem", ""),
+            ("root-cert.pem", &*root),
+        ] {
+            fs::write(dir.path().join(name), text).expect("write");
+        }
+        let files = Files {
+            state: dir.path().join("state"),
+            plugged: dir.path().to_owned(),
+        };
+        let authority = Authority::open(&files, "cluster.local", Clock::system());
+        let csr = Csr::read(&request(&[], false).0, &web()).expect("csr");
+        let chain = authority
+            .unwrap_or_else(|e| panic!("{}: {e}", text.lines().next().unwrap_or_default()))
+            .sign(&web(), None, &csr, Duration::ZERO)
+            .expect("signed");
+        let trust = tls::trust::Trust::from_pem(root.as_bytes()).expect("roots");
+        let leaf = CertificateDer::from_pem_slice(chain[0].as_bytes()).expect("pem");
+        let validation = tls::verify::Validation {
+            trust: Some(Arc::new(trust)),
+            ..Default::default()
+        };
+        let now = rustls_pki_types::UnixTime::now();
+        let judged = validation.judge(&leaf, &[], tls::verify::Role::Client, None, now);
+        assert!(judged.is_ok(), "{:?}", judged.err());
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = (0..text.len())
+        .step_by(64)
+        .map(|at| &text[at..text.len().min(at + 64)])
+        .collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
+}
+
 /// Signs tokens and publishes the public key.
 struct Issuer {
     key: KeyPair,
@@ -506,16 +609,21 @@ struct Secured {
 
 impl Secured {
     async fn start() -> Self {
+        Self::with(Clock::system()).await
+    }
+
+    /// With a clock of its own.
+    async fn with(clock: Clock) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let issuer = Issuer::new(dir.path());
-        let authority = Arc::new(authority(dir.path(), Clock::system()));
+        let authority = Arc::new(authority(dir.path(), clock.clone()));
         let server = Server::new(Box::new(Istio), Settings::default());
         let (snapshot, problems) = config::Snapshot::from_texts([
             (Path::new("a.yaml"), OBJECTS),
             (Path::new("b.yaml"), &credentials()),
         ]);
         server.load(Arc::new(snapshot), Arc::new(problems));
-        let keys = KeyFile::open(&dir.path().join("keys.json"), Clock::system()).expect("keys");
+        let keys = KeyFile::open(&dir.path().join("keys.json"), clock.clone()).expect("keys");
         let authenticator = Authenticator {
             tokens: Some(Arc::new(keys)),
             trust_domain: "cluster.local".to_owned(),
@@ -524,11 +632,10 @@ impl Secured {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let names = secure::names("istio-system");
-        let tls = secure::keep(authority.clone(), names, Clock::system()).expect("tls");
+        let tls = secure::keep(authority.clone(), names, clock.clone()).expect("tls");
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
         let roots = authority.roots();
-        let certificates =
-            Certificates::new(authority, authenticator, server.clone(), Clock::system());
+        let certificates = Certificates::new(authority, authenticator, server.clone(), clock);
         let serving = tonic::transport::Server::builder()
             .add_service(xds::server::Service::new(Arc::new(ads)))
             .add_service(IstioCertificateServiceServer::new(certificates))
@@ -637,6 +744,35 @@ async fn a_token_buys_a_certificate_and_the_certificate_the_next_one() {
         .await
         .expect("renewed");
     assert_ne!(renewed[0], chain[0]);
+}
+
+#[tokio::test]
+async fn a_certificate_is_worth_something_while_it_is_good() {
+    let (start, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let clock = Clock::manual(start);
+    let secured = Secured::with(clock.clone()).await;
+    let channel = secured.channel(None).await.expect("connected");
+    let (csr, key) = request(&[WEB], false);
+    let token = secured.issuer.token(|_| ());
+    let chain = Secured::certificate(channel, Some(&token), csr).await;
+    let chain = chain.expect("signed");
+    let shown = async || {
+        let channel = secured.channel(Some((&chain[..1], &key))).await?;
+        Secured::certificate(channel, None, request(&[], false).0)
+            .await
+            .map_err(|status| status.to_string())
+    };
+    for (now, good) in [
+        (start, true),
+        (start + 23 * hour, true),
+        (start + 25 * hour, false),
+        (start - hour, false),
+        (start + hour, true),
+    ] {
+        clock.set(now);
+        let answer = shown().await;
+        assert_eq!(answer.is_ok(), good, "{now:?}: {:?}", answer.err());
+    }
 }
 
 #[tokio::test]

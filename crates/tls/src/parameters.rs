@@ -116,9 +116,10 @@ pub(crate) fn default_provider() -> Arc<CryptoProvider> {
         })
         .clone()
 }
+
 /// Lets rustls ask our clock.
 #[derive(Debug)]
-pub(crate) struct Time(pub(crate) Clock);
+pub struct Time(pub Clock);
 
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {

@@ -263,6 +263,8 @@ impl Limits {
             left: BURST,
             since: now,
         });
+        // A clock that was set back must keep nobody waiting for it to come here again.
+        bucket.since = bucket.since.min(now);
         let left = bucket.refill(now);
         if left > bucket.left {
             *bucket = Bucket { left, since: now };
@@ -279,11 +281,49 @@ impl Limits {
 
 impl Bucket {
     fn refill(&self, now: SystemTime) -> u32 {
-        // A clock that was set back gives nothing, and takes nothing.
         let passed = now.duration_since(self.since).unwrap_or_default();
         let more = passed.as_millis() / REFILL.as_millis();
         self.left
             .saturating_add(u32::try_from(more).unwrap_or(u32::MAX))
             .min(BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_too_often_waits_whatever_the_clock_does() {
+        let hour = Duration::from_secs(3600);
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let clock = Clock::manual(start);
+        let limits = Limits {
+            clock: clock.clone(),
+            callers: Mutex::default(),
+        };
+        let web: Identity = "spiffe://td/ns/shop/sa/web".parse().expect("an identity");
+        let at = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        let passed = |from| {
+            let passes = (0..2 * BURST).take_while(|_| limits.pass(&web, from).is_ok());
+            passes.count()
+        };
+        assert_eq!(passed(at(1)), BURST as usize);
+        let refused = limits.pass(&web, at(1)).expect_err("too many");
+        assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(
+            passed(at(2)),
+            BURST as usize,
+            "another pod is another caller"
+        );
+        clock.set(start + 2 * REFILL);
+        assert_eq!(passed(at(1)), 2);
+        // An hour back, and a second on; an hour ahead.
+        clock.set(start - hour);
+        assert_eq!(passed(at(1)), 0);
+        clock.set(start - hour + REFILL);
+        assert_eq!(passed(at(1)), 1);
+        clock.set(start + hour);
+        assert_eq!(passed(at(1)), BURST as usize);
     }
 }

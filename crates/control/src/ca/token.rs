@@ -163,7 +163,7 @@ impl KeyFile {
 
     fn judge(&self, claims: Claims) -> Result<Reviewed, TokenError> {
         let now = self.clock.seconds();
-        if claims.exp + SKEW < now {
+        if claims.exp.saturating_add(SKEW) < now {
             return Err(TokenError::Expired(now - claims.exp));
         }
         let begins = claims.nbf.unwrap_or(0);

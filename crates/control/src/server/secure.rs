@@ -12,9 +12,10 @@ use std::{
 use base::{clock::Clock, spiffe::Identity};
 use rustls::{
     RootCertStore, ServerConfig,
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tls::parameters::Time;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -52,20 +53,28 @@ pub fn names(namespace: &str) -> Vec<String> {
 }
 
 /// TLS settings with a fresh certificate of the authority. Clients may show a certificate, and then it must be good.
-pub fn server_config(authority: &Authority, names: &[String]) -> Result<ServerConfig, CaError> {
+pub fn server_config(
+    authority: &Authority,
+    names: &[String],
+    clock: &Clock,
+) -> Result<ServerConfig, CaError> {
     let sign = |e: &dyn std::fmt::Display| CaError::Sign(e.to_string());
     let (chain, key) = authority.serve(names)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
     let chain = chain.map_err(|e| sign(&e))?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|e| sign(&e))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider.clone())
+    let time = Arc::new(Time(clock.clone()));
+    let mut config = ServerConfig::builder_with_details(provider.clone(), time)
         .with_safe_default_protocol_versions()
         .map_err(|e| sign(&e))?
         .with_client_cert_verifier(clients(authority, provider)?)
         .with_single_cert(chain, key)
         .map_err(|e| sign(&e))?;
     config.alpn_protocols = vec![b"h2".to_vec()];
+    // A session that is taken up again shows no certificate, and who it was may have none that is good any more.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -92,7 +101,7 @@ pub fn keep(
     names: Vec<String>,
     clock: Clock,
 ) -> Result<watch::Receiver<Arc<ServerConfig>>, CaError> {
-    let first = Arc::new(server_config(&authority, &names)?);
+    let first = Arc::new(server_config(&authority, &names, &clock)?);
     let (send, receive) = watch::channel(first);
     let mut roots = authority.changes();
     roots.mark_unchanged();
@@ -109,7 +118,7 @@ pub fn keep(
             if !changed && age.is_ok_and(|age| age < RENEW) {
                 continue;
             }
-            match server_config(&authority, &names) {
+            match server_config(&authority, &names, &clock) {
                 Ok(config) => {
                     made = clock.now();
                     send.send_replace(Arc::new(config));
