@@ -210,6 +210,32 @@ fn a_dry_run_is_counted_and_not_enforced() {
 }
 
 #[test]
+fn a_dry_run_of_a_custom_policy_asks_nobody_and_refuses_nothing() {
+    let body = |path: &str| {
+        format!(
+            "{{action: CUSTOM, provider: {{name: opa}}, rules: [{{to: [{{operation: {{paths: [{path}]}}}}]}}]}}"
+        )
+    };
+    let dry = policy("dry", &body("/dry"));
+    let name = "istio-ext-authz-opa-ns[shop]-policy[dry]-rule[0]";
+    let (http, tcp) = filters(&dry);
+    assert_eq!((http.len(), tcp.len()), (1, 1), "{http:?} {tcp:?}");
+    for filter in [&http[0], &tcp[0]] {
+        assert!(filter.get("rules").is_none(), "{filter}");
+        assert_eq!(filter["shadowRulesStatPrefix"], "istio_dry_run_custom_");
+        assert!(filter["shadowRules"]["policies"][name].is_object());
+    }
+    // Beside one that is enforced it stays what it is.
+    let (http, tcp) = filters(&format!("{dry}{}", policy("ask", &body("/asked"))));
+    assert_eq!((http.len(), tcp.len()), (3, 3), "{http:?} {tcp:?}");
+    for filter in [&http[1], &tcp[1]] {
+        assert!(filter.get("rules").is_none(), "{filter}");
+        assert_eq!(filter["shadowRulesStatPrefix"], "istio_ext_authz_");
+        assert!(filter["shadowRules"]["policies"].get(name).is_none());
+    }
+}
+
+#[test]
 fn callers_are_meant_under_every_trust_domain_of_the_mesh() {
     let body = "{rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]}]}";
     let (http, _) = filters(&policy("who", body));

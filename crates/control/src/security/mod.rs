@@ -48,6 +48,8 @@ const HTTP_EXT_AUTHZ: &str = "envoy.filters.http.ext_authz";
 const NETWORK_EXT_AUTHZ: &str = "envoy.filters.network.ext_authz";
 const TCP_STAT_PREFIX: &str = "tcp.";
 const DRY_RUN: &str = "istio.io/dry-run";
+/// Before the statistics and metadata of CUSTOM policies that are only evaluated.
+const DRY_RUN_CUSTOM: &str = "istio_dry_run_custom_";
 /// Pods of a Gateway API gateway carry its name; only policies that name the gateway, or its labels, are theirs.
 const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
@@ -354,10 +356,28 @@ impl Builder<'_> {
             };
             match found {
                 Ok(ask) => {
+                    // istiod has these enforced, as DENY: a dry run that refuses what it matches.
+                    if !dry.is_empty() {
+                        let http = HttpRbac {
+                            shadow_rules: Some(rbac(&dry, false)),
+                            shadow_rules_stat_prefix: DRY_RUN_CUSTOM.to_owned(),
+                            ..Default::default()
+                        };
+                        out.http.push(filters::http(HTTP_RBAC, any::pack(&http)));
+                        let tcp = NetworkRbac {
+                            stat_prefix: TCP_STAT_PREFIX.to_owned(),
+                            shadow_rules: Some(rbac(&dry, true)),
+                            shadow_rules_stat_prefix: DRY_RUN_CUSTOM.to_owned(),
+                            ..Default::default()
+                        };
+                        out.tcp
+                            .push(filters::network(NETWORK_RBAC, any::pack(&tcp)));
+                    }
+                    if enforced.is_empty() {
+                        continue;
+                    }
                     let shadow = |tcp| Some(rbac(&enforced, tcp));
-                    let dry_run = |tcp| (!dry.is_empty()).then(|| rbac(&dry, tcp));
                     let http = HttpRbac {
-                        rules: dry_run(false),
                         shadow_rules: shadow(false),
                         shadow_rules_stat_prefix: ext_authz::STAT_PREFIX.to_owned(),
                         ..Default::default()
@@ -367,7 +387,6 @@ impl Builder<'_> {
                     if let Some(ask) = ask.tcp {
                         let tcp = NetworkRbac {
                             stat_prefix: TCP_STAT_PREFIX.to_owned(),
-                            rules: dry_run(true),
                             shadow_rules: shadow(true),
                             shadow_rules_stat_prefix: ext_authz::STAT_PREFIX.to_owned(),
                             ..Default::default()
