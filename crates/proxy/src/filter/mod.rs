@@ -436,10 +436,7 @@ impl Filters {
 }
 
 /// What the route says about a filter; the most specific level wins.
-pub(crate) fn route_config<'r>(
-    route: &'r crate::http::RouteRef,
-    name: &str,
-) -> Option<&'r RouteFilterConfig> {
+fn route_config<'r>(route: &'r crate::http::RouteRef, name: &str) -> Option<&'r RouteFilterConfig> {
     route_configs(route, name).next()
 }
 

@@ -131,12 +131,13 @@ async fn http1_connection(
 ) {
     let plan = &live.plan;
     let stats = &live.stats;
+    let draining = Cell::new(false);
     let cx = Context {
         live,
         worker,
         connection: info,
         drain,
-        draining: Cell::new(false),
+        draining: &draining,
     };
     let born = Instant::now();
     let mut requests = 0;

@@ -58,14 +58,14 @@ pub struct ConnectionManager {
 }
 
 /// What the exchanges of one connection share.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Context<'a> {
     live: &'a ConnectionManager,
     worker: &'a Rc<Worker>,
     connection: &'a ConnectionInfo,
     drain: &'a Drain,
     /// A response has told the client that this connection ends.
-    draining: Cell<bool>,
+    draining: &'a Cell<bool>,
 }
 
 impl ConnectionManager {

@@ -27,6 +27,8 @@ use crate::{
 };
 
 /// Serves one request; its limits of time share the timer with the connection. `true` when an HTTP/2 client took it back.
+///
+/// On a connection whose chain drains it goes by the chain that has followed: the old one is kept for the bytes alone.
 pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     cx: &Context<'_>,
     head: RequestHead,
@@ -34,11 +36,28 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     writer: &mut BodyWriter<'_, S>,
     timer: Pin<&mut Option<Sleep>>,
 ) -> bool {
+    let drains = cx.drain.begun();
+    let newest = match drains {
+        true => cx.worker.listeners.newest_manager(cx.connection, cx.worker),
+        false => None,
+    };
+    let cx = &Context {
+        live: newest.as_deref().unwrap_or(cx.live),
+        ..*cx
+    };
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
     stats.downstream_rq_active().inc();
     let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
-    if let Err(reply) = handle(cx, &mut exchange, reader, writer, timer).await {
+    let denied = match drains {
+        true => cx.worker.listeners.denies(cx.connection),
+        false => None,
+    };
+    let handled = match denied {
+        Some(why) => Err(LocalReply::new(403, "RBAC: access denied", why)),
+        None => handle(cx, &mut exchange, reader, writer, timer).await,
+    };
+    if let Err(reply) = handled {
         respond::reply(cx, &mut exchange, reader, writer, reply).await;
     }
     finish(cx, &mut exchange);
@@ -88,11 +107,6 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
     exchange.find_route(routes(plan, cx.worker, exchange));
-    if cx.drain.begun()
-        && let Some(reply) = cx.worker.listeners.denies_request(exchange)
-    {
-        return Err(reply);
-    }
     clean_internal_only(exchange);
     if plan.flush_access_log_on_new_request {
         log_as("DownstreamStart", cx, exchange);

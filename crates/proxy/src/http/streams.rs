@@ -247,12 +247,13 @@ async fn stream(
     reader: h2::Reader,
     mut writer: h2::Writer,
 ) {
+    let draining = Cell::new(false);
     let cx = Context {
         live: &live,
         worker: &worker,
         connection: &info,
         drain: &drain,
-        draining: Cell::new(false),
+        draining: &draining,
     };
     let begun = Instant::now();
     // A stream that was taken back before we looked at it costs neither a route nor an upstream.

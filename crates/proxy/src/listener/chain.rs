@@ -52,10 +52,13 @@ impl LiveChain {
         connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
-        let network = self
-            .network
-            .get_or_init(|| NetworkChain::new(&self.plan.filters, worker));
-        network.serve(connection, worker).await
+        self.network(worker).serve(connection, worker).await
+    }
+
+    /// Its filters.
+    pub(crate) fn network(&self, worker: &Rc<Worker>) -> &NetworkChain {
+        self.network
+            .get_or_init(|| NetworkChain::new(&self.plan.filters, worker))
     }
 
     /// Drains: connections learn of it now and are closed after the drain time.

@@ -27,6 +27,7 @@ use std::{
 use tokio::task::AbortHandle;
 
 pub(crate) use accept::{ListenSocket, handed_over};
+pub(crate) use chain::LiveChain;
 pub use connection::{Connection, ConnectionInfo, ProxyData, UpstreamSource};
 
 use crate::{
@@ -35,7 +36,6 @@ use crate::{
     plan::{Address, Listener, listener::TrafficDirection},
     worker::{Worker, drain::DrainStrategy},
 };
-use chain::LiveChain;
 use stats::{ListenerStats, WorkerStats};
 
 /// The listeners of a worker.

@@ -12,7 +12,7 @@ mod splice;
 mod tcp_proxy;
 mod tunnel;
 
-use std::{borrow::Cow, rc::Rc, sync::Arc};
+use std::{borrow::Cow, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -119,22 +119,13 @@ impl NetworkChain {
         mut connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
-        for judge in &self.judges {
-            let judged = match judge {
-                Judge::Rbac(rbac) => rbac.judge(&mut connection.info),
-                // In a box, since few connections are asked about and all would carry room for it.
-                Judge::Service(service) => {
-                    let judged = Box::pin(service.judge(&connection.info, worker)).await;
-                    if judged.is_err() {
-                        connection.info.response_flag = Some("UAEX");
-                    }
-                    judged.map_err(Cow::Borrowed)
-                }
-            };
-            if let Err(why) = judged {
-                connection.info.termination_details = Some(why.into());
-                return self.refuse(connection, worker);
+        if let Err(refusal) = self.judge(&mut connection.info, worker).await {
+            connection.info.termination_details = Some(refusal.why.into());
+            if let Some(delay) = refusal.delay {
+                // Nothing is read meanwhile: the client waits, and does not come back at once.
+                let _ = tokio::time::timeout(delay, connection.drain.closed()).await;
             }
+            return self.refuse(connection, worker);
         }
         let mut entered = Vec::new();
         for gate in &self.gates {
@@ -182,7 +173,49 @@ impl NetworkChain {
     }
 }
 
+/// Why a connection may not come in.
+pub(crate) struct Refusal {
+    /// For `%CONNECTION_TERMINATION_DETAILS%`.
+    pub(crate) why: Cow<'static, str>,
+    /// How long it is kept before it is closed.
+    delay: Option<Duration>,
+}
+
 impl NetworkChain {
+    /// Lets a connection in, or not; what the judges leave for each other and for logs stands in `info`.
+    pub(crate) async fn judge(
+        &self,
+        info: &mut ConnectionInfo,
+        worker: &Worker,
+    ) -> Result<(), Refusal> {
+        for judge in &self.judges {
+            match judge {
+                Judge::Rbac(rbac) => rbac.judge(info).map_err(|why| Refusal {
+                    why,
+                    delay: rbac.delay(),
+                })?,
+                // In a box, since few connections are asked about and all would carry room for it.
+                Judge::Service(service) => {
+                    let judged = Box::pin(service.judge(info, worker)).await;
+                    if let Err(why) = judged {
+                        info.response_flag = Some("UAEX");
+                        let why = Cow::Borrowed(why);
+                        return Err(Refusal { why, delay: None });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What serves requests, where the chain ends in a connection manager.
+    pub(crate) fn http(&self) -> Option<&Rc<http::ConnectionManager>> {
+        match &self.terminal {
+            Terminal::Http(manager) => Some(manager),
+            _ => None,
+        }
+    }
+
     /// Closes a connection that may not come in, and logs it.
     fn refuse(&self, connection: Connection, worker: &Rc<Worker>) -> Option<TcpOutcome> {
         match &self.terminal {

@@ -7,6 +7,7 @@ use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -38,6 +39,11 @@ impl NetworkRbac {
             plan: plan.clone(),
             stats: RbacStats::new(prefix, plan, worker),
         }
+    }
+
+    /// How long a refused connection is kept before it is closed.
+    pub(super) fn delay(&self) -> Option<Duration> {
+        self.plan.delay_deny
     }
 
     /// Lets a connection in, or says why not.

@@ -16,8 +16,8 @@ use crate::{
     cluster::{Cluster, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
     filter::{IstioTcpStats, TcpReport},
     io::Stream,
-    listener::{Connection, ConnectionInfo},
-    plan::{self, route::MetadataMatch},
+    listener::{Connection, ConnectionInfo, LiveChain},
+    plan::{self, FilterChain, network::NetworkFilterConfig, route::MetadataMatch},
     worker::{Worker, drain::Drain},
 };
 
@@ -57,18 +57,28 @@ enum End {
     /// A peer or the configuration ended it.
     Natural,
     TooOld,
-    /// By a policy that was not there when it began.
-    Denied(Cow<'static, str>),
+    /// By a policy that was not there when it began; with the response flag.
+    Denied(Cow<'static, str>, Option<&'static str>),
 }
 
 /// Completes when the connection has to close since its chain drains, or since a newer one would not let it in.
-async fn drained(drain: &Drain, info: &ConnectionInfo, worker: &Worker) -> End {
+async fn drained(drain: &Drain, info: &ConnectionInfo, worker: &Rc<Worker>) -> End {
     drain.begin().await;
     // In a box, since connections that nothing drains should not carry room for it.
     Box::pin(async {
+        let mut judged = None;
         loop {
             if let Some(why) = worker.listeners.denies(info) {
-                return End::Denied(why);
+                return End::Denied(why, None);
+            }
+            let newest = worker.listeners.newest_chain(info);
+            if let Some(chain) = newest.filter(|chain| asks_anew(chain, judged.as_ref(), info)) {
+                let mut again = info.clone();
+                let answer = chain.network(worker).judge(&mut again, worker).await;
+                if let Err(refusal) = answer {
+                    return End::Denied(refusal.why, again.response_flag);
+                }
+                judged = Some(chain);
             }
             // A still newer version may deny it.
             if timeout(DENIED_INTERVAL, drain.closed()).await.is_ok() {
@@ -77,6 +87,26 @@ async fn drained(drain: &Drain, info: &ConnectionInfo, worker: &Worker) -> End {
         }
     })
     .await
+}
+
+/// Whether a chain asks services about its connections, and otherwise than the one before, which let this one in.
+fn asks_anew(chain: &Rc<LiveChain>, before: Option<&Rc<LiveChain>>, info: &ConnectionInfo) -> bool {
+    fn judges(chain: &FilterChain) -> impl Iterator<Item = &NetworkFilterConfig> {
+        let all = chain.filters.iter().map(|filter| &filter.config);
+        // Their policies say whom the services are asked about.
+        all.filter(|f| {
+            matches!(
+                f,
+                NetworkFilterConfig::Rbac(..) | NetworkFilterConfig::ExtAuthz(_)
+            )
+        })
+    }
+    if before.is_some_and(|before| Rc::ptr_eq(before, chain)) {
+        return false;
+    }
+    let before = before.map_or(info.chain.as_deref(), |before| Some(&before.plan));
+    judges(&chain.plan).any(|f| matches!(f, NetworkFilterConfig::ExtAuthz(_)))
+        && !before.is_some_and(|before| judges(before).eq(judges(&chain.plan)))
 }
 
 const DENIED_INTERVAL: Duration = Duration::from_secs(1);
@@ -173,7 +203,10 @@ impl TcpProxy {
                     self.stats.max_downstream_connection_duration().inc();
                     outcome.response_flags.push("DT");
                 }
-                End::Denied(why) => info.termination_details = Some(why.into()),
+                End::Denied(why, flag) => {
+                    info.termination_details = Some(why.into());
+                    info.response_flag = flag.or(info.response_flag);
+                }
             }
         }
         outcome.bytes_received = progress.forth.get();

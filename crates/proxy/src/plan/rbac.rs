@@ -10,6 +10,7 @@ use std::{
     hash::{Hash, Hasher},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use foldhash::fast::RandomState;
@@ -37,6 +38,8 @@ pub struct Rbac {
     pub shadow_stat_prefix: Arc<str>,
     /// Counts each policy, too.
     pub per_rule_stats: bool,
+    /// How long a refused connection is kept before it is closed; requests are answered at once.
+    pub delay_deny: Option<Duration>,
 }
 
 /// What decides.

@@ -2,6 +2,7 @@
 //! round, asked over the wire of our proxy and, where one is at hand, of a real Envoy with the same configuration.
 
 mod conditions;
+mod gateway;
 mod network;
 mod spellings;
 

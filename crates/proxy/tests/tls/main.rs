@@ -1,5 +1,6 @@
 //! TLS as peers see it: handshakes that work, handshakes that must not, secrets that change.
 
+mod changes;
 mod decisions;
 mod envoy;
 mod sds;
@@ -380,56 +381,6 @@ live! {
         }
         stat(&front, "cluster.two.upstream_cx_http2_total", 1).await;
         stat(&front, "cluster.one.upstream_cx_http1_total", 1).await;
-    }
-
-    async fn a_changed_policy_ends_the_connections_that_it_finds_open() {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        const TYPES: &str = "type.googleapis.com/envoy.extensions.filters";
-        let rules = |action: &str| format!("rules: {{action: {action}, policies: {{p: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}");
-        let tcp = |action: &str| {
-            let rbac = format!("{{name: rbac, typed_config: {{\"@type\": {TYPES}.network.rbac.v3.RBAC, stat_prefix: p, {}}}}}", rules(action));
-            listener("tcp", &format!("- {{{}}}", tcp_to("echo").replace("filters: [", &format!("filters: [{rbac}, "))), "")
-        };
-        let http = |action: &str| {
-            let rbac = format!("http_filters: [{{name: rbac, typed_config: {{\"@type\": {TYPES}.http.rbac.v3.RBAC, {}}}}}, ", rules(action));
-            listener("http", &format!("- {{{}}}", http_to("app", "").replace("http_filters: [", &rbac)), "")
-        };
-        // The drain alone would end nothing within this test.
-        let server = proxy_with(Clock::system(), std::time::Duration::from_secs(600), vec![
-            cluster("echo", echo().await, ""),
-            cluster("app", origin().await, ""),
-            tcp("ALLOW"),
-            http("ALLOW"),
-        ]).await;
-        let (tcp_at, http_at) = (address(&server, "tcp"), address(&server, "http"));
-        let mut long = tokio::net::TcpStream::connect(tcp_at).await.expect("it listens");
-        let mut byte = [0];
-        long.write_all(b"x").await.expect("it is open");
-        within(long.read_exact(&mut byte)).await.expect("it is let in");
-        let mut kept = tokio::net::TcpStream::connect(http_at).await.expect("it listens");
-        let mut ask = async || {
-            let _ = kept.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await;
-            let mut got = Vec::new();
-            // A head, and a body that is a head, too.
-            while String::from_utf8_lossy(&got).matches("\r\n\r\n").count() < 2 {
-                if !matches!(within(kept.read_buf(&mut got)).await, Ok(1..)) {
-                    break;
-                }
-            }
-            String::from_utf8_lossy(&got).to_lowercase()
-        };
-        let answer = ask().await;
-        assert!(answer.starts_with("http/1.1 200") && !answer.contains("connection: close"), "{answer}");
-        apply(&server, vec![tcp("DENY"), http("DENY")]).await;
-        // What comes anew is refused at once.
-        let mut late = tokio::net::TcpStream::connect(address(&server, "tcp")).await.expect("it listens");
-        let _ = late.write_all(b"x").await;
-        assert!(!matches!(within(late.read(&mut byte)).await, Ok(1)));
-        assert!(get(address(&server, "http"), "").await.starts_with("HTTP/1.1 403"));
-        // What is open is denied as well: the next request, and the bytes of a connection.
-        let answer = ask().await;
-        assert!(answer.starts_with("http/1.1 403") && answer.contains("connection: close"), "{answer}");
-        assert!(!matches!(within(long.read(&mut byte)).await, Ok(1)));
     }
 
     async fn tcp_goes_through_two_proxies_with_metadata_and_half_closes() {

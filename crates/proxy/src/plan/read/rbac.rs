@@ -15,7 +15,9 @@ use proto::{
 };
 
 use super::{
-    common::{cidr, enumeration, extension, header_matcher, metadata_matcher, string_matcher},
+    common::{
+        cidr, enumeration, extension, header_matcher, metadata_matcher, positive, string_matcher,
+    },
     matcher_tree::matcher,
 };
 use crate::plan::{
@@ -48,6 +50,7 @@ pub(super) fn http_rbac(at: At<'_>, m: &http_pb::Rbac) -> Step<Rbac> {
         rules_stat_prefix: rules_stat_prefix.as_str().into(),
         shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
         per_rule_stats: *track_per_rule_stats,
+        delay_deny: None,
     })
 }
 
@@ -68,7 +71,6 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
         enforcement_type,
         delay_deny,
     } = m;
-    unsupported!(at, delay_deny);
     for (field, rules) in [("rules", rules), ("shadow_rules", shadow_rules)] {
         for (name, policy) in rules.iter().flat_map(|rules| &rules.policies) {
             // As in Envoy: such a policy would never match, which nobody means.
@@ -82,14 +84,9 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
             }
         }
     }
-    let once = network_pb::rbac::EnforcementType::OneTimeOnFirstByte;
-    if enumeration::<network_pb::rbac::EnforcementType>(&at, "enforcement_type", *enforcement_type)?
-        != once
-    {
-        return Err(at.field("enforcement_type").not_implemented(
-            "CONTINUOUS is not implemented; a connection is judged once, as it begins",
-        ));
-    }
+    // CONTINUOUS asks again with each piece of data, for policies on what other filters learn from the data. There are no
+    // such filters here, so that the answer would be the first one each time.
+    enumeration::<network_pb::rbac::EnforcementType>(&at, "enforcement_type", *enforcement_type)?;
     let fields = [["rules", "matcher"], ["shadow_rules", "shadow_matcher"]];
     let engines = [
         engine(at, fields[0], rules, tree)?,
@@ -108,6 +105,7 @@ pub(super) fn network_rbac(at: At<'_>, m: &network_pb::Rbac) -> Step<(Arc<str>, 
         rules,
         shadow_rules,
         shadow_stat_prefix: shadow_rules_stat_prefix.as_str().into(),
+        delay_deny: positive(&at, "delay_deny", delay_deny)?,
         ..Rbac::default()
     };
     Ok((at.text("stat_prefix", stat_prefix)?, plan))
