@@ -1,6 +1,7 @@
 //! Certificates that live ten seconds, a root that is replaced, and an authority that goes away: what traffic notices
 //! of it. Needs what the end-to-end tests need. A minute, unless `SOAK_SECONDS` asks for more (`./x test soak`).
 
+mod cut_off;
 #[allow(dead_code)]
 #[path = "../e2e/mesh.rs"]
 mod mesh;
@@ -12,7 +13,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -35,16 +36,29 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn certificates_come_and_go_and_traffic_does_not_notice() {
+    in_a_mesh("rotation/mesh", 6, |mesh| {
+        replaced_under_traffic(mesh);
+        without_the_authority(mesh);
+    });
+}
+
+#[test]
+fn a_root_waits_for_those_who_are_cut_off() {
+    in_a_mesh("rotation/cut-off", 4, cut_off::half_of_the_fleet);
+}
+
+/// Runs a test in the mesh of a folder that has so many pods.
+fn in_a_mesh(folder: &str, pods: usize, test: impl FnOnce(&Mesh)) {
+    // One after the other: each counts seconds.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(reason) = mesh::cannot_run() {
         println!("skipped: {reason}");
         assert!(env::var_os("CI").is_none(), "{reason}");
         return;
     }
-    let mesh = Mesh::start("rotation/mesh", 6);
-    let test = std::panic::AssertUnwindSafe(|| {
-        replaced_under_traffic(&mesh);
-        without_the_authority(&mesh);
-    });
+    let mesh = Mesh::start(folder, pods);
+    let test = std::panic::AssertUnwindSafe(|| test(&mesh));
     if let Err(failure) = std::panic::catch_unwind(test) {
         mesh.explain();
         std::panic::resume_unwind(failure);
@@ -94,7 +108,7 @@ fn replaced_under_traffic(mesh: &Mesh) {
     assert!(renewals >= expected, "{renewals} of {expected}");
     assert_ne!(certificate_of(mesh, "echo"), first);
     // A new connection is good under the new root, too.
-    assert_eq!(hello(mesh), Some(()));
+    assert_eq!(hello(mesh, "echo"), Some(()));
 }
 
 /// The authority is away for three lives but a second: certificates serve until they end, then every new connection is
@@ -113,7 +127,7 @@ fn without_the_authority(mesh: &Mesh) {
     });
     let begun = Instant::now();
     while Instant::now() < good_until {
-        let answer = hello(mesh);
+        let answer = hello(mesh, "echo");
         // Seconds are what certificates are good to.
         if Instant::now() + Duration::from_secs(1) < good_until {
             assert_eq!(
@@ -124,18 +138,16 @@ fn without_the_authority(mesh: &Mesh) {
         }
     }
     eventually("expired certificates are refused", PATIENCE, || {
-        hello(mesh).is_none().then_some(())
+        hello(mesh, "echo").is_none().then_some(())
     });
     // Each pod's at a time of its own.
-    eventually("the pod says so", PATIENCE, || {
-        let ready = "curl -s http://127.0.0.1:15020/healthz/ready";
-        let why = "the certificate of spiffe://cluster.local/ns/shop/sa/echo expired";
-        mesh.inside("shop", "echo", ready)
-            .contains(why)
-            .then_some(())
-    });
+    says_that_it_expired(mesh, "echo");
+    let failed = "istio_agent_num_failed_outgoing_requests{request_type=\"csr\"}";
+    assert!(figure(mesh, "echo", failed) > 0.0);
+    let [_, of_echo] = left();
+    assert!(of_echo <= 0.0, "{of_echo}");
     eventually("a proxy says why", PATIENCE, || {
-        let _ = hello(mesh);
+        let _ = hello(mesh, "echo");
         let logs = ["client", "echo"].map(|pod| mesh.log("shop", pod, "istio-proxy"));
         let mut lines = logs.iter().flat_map(|log| log.lines());
         lines
@@ -145,7 +157,7 @@ fn without_the_authority(mesh: &Mesh) {
     thread::sleep((3 * LIFE - Duration::from_secs(1)).saturating_sub(begun.elapsed()));
     drop(stopped);
     let back = Instant::now();
-    eventually("it comes right by itself", PATIENCE, || hello(mesh));
+    eventually("it comes right by itself", PATIENCE, || hello(mesh, "echo"));
     eventually("and is ready", PATIENCE, || {
         let all = mesh.status();
         let pods = all["pods"].as_array().expect("pods").clone();
@@ -154,9 +166,20 @@ fn without_the_authority(mesh: &Mesh) {
     println!("  recovered after {:.1} s", back.elapsed().as_secs_f32());
 }
 
-/// The address of the echo's service: a call to the pod itself would go past the mesh, in plain text.
-fn echo(mesh: &Mesh, port: u16) -> String {
-    let path = mesh.state().join("config/completed/service.shop.echo.yaml");
+/// Waits until a pod is not ready any more, since its certificate has ended.
+fn says_that_it_expired(mesh: &Mesh, pod: &str) {
+    let why = format!("the certificate of spiffe://cluster.local/ns/shop/sa/{pod} expired");
+    eventually("the pod says so", PATIENCE, || {
+        let ready = "curl -s -w '%{http_code}' http://127.0.0.1:15020/healthz/ready";
+        let said = mesh.inside("shop", pod, ready);
+        (said.contains(&why) && said.ends_with("503")).then_some(())
+    });
+}
+
+/// The address of a service of echoes: a call to the pod itself would go past the mesh, in plain text.
+fn echo(mesh: &Mesh, name: &str, port: u16) -> String {
+    let path = format!("config/completed/service.shop.{name}.yaml");
+    let path = mesh.state().join(path);
     let text = fs::read_to_string(path).expect("the service");
     let line = text
         .lines()
@@ -258,7 +281,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 impl Lasting {
     fn start(mesh: &Mesh, port: u16, run: fn(String, &AtomicBool) -> u64) -> Self {
         let pid = process(mesh, "shop", "client", "app");
-        let to = echo(mesh, port);
+        let to = echo(mesh, "echo", port);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let thread = thread::spawn(move || {
@@ -335,10 +358,10 @@ impl Lasting {
     }
 }
 
-/// One line over a connection of its own, from the client to the echo: `None` where it is refused.
-fn hello(mesh: &Mesh) -> Option<()> {
+/// One line over a connection of its own, from the client to an echo: `None` where it is refused.
+fn hello(mesh: &Mesh, name: &str) -> Option<()> {
     let pid = process(mesh, "shop", "client", "app");
-    let to = echo(mesh, 9000);
+    let to = echo(mesh, name, 9000);
     let ask = move || -> Option<()> {
         join(pid);
         let mut stream = TcpStream::connect(&to).ok()?;
