@@ -3,15 +3,22 @@
 //! Each test's pod is a network namespace. Needs root, ip and iptables; what is missing fails where `CI` is set.
 
 use std::{
+    fs,
     io::{self, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, OnceLock, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use intercept::{Config, apply, program, surroundings::Addresses};
+use intercept::{Config, apply, ebpf, program, surroundings::Addresses};
 use nix::sched::{CloneFlags, unshare};
 use outrigger_agent::capture::Capture;
 
@@ -50,17 +57,21 @@ impl Pod {
     }
 
     /// The proxy is this process's user, and listens.
-    fn captured(&self, flags: &'static [&'static str]) {
+    fn captured(&self, flags: &[&str]) {
+        let mut args = vec!["-u", "0", "-b", "*", "-i", "*"];
+        args.extend(flags);
+        let args: Vec<String> = args.into_iter().map(String::from).collect();
         self.run(move || {
-            let mut args = vec!["-u", "0", "-b", "*", "-i", "*"];
-            args.extend(flags);
-            let args: Vec<String> = args.into_iter().map(String::from).collect();
             let mut config = Config::from_args(&args, &|_| None).expect("flags");
             let addresses = Addresses::of_this_pod().expect("an address");
             config.fill_from_pod(&addresses).expect("an address");
             config.validate().expect("they go together");
             let rules = program::rules(&config).expect("rules");
-            apply::apply(&config, &rules, &mut |_| {}).expect("iptables works");
+            let made = match config.ebpf() {
+                true => ebpf::apply(&config, &rules, &mut |_| {}),
+                false => apply::apply(&config, &rules, &mut |_| {}),
+            };
+            made.expect("they can be put in force");
             let proxy = TcpListener::bind("0.0.0.0:15006").expect("the port is free");
             thread::spawn(move || for _ in proxy.incoming() {});
         });
@@ -148,6 +159,7 @@ fn a_full_table_of_connection_tracking_is_named() {
     if !can_run() {
         return;
     }
+    let _alone = alone();
     let log = Lines::of_this_process();
     let pod = Pod::new();
     pod.captured(&["--force-iptables-binary", "nft"]);
@@ -185,4 +197,148 @@ fn a_full_table_of_connection_tracking_is_named() {
         assert!(line.contains(words), "{words:?} is missing: {line}");
     }
     println!("  {dropped} packets dropped; {line}");
+}
+
+/// A rule of somebody else is told beside readiness; one that is gone takes it away.
+#[test]
+fn a_changed_rule_is_in_log_figures_and_readiness() {
+    if !can_run() {
+        return;
+    }
+    let _alone = alone();
+    let log = Lines::of_this_process();
+    let pod = Pod::new();
+    pod.captured(&["--force-iptables-binary", "nft"]);
+    let capture = proven(&pod, false);
+    pod.sh("iptables-nft -t nat -I OUTPUT 1 -d 10.44.44.44 -j ACCEPT");
+    let strange =
+        "rule inserted: iptables-nft, table nat, chain OUTPUT, rule 1: -d 10.44.44.44/32 -j ACCEPT";
+    within(5, "the figure", || changed(&capture, 1));
+    assert_eq!(capture.detail(), format!("{strange}\n"));
+    assert!(log.text().contains(strange));
+    assert_eq!(capture.not_ready(), None);
+    pod.sh("iptables-nft -t nat -D OUTPUT 1; iptables-nft -t nat -F ISTIO_REDIRECT");
+    let why = within(5, "not ready", || capture.not_ready());
+    assert!(
+        why.starts_with("the interception has changed: rule deleted: "),
+        "{why}"
+    );
+    assert!(why.contains("chain ISTIO_REDIRECT"), "{why}");
+    assert_eq!(figure(&capture, "istio_agent_capture_working"), 0);
+    pod.sh("iptables-nft -t nat -A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001");
+    within(5, "ready again", || {
+        capture.not_ready().is_none().then_some(())
+    });
+    within(5, "the figure", || changed(&capture, 0));
+    assert!(figure(&capture, "istio_agent_capture_rule_changes_total") >= 2);
+}
+
+/// The same with programs, in a pod's cgroup; told to, the agent puts them back.
+#[test]
+fn a_program_that_is_gone_is_in_log_figures_and_readiness() {
+    if !can_run() {
+        return;
+    }
+    if !ebpf::built() {
+        println!("skipped: mode EBPF needs clang at the time of the build");
+        assert!(std::env::var_os("CI").is_none(), "it must run in CI");
+        return;
+    }
+    let _alone = alone();
+    let _restore = testkit::bpffs::Restore::later();
+    let log = Lines::of_this_process();
+    for repair in [false, true] {
+        let pod = Pod::new();
+        let group = Cgroup::around(&pod);
+        pod.captured(&[
+            "-m",
+            "EBPF",
+            "--ebpf-cgroup",
+            &group.0.display().to_string(),
+        ]);
+        let capture = proven(&pod, repair);
+        let link = pod.run(|| {
+            let inode = fs::metadata("/proc/thread-self/ns/net")
+                .expect("it is there")
+                .ino();
+            let sets = Path::new("/sys/fs/bpf/outrigger").join(inode.to_string());
+            let mut sets = fs::read_dir(sets).expect("programs").flatten();
+            sets.next().expect("a set").path().join("connect4")
+        });
+        // Without its pin a link is gone, and with it the program.
+        fs::remove_file(&link).expect("it is pinned");
+        let gone = "program deleted: connect4, which leads outbound calls to the proxy";
+        if repair {
+            within(5, "the repair", || {
+                Some(figure(&capture, "istio_agent_capture_repairs_total")).filter(|n| *n > 0)
+            });
+            assert!(link.exists());
+            within(5, "ready again", || {
+                capture.not_ready().is_none().then_some(())
+            });
+        } else {
+            within(5, "the figure", || changed(&capture, 1));
+            assert!(capture.detail().starts_with(gone), "{}", capture.detail());
+            assert!(capture.not_ready().is_some());
+            assert_eq!(figure(&capture, "istio_agent_capture_working"), 0);
+        }
+        assert!(log.text().contains(gone));
+        pod.run(|| ebpf::remove(&mut |_| {}).expect("they go"));
+    }
+}
+
+/// Starts the watch; what is there then is what later looks are compared with.
+fn proven(pod: &Pod, repair: bool) -> Arc<Capture> {
+    let log = Lines::of_this_process();
+    let guarded = || log.text().matches("capture: rules are guarded").count();
+    let before = guarded();
+    let capture = pod.run(move || Capture::of([10, 9, 0, 5].into(), repair).expect("a thread"));
+    within(5, "the capture is proven", || {
+        (capture.not_ready().is_none() && guarded() > before).then_some(())
+    });
+    capture
+}
+
+/// All tests write one log: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn changed(capture: &Capture, rules: u64) -> Option<()> {
+    (figure(capture, "istio_agent_capture_rules_changed") == rules).then_some(())
+}
+
+/// A cgroup of the pod's own, which its thread and those that it starts are in.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn around(pod: &Pod) -> Cgroup {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let mount = ebpf::cgroup_mount().expect("cgroup2");
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = mount.join(format!(
+            "outrigger-agent-test-{}-{number}",
+            std::process::id()
+        ));
+        fs::create_dir(&path).expect("a cgroup");
+        fs::write(path.join("cgroup.type"), "threaded").expect("a threaded cgroup");
+        let threads = path.join("cgroup.threads");
+        pod.run(move || fs::write(threads, "0").expect("a thread moves"));
+        Cgroup(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // The threads of the pod have no end of their own: they go where they came from.
+        let up = self.0.with_file_name("cgroup.threads");
+        for thread in fs::read_to_string(self.0.join("cgroup.threads"))
+            .unwrap_or_default()
+            .lines()
+        {
+            let _ = fs::write(&up, thread);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
 }
