@@ -66,10 +66,9 @@ impl Filter for CorsFilter {
         let Some(origin) = headers.get("origin").filter(|origin| !origin.is_empty()) else {
             return Step::Continue;
         };
-        let allowed = policy
-            .allow_origin
-            .iter()
-            .any(|matcher| origin == b"*" || matcher.matches(origin));
+        // A matcher that takes `*` takes every origin.
+        let allows = |origin: &[u8]| policy.allow_origin.iter().any(|m| m.matches(origin));
+        let allowed = allows(b"*") || allows(origin);
         let count = if allowed {
             self.stats.origin_valid()
         } else {
@@ -81,36 +80,51 @@ impl Filter for CorsFilter {
         }
         let preflight = exchange.request.method == Method::Options
             && headers.contains("access-control-request-method");
-        if !allowed {
-            return match preflight && !policy.forward_not_matching_preflights {
-                true => Step::Reply(LocalReply::new(200, "", "cors_response")),
-                false => Step::Continue,
-            };
-        }
         if !preflight {
-            exchange.filters.cors = Some(CorsData {
-                policy: policy.clone(),
-                origin: origin.to_vec(),
-            });
+            if allowed {
+                exchange.filters.cors = Some(CorsData {
+                    policy: policy.clone(),
+                    origin: origin.to_vec(),
+                });
+            }
             return Step::Continue;
         }
-        let mut reply =
-            LocalReply::new(200, "", "cors_response").header("access-control-allow-origin", origin);
-        let on = |name: &str| headers.get(name).is_some_and(|value| value == b"true");
-        let private = on("access-control-request-private-network");
+        if !allowed && policy.forward_not_matching_preflights {
+            return Step::Continue;
+        }
+        let mut reply = LocalReply::new(200, "", "cors_response");
+        if allowed {
+            reply = reply.header("access-control-allow-origin", origin);
+        }
         if policy.allow_credentials {
             reply = reply.header("access-control-allow-credentials", "true");
         }
+        // What allows everything is told as what was asked for: with credentials a browser takes `*` by its letter.
+        let asked = |name: &str| headers.get(name).unwrap_or_default();
+        let or_asked = |value: &str, name: &str| match value {
+            "*" => asked(name).to_vec(),
+            value => value.as_bytes().to_vec(),
+        };
+        let exposed = if allowed { &*policy.expose_headers } else { "" };
         for (name, value) in [
-            ("access-control-allow-methods", &policy.allow_methods),
-            ("access-control-allow-headers", &policy.allow_headers),
-            ("access-control-max-age", &policy.max_age),
+            (
+                "access-control-allow-methods",
+                or_asked(&policy.allow_methods, "access-control-request-method"),
+            ),
+            (
+                "access-control-allow-headers",
+                or_asked(&policy.allow_headers, "access-control-request-headers"),
+            ),
+            ("access-control-max-age", policy.max_age.as_bytes().to_vec()),
+            ("access-control-expose-headers", exposed.as_bytes().to_vec()),
         ] {
             if !value.is_empty() {
-                reply = reply.header(name, value.as_bytes());
+                reply = reply.header(name, &value);
             }
         }
-        if private && policy.allow_private_network_access {
+        if asked("access-control-request-private-network") == b"true"
+            && policy.allow_private_network_access
+        {
             reply = reply.header("access-control-allow-private-network", "true");
         }
         Step::Reply(reply)

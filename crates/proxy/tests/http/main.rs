@@ -615,6 +615,10 @@ fn preflights_are_answered_for_origins_that_are_allowed() {
         let answer = ask("OPTIONS", "http://good", preflight).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("access-control-allow-methods: GET,POST\r\n"));
+        assert!(
+            answer.contains("access-control-expose-headers: x-e\r\n"),
+            "{answer}"
+        );
         assert!(origin.seen().is_empty());
         let answer = ask("GET", "http://good", "").await;
         assert!(
@@ -624,5 +628,34 @@ fn preflights_are_answered_for_origins_that_are_allowed() {
         assert!(answer.contains("access-control-expose-headers: x-e\r\n"));
         let answer = ask("GET", "http://bad", "").await;
         assert!(!answer.contains("access-control-allow-origin") && answer.ends_with("ok"));
+    });
+}
+
+#[test]
+fn a_star_allows_every_origin_and_is_told_as_what_was_asked_for() {
+    run(async {
+        let origin = Origin::new(&[OK]).await;
+        let cors = "type.googleapis.com/envoy.extensions.filters.http.cors.v3";
+        let filters = format!("      - {{name: cors, typed_config: {{\"@type\": {cors}.Cors}}}}");
+        let routes = format!(
+            "          - match: {{prefix: /}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{cors: {{\"@type\": {cors}.CorsPolicy, allow_origin_string_match: [{{exact: '*'}}], allow_methods: '*', allow_headers: '*'}}}}"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let answer = mesh
+            .ask(
+                "OPTIONS / HTTP/1.1\r\nHost: h\r\nOrigin: http://any\r\nAccess-Control-Request-Method: PUT\r\n\
+                 Access-Control-Request-Headers: x-a, x-b\r\nConnection: close\r\n\r\n",
+            )
+            .await;
+        for line in [
+            "access-control-allow-origin: http://any\r\n",
+            "access-control-allow-methods: PUT\r\n",
+            "access-control-allow-headers: x-a, x-b\r\n",
+        ] {
+            assert!(answer.contains(line), "{answer}");
+        }
+        assert!(origin.seen().is_empty());
     });
 }
