@@ -11,8 +11,8 @@ use std::{
 use config::{ObjectKey, Severity};
 use kubernetes::{
     Client, ClusterError, apply,
-    gateway_status::StatusWriter,
-    lease::{Election, Timing},
+    gateway_status::{StatusWriter, Wanted},
+    lease::{self, Election, Timing},
     review, secret,
     status::{Message, Report, Reporter, is_reported},
     trust,
@@ -123,10 +123,6 @@ pub fn start(
     stop: &watch::Receiver<()>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let suffix = match replica.revision.as_str() {
-        "" | "default" => String::new(),
-        revision => format!("-{revision}"),
-    };
     let elect = |name: &str| {
         Election::new(
             client,
@@ -137,14 +133,14 @@ pub fn start(
         )
     };
     // Roots are one for all revisions, reports are each revision's own.
-    let (election, stopped) = (elect("istio-namespace-controller-election"), stop.clone());
+    let (election, stopped) = (elect(lease::NAMESPACES), stop.clone());
     let (writer, of_all) = (client.clone(), roots.clone());
     tasks.spawn(async move {
         election
             .run(stopped, || trust::run(writer.clone(), of_all.clone()))
             .await;
     });
-    let election = elect(&format!("istio-status-leader{suffix}"));
+    let election = elect(&lease::of_revision(lease::STATUS, &replica.revision));
     let server_too = server.clone();
     let (stopped, writer, server) = (stop.clone(), client.clone(), server.clone());
     tasks.spawn(async move {
@@ -152,7 +148,7 @@ pub fn start(
             .run(stopped, || report(writer.clone(), server.clone()))
             .await;
     });
-    let election = elect(&format!("istio-gateway-deployment{suffix}"));
+    let election = elect(&lease::of_revision(lease::GATEWAYS, &replica.revision));
     let (stopped, writer) = (stop.clone(), client.clone());
     let (deploying, injector) = (
         server_too,
@@ -196,7 +192,15 @@ async fn report(client: Client, server: Arc<Server>) {
         if let Some(push) = server.current()
             && told != Some(push.generation)
         {
-            let wanted = gateway_api::status::all(&push.mesh);
+            let snapshot = push.mesh.snapshot();
+            let wanted = gateway_api::status::all(&push.mesh)
+                .into_iter()
+                .map(|(key, status)| {
+                    let object = snapshot.get(&key);
+                    let uid = object.map_or_else(String::new, |o| o.meta().uid.clone());
+                    (key, Wanted { uid, status })
+                })
+                .collect();
             let ours = [CONTROLLER, MESH_CONTROLLER];
             if statuses.write(&client, &wanted, &ours).await {
                 told = Some(push.generation);
@@ -285,10 +289,14 @@ fn reports(server: &Server) -> BTreeMap<ObjectKey, Report> {
     let mut out: BTreeMap<ObjectKey, Report> = BTreeMap::new();
     let mut say = |key: &ObjectKey, message: Message| {
         if is_reported(key.kind) {
-            let generation = || snapshot.get(key).map_or(0, |o| o.meta().generation);
-            let report = out.entry(key.clone()).or_insert_with(|| Report {
-                generation: generation(),
-                messages: BTreeSet::new(),
+            let report = out.entry(key.clone()).or_insert_with(|| {
+                let object = snapshot.get(key);
+                let meta = object.as_ref().map(|o| o.meta());
+                Report {
+                    uid: meta.map_or_else(String::new, |m| m.uid.clone()),
+                    generation: meta.map_or(0, |m| m.generation),
+                    messages: BTreeSet::new(),
+                }
             });
             report.messages.insert(message);
         }

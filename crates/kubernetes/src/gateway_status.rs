@@ -17,33 +17,41 @@ use tracing::{debug, warn};
 
 use crate::{FIELD_MANAGER, code, resource};
 
+/// What is to stand below `status` of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// Which object: one of the same name that came after it starts with nothing.
+    pub uid: String,
+    /// `conditions` without times; of `parents` and `ancestors` those whose `controllerName` is ours.
+    pub status: Value,
+}
+
 /// Writes statuses, each once.
 #[derive(Debug, Default)]
 pub struct StatusWriter {
     /// What was wanted when the status was last brought to it.
-    written: BTreeMap<ObjectKey, Value>,
+    written: BTreeMap<ObjectKey, Wanted>,
     /// The version of a kind that the cluster has, by kind.
     versions: BTreeMap<config::Kind, usize>,
 }
 
 impl StatusWriter {
-    /// Brings the statuses of these objects to what is wanted: `conditions` without times; of `parents` and `ancestors`
-    /// those whose `controllerName` is one of `ours`. What could not be written is tried again with the next call;
-    /// whether there is none of that.
+    /// Brings the statuses of these objects to what is wanted; `ours` are the names of our controllers. What could not be
+    /// written is tried again with the next call; whether there is none of that.
     pub async fn write(
         &mut self,
         client: &Client,
-        wanted: &BTreeMap<ObjectKey, Value>,
+        wanted: &BTreeMap<ObjectKey, Wanted>,
         ours: &[&str],
     ) -> bool {
         self.written.retain(|key, _| wanted.contains_key(key));
         let mut all = true;
-        for (key, status) in wanted {
-            if self.written.get(key) == Some(status) {
+        for (key, wanted) in wanted {
+            if self.written.get(key) == Some(wanted) {
                 continue;
             }
-            if self.bring(client, key, status, ours).await {
-                self.written.insert(key.clone(), status.clone());
+            if self.bring(client, key, wanted, ours).await {
+                self.written.insert(key.clone(), wanted.clone());
             } else {
                 all = false;
             }
@@ -56,7 +64,7 @@ impl StatusWriter {
         &mut self,
         client: &Client,
         key: &ObjectKey,
-        wanted: &Value,
+        wanted: &Wanted,
         ours: &[&str],
     ) -> bool {
         let all = key.kind.versions();
@@ -76,8 +84,12 @@ impl StatusWriter {
                 return code(&e) == Some(404);
             }
         };
+        // Another object of the name: what is wanted of it is on its way.
+        if !wanted.uid.is_empty() && current.metadata.uid.as_ref() != Some(&wanted.uid) {
+            return true;
+        }
         let old = current.data.get("status").unwrap_or(&Value::Null);
-        let new = merged(old, wanted, ours, Timestamp::now());
+        let new = merged(old, &wanted.status, ours, Timestamp::now());
         if same(old, &new) {
             return true;
         }

@@ -16,6 +16,8 @@ use crate::{FIELD_MANAGER, code, resource};
 /// What is said of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
+    /// Which object: one of the same name that came after it starts with nothing.
+    pub uid: String,
     /// `metadata.generation` that this is about.
     pub generation: i64,
     /// What is wrong: fields, analysis, rejections by proxies. Sorted.
@@ -51,8 +53,8 @@ impl Reporter {
             .collect();
         for key in cleared {
             let report = Report {
-                generation: self.written[&key].generation,
                 messages: BTreeSet::new(),
+                ..self.written[&key].clone()
             };
             if patch(client, &key, &report).await {
                 self.written.remove(&key);

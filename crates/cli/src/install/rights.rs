@@ -1,5 +1,6 @@
 //! What the control plane may do in the cluster: what it does, and nothing else.
 
+use kubernetes::lease;
 use serde_json::{Value, json};
 
 use super::manifests::Place;
@@ -93,15 +94,16 @@ fn everywhere(place: &Place) -> Value {
 }
 
 fn at_home(place: &Place) -> Value {
-    let reports = match place.is_default() {
-        true => "istio-status-leader".to_owned(),
-        false => format!("istio-status-leader-{}", place.revision),
-    };
+    let leases = [
+        lease::NAMESPACES.to_owned(),
+        lease::of_revision(lease::STATUS, &place.revision),
+        lease::of_revision(lease::GATEWAYS, &place.revision),
+    ];
     json!([
         // Which replica writes. `create` cannot be bound to names.
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-         "resourceNames": ["istio-namespace-controller-election", reports], "verbs": ["get", "update"]},
+         "resourceNames": leases, "verbs": ["get", "update"]},
         // The authority's key, made by the first replica.
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret"], "verbs": ["get"]},

@@ -46,7 +46,7 @@ async fn write(
 async fn server(status: Value) -> (Client, Stored) {
     let object = json!({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"name": "r", "namespace": "shop", "resourceVersion": "10", "generation": 2},
+        "metadata": {"name": "r", "namespace": "shop", "uid": "1", "resourceVersion": "10", "generation": 2},
         "spec": {}, "status": status,
     });
     let stored: Stored = Arc::new(Mutex::new((object, 0)));
@@ -60,6 +60,13 @@ async fn server(status: Value) -> (Client, Stored) {
     tokio::spawn(async move { axum::serve(listener, router).await });
     let config = Config::new(format!("http://{address}").parse().unwrap());
     (Client::try_from(config).unwrap(), stored)
+}
+
+fn wanted(uid: &str, status: Value) -> Wanted {
+    Wanted {
+        uid: uid.to_owned(),
+        status,
+    }
 }
 
 fn parent(name: &str, controller: &str, holds: &str) -> Value {
@@ -85,9 +92,9 @@ async fn ours_is_put_beside_what_others_said_and_written_once() {
     let status = json!({"parents": [theirs, stale, kept, turned]});
     let (client, stored) = server(status).await;
     let key = ObjectKey::new(Kind::HttpRoute, "shop", "r");
-    let wanted =
+    let status =
         json!({"parents": [parent("gw", "ours", "True"), parent("turned", "ours", "True")]});
-    let all = BTreeMap::from([(key.clone(), wanted)]);
+    let all = BTreeMap::from([(key.clone(), wanted("1", status))]);
 
     let mut writer = StatusWriter::default();
     writer.write(&client, &all, &["ours"]).await;
@@ -113,10 +120,34 @@ async fn ours_is_put_beside_what_others_said_and_written_once() {
     assert_eq!(stored.lock().unwrap().1, 1);
 
     // A route that names us no more: what we said goes, what others said stays.
-    let nothing = BTreeMap::from([(key, json!({"parents": []}))]);
+    let nothing = BTreeMap::from([(key, wanted("1", json!({"parents": []})))]);
     writer.write(&client, &nothing, &["ours"]).await;
     let stored = stored.lock().unwrap();
     assert_eq!(stored.0["status"]["parents"], json!([theirs]));
+}
+
+#[tokio::test]
+async fn an_object_that_came_after_one_of_its_name_gets_its_own_status() {
+    let (client, stored) = server(json!({})).await;
+    let key = ObjectKey::new(Kind::HttpRoute, "shop", "r");
+    let said = json!({"parents": [parent("gw", "ours", "True")]});
+    let of = |uid: &str| BTreeMap::from([(key.clone(), wanted(uid, said.clone()))]);
+    let mut writer = StatusWriter::default();
+    writer.write(&client, &of("1"), &["ours"]).await;
+    {
+        let mut stored = stored.lock().unwrap();
+        stored.0["metadata"]["uid"] = "2".into();
+        stored.0["status"] = json!({});
+    }
+    // What is still wanted of the old one is no word about the new one.
+    writer.write(&client, &of("1"), &["ours"]).await;
+    StatusWriter::default()
+        .write(&client, &of("1"), &["ours"])
+        .await;
+    assert_eq!(stored.lock().unwrap().0["status"], json!({}));
+    writer.write(&client, &of("2"), &["ours"]).await;
+    let stored = stored.lock().unwrap();
+    assert_eq!(stored.0["status"]["parents"][0]["parentRef"]["name"], "gw");
 }
 
 #[test]
