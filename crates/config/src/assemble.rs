@@ -11,7 +11,7 @@ use crate::{
 
 /// Where MeshConfig is looked for when nothing else is said.
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
-/// The ConfigMap that holds MeshConfig.
+/// The ConfigMap that holds MeshConfig; that of a revision has its name behind a dash.
 pub const MESH_CONFIG_MAP: &str = "istio";
 
 impl Snapshot {
@@ -106,16 +106,14 @@ pub(crate) fn syntax(file: &Arc<Path>, e: &yaml::YamlError) -> Problem {
 }
 
 fn read_mesh(out: &mut Snapshot, previous: &Snapshot, problems: &mut Vec<Problem>) {
-    let Some(map) = out
-        .config_maps
-        .get(DEFAULT_ROOT_NAMESPACE, MESH_CONFIG_MAP)
-        .cloned()
-    else {
+    out.mesh_map = previous.mesh_map.clone();
+    let (namespace, name) = &*previous.mesh_map;
+    let Some(map) = out.config_maps.get(namespace, name).cloned() else {
         return;
     };
     let unchanged = previous
         .config_maps
-        .get(DEFAULT_ROOT_NAMESPACE, MESH_CONFIG_MAP)
+        .get(namespace, name)
         .is_some_and(|old| old.spec.data == map.spec.data);
     let mut field = |key: &str, severity, message: String| {
         problems.push(Problem {

@@ -125,6 +125,8 @@ macro_rules! kinds {
             pub mesh: Arc<MeshConfig>,
             /// MeshNetworks of the same ConfigMap.
             pub networks: Arc<MeshNetworks>,
+            /// That ConfigMap: namespace and name.
+            pub mesh_map: Arc<(String, String)>,
         }
 
         impl Snapshot {
@@ -134,6 +136,18 @@ macro_rules! kinds {
                     $($field: Table::default(),)*
                     mesh: Arc::new(crate::mesh::defaults()),
                     networks: Arc::default(),
+                    mesh_map: Arc::new((
+                        crate::DEFAULT_ROOT_NAMESPACE.to_owned(),
+                        crate::MESH_CONFIG_MAP.to_owned(),
+                    )),
+                }
+            }
+
+            /// No objects; MeshConfig of what follows is in this ConfigMap.
+            pub fn with_mesh_in(namespace: &str, name: &str) -> Self {
+                Snapshot {
+                    mesh_map: Arc::new((namespace.to_owned(), name.to_owned())),
+                    ..Snapshot::empty()
                 }
             }
 

@@ -397,7 +397,7 @@ async fn open(flags: &Flags) -> Result<(Option<Client>, Opened), CommandError> {
             context: None,
         };
         let client = kubernetes::connect(&access).await?;
-        let options = store::Options::new(&flags.namespace);
+        let options = store::Options::new(&flags.namespace, &flags.revision);
         let opened = store::open(client.clone(), options).await;
         return Ok((Some(client), opened));
     };

@@ -6,6 +6,7 @@
 //! [`SidecarScope`], which is all that it may see. Translation is a pure function of mesh and proxy, and proxies with
 //! the same [`Proxy::view_key`] share its result.
 
+pub(crate) mod config_map;
 pub mod destination_rule;
 mod discovery;
 pub mod endpoint;

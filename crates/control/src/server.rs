@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use config::{Problem, Severity, Snapshot, Update, Watch};
+use config::{Kind, ObjectKey, Problem, Severity, Snapshot, Update, Watch};
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
@@ -34,12 +34,13 @@ pub use self::{
 };
 use crate::{
     metrics::Metrics,
-    model::{Mesh, Settings},
+    model::{Mesh, Settings, config_map},
     push::{Change, Debounce, Interner, Push, Scope, Timing, Views},
     security::{self, keys::KeySets},
     translate::Translate,
     unserved,
 };
+use xds::type_url::SDS;
 
 /// The control plane's state, shared by its streams and its debug pages.
 pub struct Server {
@@ -200,6 +201,7 @@ impl Server {
                     for key in &changed {
                         self.metrics.count("pilot_k8s_cfg_events", &[("type", key.kind.name()), ("event", "update")]);
                     }
+                    let changed = changed.into_iter().filter(|key| self.is_read(key)).collect();
                     if debounce.add(changed, Instant::now()) > 0 {
                         self.metrics.count("pilot_inbound_updates", &[("type", "config")]);
                     }
@@ -222,6 +224,20 @@ impl Server {
             let snapshot = self.keys.fill(snapshot);
             self.clone().push(snapshot, keys, first).await;
         }
+    }
+
+    /// Whether an object that changed counts at all. The next push has it in any case.
+    fn is_read(&self, key: &ObjectKey) -> bool {
+        if key.kind != Kind::ConfigMap {
+            return true;
+        }
+        let Some((snapshot, _)) = self.read.read().clone() else {
+            return true;
+        };
+        let connections = self.connections();
+        config_map::is_read(&snapshot, key, |name| {
+            connections.iter().any(|c| c.watches(SDS, name))
+        })
     }
 
     /// Builds the mesh of these objects and marks every connection.

@@ -21,12 +21,15 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use self::{follow::Followed, state::State};
+use crate::lease;
 
 /// What of a cluster is read.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where MeshConfig is; elsewhere ConfigMaps are read for the authorities in them alone.
+    /// Where settings are; elsewhere ConfigMaps are read for the authorities in them alone.
     pub root_namespace: String,
+    /// The ConfigMap there that holds MeshConfig.
+    pub mesh_map: String,
     /// The kinds to read.
     pub kinds: Vec<Kind>,
     /// Waiting time before a kind that the cluster does not have is asked for again.
@@ -34,12 +37,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// Everything that the control plane needs.
-    pub fn new(root_namespace: &str) -> Self {
+    /// Everything that the control plane of a revision needs.
+    pub fn new(root_namespace: &str, revision: &str) -> Self {
         // Nothing is taken from service accounts but their names, which pods tell.
         let unread = [Kind::ServiceAccount];
         Options {
             root_namespace: root_namespace.to_owned(),
+            mesh_map: lease::of_revision(config::MESH_CONFIG_MAP, revision),
             kinds: Kind::ALL
                 .iter()
                 .copied()
@@ -73,7 +77,10 @@ pub async fn open(client: Client, options: Options) -> Opened {
         ));
     }
     drop(send);
-    let mut state = State::new(&options.kinds);
+    let mut state = State::new(
+        &options.kinds,
+        Snapshot::with_mesh_in(&options.root_namespace, &options.mesh_map),
+    );
     let started = Instant::now();
     let mut told = Instant::now();
     while !state.is_complete() {

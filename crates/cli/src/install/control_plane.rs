@@ -36,7 +36,7 @@ pub(super) fn settings(place: &Place) -> Vec<Value> {
         json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": place.meta("istio", "istiod"),
+            "metadata": place.meta(&place.named("istio"), "istiod"),
             "data": {
                 "mesh": inject::yaml::print(&mesh),
                 "meshNetworks": inject::yaml::print(&networks),

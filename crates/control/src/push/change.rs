@@ -42,7 +42,9 @@ impl Change {
         let endpoints_elsewhere = endpoints
             .iter()
             .any(|key| newer.endpoint_change_needs_clusters(older, key));
-        let full = keys.iter().any(is_mesh_wide) || older.config() != newer.config();
+        let full = keys.iter().any(is_mesh_wide)
+            || older.config() != newer.config()
+            || older.snapshot().networks != newer.snapshot().networks;
         let listener_rules = keys
             .iter()
             .filter(|k| is_rule_kind(k.kind))
@@ -148,13 +150,7 @@ pub(crate) fn matters(key: &ObjectKey) -> bool {
 }
 
 fn is_mesh_wide(key: &ObjectKey) -> bool {
-    match key.kind {
-        Kind::Namespace => true,
-        Kind::ConfigMap => {
-            key.name == config::MESH_CONFIG_MAP && key.namespace == config::DEFAULT_ROOT_NAMESPACE
-        }
-        _ => false,
-    }
+    key.kind == Kind::Namespace
 }
 
 fn kind_affects(kind: Kind, type_url: &str, part: Part, router: bool) -> bool {

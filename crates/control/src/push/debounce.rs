@@ -160,8 +160,5 @@ mod tests {
         let account = BTreeSet::from([ObjectKey::new(Kind::ServiceAccount, "default", "app")]);
         assert_eq!(debounce.add(account, Instant::now()), 0);
         assert_eq!(debounce.due(), None);
-        // Any ConfigMap may hold the authorities of a backend.
-        let map = BTreeSet::from([ObjectKey::new(Kind::ConfigMap, "default", "authorities")]);
-        assert_eq!(debounce.add(map, Instant::now()), 1);
     }
 }

@@ -148,6 +148,12 @@ impl Connection {
         out
     }
 
+    /// Whether it asks for this resource by its name.
+    pub(super) fn watches(&self, type_url: &str, name: &str) -> bool {
+        let state = self.state.lock();
+        state.stream.names(type_url).any(|n| &**n == name)
+    }
+
     /// What it was sent of a type.
     pub fn sent(&self, type_url: &str) -> Option<Arc<ResourceSet>> {
         self.state.lock().stream.sent(type_url).cloned()

@@ -44,11 +44,12 @@ struct Entry {
 }
 
 impl State {
-    pub(super) fn new(kinds: &[Kind]) -> Self {
+    /// With nothing but where MeshConfig will be.
+    pub(super) fn new(kinds: &[Kind], nothing: Snapshot) -> Self {
         State {
             kinds: kinds.iter().map(|k| (*k, Objects::default())).collect(),
             dirty: true,
-            snapshot: Arc::new(Snapshot::empty()),
+            snapshot: Arc::new(nothing),
             problems: Arc::default(),
         }
     }

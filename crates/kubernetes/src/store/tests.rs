@@ -124,7 +124,7 @@ fn options() -> Options {
     Options {
         kinds: vec![Kind::VirtualService],
         absent_retry: Duration::from_millis(20),
-        ..Options::new("istio-system")
+        ..Options::new("istio-system", "default")
     }
 }
 
