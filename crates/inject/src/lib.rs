@@ -14,6 +14,7 @@ pub mod decide;
 mod pod;
 pub mod probes;
 pub mod prometheus;
+pub mod proxy_config;
 pub mod quantity;
 pub mod schema;
 pub mod strategic;
@@ -101,6 +102,8 @@ pub struct Settings {
     pub proxy_env: BTreeMap<String, String>,
     /// Annotations that every injected pod gets.
     pub annotations: BTreeMap<String, String>,
+    /// Fields of ProxyConfig that win over the pod's own annotation (see [`proxy_config`]).
+    pub proxy_config: Option<serde_json::Value>,
     /// `COMPLIANCE_POLICY` of the control plane, or empty.
     pub compliance_policy: String,
 }
@@ -123,6 +126,7 @@ impl Settings {
             proxy_gid: 1337,
             proxy_env: BTreeMap::new(),
             annotations: BTreeMap::new(),
+            proxy_config: None,
             compliance_policy: String::new(),
         }
     }

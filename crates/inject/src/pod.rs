@@ -97,8 +97,21 @@ pub(crate) fn normal(pod: &Value) -> Result<Value, Error> {
     Ok(out)
 }
 
-/// The mesh's ProxyConfig with the pod's own merged in.
+/// The mesh's ProxyConfig with the pod's own merged in, and over it what wins over that.
 fn proxy_config(metadata: &Value, settings: &Settings) -> Result<ProxyConfig, Error> {
+    let own = annotated(metadata, settings)?;
+    let Some(over) = &settings.proxy_config else {
+        return Ok(own);
+    };
+    config::mesh::merge_proxy(&own, over)
+        .map(|read| read.config)
+        .map_err(|e| Error::Invalid {
+            path: "ProxyConfig".into(),
+            why: e.to_string(),
+        })
+}
+
+fn annotated(metadata: &Value, settings: &Settings) -> Result<ProxyConfig, Error> {
     let base = settings.mesh.default_config.clone().unwrap_or_default();
     let Some(text) = metadata["annotations"].get(CONFIG).and_then(Value::as_str) else {
         return Ok(base);

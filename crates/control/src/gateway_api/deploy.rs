@@ -265,7 +265,10 @@ impl<'a> Made<'a> {
             name: self.name.clone(),
             namespace: self.namespace().to_owned(),
         };
-        let injected = inject::pod(&bare, &owner, self.settings).map_err(|e| e.to_string())?;
+        let own = inject::proxy_config::for_pod(self.settings, self.mesh.snapshot(), &bare)
+            .map_err(|e| e.to_string())?;
+        let settings = own.as_ref().unwrap_or(self.settings);
+        let injected = inject::pod(&bare, &owner, settings).map_err(|e| e.to_string())?;
         let mut spec = injected["spec"].clone();
         let proxy = &mut spec["containers"][0];
         proxy["ports"] = json!([

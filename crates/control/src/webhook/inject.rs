@@ -167,6 +167,10 @@ fn inject(
             .or_insert_with(|| review.namespace.as_str().into());
     }
     let mut settings = injector.settings(push.mesh.snapshot());
+    match inject::proxy_config::for_pod(&settings, push.mesh.snapshot(), &pod) {
+        Ok(own) => settings = own.map_or(settings, Arc::new),
+        Err(e) => return Verdict::Denied(e.to_string()),
+    }
     let environment = environment(path);
     if !environment.is_empty() {
         let mut own = (*settings).clone();
