@@ -23,6 +23,7 @@ use clap::{Args, Parser};
 use kubernetes::{
     Client,
     apply::{self, Outcome},
+    lease, look,
 };
 use serde_json::{Value, json};
 
@@ -120,12 +121,12 @@ pub(crate) fn install(args: Vec<OsString>) -> ExitCode {
 /// Runs `uninstall`; `args[0]` is its own name.
 pub(crate) fn uninstall(args: Vec<OsString>) -> ExitCode {
     crate::finish(Uninstall::try_parse_from(args), |flags| {
-        let steps = steps(&flags.common)?;
         if flags.common.dry_run {
+            let steps = steps(&flags.common)?;
             let kept = |s: &&Step| flags.purge || !s.kept;
             return print(steps.iter().rev().filter(kept).flat_map(|s| &s.objects));
         }
-        block_on(take(&flags, steps))
+        block_on(take(&flags))
     })
 }
 
@@ -183,8 +184,11 @@ async fn apply_all(
     Ok(())
 }
 
-async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
+async fn take(flags: &Uninstall) -> anyhow::Result<()> {
     let client = flags.common.access.client().await?;
+    // What was installed is what goes: the values tell which parts those are. Half an install has none.
+    let former = upgrade::values(&client, &flags.common).await;
+    let steps = manifests::steps(&place(&flags.common, former.unwrap_or(Value::Null))?)?;
     let mut gone = 0;
     for step in steps.iter().rev().filter(|s| flags.purge || !s.kept) {
         let mut removed = 0;
@@ -201,19 +205,20 @@ async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
     }
     // What the control plane made itself.
     let namespace = &flags.common.access.namespace;
-    let suffix = match flags.common.revision.as_str() {
-        "default" => String::new(),
-        revision => format!("-{revision}"),
+    let revision = &flags.common.revision;
+    let lease_of = |name: &str| {
+        let name = lease::of_revision(name, revision);
+        own("coordination.k8s.io/v1", "Lease", namespace, &name)
     };
-    let mut made = vec![own(
-        "coordination.k8s.io/v1",
-        "Lease",
-        namespace,
-        &format!("istio-status-leader{suffix}"),
-    )];
-    if suffix.is_empty() {
-        let election = "istio-namespace-controller-election";
-        made.push(own("coordination.k8s.io/v1", "Lease", namespace, election));
+    let mut made = vec![lease_of(lease::STATUS), lease_of(lease::GATEWAYS)];
+    // The authority is one for all revisions.
+    if others(&client, namespace).await? == 0 {
+        made.push(own(
+            "coordination.k8s.io/v1",
+            "Lease",
+            namespace,
+            lease::NAMESPACES,
+        ));
         made.push(own("v1", "Secret", namespace, "istio-ca-secret"));
         gone += apply::delete_config_maps(&client, "istio-ca-root-cert").await?;
     }
@@ -222,6 +227,16 @@ async fn take(flags: &Uninstall, steps: Vec<Step>) -> anyhow::Result<()> {
     }
     println!("{gone} objects were removed");
     Ok(())
+}
+
+/// How many control planes there are in the namespace.
+async fn others(client: &Client, namespace: &str) -> anyhow::Result<usize> {
+    let all = look::list(client, "apps/v1", "Deployment", "deployments").await?;
+    let is_one = |d: &&Value| {
+        let meta = &d["metadata"];
+        meta["namespace"] == *namespace && meta["labels"]["app"] == "istiod"
+    };
+    Ok(all.iter().filter(is_one).count())
 }
 
 fn own(api_version: &str, kind: &str, namespace: &str, name: &str) -> Value {

@@ -73,6 +73,12 @@ async fn run(flags: &Upgrade) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The values of what is installed.
+pub(super) async fn values(client: &Client, common: &Common) -> anyhow::Result<Value> {
+    let former = Former::find(client, &common.access.namespace, &common.revision).await?;
+    Ok(former.values)
+}
+
 /// What is installed.
 struct Former {
     version: String,
