@@ -7,7 +7,7 @@ use config::{Kind, ObjectKey, gateway_api::GROUP, gateway_api::ParentReference};
 use serde_json::{Map, Value, json};
 
 use super::{
-    CONTROLLER, Condition, Fault, GatewayReport, ListenerReport, ParentReport, Report,
+    CONTROLLER, Condition, Fault, GatewayReport, ListenerReport, ParentReport, Report, features,
     report::AncestorReport,
 };
 use crate::model::Mesh;
@@ -21,9 +21,7 @@ pub fn all(mesh: &Mesh) -> BTreeMap<ObjectKey, Value> {
     for (key, report) in reports.iter() {
         let generation = snapshot.get(key).map_or(0, |o| o.meta().generation);
         let status = match report {
-            Report::Class => json!({"conditions": conditions(&[Condition::unless(
-                "Accepted", None, "Accepted", "Handled by Istio controller",
-            )], generation)}),
+            Report::Class => of_class(generation),
             Report::Gateway(gateway) => of_gateway(mesh, gateway, generation),
             Report::Route(parents) => {
                 let parents: Vec<Value> = parents.iter().map(|p| parent(p, generation)).collect();
@@ -49,6 +47,18 @@ pub fn all(mesh: &Mesh) -> BTreeMap<ObjectKey, Value> {
         }
     }
     out
+}
+
+fn of_class(generation: i64) -> Value {
+    let accepted = Condition::unless("Accepted", None, "Accepted", "Handled by Istio controller");
+    let features: Vec<Value> = features::SUPPORTED
+        .iter()
+        .map(|name| json!({"name": name}))
+        .collect();
+    json!({
+        "conditions": conditions(&[accepted], generation),
+        "supportedFeatures": features,
+    })
 }
 
 fn names<T>(table: &config::Table<T>) -> Vec<(String, String)> {
