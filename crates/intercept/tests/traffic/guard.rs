@@ -262,7 +262,13 @@ fn verifies() {
 
 /// Killed at any moment: what is there is nothing, all, or what --reconcile makes whole.
 fn killed() {
-    for name in ["iptables_nft", "iptables_legacy", "nft"] {
+    for name in [
+        "iptables_nft",
+        "iptables_legacy",
+        "nft",
+        "tproxy",
+        "tproxy_notrack",
+    ] {
         let mode = mode(name);
         let net = Pod::new(mode);
         for milliseconds in [0, 5, 10, 15, 20, 30, 40, 60] {
@@ -276,7 +282,19 @@ fn killed() {
             let to = "10.96.7.7:9080".parse().expect("an address");
             let answer = net.pod.call(app, to);
             assert!(answer.starts_with("outbound "), "{name}: {answer}");
+            // A clean-up that is killed is ended by the next one.
+            net.pod.sh(&format!(
+                "$RUN istio-iptables {} {} --cleanup-only >/dev/null 2>&1 & p=$!; sleep 0.{milliseconds:03}; \
+                 kill -9 $p; wait $p; true",
+                crate::matrix::FLAGS, mode.flags
+            ));
             net.apply(mode, "--cleanup-only");
+            let left = net.pod.sh(
+                "iptables-nft-save; ip6tables-nft-save; nft list tables | grep -v ip; ip rule; ip -6 rule; \
+                 ip route show table 133; cat /proc/sys/net/ipv4/tcp_fwmark_accept | sed s/1/ISTIO/",
+            );
+            let ours = ["ISTIO", "istio", "133", "-A "].map(|w| left.contains(w));
+            assert_eq!(ours, [false; 4], "{name}: {left}");
         }
     }
 }

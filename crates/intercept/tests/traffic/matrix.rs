@@ -452,23 +452,36 @@ fn same_port(net: &Pod, mode: &Mode) -> Option<String> {
     None
 }
 
-/// One inbound connection makes as many entries of connection tracking as the mode says, translated or not.
+/// A connection makes as many entries of connection tracking as the mode says, translated or not: one that comes in, and
+/// one that goes out, which every mode but eBPF translates.
 fn translated(net: &Pod, mode: &Mode) -> Option<String> {
     if !net.pod.try_sh("command -v conntrack").1 {
         return None;
     }
-    net.pod.sh("conntrack -F 2>/dev/null");
-    let to: SocketAddr = "10.9.0.5:4321".parse().expect("an address");
-    net.outside.call(Pod::caller(mode, Outside, to), to);
-    let list = net.pod.sh("conntrack -L -p tcp 2>/dev/null");
-    let entries: Vec<&str> = list.lines().filter(|l| l.contains("dport=4321")).collect();
-    // A translated entry is answered by another port than was called.
-    let nat = entries.iter().any(|l| !l.contains("sport=4321"));
-    if entries.len() != mode.entries || nat != mode.inbound_nat {
-        return Some(format!(
-            "an inbound connection: expected entries: {}, translated: {}; found {entries:?}",
-            mode.entries, mode.inbound_nat
-        ));
+    let outbound = usize::from(!mode.cgroup);
+    for (from, to, port, entries, nat) in [
+        (
+            Outside,
+            "10.9.0.5:4321",
+            4321,
+            mode.entries,
+            mode.inbound_nat,
+        ),
+        (App, "10.96.7.7:9080", 9080, outbound, outbound > 0),
+    ] {
+        net.pod.sh("conntrack -F 2>/dev/null");
+        let to: SocketAddr = to.parse().expect("an address");
+        net.place(from).call(Pod::caller(mode, from, to), to);
+        let list = net.pod.sh("conntrack -L -p tcp 2>/dev/null");
+        let (called, answers) = (format!("dport={port} "), format!("sport={port} "));
+        let found: Vec<&str> = list.lines().filter(|l| l.contains(&called)).collect();
+        // A translated entry is answered by another port than was called.
+        let translated = found.iter().any(|l| !l.contains(&answers));
+        if found.len() != entries || translated != nat {
+            return Some(format!(
+                "a connection to {to}: expected entries: {entries}, translated: {nat}; found {found:?}"
+            ));
+        }
     }
     None
 }
