@@ -255,11 +255,11 @@ __attribute__((noinline)) int decide(struct settings *s, struct packet *p, __u32
 
 /// The owner is the socket's, as for iptables: a socket keeps the identity of the thread that made it. The kernel lets
 /// a program see that of TCP sockets only; for a datagram it is the thread that sends.
-INLINE void owner(struct bpf_sock_addr *ctx, struct packet *p)
+INLINE void owner(struct bpf_sock_addr *ctx, struct packet *p, int connects)
 {
     p->uid = -1;
     p->gid = -1;
-    if (p->protocol == TCP) {
+    if (connects && p->protocol == TCP) {
         if (!ctx->sk)
             return;
         struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
@@ -268,13 +268,14 @@ INLINE void owner(struct bpf_sock_addr *ctx, struct packet *p)
         struct socket *socket = tcp->inet_conn.icsk_inet.sk.sk_socket;
         if (!socket || !socket->file)
             return;
-        p->uid = socket->file->f_cred->fsuid.val;
-        p->gid = socket->file->f_cred->fsgid.val;
+        const struct cred *cred = socket->file->f_cred;
+        p->uid = cred->fsuid.val;
+        p->gid = cred->fsgid.val;
         return;
     }
-    struct task_struct *task = bpf_get_current_task_btf();
-    p->uid = task->cred->fsuid.val;
-    p->gid = task->cred->fsgid.val;
+    const struct cred *cred = bpf_get_current_task_btf()->cred;
+    p->uid = cred->fsuid.val;
+    p->gid = cred->fsgid.val;
 }
 
 /// Everything is read first: the verifier refuses the pointer into a socket that the compiler makes of reads in two
@@ -300,14 +301,15 @@ INLINE void specify(__u32 *a)
 }
 
 /// What is done with a call to `p->destination`: nothing, or it is remembered and led to `p->to`.
-INLINE int call(struct bpf_sock_addr *ctx, struct packet *p, struct settings *s)
+INLINE int call(struct bpf_sock_addr *ctx, struct packet *p, struct settings *s, int connects)
 {
     struct bpf_sock *sk = ctx->sk;
     if (!sk || !s || (p->protocol != TCP && p->protocol != UDP))
         return 0;
+    // Before the ways part: the verifier looks each member of a kernel's structure up by name, in all that it has.
+    owner(ctx, p, connects);
     specify(p->destination);
     source_of(sk, p);
-    owner(ctx, p);
     p->local = is_local(p->destination) ? 1 : 0;
     int captured = decide(s, p, OUTBOUND);
     if (!captured) {
@@ -348,7 +350,7 @@ INLINE int outbound4(struct bpf_sock_addr *ctx, int connects)
     struct packet p = {.port = htons((__u16)ctx->user_port), .protocol = ctx->protocol};
     map_v4(p.destination, ctx->user_ip4);
     struct settings *s = policy();
-    int captured = call(ctx, &p, s);
+    int captured = call(ctx, &p, s, connects);
     if (captured <= 0)
         return captured == 0;
     if (connects && p.protocol == TCP && unbound(p.source) && s && s->pod[0][3]) {
@@ -368,7 +370,7 @@ INLINE int outbound6(struct bpf_sock_addr *ctx, int connects)
     p.destination[2] = ctx->user_ip6[2];
     p.destination[3] = ctx->user_ip6[3];
     struct settings *s = policy();
-    int captured = call(ctx, &p, s);
+    int captured = call(ctx, &p, s, connects);
     if (captured <= 0)
         return captured == 0;
     int v4 = is_v4(p.destination);
