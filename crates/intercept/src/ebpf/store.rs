@@ -5,6 +5,7 @@
 //! `complete` is pinned last, so that a run that was killed can be told from one that ended.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     net::IpAddr,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
@@ -170,10 +171,7 @@ pub(super) fn sets(netns: u64) -> Vec<Set> {
     out
 }
 
-/// Removes what belongs to pods that are gone: a namespace or a cgroup that links were attached to is no more.
-///
-/// A link tells that itself, but only when the last socket of its cgroup is gone, and a connection that was never ended
-/// well keeps one for minutes: a cgroup whose folder is removed counts as gone, too.
+/// Removes what belongs to pods that are gone: the cgroup or the network namespace that links were attached to is no more.
 pub(super) fn sweep() {
     let pods = children(Path::new(ROOT));
     let groups = if pods.is_empty() {
@@ -181,21 +179,13 @@ pub(super) fn sweep() {
     } else {
         cgroup::numbers()
     };
-    let gone = |link: &OwnedFd| {
-        let id = sys::field(link, "cgroup_id");
-        gone(link)
-            || id
-                .zip(groups.as_ref())
-                .is_some_and(|(id, all)| !all.contains(&id))
-    };
     for pod in pods {
         if pod.ends_with("shared") {
             continue;
         }
         for folder in children(&pod) {
             let set = Set { folder };
-            let links = set.links();
-            if set.complete() && links.iter().any(|(_, link)| gone(link)) {
+            if set.complete() && set.abandoned(groups.as_ref()) {
                 set.erase();
             }
         }
@@ -210,7 +200,38 @@ pub(super) fn gone(link: &OwnedFd) -> bool {
     sys::field(link, "cgroup_id") == Some(0) || sys::field(link, "netns_ino") == Some(0)
 }
 
+/// Whether anything is in the network namespace with that number: a thread, or a mount that keeps it.
+fn netns_lives(inode: u64) -> bool {
+    let name = format!("net:[{inode}]");
+    let there = |task: &PathBuf| {
+        fs::read_link(task.join("ns/net")).is_ok_and(|link| link.to_str() == Some(&name))
+    };
+    fs::read_to_string("/proc/self/mountinfo").is_ok_and(|mounts| mounts.contains(&name))
+        || children(Path::new("/proc"))
+            .iter()
+            .any(|process| children(&process.join("task")).iter().any(there))
+}
+
 impl Set {
+    /// Whether its pod is gone. One link that somebody has detached does not say so: the others of the cgroup stay, and
+    /// the guard puts it back.
+    ///
+    /// A cgroup's links tell of its end, but only when its last socket is gone, and a connection that was never ended well
+    /// keeps one for minutes: a cgroup whose folder is removed counts as gone, too.
+    fn abandoned(&self, groups: Option<&HashSet<u64>>) -> bool {
+        let links = self.links();
+        let fields = |name| {
+            let found = links.iter().filter_map(|(_, link)| sys::field(link, name));
+            found.collect::<Vec<u64>>()
+        };
+        let (of, netns) = (fields("cgroup_id"), fields("netns_ino"));
+        let removed = |id: &u64| *id != 0 && groups.is_some_and(|all| !all.contains(id));
+        let ended = !of.is_empty() && of.iter().all(|id| *id == 0);
+        let inode = self.folder.parent().and_then(Path::file_name);
+        let inode = inode.and_then(|name| name.to_str()?.parse().ok());
+        ended || of.iter().any(removed) || netns.contains(&0) && !inode.is_some_and(netns_lives)
+    }
+
     /// The place of a set; nothing is made yet.
     pub(super) fn of(netns: u64, name: &str) -> Set {
         Set {

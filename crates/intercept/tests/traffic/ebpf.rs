@@ -562,7 +562,11 @@ fn guard_reports_and_repairs() {
     let line = watched.says("program detached: connect4, which leads outbound calls to the proxy");
     assert!(line.contains("it is not attached to cgroup "), "{line}");
     assert!(call(&net, "10.96.7.7:9080").starts_with("outside "));
-    drop(watched);
+    // A run for another pod sweeps what belongs to pods that are gone; this one is not.
+    let neighbour = Pod::new(mode);
+    neighbour.apply(mode, "");
+    assert!(set.join("steer").exists());
+    drop((watched, neighbour));
     net.apply(mode, "--reconcile");
     captured(&net);
 
