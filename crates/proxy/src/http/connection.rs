@@ -143,6 +143,8 @@ async fn http1_connection(
     let mut requests = 0;
     let mut idle = Idle::new(plan.common.idle_timeout);
     let mut closed = pin!(drain.closed());
+    // Whether this task is woken by it.
+    let mut listens = false;
     // For rests and requests: setting one costs more than to be woken too early now and then.
     let mut timer = pin!(None);
     loop {
@@ -196,7 +198,23 @@ async fn http1_connection(
                 if old || spent {
                     writer.close_after();
                 }
-                exchange::request(&cx, head, &mut reader, &mut writer, timer.as_mut()).await;
+                let mut over = false;
+                let mut is_over = |cx: &mut TaskContext<'_>| {
+                    // Each request would take the lock of the drain for what happens once, if at all.
+                    if !listens || drain.has_moved() {
+                        listens = true;
+                        over = closed.as_mut().poll(cx).is_ready();
+                    }
+                    over
+                };
+                let (reader, writer) = (&mut reader, &mut writer);
+                let is_over: &mut exchange::IsOver<'_> = &mut is_over;
+                exchange::request(&cx, head, reader, writer, timer.as_mut(), Some(is_over)).await;
+                if over {
+                    stats.downstream_cx_drain_close().inc();
+                    connection.io().reset_on_close();
+                    return;
+                }
             }
             Ok(Err(Error::Refused(refusal))) => {
                 let (_, writer) = connection.split();

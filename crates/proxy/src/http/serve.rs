@@ -1,6 +1,11 @@
 //! One request, from its head to its log line.
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
 
 use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
@@ -35,6 +40,7 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     reader: &mut BodyReader<'_, S>,
     writer: &mut BodyWriter<'_, S>,
     timer: Pin<&mut Option<Sleep>>,
+    is_over: Option<&mut IsOver<'_>>,
 ) -> bool {
     let drains = cx.drain.begun();
     let newest = match drains {
@@ -55,13 +61,44 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let handled = match denied {
         Some(why) => Err(LocalReply::new(403, "RBAC: access denied", why)),
-        None => handle(cx, &mut exchange, reader, writer, timer).await,
+        None => {
+            let work = handle(cx, &mut exchange, reader, writer, timer);
+            match unless_over(work, is_over).await {
+                Some(handled) => handled,
+                None => {
+                    exchange.details = "downstream_local_disconnect".into();
+                    respond::abort(writer);
+                    Ok(())
+                }
+            }
+        }
     };
     if let Err(reply) = handled {
         respond::reply(cx, &mut exchange, reader, writer, reply).await;
     }
     finish(cx, &mut exchange);
     exchange.flags.has(Flags::DOWNSTREAM_REMOTE_RESET)
+}
+
+/// Whether a connection has to close now, whatever is being done on it; the task is woken when that changes.
+pub(super) type IsOver<'a> = dyn FnMut(&mut TaskContext<'_>) -> bool + 'a;
+
+/// What comes of the work, or nothing where the connection has to close before.
+async fn unless_over<T>(
+    work: impl Future<Output = T>,
+    mut is_over: Option<&mut IsOver<'_>>,
+) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Some(done));
+        }
+        match is_over.as_mut().is_some_and(|is_over| is_over(cx)) {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// A message that could not be read as a request is answered and logged like one.

@@ -266,7 +266,9 @@ async fn stream(
     } else {
         let mut reader: BodyReader<'_, Stream> = BodyReader::H2(reader);
         let timer = pin!(None);
-        exchange::request(&cx, head, &mut reader, &mut BodyWriter::H2(writer), timer).await
+        let writer = &mut BodyWriter::H2(writer);
+        // The connection's task ends its streams.
+        exchange::request(&cx, head, &mut reader, writer, timer, None).await
     };
     live.http2_stats.streams_active().dec();
     resets.closed.set(resets.closed.get() + 1);

@@ -130,6 +130,11 @@ impl Drain {
         }
     }
 
+    /// Whether anything was said of draining since the connection began. Takes no lock.
+    pub fn has_moved(&self) -> bool {
+        self.0.has_changed().unwrap_or(false)
+    }
+
     /// Whether the connection has to close.
     pub fn is_closed(&self) -> bool {
         *self.0.borrow() == Phase::Closed

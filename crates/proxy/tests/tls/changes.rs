@@ -11,7 +11,7 @@ use testkit::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     task::LocalSet,
 };
 
@@ -333,6 +333,60 @@ fn what_is_open_in_clear_ends_where_mutual_tls_is_asked_for() {
             answer.starts_with("http/1.1 403") && answer.contains("connection: close"),
             "{answer}"
         );
+    });
+}
+
+/// An origin that agrees to every upgrade, and then gives back what it gets.
+async fn upgrading() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::task::spawn_local(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+                let _ = stream.write_all(answer).await;
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    port
+}
+
+#[test]
+fn an_upgraded_connection_ends_with_the_drain() {
+    run(async {
+        let upgrades = "upgrade_configs: [{upgrade_type: websocket}],";
+        let of = |filters: &str| {
+            let chain = http_to("app", upgrades)
+                .replace("http_filters: [", &format!("http_filters: [{filters}"));
+            listener("http", &format!("- {{{chain}}}"), "")
+        };
+        let server = proxy(vec![cluster("app", upgrading().await, ""), of("")]).await;
+        let mut socket = connect(&server, "http").await;
+        let head = "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        socket.write_all(head.as_bytes()).await.expect("it is open");
+        let mut got = Vec::new();
+        while !got.ends_with(b"\r\n\r\n") {
+            let read = within(socket.read_buf(&mut got)).await;
+            assert!(read.is_ok_and(|read| read > 0), "{got:?}");
+        }
+        assert!(got.starts_with(b"HTTP/1.1 101"), "{got:?}");
+        assert!(echoes(&mut socket).await);
+        stat(&server, "http.app.downstream_rq_active", 1).await;
+        let deny = filter("http.rbac.v3.RBAC", &everybody("DENY"));
+        apply(&server, vec![of(&format!("{deny}, "))]).await;
+        // Nothing is said on it: the end comes by itself.
+        let mut byte = [0];
+        assert!(!matches!(within(socket.read(&mut byte)).await, Ok(1..)));
+        stat(&server, "http.app.downstream_rq_active", 0).await;
+        stat(&server, "http.app.downstream_cx_active", 0).await;
     });
 }
 
