@@ -260,6 +260,17 @@ impl Config {
                     "invalid value {value:?} for {flag}: lines and quotes have no place in it"
                 )));
             }
+            // iptables would be asked for a port, a user or an interface without a name; excluded ports count beside `*`.
+            let unused = flag == "--istio-local-exclude-ports" && self.inbound_ports_include != "*";
+            if !unused
+                && value
+                    .split(',')
+                    .any(|e| !e.is_empty() && e.trim().is_empty())
+            {
+                return Err(Error::Invalid(format!(
+                    "invalid value {value:?} for {flag}: it has an entry of blanks alone"
+                )));
+            }
         }
         Ok(())
     }
@@ -705,6 +716,14 @@ mod tests {
                 "for --istio-inbound-ports: lines",
             ),
             (&["-c", "eth7\""], "for --istio-exclude-interfaces: lines"),
+            (
+                &["-b", " "],
+                "for --istio-inbound-ports: it has an entry of blanks",
+            ),
+            (
+                &["-q", "80, ,90"],
+                "for --istio-outbound-ports: it has an entry of blanks",
+            ),
             (
                 &["-m", "TPROXY", "-b", "*", "-t", "0x10"],
                 "failed to parse InboundTProxyMark: strconv.Atoi: parsing \"0x10\": invalid syntax",
