@@ -3,7 +3,9 @@
 //! The verdict is Istio's, object by object; the words are ours and always name the field. What Istio lets through with
 //! a warning is a warning here.
 
+mod cel;
 mod destination_rule;
+mod envoy_filter;
 mod gateway;
 mod gateway_api;
 mod names;
@@ -13,10 +15,11 @@ mod sidecar;
 mod telemetry;
 mod virtual_service;
 mod wasm;
+mod workload_group;
 
 pub use virtual_service::GRPC_STATUS;
 
-use std::fmt::Display;
+use std::{collections::BTreeMap, fmt::Display};
 
 use proto::{
     Duration,
@@ -51,8 +54,17 @@ pub fn object(object: &AnyObject) -> Vec<Finding> {
         AnyObject::PeerAuthentication(o) => security::peer(&mut report, &o.spec),
         AnyObject::RequestAuthentication(o) => security::request(&mut report, &o.spec),
         AnyObject::AuthorizationPolicy(o) => security::authorization(&mut report, &o.spec),
+        AnyObject::EnvoyFilter(o) => envoy_filter::check(&mut report, &o.spec),
         AnyObject::Telemetry(o) => telemetry::check(&mut report, &o.spec),
-        AnyObject::WasmPlugin(o) => wasm::check(&mut report, &o.spec),
+        AnyObject::WasmPlugin(o) => wasm::plugin(&mut report, &o.spec),
+        AnyObject::TrafficExtension(o) => wasm::extension(&mut report, &o.spec),
+        AnyObject::WorkloadGroup(o) => workload_group::check(&mut report, &o.spec),
+        AnyObject::ProxyConfig(o) => {
+            report.selector(o.spec.selector.as_ref());
+            if o.spec.concurrency.is_some_and(|threads| threads < 0) {
+                report.error("spec.concurrency", "must not be negative");
+            }
+        }
         AnyObject::GatewayClass(o) => gateway_api::class(&mut report, &o.spec),
         AnyObject::KubernetesGateway(o) => gateway_api::gateway(&mut report, &o.spec),
         AnyObject::ListenerSet(o) => gateway_api::listener_set(&mut report, &o.spec),
@@ -149,6 +161,28 @@ impl Report {
                     format!("{alone:?} stands for itself: remove it or everything else"),
                 );
             }
+        }
+    }
+
+    /// `spec.workloadSelector` of kinds of the older form.
+    fn alpha_selector(&mut self, labels: &BTreeMap<String, String>) {
+        if labels.is_empty() {
+            self.warning(
+                "spec.workloadSelector",
+                "selects every workload of the namespace, because it names no labels",
+            );
+        }
+        if labels.contains_key("") {
+            self.error("spec.workloadSelector.labels", "a label needs a name");
+        }
+        if labels
+            .iter()
+            .any(|(k, v)| k.contains('*') || v.contains('*'))
+        {
+            self.error(
+                "spec.workloadSelector.labels",
+                "labels are compared as they stand: \"*\" is no wildcard here",
+            );
         }
     }
 

@@ -23,22 +23,7 @@ pub(super) fn check(report: &mut Report, spec: &Sidecar) {
         );
     }
     if let Some(selector) = &spec.workload_selector {
-        if selector.labels.is_empty() {
-            report.warning(
-                "spec.workloadSelector",
-                "selects every workload of the namespace, because it names no labels",
-            );
-        }
-        if selector
-            .labels
-            .iter()
-            .any(|(k, v)| k.contains('*') || v.contains('*'))
-        {
-            report.error(
-                "spec.workloadSelector.labels",
-                "labels are compared as they stand: \"*\" is no wildcard here",
-            );
-        }
+        report.alpha_selector(&selector.labels);
     }
     let mut ports = Vec::new();
     for (i, listener) in spec.ingress.iter().enumerate() {

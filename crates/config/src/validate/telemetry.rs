@@ -70,11 +70,15 @@ pub(super) fn check(report: &mut Report, spec: &Telemetry) {
         }
     }
     for (i, logging) in spec.access_logging.iter().enumerate() {
-        providers(
-            report,
-            &format!("spec.accessLogging[{i}]"),
-            &logging.providers,
-        );
+        let field = format!("spec.accessLogging[{i}]");
+        providers(report, &field, &logging.providers);
+        if let Some(filter) = &logging.filter {
+            let why = super::cel::check(&filter.expression);
+            report.check(
+                format!("{field}.filter.expression"),
+                why.map_err(|why| format!("is no CEL expression: {why}")),
+            );
+        }
     }
 }
 
