@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::h2;
+
 /// A message that RFC 9112 or a limit forbids. Facing a client it becomes `status` and a closed
 /// connection; facing an upstream it becomes a 502.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -48,7 +50,7 @@ pub enum Error {
     Io(#[from] io::Error),
     /// The stream was reset by the peer (HTTP/2); the code is RFC 9113's.
     #[error("stream reset by the peer: {0:?}")]
-    Reset(::h2::Reason),
+    Reset(h2::Reason),
     /// The peer went away before it looked at the stream (GOAWAY, or REFUSED_STREAM).
     #[error("the peer did not process the stream")]
     Unprocessed,
@@ -64,24 +66,5 @@ impl Error {
     /// Whether the peer provably did nothing with the message.
     pub fn is_unprocessed(&self) -> bool {
         matches!(self, Error::Unprocessed)
-    }
-}
-
-impl From<::h2::Error> for Error {
-    fn from(error: ::h2::Error) -> Error {
-        if error.is_remote() && error.reason() == Some(::h2::Reason::REFUSED_STREAM) {
-            return Error::Unprocessed;
-        }
-        // `h2` gives this to the streams above the last one that the peer named, whatever its reason.
-        if error.is_go_away() && error.is_remote() {
-            return Error::Unprocessed;
-        }
-        if let Some(reason) = error.reason() {
-            return Error::Reset(reason);
-        }
-        match error.into_io() {
-            Some(io) => Error::Io(io),
-            None => Error::Closed,
-        }
     }
 }

@@ -8,7 +8,7 @@
 //! - [`head`]: the head of a request and of a response;
 //! - [`body`]: frames, framing, and one reader and one writer for both protocols;
 //! - [`h1`]: the HTTP/1 codec, server and client side; strict, allocation-free when warm;
-//! - [`h2`]: the same vocabulary on the `h2` crate;
+//! - [`h2`]: the same vocabulary over HTTP/2, with a codec of our own;
 //! - [`path`]: the normal form of a path.
 
 pub mod body;

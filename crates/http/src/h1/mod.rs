@@ -17,6 +17,7 @@ mod write;
 
 pub use chunked::{ChunkDecoder, ChunkStep};
 pub use client::ClientConnection;
+pub(crate) use parse::{check_host, content_length};
 pub use parse::{parse_request, parse_response};
 pub use read::Reader;
 pub use scan::{HeadScanner, Scan};

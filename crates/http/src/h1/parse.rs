@@ -363,7 +363,7 @@ fn target<'a>(method: &Method, target: &'a str, limits: &Limits) -> Result<Targe
 
 /// A host with an optional port (RFC 3986 section 3.2): no userinfo, path, space or zone; brackets around an IPv6
 /// address alone, and digits in a port.
-fn check_host(host: &[u8]) -> Result<(), Refusal> {
+pub(crate) fn check_host(host: &[u8]) -> Result<(), Refusal> {
     const INVALID: Refusal = Refusal::bad("http1.invalid_host");
     let valid = |byte: &u8| {
         byte.is_ascii_alphanumeric()
@@ -409,7 +409,7 @@ fn check_host(host: &[u8]) -> Result<(), Refusal> {
 
 /// Digits only, one spelling for each number: `010` and `+1` mean different things to different
 /// servers.
-fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+pub(crate) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     const INVALID: Refusal = Refusal::bad("http1.invalid_content_length");
     if value.is_empty() || value.len() > 19 || (value.len() > 1 && value[0] == b'0') {
         return Err(INVALID);

@@ -1,28 +1,32 @@
 //! A connection on which we open streams.
 
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     hash::{BuildHasher, RandomState},
-    pin::Pin,
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use ::h2::client::{Builder, ResponseFuture, SendRequest};
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Facts, Reader, SEND_BUFFER, SMALL_DATA_BUDGET, Settings, Writer, convert, guard::Guard,
+    Facts, Reader, Settings, Writer,
+    connection::{Connection, Event},
+    core::{Core, Role},
+    fate::Fate,
+    fields_out,
+    frame::MAX,
     keepalive::Pinger,
+    stream::Handle,
 };
-use crate::{Error, Framing, Limits, Refusal, RequestHead, ResponseHead};
+use crate::{Error, Framing, Method, Refusal, RequestHead, ResponseHead};
 
-/// Exchanges settings with prior knowledge. The future that is returned drives the connection and
-/// ends with it; whoever connects spawns it.
+/// Begins to speak HTTP/2 with prior knowledge. The future that is returned drives the connection
+/// and ends with it; whoever connects spawns it.
 ///
 /// # Errors
-/// The peer does not speak HTTP/2, or the connection broke.
+/// None: what the peer speaks is seen by the driver.
 pub async fn connect<S>(
     io: S,
     settings: &Settings,
@@ -36,42 +40,31 @@ pub async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let facts = Rc::new(Facts::default());
-    let stamped = settings.keep_alive.is_some();
-    let guard = Guard::new(io, &facts, settings.floods, false, stamped);
-    let (send, mut connection) = Builder::new()
-        .initial_window_size(settings.stream_window)
-        .initial_connection_window_size(settings.connection_window)
-        .max_header_list_size(settings.header_list)
-        .header_table_size(settings.header_table)
-        .enable_push(false)
-        .data_frame_budget(SMALL_DATA_BUDGET)
-        .max_local_error_reset_streams(Some(settings.floods.max_outbound_control_frames as usize))
-        .max_send_buffer_size(SEND_BUFFER)
-        .handshake(guard)
-        .await?;
-    let mut pinger = settings.keep_alive.and_then(|options| {
+    let core = Core::new(Role::Client, settings);
+    let facts = core.facts.clone();
+    let mut pinger = settings.keep_alive.map(|options| {
         let seed = RandomState::new().hash_one(0);
-        Some(Pinger::new(options, connection.ping_pong()?, &facts, seed))
+        Pinger::new(options, &facts, seed)
     });
-    let handle = ClientHandle {
-        send,
-        facts: facts.clone(),
-        headers: settings.headers,
-    };
+    let mut connection = Connection::new(io, core);
+    let handle = ClientHandle::new(&connection.core, &facts);
     let driver = async move {
         poll_fn(|cx| {
             if let Some(pinger) = &mut pinger
-                && pinger.poll(cx).is_ready()
+                && pinger
+                    .poll(cx, &mut connection.core.borrow_mut())
+                    .is_ready()
             {
+                connection.core.borrow_mut().lose(Fate::Unresponsive);
                 return Poll::Ready(Err(Error::Unresponsive));
             }
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-                return Poll::Ready(ended.map_err(Error::from));
-            }
-            match facts.flood() {
-                Some(_) => Poll::Ready(Err(FLOOD.into())),
-                None => Poll::Pending,
+            match connection.poll(cx) {
+                Poll::Ready(Event::Over(Ok(()))) if facts.flood().is_some() => {
+                    Poll::Ready(Err(FLOOD.into()))
+                }
+                Poll::Ready(Event::Over(result)) => Poll::Ready(result),
+                // Only servers hand out streams that the peer has opened.
+                Poll::Ready(Event::Opened(_)) | Poll::Pending => Poll::Pending,
             }
         })
         .await
@@ -84,29 +77,37 @@ const FLOOD: Refusal = Refusal {
     detail: "http2.inbound_flood",
 };
 
-const TOO_MANY_INFORMATIONAL: Refusal = Refusal {
-    status: 502,
-    detail: "http2.too_many_informational",
-};
-
-const TOO_MANY: Refusal = Refusal {
-    status: 502,
-    detail: "http2.too_many_headers",
-};
-
 /// Opens streams on one connection; clones share it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ClientHandle {
-    send: SendRequest<Bytes>,
+    core: Rc<RefCell<Core>>,
     facts: Rc<Facts>,
-    headers: usize,
 }
 
 impl ClientHandle {
+    fn new(core: &Rc<RefCell<Core>>, facts: &Rc<Facts>) -> ClientHandle {
+        core.borrow_mut().handles += 1;
+        ClientHandle {
+            core: core.clone(),
+            facts: facts.clone(),
+        }
+    }
+
     /// Resolves when the peer would take another stream; an error when the connection is over or
     /// being drained.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(Ok(ready!(self.send.poll_ready(cx))?))
+        let mut core = self.core.borrow_mut();
+        if core.is_over() {
+            return Poll::Ready(Err(match core.ending {
+                Some(Err(fate)) => fate.into(),
+                _ => Error::Unprocessed,
+            }));
+        }
+        if core.store.open_count() < core.peer.concurrent_streams as usize {
+            return Poll::Ready(Ok(()));
+        }
+        core.openers.push(cx.waker().clone());
+        Poll::Pending
     }
 
     /// [`ClientHandle::poll_ready`] as a future.
@@ -119,12 +120,12 @@ impl ClientHandle {
 
     /// Streams that the peer lets us have open.
     pub fn max_streams(&self) -> usize {
-        self.send.current_max_send_streams()
+        self.core.borrow().peer.concurrent_streams as usize
     }
 
     /// Whether the peer takes extended CONNECT (RFC 8441).
     pub fn takes_extended_connect(&self) -> bool {
-        self.send.is_extended_connect_protocol_enabled()
+        self.core.borrow().peer.extended_connect
     }
 
     /// What has passed on the connection.
@@ -135,59 +136,77 @@ impl ClientHandle {
     /// Opens a stream; only after [`ClientHandle::poll_ready`].
     ///
     /// # Errors
-    /// The head cannot be said in HTTP/2; or the connection is over, so that nothing was sent.
+    /// The head cannot be said in HTTP/2; or the connection is over or full, so that nothing was
+    /// sent.
     pub fn send(&mut self, head: &RequestHead, framing: Framing) -> Result<ClientStream, Error> {
+        fields_out::check_request(head)?;
         let ended = framing.is_none() && !head.upgrade;
-        let request = convert::request_out(head, framing)?;
-        let (response, stream) =
-            self.send.send_request(request, ended).map_err(|error| {
-                match error.is_go_away() || error.is_io() {
-                    true => Error::Unprocessed,
-                    false => error.into(),
-                }
-            })?;
+        let core = &mut *self.core.borrow_mut();
+        let id = core.next_out;
+        if core.is_over()
+            || id > MAX
+            || core.store.open_count() >= core.peer.concurrent_streams as usize
+        {
+            return Err(Error::Unprocessed);
+        }
+        core.next_out += 2;
+        let place = core.open(id);
+        core.store.get(place).bodiless = head.method == Method::Head;
+        let reading = Handle::new(&self.core, core, place);
+        let writing = Handle::new(&self.core, core, place);
+        core.put_block(place, ended, |encoder, out| {
+            fields_out::write_request(encoder, head, framing, out);
+        });
         self.facts.opened.set(self.facts.opened.get() + 1);
         Ok(ClientStream {
-            headers: self.headers,
-            response,
-            writer: Writer::body(stream, ended),
+            handle: reading,
+            writer: Writer::body(writing, ended),
             upgrade: head.upgrade,
         })
+    }
+}
+
+impl Clone for ClientHandle {
+    fn clone(&self) -> ClientHandle {
+        ClientHandle::new(&self.core, &self.facts)
+    }
+}
+
+impl Drop for ClientHandle {
+    fn drop(&mut self) {
+        let mut core = self.core.borrow_mut();
+        core.handles -= 1;
+        if core.is_done() {
+            core.wake();
+        }
     }
 }
 
 /// One stream: the request's body to write, the response to read.
 #[derive(Debug)]
 pub struct ClientStream {
-    response: ResponseFuture,
+    handle: Handle,
     /// The request's body.
     pub writer: Writer,
     upgrade: bool,
-    headers: usize,
 }
 
 impl ClientStream {
     /// The reading and the writing half.
     pub fn split(self) -> (ResponseReader, Writer) {
-        (
-            ResponseReader {
-                response: self.response,
-                upgrade: self.upgrade,
-                headers: self.headers,
-                informational: 0,
-            },
-            self.writer,
-        )
+        let reader = ResponseReader {
+            handle: self.handle,
+            upgrade: self.upgrade,
+        };
+        (reader, self.writer)
     }
 }
 
 /// Reads the response's heads.
 #[derive(Debug)]
 pub struct ResponseReader {
-    response: ResponseFuture,
+    handle: Handle,
     upgrade: bool,
-    headers: usize,
-    informational: usize,
 }
 
 impl ResponseReader {
@@ -204,21 +223,24 @@ impl ResponseReader {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(ResponseHead, Option<Reader>), Error>> {
-        if let Poll::Ready(Some(informational)) = self.response.poll_informational(cx) {
-            self.informational += 1;
-            if self.informational > Limits::default().informational {
-                return Poll::Ready(Err(TOO_MANY_INFORMATIONAL.into()));
+        let mut head = {
+            let mut core = self.handle.core();
+            let stream = core.store.get(self.handle.place());
+            match (stream.heads.pop_front(), stream.fate) {
+                (Some(head), _) => head,
+                (None, Some(fate)) => return Poll::Ready(Err(fate.into())),
+                (None, None) => {
+                    stream.wait_to_read(cx);
+                    return Poll::Pending;
+                }
             }
-            return Poll::Ready(Ok((convert::response_in(&informational?, None), None)));
+        };
+        if head.is_informational() {
+            return Poll::Ready(Ok((head, None)));
         }
-        let response = ready!(Pin::new(&mut self.response).poll(cx))?;
-        if response.headers().len() > self.headers {
-            return Poll::Ready(Err(TOO_MANY.into()));
-        }
-        let mut head = convert::response_in(&response, Some(response.body()));
         if self.upgrade && (200..300).contains(&head.status) {
             head.framing = Framing::Tunnel;
         }
-        Poll::Ready(Ok((head, Some(Reader::new(response.into_body())))))
+        Poll::Ready(Ok((head, Some(Reader::new(self.handle.again())))))
     }
 }

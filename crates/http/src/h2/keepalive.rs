@@ -8,10 +8,9 @@ use std::{
     time::Duration,
 };
 
-use ::h2::{Ping, PingPong};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::guard::Facts;
+use super::{core::Core, frame, guard::Facts};
 
 /// When PINGs are sent; none where both intervals are absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +29,6 @@ pub struct KeepAlive {
 #[derive(Debug)]
 pub(super) struct Pinger {
     options: KeepAlive,
-    pings: PingPong,
     facts: Rc<Facts>,
     /// Until the next PING, or until the answer has to be there.
     timer: Pin<Box<Sleep>>,
@@ -42,10 +40,9 @@ pub(super) struct Pinger {
 }
 
 impl Pinger {
-    pub(super) fn new(options: KeepAlive, pings: PingPong, facts: &Rc<Facts>, seed: u64) -> Pinger {
+    pub(super) fn new(options: KeepAlive, facts: &Rc<Facts>, seed: u64) -> Pinger {
         let mut pinger = Pinger {
             options,
-            pings,
             facts: facts.clone(),
             timer: Box::pin(sleep_until(Instant::now())),
             waits: None,
@@ -57,7 +54,7 @@ impl Pinger {
     }
 
     /// A stream that begins after a silence takes a PING along.
-    fn look_for_streams(&mut self) {
+    fn look_for_streams(&mut self, core: &mut Core) {
         let opened = self.facts.opened.get();
         if opened == self.opened {
             return;
@@ -68,24 +65,19 @@ impl Pinger {
             && let (Some(limit), Some(last)) = (idle, self.facts.received_at.get())
             && last.elapsed() > limit
         {
-            self.send();
+            self.send(core);
         }
     }
 
     /// Ready when the peer is dead.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.look_for_streams();
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, core: &mut Core) -> Poll<()> {
+        self.look_for_streams(core);
         loop {
             if self.waits.is_some() {
-                match self.pings.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
-                        self.waits = None;
-                        self.rest();
-                        continue;
-                    }
-                    // The connection is over, which its driver sees by itself.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
-                    Poll::Pending => {}
+                if std::mem::take(&mut core.answered) {
+                    self.waits = None;
+                    self.rest();
+                    continue;
                 }
             } else if self.options.interval.is_none() {
                 return Poll::Pending;
@@ -94,7 +86,7 @@ impl Pinger {
                 return Poll::Pending;
             }
             match self.waits {
-                None => self.send(),
+                None => self.send(core),
                 Some(seen) if seen == self.facts.received.get() => return Poll::Ready(()),
                 // Something came, if not the answer: a busy peer is no dead one.
                 Some(_) => self.wait(),
@@ -102,12 +94,10 @@ impl Pinger {
         }
     }
 
-    fn send(&mut self) {
-        if self.pings.send_ping(Ping::opaque()).is_ok() {
-            self.wait();
-        } else {
-            self.rest();
-        }
+    fn send(&mut self, core: &mut Core) {
+        core.answered = false;
+        frame::put_ping(core.out.buffer(), 0, PAYLOAD);
+        self.wait();
     }
 
     fn wait(&mut self) {
@@ -132,3 +122,6 @@ impl Pinger {
             .reset(Instant::now() + interval + jitter);
     }
 }
+
+/// What our PINGs carry; one is on its way at a time.
+const PAYLOAD: [u8; 8] = *b"outrigge";

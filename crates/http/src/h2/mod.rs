@@ -1,21 +1,44 @@
-//! HTTP/2 in the vocabulary of this crate, on the `h2` crate.
+//! HTTP/2 (RFC 9113) in the vocabulary of this crate.
 //!
-//! `server` accepts streams, `client` opens them, `stream` holds the two halves of one, and
-//! `convert` turns heads into `h2`'s types and back. `guard` holds the peer to the flood budgets,
-//! `keepalive` finds out whether it still lives. Flow control is passed on: a frame's bytes
-//! are given back to the peer when the frame is pulled, and data is taken when there is a window.
+//! One thread serves a connection and all of its streams, so nothing here is shared or locked. From
+//! the wire upwards:
+//!
+//! - `frame` and `hpack`: how things are said;
+//! - `guard`: flood budgets, on every frame that comes in;
+//! - `core`: the state of a connection; `receive` and `control` take frames in, `send` puts them
+//!   out, `store` holds the streams, `outbox` what is to be written; `fields_in` and `fields_out`
+//!   make heads of header blocks and back;
+//! - `connection`: reads as many frames as come at once, hands them to the core, and writes what
+//!   all streams have said in one go when their tasks have had their turn;
+//! - `server` accepts streams, `client` opens them, `stream` holds the two halves of one;
+//! - `keepalive` finds out whether the peer still lives.
+//!
+//! Flow control is passed on: a frame's bytes are given back to the peer when the frame is pulled,
+//! and of a stream whose peer gives no window no more than a little data is taken.
 
 mod client;
-mod convert;
+mod connection;
+mod control;
+mod core;
+mod fate;
+mod fields_in;
+mod fields_out;
+mod frame;
 mod guard;
+mod hpack;
 mod keepalive;
+mod outbox;
+mod reason;
+mod receive;
+mod send;
 mod server;
+mod store;
 mod stream;
 
-pub use ::h2::Reason;
 pub use client::{ClientHandle, ClientStream, ResponseReader, connect};
 pub use guard::{Facts, Flood, FloodLimits};
 pub use keepalive::KeepAlive;
+pub use reason::Reason;
 pub use server::ServerConnection;
 pub use stream::{Reader, Writer};
 
@@ -34,7 +57,7 @@ pub struct Settings {
     pub concurrent_streams: u32,
     /// Bytes of a head's fields (60 KiB).
     pub header_list: u32,
-    /// Fields of a head (100); counted by [`ServerConnection`].
+    /// Fields of a head (100); a request with more is answered with 431.
     pub headers: usize,
     /// Whether extended CONNECT (RFC 8441) is offered.
     pub extended_connect: bool,
@@ -61,11 +84,3 @@ impl Default for Settings {
         }
     }
 }
-
-/// Bytes of one stream that wait in the codec while the peer does not read. All streams of a
-/// connection together can hold this many times their number.
-const SEND_BUFFER: usize = 128 * 1024;
-
-/// A stream of small messages is ordinary gRPC: `h2` would take a hundred of them in one read for
-/// an attack. This is 65,536 of them.
-const SMALL_DATA_BUDGET: usize = 1 << 24;

@@ -7,68 +7,49 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use ::h2::{
-    Reason,
-    server::{Builder, Connection},
-};
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Facts, Reader, SEND_BUFFER, SMALL_DATA_BUDGET, Settings, Writer, convert, guard::Guard,
+    Facts, Reader, Reason, Settings, Writer,
+    connection::{Connection, Event},
+    core::{Core, Role},
+    fate::Fate,
     keepalive::Pinger,
+    stream::Handle,
 };
-use crate::{Error, Method, RequestHead, ResponseHead};
+use crate::{Error, RequestHead};
 
 /// One HTTP/2 connection, server side. It makes progress only while `accept` is awaited; streams
 /// run in tasks of their own.
 #[derive(Debug)]
 pub struct ServerConnection<S> {
-    connection: Connection<Guard<S>, Bytes>,
-    headers: usize,
+    connection: Connection<S>,
     facts: Rc<Facts>,
     pinger: Option<Pinger>,
-    ending: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
-    /// Exchanges prefaces and settings.
+    /// Reads the client's preface and says our settings.
     ///
     /// # Errors
     /// The peer does not speak HTTP/2, or the connection broke.
-    pub async fn handshake(io: S, settings: &Settings) -> Result<Self, Error> {
-        let mut builder = Builder::new();
-        builder
-            .initial_window_size(settings.stream_window)
-            .initial_connection_window_size(settings.connection_window)
-            .max_concurrent_streams(settings.concurrent_streams)
-            .max_header_list_size(settings.header_list)
-            .header_table_size(settings.header_table)
-            .data_frame_budget(SMALL_DATA_BUDGET)
-            // Resets in flight and resets that we had to send are how a peer makes work for
-            // free (CVE-2023-44487, CVE-2025-8671); `h2` counts them and says GOAWAY.
-            .max_pending_accept_reset_streams(64)
-            .max_local_error_reset_streams(Some(
-                settings.floods.max_outbound_control_frames as usize,
-            ))
-            .max_send_buffer_size(SEND_BUFFER);
-        if settings.extended_connect {
-            builder.enable_connect_protocol();
+    pub async fn handshake(mut io: S, settings: &Settings) -> Result<Self, Error> {
+        let mut preface = [0; super::PREFACE.len()];
+        tokio::io::AsyncReadExt::read_exact(&mut io, &mut preface).await?;
+        if preface != super::PREFACE {
+            return Err(Error::Reset(Reason::PROTOCOL_ERROR));
         }
-        let facts = Rc::new(Facts::default());
-        let stamped = settings.keep_alive.is_some();
-        let guard = Guard::new(io, &facts, settings.floods, true, stamped);
-        let mut connection = builder.handshake(guard).await?;
-        let pinger = settings.keep_alive.and_then(|options| {
+        let core = Core::new(Role::Server, settings);
+        let facts = core.facts.clone();
+        let connection = Connection::new(io, core);
+        let pinger = settings.keep_alive.map(|options| {
             let seed = RandomState::new().hash_one(0);
-            Some(Pinger::new(options, connection.ping_pong()?, &facts, seed))
+            Pinger::new(options, &facts, seed)
         });
         Ok(ServerConnection {
             connection,
-            headers: settings.headers,
             facts,
             pinger,
-            ending: false,
         })
     }
 
@@ -86,30 +67,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(RequestHead, Reader, Writer)>, Error>> {
-        loop {
-            if let Some(pinger) = &mut self.pinger
-                && pinger.poll(cx).is_ready()
-            {
-                return Poll::Ready(Err(Error::Unresponsive));
+        if let Some(pinger) = &mut self.pinger
+            && pinger
+                .poll(cx, &mut self.connection.core.borrow_mut())
+                .is_ready()
+        {
+            self.connection.core.borrow_mut().lose(Fate::Unresponsive);
+            return Poll::Ready(Err(Error::Unresponsive));
+        }
+        match ready!(self.connection.poll(cx)) {
+            Event::Opened((place, head)) => {
+                let shared = &self.connection.core;
+                let core = &mut *shared.borrow_mut();
+                let reader = Reader::new(Handle::new(shared, core, place));
+                let writer = Writer::response(Handle::new(shared, core, place));
+                Poll::Ready(Ok(Some((head, reader, writer))))
             }
-            let accepted = self.connection.poll_accept(cx);
-            if accepted.is_pending() && self.facts.flood().is_some() && !self.ending {
-                self.end(Reason::ENHANCE_YOUR_CALM);
-                continue;
-            }
-            let Some(accepted) = ready!(accepted) else {
-                return Poll::Ready(Ok(None));
-            };
-            let (request, mut respond) = accepted?;
-            if request.headers().len() > self.headers {
-                let response = ResponseHead::new(431);
-                let response = convert::response_out(&response, crate::Framing::None, false);
-                let _ = respond.send_response(response, true);
-                continue;
-            }
-            let head = convert::request_in(&request);
-            let writer = Writer::response(respond, head.method == Method::Head);
-            return Poll::Ready(Ok(Some((head, Reader::new(request.into_body()), writer))));
+            Event::Over(result) => Poll::Ready(result.map(|()| None)),
         }
     }
 
@@ -121,22 +95,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     /// Says GOAWAY for a reason: all streams end, and the connection with them as soon as the
     /// peer was told. Go on to accept until that is so.
     pub fn end(&mut self, reason: Reason) {
-        self.ending = true;
-        self.connection.abrupt_shutdown(reason);
+        self.connection.core.borrow_mut().end(reason, Ok(()));
     }
 
-    /// Whether [`ServerConnection::end`] was called or a flood made it end.
+    /// Whether the connection only waits for the peer to take its end.
     pub fn is_ending(&self) -> bool {
-        self.ending
+        self.connection.core.borrow().ending.is_some()
     }
 
     /// Says GOAWAY: streams that run may end, new ones are refused, then the connection closes.
     pub fn drain(&mut self) {
-        self.connection.graceful_shutdown();
+        self.connection.core.borrow_mut().drain();
     }
 
     /// Whether any stream is open.
     pub fn has_streams(&self) -> bool {
-        self.connection.has_streams()
+        self.connection.core.borrow().store.open_count() > 0
     }
 }

@@ -1,103 +1,150 @@
-//! The two halves of a stream.
+//! The two halves of a stream, as its task holds them.
 
-use std::task::{Context, Poll, ready};
+use std::{
+    cell::{RefCell, RefMut},
+    rc::Rc,
+    task::{Context, Poll},
+};
 
-use ::h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use bytes::Bytes;
 
-use super::convert::{fields_in, fields_out, response_out};
+use super::{
+    Reason,
+    core::Core,
+    fields_out::{self, Length},
+    send::STREAM_QUEUE,
+};
 use crate::{Error, Frame, Framing, Headers, ResponseHead};
+
+/// Keeps the place of a stream.
+#[derive(Debug)]
+pub(super) struct Handle {
+    core: Rc<RefCell<Core>>,
+    place: u32,
+}
+
+impl Handle {
+    pub(super) fn new(core: &Rc<RefCell<Core>>, held: &mut Core, place: u32) -> Handle {
+        held.store.get(place).handles += 1;
+        Handle {
+            core: core.clone(),
+            place,
+        }
+    }
+
+    pub(super) fn core(&self) -> RefMut<'_, Core> {
+        self.core.borrow_mut()
+    }
+
+    pub(super) fn place(&self) -> u32 {
+        self.place
+    }
+
+    /// One more on the same stream.
+    pub(super) fn again(&self) -> Handle {
+        self.core().store.get(self.place).handles += 1;
+        Handle {
+            core: self.core.clone(),
+            place: self.place,
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut core = self.core.borrow_mut();
+        let stream = core.store.get(self.place);
+        stream.handles -= 1;
+        if stream.handles == 0 {
+            core.abandon(self.place);
+        }
+    }
+}
 
 /// Reads the body of a stream.
 #[derive(Debug)]
 pub struct Reader {
-    stream: RecvStream,
-    data_done: bool,
-    done: bool,
+    handle: Handle,
 }
 
 impl Reader {
-    pub(super) fn new(stream: RecvStream) -> Reader {
-        let done = stream.is_end_stream();
-        Reader {
-            stream,
-            data_done: done,
-            done,
-        }
+    pub(super) fn new(handle: Handle) -> Reader {
+        Reader { handle }
     }
 
     /// The next frame; `None` at the end.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, Error>>> {
-        while !self.data_done {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) if data.is_empty() => {}
-                Some(Ok(data)) => {
-                    // Whoever pulls a frame has room for it; the peer may send as much again.
-                    let _ = self.stream.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
-                None => self.data_done = true,
-            }
+        let place = self.handle.place;
+        let mut core = self.handle.core();
+        let stream = core.store.get(place);
+        if let Some(data) = stream.data.pop_front() {
+            // Whoever pulls a frame has room for it; the peer may send as much again.
+            core.release(place, data.len());
+            return Poll::Ready(Some(Ok(Frame::Data(data))));
         }
-        if self.done {
+        if let Some(trailers) = stream.trailers.take() {
+            return Poll::Ready(Some(Ok(Frame::Trailers(trailers))));
+        }
+        if stream.received {
             return Poll::Ready(None);
         }
-        self.done = true;
-        match ready!(self.stream.poll_trailers(cx)) {
-            Ok(Some(map)) => {
-                let mut trailers = Headers::new();
-                fields_in(&map, &mut trailers);
-                Poll::Ready(Some(Ok(Frame::Trailers(trailers))))
+        match stream.fate {
+            Some(fate) => Poll::Ready(Some(Err(fate.into()))),
+            None => {
+                stream.wait_to_read(cx);
+                Poll::Pending
             }
-            Ok(None) => Poll::Ready(None),
-            Err(error) => Poll::Ready(Some(Err(error.into()))),
         }
     }
 
     /// Whether the end was reached.
     pub fn is_end(&self) -> bool {
-        self.done || self.stream.is_end_stream()
+        let mut core = self.handle.core();
+        let stream = core.store.get(self.handle.place);
+        stream.received && stream.data.is_empty() && stream.trailers.is_none()
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let place = self.handle.place;
+        let mut core = self.handle.core();
+        let stream = core.store.get(place);
+        stream.unread = true;
+        let unread: usize = stream.data.drain(..).map(|data| data.len()).sum();
+        stream.trailers = None;
+        core.release_connection(unread);
     }
 }
 
 /// Writes one message on a stream.
 #[derive(Debug)]
 pub struct Writer {
+    handle: Handle,
     state: State,
-    /// Data that waits for a window, or for the end so that both leave in one frame.
-    pending: Bytes,
-    is_head: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Response(SendResponse<Bytes>),
-    Body(SendStream<Bytes>),
-    /// Ended; the handle is kept so that a reset can be seen and sent.
-    Ended(Option<SendStream<Bytes>>),
+    /// The head comes first.
+    Head,
+    Body,
+    Ended,
 }
 
 impl Writer {
-    pub(super) fn response(respond: SendResponse<Bytes>, is_head: bool) -> Writer {
+    /// Of a response.
+    pub(super) fn response(handle: Handle) -> Writer {
         Writer {
-            state: State::Response(respond),
-            pending: Bytes::new(),
-            is_head,
+            handle,
+            state: State::Head,
         }
     }
 
-    pub(super) fn body(stream: SendStream<Bytes>, ended: bool) -> Writer {
-        let state = if ended {
-            State::Ended(Some(stream))
-        } else {
-            State::Body(stream)
-        };
-        Writer {
-            state,
-            pending: Bytes::new(),
-            is_head: false,
-        }
+    /// Of a request whose head was sent.
+    pub(super) fn body(handle: Handle, ended: bool) -> Writer {
+        let state = if ended { State::Ended } else { State::Body };
+        Writer { handle, state }
     }
 
     /// Writes the response's head; with [`Framing::None`] it also ends the stream.
@@ -105,16 +152,19 @@ impl Writer {
     /// # Errors
     /// The stream is gone.
     pub fn send_response(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), Error> {
-        let State::Response(respond) = &mut self.state else {
-            return Err(Error::Length);
+        let mut core = self.begin(State::Head)?;
+        let bodiless = core.store.get(self.handle.place).bodiless;
+        let ended = framing.is_none() || bodiless;
+        let length = match bodiless {
+            // What a GET would have got may be told.
+            true => Length::AsIs,
+            false => Length::of(framing),
         };
-        let ended = framing.is_none() || self.is_head;
-        let stream = respond.send_response(response_out(head, framing, self.is_head), ended)?;
-        self.state = if ended {
-            State::Ended(Some(stream))
-        } else {
-            State::Body(stream)
-        };
+        core.put_block(self.handle.place, ended, |encoder, out| {
+            fields_out::write_response(encoder, head, length, out);
+        });
+        drop(core);
+        self.state = if ended { State::Ended } else { State::Body };
         Ok(())
     }
 
@@ -123,19 +173,28 @@ impl Writer {
     /// # Errors
     /// The stream is gone.
     pub fn send_informational(&mut self, status: u16, headers: &Headers) -> Result<(), Error> {
-        let State::Response(respond) = &mut self.state else {
-            return Err(Error::Length);
-        };
-        let mut response = http::Response::new(());
-        *response.status_mut() =
-            http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::CONTINUE);
-        *response.headers_mut() = fields_out(headers);
-        Ok(respond.send_informational(response)?)
+        let mut core = self.begin(State::Head)?;
+        core.put_block(self.handle.place, false, |encoder, out| {
+            fields_out::write_informational(encoder, status, headers, out);
+        });
+        Ok(())
     }
 
-    /// Room for another piece of data: the one before has left.
+    /// Room for another piece of data.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.poll_flush(cx)
+        if self.state != State::Body {
+            return Poll::Ready(Ok(()));
+        }
+        let mut core = self.handle.core();
+        let stream = core.store.get(self.handle.place);
+        if let Some(fate) = stream.fate {
+            return Poll::Ready(Err(fate.into()));
+        }
+        if stream.queued < STREAM_QUEUE {
+            return Poll::Ready(Ok(()));
+        }
+        stream.wait_to_write(cx);
+        Poll::Pending
     }
 
     /// Takes a piece of data.
@@ -143,98 +202,70 @@ impl Writer {
     /// # Errors
     /// The stream is gone or was ended.
     pub fn send_data(&mut self, data: Bytes) -> Result<(), Error> {
-        let State::Body(stream) = &mut self.state else {
-            return Err(Error::Length);
-        };
-        debug_assert!(self.pending.is_empty(), "poll_ready comes first");
-        stream.reserve_capacity(data.len());
-        self.pending = data;
+        self.begin(State::Body)?.send_data(self.handle.place, data);
         Ok(())
     }
 
-    /// Ends the message. Data that waits goes with it; `h2` holds it until there is a window.
+    /// Ends the message behind the data that waits.
     ///
     /// # Errors
     /// The stream is gone.
     pub fn send_end(&mut self, trailers: Option<&Headers>) -> Result<(), Error> {
-        let State::Body(stream) = &mut self.state else {
+        if self.state != State::Body {
             return Ok(());
-        };
-        let data = std::mem::take(&mut self.pending);
+        }
         let trailers = trailers.filter(|trailers| !trailers.is_empty());
-        match trailers {
-            None => stream.send_data(data, true)?,
-            Some(trailers) => {
-                if !data.is_empty() {
-                    stream.send_data(data, false)?;
-                }
-                stream.send_trailers(fields_out(trailers))?;
-            }
-        }
-        if let State::Body(stream) = std::mem::replace(&mut self.state, State::Ended(None)) {
-            self.state = State::Ended(Some(stream));
-        }
+        self.begin(State::Body)?
+            .send_end(self.handle.place, trailers);
+        self.state = State::Ended;
         Ok(())
     }
 
-    /// Sends what the windows allow. The connection's driver does the writing.
+    /// Resolves when there is room; the connection's driver does the writing.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        let State::Body(stream) = &mut self.state else {
-            return Poll::Ready(Ok(()));
-        };
-        while !self.pending.is_empty() {
-            let mut window = stream.capacity();
-            if window == 0 {
-                window = match ready!(stream.poll_capacity(cx)) {
-                    Some(window) => window?,
-                    None => {
-                        return Poll::Ready(Err(match stream.poll_reset(cx) {
-                            Poll::Ready(Ok(reason)) => Error::Reset(reason),
-                            Poll::Ready(Err(error)) => error.into(),
-                            Poll::Pending => Error::Closed,
-                        }));
-                    }
-                };
-            }
-            let count = window.min(self.pending.len());
-            if count > 0 {
-                stream.send_data(self.pending.split_to(count), false)?;
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.poll_ready(cx)
     }
 
     /// Ends our direction.
-    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        ready!(self.poll_flush(cx))?;
+    pub fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(self.send_end(None))
     }
 
     /// Whether the message was ended.
     pub fn is_end(&self) -> bool {
-        matches!(self.state, State::Ended(_))
+        self.state == State::Ended
     }
 
     /// Resets the stream.
     pub fn reset(&mut self, reason: Reason) {
-        match &mut self.state {
-            State::Response(respond) => respond.send_reset(reason),
-            State::Body(stream) | State::Ended(Some(stream)) => stream.send_reset(reason),
-            State::Ended(None) => {}
-        }
+        self.handle.core().reset(self.handle.place, reason);
     }
 
     /// Resolves when the peer has reset the stream or the connection is gone.
     pub fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        let reset = match &mut self.state {
-            State::Response(respond) => respond.poll_reset(cx),
-            State::Body(stream) => stream.poll_reset(cx),
-            State::Ended(_) => return Poll::Pending,
-        };
-        match ready!(reset) {
-            Ok(Reason::REFUSED_STREAM) => Poll::Ready(Error::Unprocessed),
-            Ok(reason) => Poll::Ready(Error::Reset(reason)),
-            Err(error) => Poll::Ready(error.into()),
+        if self.state == State::Ended {
+            return Poll::Pending;
+        }
+        let mut core = self.handle.core();
+        let stream = core.store.get(self.handle.place);
+        match stream.fate {
+            Some(fate) => Poll::Ready(fate.into()),
+            None => {
+                stream.wait_to_write(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The connection, to write on a stream that is in this state.
+    fn begin(&self, state: State) -> Result<RefMut<'_, Core>, Error> {
+        if self.state != state {
+            return Err(Error::Length);
+        }
+        let mut core = self.handle.core();
+        match core.store.get(self.handle.place).fate {
+            Some(fate) => Err(fate.into()),
+            None => Ok(core),
         }
     }
 }

@@ -308,7 +308,7 @@ impl HostPool {
                     return Poll::Ready(ended);
                 }
                 if facts.goaways_received.get() > 0 {
-                    // It finishes what it has; `h2` ends it after the last stream.
+                    // It finishes what it has; the driver ends after the last stream.
                     flag.set(true);
                 }
                 // New settings may make room for who waits.

@@ -1,0 +1,270 @@
+//! The streams of a connection, in places that are used again.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    task::{Context, Waker},
+};
+
+use bytes::Bytes;
+
+use super::{fate::Fate, outbox::Mark};
+use crate::{Headers, ResponseHead};
+
+/// One stream: what has come and was not read, what is to go and has no window yet.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    pub(super) id: u32,
+    /// Readers and writers that know this place.
+    pub(super) handles: u8,
+    /// It counts as open on the wire.
+    pub(super) open: bool,
+    /// Why it ended before its end.
+    pub(super) fate: Option<Fate>,
+
+    /// Heads of a response, informational ones first.
+    pub(super) heads: VecDeque<ResponseHead>,
+    pub(super) data: VecDeque<Bytes>,
+    pub(super) trailers: Option<Headers>,
+    /// Informational heads that have come.
+    pub(super) informational: usize,
+    /// The head (of a response: the final one) has come.
+    pub(super) has_head: bool,
+    /// END_STREAM has come.
+    pub(super) received: bool,
+    /// Nobody will read what comes.
+    pub(super) unread: bool,
+    /// What is left of the length that was declared.
+    pub(super) length: Option<u64>,
+    /// Bytes that may still come.
+    pub(super) receive_window: i64,
+    /// Bytes that were read and not yet given back.
+    pub(super) released: u32,
+    pub(super) reader: Option<Waker>,
+
+    /// The answer has no body, whatever it says: to a HEAD.
+    pub(super) bodiless: bool,
+    /// Data without a window, or without room.
+    pub(super) queue: VecDeque<Bytes>,
+    /// Bytes of `queue`.
+    pub(super) queued: usize,
+    /// What follows the data.
+    pub(super) end: End,
+    pub(super) send_window: i64,
+    /// The last DATA frame.
+    pub(super) mark: Mark,
+    /// It stands in the list of those that have something to send.
+    pub(super) listed: bool,
+    pub(super) writer: Option<Waker>,
+}
+
+/// How our direction ends.
+#[derive(Debug, Default)]
+pub(super) enum End {
+    /// It does not yet.
+    #[default]
+    Open,
+    /// Behind the data.
+    Data,
+    /// With trailers behind the data.
+    Trailers(Headers),
+    /// END_STREAM was put into the outbox.
+    Sent,
+}
+
+impl Stream {
+    /// Remembers who reads.
+    pub(super) fn wait_to_read(&mut self, cx: &Context<'_>) {
+        keep(&mut self.reader, cx);
+    }
+
+    /// Remembers who writes.
+    pub(super) fn wait_to_write(&mut self, cx: &Context<'_>) {
+        keep(&mut self.writer, cx);
+    }
+
+    pub(super) fn wake_reader(&mut self) {
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn wake_writer(&mut self) {
+        if let Some(waker) = self.writer.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether END_STREAM went, or stands behind data that goes.
+    pub(super) fn is_ended(&self) -> bool {
+        !matches!(self.end, End::Open)
+    }
+
+    /// Forgets what was to go.
+    pub(super) fn drop_queue(&mut self) {
+        self.queue.clear();
+        self.queued = 0;
+    }
+
+    /// Makes the place ready for another stream; storage is kept.
+    fn clear(&mut self) {
+        let mut old = std::mem::take(self);
+        old.heads.clear();
+        old.data.clear();
+        old.queue.clear();
+        let kept = |capacity| capacity <= KEPT;
+        if kept(old.heads.capacity()) {
+            self.heads = old.heads;
+        }
+        if kept(old.data.capacity()) {
+            self.data = old.data;
+        }
+        if kept(old.queue.capacity()) {
+            self.queue = old.queue;
+        }
+    }
+}
+
+/// Remembers a task, which is mostly the one that is remembered.
+pub(super) fn keep(kept: &mut Option<Waker>, cx: &Context<'_>) {
+    match kept {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *kept = Some(cx.waker().clone()),
+    }
+}
+
+/// Pieces that a place keeps storage for.
+const KEPT: usize = 32;
+
+/// All streams of a connection that are open or that somebody still holds.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    places: Vec<Stream>,
+    free: Vec<u32>,
+    ids: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
+    closed: Closed,
+}
+
+impl Store {
+    /// Opens a stream and gives its place.
+    pub(super) fn open(&mut self, id: u32) -> u32 {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None => {
+                self.places.push(Stream::default());
+                (self.places.len() - 1) as u32
+            }
+        };
+        let stream = self.get(place);
+        stream.id = id;
+        stream.open = true;
+        self.ids.insert(id, place);
+        place
+    }
+
+    /// The stream of a place that somebody holds or that is open.
+    pub(super) fn get(&mut self, place: u32) -> &mut Stream {
+        &mut self.places[place as usize]
+    }
+
+    /// The place of an open stream.
+    pub(super) fn find(&self, id: u32) -> Option<u32> {
+        self.ids.get(&id).copied()
+    }
+
+    /// Streams that are open.
+    pub(super) fn open_count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The places of all open streams.
+    pub(super) fn places(&self) -> Vec<u32> {
+        self.ids.values().copied().collect()
+    }
+
+    /// The stream is over on the wire.
+    pub(super) fn close(&mut self, place: u32, how: How) {
+        let stream = self.get(place);
+        if std::mem::replace(&mut stream.open, false) {
+            let id = stream.id;
+            self.ids.remove(&id);
+            self.closed.remember(id, how);
+        }
+        self.give_back(place);
+    }
+
+    /// A stream ended before it was opened.
+    pub(super) fn remember(&mut self, id: u32, how: How) {
+        self.closed.remember(id, how);
+    }
+
+    /// How a stream that is over ended, if that is not long ago.
+    pub(super) fn closed(&self, id: u32) -> Option<How> {
+        self.closed.find(id)
+    }
+
+    /// Takes the place back once nobody holds it and nothing is to be sent from it.
+    pub(super) fn give_back(&mut self, place: u32) {
+        let stream = self.get(place);
+        if stream.handles == 0 && !stream.open && !stream.listed && stream.id != 0 {
+            stream.clear();
+            self.free.push(place);
+        }
+    }
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// By END_STREAM or RST_STREAM of the peer.
+    Peer,
+    /// By our RST_STREAM, which the peer may not have seen yet.
+    Us,
+}
+
+/// The streams that ended last: what comes for them may have been sent in good faith.
+#[derive(Debug, Default)]
+struct Closed {
+    streams: Vec<(u32, How)>,
+    next: usize,
+}
+
+impl Closed {
+    fn remember(&mut self, id: u32, how: How) {
+        match self.streams.get_mut(self.next) {
+            Some(stream) => *stream = (id, how),
+            None => self.streams.push((id, how)),
+        }
+        self.next = (self.next + 1) % REMEMBERED;
+    }
+
+    /// The last word on a stream.
+    fn find(&self, id: u32) -> Option<How> {
+        let (newer, older) = self.streams.split_at(self.next.min(self.streams.len()));
+        let mut streams = newer.iter().rev().chain(older.iter().rev());
+        streams.find(|stream| stream.0 == id).map(|stream| stream.1)
+    }
+}
+
+const REMEMBERED: usize = 128;
+
+/// Identifiers grow one by one; their multiples spread them well enough.
+#[derive(Debug, Default, Clone, Copy)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        let product = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ product >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
