@@ -42,10 +42,7 @@ pub struct Replica {
 impl Replica {
     /// The service by which the API server and proxies call this revision.
     pub fn service(&self) -> String {
-        match self.revision.as_str() {
-            "" | "default" => "istiod".to_owned(),
-            revision => format!("istiod-{revision}"),
-        }
+        kubernetes::of_revision("istiod", &self.revision)
     }
 }
 
@@ -140,7 +137,7 @@ pub fn start(
             .run(stopped, || trust::run(writer.clone(), of_all.clone()))
             .await;
     });
-    let election = elect(&lease::of_revision(lease::STATUS, &replica.revision));
+    let election = elect(&kubernetes::of_revision(lease::STATUS, &replica.revision));
     let server_too = server.clone();
     let (stopped, writer, server) = (stop.clone(), client.clone(), server.clone());
     tasks.spawn(async move {
@@ -148,7 +145,7 @@ pub fn start(
             .run(stopped, || report(writer.clone(), server.clone()))
             .await;
     });
-    let election = elect(&lease::of_revision(lease::GATEWAYS, &replica.revision));
+    let election = elect(&kubernetes::of_revision(lease::GATEWAYS, &replica.revision));
     let (stopped, writer) = (stop.clone(), client.clone());
     let (deploying, injector) = (
         server_too,

@@ -466,7 +466,7 @@ fn authority(
         .with_overlap(flags.root_overlap)
         .with_replicas(client.is_some());
     let authority = Arc::new(authority);
-    let names = secure::names(&namespace);
+    let names = secure::names(&namespace, &flags.revision);
     let tls = secure::keep(authority.clone(), names, clock.clone())?;
     let tokens = match (&flags.token_keys, client) {
         (Some(file), _) => Some(Arc::new(KeyFile::open(file, clock)?) as Arc<dyn TokenReviewer>),

@@ -631,7 +631,7 @@ impl Secured {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let names = secure::names("istio-system");
+        let names = secure::names("istio-system", "default");
         let tls = secure::keep(authority.clone(), names, clock.clone()).expect("tls");
         let ads = Ads::authenticated(server.clone(), authenticator.clone());
         let roots = authority.roots();

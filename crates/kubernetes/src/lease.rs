@@ -26,14 +26,6 @@ pub const STATUS: &str = "istio-status-leader";
 /// Who deploys managed Gateways: one replica of each revision.
 pub const GATEWAYS: &str = "istio-gateway-deployment";
 
-/// The name of a lease that each revision has for itself.
-pub fn of_revision(name: &str, revision: &str) -> String {
-    match revision {
-        "" | "default" => name.to_owned(),
-        revision => format!("{name}-{revision}"),
-    }
-}
-
 /// A candidate for a lease.
 pub struct Election {
     api: Api<Lease>,

@@ -89,3 +89,11 @@ pub(crate) fn code(error: &kube::Error) -> Option<u16> {
 
 /// The name under which we own fields of objects (server-side apply).
 pub const FIELD_MANAGER: &str = "outrigger";
+
+/// The name of something that each revision has for itself: a Service, a lease, a ConfigMap.
+pub fn of_revision(name: &str, revision: &str) -> String {
+    match revision {
+        "" | "default" => name.to_owned(),
+        revision => format!("{name}-{revision}"),
+    }
+}

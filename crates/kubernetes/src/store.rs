@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use self::{follow::Followed, state::State};
-use crate::lease;
 
 /// What of a cluster is read.
 #[derive(Debug, Clone)]
@@ -43,7 +42,7 @@ impl Options {
         let unread = [Kind::ServiceAccount];
         Options {
             root_namespace: root_namespace.to_owned(),
-            mesh_map: lease::of_revision(config::MESH_CONFIG_MAP, revision),
+            mesh_map: crate::of_revision(config::MESH_CONFIG_MAP, revision),
             kinds: Kind::ALL
                 .iter()
                 .copied()

@@ -207,7 +207,7 @@ async fn take(flags: &Uninstall) -> anyhow::Result<()> {
     let namespace = &flags.common.access.namespace;
     let revision = &flags.common.revision;
     let lease_of = |name: &str| {
-        let name = lease::of_revision(name, revision);
+        let name = kubernetes::of_revision(name, revision);
         own("coordination.k8s.io/v1", "Lease", namespace, &name)
     };
     let mut made = vec![lease_of(lease::STATUS), lease_of(lease::GATEWAYS)];

@@ -96,8 +96,8 @@ fn everywhere(place: &Place) -> Value {
 fn at_home(place: &Place) -> Value {
     let leases = [
         lease::NAMESPACES.to_owned(),
-        lease::of_revision(lease::STATUS, &place.revision),
-        lease::of_revision(lease::GATEWAYS, &place.revision),
+        kubernetes::of_revision(lease::STATUS, &place.revision),
+        kubernetes::of_revision(lease::GATEWAYS, &place.revision),
     ];
     json!([
         // Which replica writes. `create` cannot be bound to names.

@@ -37,9 +37,13 @@ const LOOK: Duration = Duration::from_secs(60);
 /// Handshakes at once: what they cost is spent before anybody has proven anything.
 const HANDSHAKES: usize = 256;
 
-/// The names that proxies know the control plane by.
-pub fn names(namespace: &str) -> Vec<String> {
-    let services = ["istiod", "istio-pilot"];
+/// The names that proxies and the API server know the control plane of a revision by.
+pub fn names(namespace: &str, revision: &str) -> Vec<String> {
+    let own = kubernetes::of_revision("istiod", revision);
+    let mut services = vec!["istiod".to_owned(), "istio-pilot".to_owned()];
+    if !services.contains(&own) {
+        services.push(own);
+    }
     services
         .iter()
         .flat_map(|service| {
@@ -285,5 +289,19 @@ impl AsyncWrite for Secure {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revision_answers_to_its_own_service_too() {
+        let of = |revision: &str| names("istio-system", revision);
+        assert!(of("canary").contains(&"istiod-canary.istio-system.svc".to_owned()));
+        assert!(of("canary").contains(&"istiod.istio-system.svc".to_owned()));
+        assert_eq!(of("default"), of(""));
+        assert_eq!(of("default").len(), 5);
     }
 }
