@@ -16,7 +16,6 @@ use super::{
     core::{Core, Role},
     fate::Fate,
     fields_out,
-    frame::MAX,
     keepalive::Pinger,
     stream::Handle,
 };
@@ -143,10 +142,7 @@ impl ClientHandle {
         let ended = framing.is_none() && !head.upgrade;
         let core = &mut *self.core.borrow_mut();
         let id = core.next_out;
-        if core.is_over()
-            || id > MAX
-            || core.store.open_count() >= core.peer.concurrent_streams as usize
-        {
+        if core.is_over() || core.store.open_count() >= core.peer.concurrent_streams as usize {
             return Err(Error::Unprocessed);
         }
         core.next_out += 2;
@@ -242,5 +238,19 @@ impl ResponseReader {
             head.framing = Framing::Tunnel;
         }
         Poll::Ready(Ok((head, Some(Reader::new(self.handle.again())))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::frame::MAX, *};
+
+    #[tokio::test]
+    async fn a_connection_without_identifiers_is_over() {
+        let (near, _far) = tokio::io::duplex(1024);
+        let (mut handle, _driver) = connect(near, &Settings::default()).await.unwrap();
+        handle.ready().await.unwrap();
+        handle.core.borrow_mut().next_out = MAX + 2;
+        assert!(handle.ready().await.unwrap_err().is_unprocessed());
     }
 }

@@ -228,7 +228,7 @@ impl Core {
 
     /// Whether streams may no longer be opened by us.
     pub(super) fn is_over(&self) -> bool {
-        self.ending.is_some() || self.left.is_some()
+        self.ending.is_some() || self.left.is_some() || self.next_out > MAX
     }
 
     pub(super) fn wake_openers(&mut self) {
