@@ -58,7 +58,7 @@ impl Core {
         if !rest.is_empty() {
             return Err(Reason::FRAME_SIZE_ERROR);
         }
-        let mut streams = None;
+        let (mut streams, mut window) = (None, None);
         for &[a, b, w, x, y, z] in settings {
             let value = u32::from_be_bytes([w, x, y, z]);
             match u16::from_be_bytes([a, b]) {
@@ -73,7 +73,8 @@ impl Core {
                 frame::INITIAL_WINDOW_SIZE if value > MAX => {
                     return Err(Reason::FLOW_CONTROL_ERROR);
                 }
-                frame::INITIAL_WINDOW_SIZE => self.stream_windows(value)?,
+                // The last one counts: to go through all streams for each would cost us more than the peer.
+                frame::INITIAL_WINDOW_SIZE => window = Some(value),
                 // A frame holds up all other streams: ours are of the smallest size, whatever may be.
                 frame::MAX_FRAME_SIZE
                     if !(FRAME_SIZE as u32..=FRAME_SIZE_LIMIT).contains(&value) =>
@@ -88,6 +89,9 @@ impl Core {
                 }
                 _ => {}
             }
+        }
+        if let Some(window) = window {
+            self.stream_windows(window)?;
         }
         if self.role == Role::Client {
             match streams {
