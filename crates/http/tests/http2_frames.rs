@@ -519,6 +519,27 @@ fn who_is_gone_before_the_end_resets_the_stream() {
     });
 }
 
+#[test]
+fn a_message_is_flushed_when_the_windows_have_let_it_go() {
+    run(async {
+        let (mut client, mut peer) = client().await;
+        let (_response, mut writer) = client.send(&get("/"), Framing::Chunked).unwrap().split();
+        writer.send_data(Bytes::from(vec![0; 100_000])).unwrap();
+        writer.send_end(None).unwrap();
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            assert!(poll_fn(|cx| Poll::Ready(writer.poll_flush(cx).is_pending())).await);
+        }
+        let more = 100_000u32.to_be_bytes();
+        peer.say(&[
+            frame(WINDOW_UPDATE, 0, 0, &more),
+            frame(WINDOW_UPDATE, 0, 1, &more),
+        ])
+        .await;
+        poll_fn(|cx| writer.poll_flush(cx)).await.unwrap();
+    });
+}
+
 /// Frames of every kind in any order, on few streams, with payloads that are often nearly right.
 fn nonsense(random: &mut u64) -> Vec<u8> {
     let mut next = |below: u64| {

@@ -184,6 +184,7 @@ impl Core {
     fn sent_end(&mut self, place: u32) {
         let stream = self.store.get(place);
         stream.end = End::Sent;
+        stream.wake_writer();
         if stream.received {
             self.close(place, How::Peer);
         } else if stream.handles == 0 {

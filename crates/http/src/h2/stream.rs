@@ -13,6 +13,7 @@ use super::{
     core::Core,
     fields_out::{self, Length},
     send::STREAM_QUEUE,
+    store::End,
 };
 use crate::{Error, Frame, Framing, Headers, ResponseHead};
 
@@ -221,9 +222,23 @@ impl Writer {
         Ok(())
     }
 
-    /// Resolves when there is room; the connection's driver does the writing.
+    /// Resolves when there is room, and behind the end when the peer's windows have let all of the
+    /// message go: until then somebody has to look at the clock. The connection's driver does the
+    /// writing.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        self.poll_ready(cx)
+        if self.state != State::Ended {
+            return self.poll_ready(cx);
+        }
+        let mut core = self.handle.core();
+        let stream = core.store.get(self.handle.place);
+        match (&stream.end, stream.fate) {
+            (End::Sent, _) => Poll::Ready(Ok(())),
+            (_, Some(fate)) => Poll::Ready(Err(fate.into())),
+            (_, None) => {
+                stream.wait_to_write(cx);
+                Poll::Pending
+            }
+        }
     }
 
     /// Ends our direction.
