@@ -520,6 +520,24 @@ fn who_is_gone_before_the_end_resets_the_stream() {
 }
 
 #[test]
+fn a_server_that_closes_first_hears_the_client_out() {
+    run(async {
+        let (mut peer, _) = server().await;
+        let drain = [&[0x82, 0x86, 0x41, 1, b'h', 0x44, 6][..], b"/drain"].concat();
+        peer.say(&[frame(HEADERS, END_HEADERS | END_STREAM, 1, &drain)])
+            .await;
+        let ping = peer.find(PING).await;
+        peer.say(&[frame(PING, ACK, 0, &ping.3)]).await;
+        while peer.next().await.is_some() {}
+        // Bytes for a socket that is closed would make the system take back what has not arrived.
+        for _ in 0..10 {
+            peer.say(&[frame(WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0])]).await;
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn a_message_is_flushed_when_the_windows_have_let_it_go() {
     run(async {
         let (mut client, mut peer) = client().await;

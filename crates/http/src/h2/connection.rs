@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::{
-    core::Core,
+    core::{Core, Role},
     fate::Fate,
     frame::{FRAME_SIZE, HEAD},
     receive::Opened,
@@ -98,6 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if matches!(written, Poll::Ready(Ok(()))) && !matches!(result, Err(Fate::Io(_))) {
                     // The peer reads the end behind what we have said last.
                     let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                    if core.role == Role::Server {
+                        ready!(self.hear_out(cx));
+                    }
                 }
                 return Poll::Ready(Event::Over(result.map_err(Error::from)));
             }
@@ -112,6 +115,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 cx.waker().wake_by_ref();
             }
             return self.rest(&mut core);
+        }
+    }
+
+    /// Passes over what still comes, until the peer closes, too; whoever drives the connection does
+    /// not wait for that forever. Bytes that come for a socket that is closed would make the system
+    /// throw away what the peer has not got yet.
+    fn hear_out(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.buffer.clear();
+            match ready!(self.fill(cx)) {
+                Ok(count) if count > 0 => self.turn.0 += count,
+                _ => return Poll::Ready(()),
+            }
+            if self.turn.0 >= TURN_BYTES {
+                self.turn = (0, 0);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 

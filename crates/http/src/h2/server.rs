@@ -53,7 +53,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         })
     }
 
-    /// The next stream; `None` when the connection is over. Dropping the future loses nothing.
+    /// The next stream; `None` when the connection is over, and the client has closed it, too: whoever does not wait for
+    /// that looks at [`ServerConnection::is_ending`]. Dropping the future loses nothing.
     ///
     /// # Errors
     /// The connection broke, or the peer broke the protocol.
@@ -98,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         self.connection.core.borrow_mut().end(reason, Ok(()));
     }
 
-    /// Whether the connection only waits for the peer to take its end.
+    /// Whether the connection only waits for the peer to take its end, and to close.
     pub fn is_ending(&self) -> bool {
         self.connection.core.borrow().ending.is_some()
     }
