@@ -520,6 +520,87 @@ fn who_is_gone_before_the_end_resets_the_stream() {
 }
 
 #[test]
+fn answers_to_streams_that_were_given_up_long_ago_are_passed_over() {
+    run(async {
+        let (mut client, mut peer) = client().await;
+        while peer.find(SETTINGS).await.1 != ACK {}
+        // As when an upstream stalls and all requests time out at once.
+        let streams: Vec<_> = (0..300)
+            .map(|_| client.send(&get("/"), Framing::None).unwrap())
+            .collect();
+        drop(streams);
+        let (mut response, _writer) = client.send(&get("/"), Framing::None).unwrap().split();
+        for stream in [1, 299, 599] {
+            peer.say(&[
+                frame(HEADERS, END_HEADERS, stream, &[0x88]),
+                frame(DATA, 0, stream, b"late"),
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, b"\x00\x01a\x01b"),
+            ])
+            .await;
+        }
+        peer.say(&[frame(HEADERS, END_HEADERS | END_STREAM, 601, &[0x88])])
+            .await;
+        assert_eq!(response.read_head().await.unwrap().0.status, 200);
+    });
+}
+
+#[test]
+fn streams_that_end_well_do_not_make_us_forget_one_that_we_have_reset() {
+    run(async {
+        let (mut peer, _) = server().await;
+        let block = [GET, &[0, 1, b'a', 1, b'b'].repeat(101)].concat();
+        peer.say(&[frame(HEADERS, END_HEADERS, 1, &block)]).await;
+        assert_eq!(peer.find(RST_STREAM).await.2, 1);
+        peer.say(&[frame(WINDOW_UPDATE, 0, 0, &[0, 16, 0, 0])])
+            .await;
+        for n in 1..=200 {
+            peer.say(&[frame(HEADERS, END_HEADERS | END_STREAM, n * 2 + 1, GET)])
+                .await;
+            assert_eq!(peer.find(DATA).await.1, END_STREAM);
+        }
+        peer.say(&[
+            frame(DATA, 0, 1, b"late"),
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\x00\x01a\x01b"),
+            frame(HEADERS, END_HEADERS | END_STREAM, 1001, GET),
+        ])
+        .await;
+        let (kind, _, stream, _) = peer.next().await.unwrap();
+        assert_eq!((kind, stream), (HEADERS, 1001));
+    });
+}
+
+#[test]
+fn all_of_a_stream_behind_goaway_is_passed_over() {
+    run(async {
+        let (mut peer, _) = server().await;
+        let drain = [&[0x82, 0x86, 0x41, 1, b'h', 0x44, 6][..], b"/drain"].concat();
+        peer.say(&[
+            frame(HEADERS, END_HEADERS, 1, POST),
+            frame(HEADERS, END_HEADERS | END_STREAM, 3, &drain),
+        ])
+        .await;
+        let ping = peer.find(PING).await;
+        peer.say(&[
+            frame(PING, ACK, 0, &ping.3),
+            frame(HEADERS, END_HEADERS, 5, POST),
+            frame(HEADERS, END_HEADERS | END_STREAM, 5, b"\x00\x01a\x01b"),
+            frame(HEADERS, END_HEADERS, 7, POST),
+            frame(DATA, END_STREAM, 7, b"x"),
+        ])
+        .await;
+        assert_eq!(peer.find(GOAWAY).await.3, [0, 0, 0, 3, 0, 0, 0, 0]);
+        peer.say(&[frame(DATA, END_STREAM, 1, b"x")]).await;
+        let (kind, _, stream, _) = loop {
+            let seen = peer.next().await.unwrap();
+            if seen.2 != 3 {
+                break seen;
+            }
+        };
+        assert_eq!((kind, stream), (HEADERS, 1));
+    });
+}
+
+#[test]
 fn a_server_that_closes_first_hears_the_client_out() {
     run(async {
         let (mut peer, _) = server().await;

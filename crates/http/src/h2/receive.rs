@@ -104,6 +104,15 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a stream that is over may still be sent to: we have reset it, and the peer did not
+    /// know. What a client does not remember it has opened all the same, however long ago.
+    fn is_given_up(&self, id: u32) -> bool {
+        match self.store.closed(id) {
+            Some(how) => how == How::Us,
+            None => self.role == Role::Client,
+        }
+    }
+
     fn data(&mut self, head: Head, buffer: &mut BytesMut) -> Result<(), Reason> {
         if head.stream == 0 || self.is_idle(head.stream) {
             return Err(Reason::PROTOCOL_ERROR);
@@ -120,10 +129,9 @@ impl Core {
         let open = self.store.find(head.stream);
         let Some(place) = open.filter(|&place| !self.store.get(place).received) else {
             self.release_connection(length);
-            // A stream that we have reset may still be sent to: the peer did not know.
-            return match self.store.closed(head.stream) {
-                Some(How::Us) => Ok(()),
-                _ => self.fault(head.stream, Reason::STREAM_CLOSED),
+            return match open.is_none() && self.is_given_up(head.stream) {
+                true => Ok(()),
+                false => self.fault(head.stream, Reason::STREAM_CLOSED),
             };
         };
         let stream = self.store.get(place);
@@ -246,8 +254,8 @@ impl Core {
         if !self.is_idle(id) {
             self.skip(block)?;
             return match self.store.closed(id) {
-                Some(How::Us) => Ok(None),
-                Some(How::Peer) => Err(Reason::STREAM_CLOSED),
+                _ if self.is_given_up(id) => Ok(None),
+                Some(_) => Err(Reason::STREAM_CLOSED),
                 None => Err(Reason::PROTOCOL_ERROR),
             };
         }
@@ -269,6 +277,7 @@ impl Core {
             && id > last
         {
             self.skip(block)?;
+            self.store.remember(id, How::Us);
             return Ok(None);
         }
         let rules = self.rules();

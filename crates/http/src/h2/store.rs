@@ -225,28 +225,44 @@ pub(super) enum How {
 /// The streams that ended last: what comes for them may have been sent in good faith.
 #[derive(Debug, Default)]
 struct Closed {
-    streams: Vec<(u32, How)>,
-    next: usize,
+    by_peer: Ring<128>,
+    /// More of them: all that a peer sends within a round trip may be for streams that were reset
+    /// at once, and those that end well do not drive them out.
+    by_us: Ring<1024>,
 }
 
 impl Closed {
     fn remember(&mut self, id: u32, how: How) {
-        match self.streams.get_mut(self.next) {
-            Some(stream) => *stream = (id, how),
-            None => self.streams.push((id, how)),
+        match how {
+            How::Peer => self.by_peer.push(id),
+            How::Us => self.by_us.push(id),
         }
-        self.next = (self.next + 1) % REMEMBERED;
     }
 
-    /// The last word on a stream.
     fn find(&self, id: u32) -> Option<How> {
-        let (newer, older) = self.streams.split_at(self.next.min(self.streams.len()));
-        let mut streams = newer.iter().rev().chain(older.iter().rev());
-        streams.find(|stream| stream.0 == id).map(|stream| stream.1)
+        if self.by_us.ids.contains(&id) {
+            return Some(How::Us);
+        }
+        self.by_peer.ids.contains(&id).then_some(How::Peer)
     }
 }
 
-const REMEMBERED: usize = 128;
+/// The last `N` identifiers.
+#[derive(Debug, Default)]
+struct Ring<const N: usize> {
+    ids: Vec<u32>,
+    next: usize,
+}
+
+impl<const N: usize> Ring<N> {
+    fn push(&mut self, id: u32) {
+        match self.ids.get_mut(self.next) {
+            Some(oldest) => *oldest = id,
+            None => self.ids.push(id),
+        }
+        self.next = (self.next + 1) % N;
+    }
+}
 
 /// Identifiers grow one by one; their multiples spread them well enough.
 #[derive(Debug, Default, Clone, Copy)]
