@@ -619,6 +619,31 @@ fn a_server_that_closes_first_hears_the_client_out() {
 }
 
 #[test]
+fn an_answer_that_has_no_body_may_not_bring_one() {
+    for (method, block) in [
+        (Method::Head, &[0x88, 0x5c, 1, b'4'][..]),
+        (Method::Get, &[0x89]),
+        (Method::Get, &[0x8b, 0x5c, 1, b'4']),
+    ] {
+        run(async move {
+            let (mut client, mut peer) = client().await;
+            let head = RequestHead::new(Version::Http11, method, "host", "/");
+            let (mut response, _writer) = client.send(&head, Framing::None).unwrap().split();
+            peer.say(&[
+                frame(HEADERS, END_HEADERS, 1, block),
+                frame(DATA, END_STREAM, 1, b"some"),
+            ])
+            .await;
+            let (_, mut reader) = response.read_head().await.unwrap();
+            let reader = reader.as_mut().unwrap();
+            let frame = poll_fn(|cx| reader.poll_frame(cx)).await;
+            assert!(matches!(frame, Some(Err(_))), "{frame:?}");
+            assert_eq!(peer.find(RST_STREAM).await.3, [0, 0, 0, 1]);
+        });
+    }
+}
+
+#[test]
 fn a_message_is_flushed_when_the_windows_have_let_it_go() {
     run(async {
         let (mut client, mut peer) = client().await;

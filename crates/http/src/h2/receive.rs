@@ -345,7 +345,7 @@ impl Core {
         } else {
             stream.has_head = true;
             let bodiless = stream.bodiless || matches!(head.status, 204 | 304);
-            stream.length = length.filter(|_| !bodiless);
+            stream.length = if bodiless { Some(0) } else { length };
             if ended && stream.length.is_some_and(|length| length > 0) {
                 return self.fault(id, Reason::PROTOCOL_ERROR);
             }
