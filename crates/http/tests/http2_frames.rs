@@ -644,6 +644,36 @@ fn an_answer_that_has_no_body_may_not_bring_one() {
 }
 
 #[test]
+fn small_pieces_that_nobody_reads_yet_are_put_together() {
+    run(async {
+        let (mut client, mut peer) = client().await;
+        let (mut response, _writer) = client.send(&get("/"), Framing::None).unwrap().split();
+        peer.say(&[frame(HEADERS, END_HEADERS, 1, &[0x88])]).await;
+        let (_, mut reader) = response.read_head().await.unwrap();
+        let mut sent = Vec::new();
+        for n in 0..2000u32 {
+            let piece = vec![n as u8; 1 + n as usize % 7];
+            peer.say(&[frame(DATA, 0, 1, &piece)]).await;
+            sent.extend(piece);
+        }
+        peer.say(&[frame(DATA, END_STREAM, 1, b""), frame(PING, 0, 0, &[7; 8])])
+            .await;
+        while peer.find(PING).await.1 != ACK {}
+        let reader = reader.as_mut().unwrap();
+        let (mut pieces, mut got) = (0, Vec::new());
+        while let Some(frame) = poll_fn(|cx| reader.poll_frame(cx)).await {
+            let Ok(Frame::Data(data)) = frame else {
+                panic!("{frame:?}");
+            };
+            pieces += 1;
+            got.extend_from_slice(&data);
+        }
+        assert!(got == sent);
+        assert!(pieces < 20, "{pieces}");
+    });
+}
+
+#[test]
 fn a_message_is_flushed_when_the_windows_have_let_it_go() {
     run(async {
         let (mut client, mut peer) = client().await;

@@ -156,7 +156,7 @@ impl Core {
         }
         let kept = if stream.unread { 0 } else { data.len() };
         if kept > 0 {
-            stream.data.push_back(data.freeze());
+            stream.keep_data(data);
             stream.wake_reader();
         }
         if ended {

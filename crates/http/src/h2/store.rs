@@ -6,9 +6,9 @@ use std::{
     task::{Context, Waker},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use super::{fate::Fate, outbox::Mark};
+use super::{fate::Fate, frame::FRAME_SIZE, outbox::Mark};
 use crate::{Headers, ResponseHead};
 
 /// One stream: what has come and was not read, what is to go and has no window yet.
@@ -25,6 +25,8 @@ pub(super) struct Stream {
     /// Heads of a response, informational ones first.
     pub(super) heads: VecDeque<ResponseHead>,
     pub(super) data: VecDeque<Bytes>,
+    /// The last piece of `data` is a copy.
+    copied: bool,
     pub(super) trailers: Option<Headers>,
     /// Informational heads that have come.
     pub(super) informational: usize,
@@ -73,6 +75,28 @@ pub(super) enum End {
 }
 
 impl Stream {
+    /// Keeps data until it is read. Where some waits already, small pieces are put together: each
+    /// would hold the whole buffer it came in, which no window counts.
+    pub(super) fn keep_data(&mut self, data: BytesMut) {
+        if self.data.is_empty() || data.len() > SMALL {
+            self.copied = false;
+            return self.data.push_back(data.freeze());
+        }
+        let room = |last: &Bytes| last.len() + data.len() <= FRAME_SIZE;
+        let last = match self.copied && self.data.back().is_some_and(room) {
+            true => self.data.pop_back(),
+            false => None,
+        };
+        let mut pieces = match last.map(Bytes::try_into_mut) {
+            Some(Ok(last)) => last,
+            Some(Err(last)) => BytesMut::from(&last[..]),
+            None => BytesMut::new(),
+        };
+        pieces.extend_from_slice(&data);
+        self.data.push_back(pieces.freeze());
+        self.copied = true;
+    }
+
     /// Remembers who reads.
     pub(super) fn wait_to_read(&mut self, cx: &Context<'_>) {
         keep(&mut self.reader, cx);
@@ -132,6 +156,9 @@ pub(super) fn keep(kept: &mut Option<Waker>, cx: &Context<'_>) {
         _ => *kept = Some(cx.waker().clone()),
     }
 }
+
+/// Data that is copied rather than that it holds a buffer.
+const SMALL: usize = FRAME_SIZE / 2;
 
 /// Pieces that a place keeps storage for.
 const KEPT: usize = 32;
