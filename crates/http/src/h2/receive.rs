@@ -349,7 +349,7 @@ impl Core {
             if ended && stream.length.is_some_and(|length| length > 0) {
                 return self.fault(id, Reason::PROTOCOL_ERROR);
             }
-            head.framing = framing(ended, stream.length);
+            head.framing = framing(ended || bodiless, stream.length);
         }
         stream.heads.push_back(head);
         stream.wake_reader();
