@@ -8,6 +8,7 @@ use std::{
     rc::Rc,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -693,6 +694,31 @@ fn a_message_is_flushed_when_the_windows_have_let_it_go() {
         ])
         .await;
         poll_fn(|cx| writer.poll_flush(cx)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_has_much_to_ask_still_listens() {
+    run(async {
+        let (mut client, mut peer) = client().await;
+        while peer.find(SETTINGS).await.1 != ACK {}
+        let streams: Vec<_> = (0..800)
+            .map(|n| {
+                let mut head = get("/");
+                let pad = "{".repeat(2000) + &n.to_string();
+                head.headers.append("x-pad", pad);
+                client.send(&head, Framing::None).unwrap()
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        // A server that answers before it reads on: one of the two has to give way.
+        let answers = [
+            frame(HEADERS, END_HEADERS, 1, &[0x88]),
+            frame(DATA, 0, 1, &[0; 16_384]).repeat(100),
+        ];
+        let said = tokio::time::timeout(Duration::from_secs(5), peer.say(&answers));
+        said.await.unwrap();
+        drop(streams);
     });
 }
 

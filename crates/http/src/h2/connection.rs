@@ -60,6 +60,9 @@ const TURN_BYTES: usize = 512 * 1024;
 const TURN_STREAMS: usize = 64;
 /// Bytes to be written above which nothing more is read.
 const UNREAD: usize = 256 * 1024;
+/// The same for a client. Most of its bytes are requests, which nobody made it say; a server that waits until its answers
+/// are taken, and a client that waits until its requests are, would wait for ever.
+const UNREAD_ANSWERS: usize = 8 * 1024 * 1024;
 /// A read with less room than this is not worth its call.
 const ROOM: usize = 2048;
 
@@ -176,7 +179,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if core.ending.is_some() {
                 return Err(Stop::End);
             }
-            if core.out.len() > UNREAD {
+            let most = match core.role {
+                Role::Server => UNREAD,
+                Role::Client => UNREAD_ANSWERS,
+            };
+            if core.out.len() > most {
                 return Err(Stop::Full);
             }
             match self.fill(cx) {
