@@ -722,6 +722,34 @@ fn a_client_that_has_much_to_ask_still_listens() {
     });
 }
 
+#[test]
+fn a_tunnel_says_no_protocol_and_has_no_length() {
+    run(async {
+        let mut blocks = Vec::new();
+        for upgrade in [true, false] {
+            let (mut client, mut peer) = client().await;
+            let mut head = RequestHead::new(Version::Http11, Method::Connect, "host:443", "");
+            head.upgrade = true;
+            if upgrade {
+                head.headers.append("upgrade", "h2c");
+            }
+            let (mut response, _writer) = client.send(&head, Framing::Tunnel).unwrap().split();
+            blocks.push(peer.find(HEADERS).await.3);
+            peer.say(&[
+                frame(HEADERS, END_HEADERS, 1, &[0x88, 0x5c, 1, b'0']),
+                frame(DATA, 0, 1, b"some"),
+            ])
+            .await;
+            let (head, reader) = response.read_head().await.unwrap();
+            assert_eq!(head.framing, Framing::Tunnel);
+            let mut reader = reader.unwrap();
+            let frame = poll_fn(|cx| reader.poll_frame(cx)).await;
+            assert!(matches!(frame, Some(Ok(Frame::Data(data))) if data == "some"));
+        }
+        assert_eq!(blocks[0], blocks[1]);
+    });
+}
+
 /// Frames of every kind in any order, on few streams, with payloads that are often nearly right.
 fn nonsense(random: &mut u64) -> Vec<u8> {
     let mut next = |below: u64| {

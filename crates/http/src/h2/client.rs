@@ -105,7 +105,14 @@ impl ClientHandle {
         if core.store.open_count() < core.peer.concurrent_streams as usize {
             return Poll::Ready(Ok(()));
         }
-        core.openers.push(cx.waker().clone());
+        // A task may look more often than it is woken.
+        if !core
+            .openers
+            .iter()
+            .any(|opener| opener.will_wake(cx.waker()))
+        {
+            core.openers.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -147,7 +154,9 @@ impl ClientHandle {
         }
         core.next_out += 2;
         let place = core.open(id);
-        core.store.get(place).bodiless = head.method == Method::Head;
+        let stream = core.store.get(place);
+        stream.bodiless = head.method == Method::Head;
+        stream.upgrade = head.upgrade;
         let reading = Handle::new(&self.core, core, place);
         let writing = Handle::new(&self.core, core, place);
         core.put_block(place, ended, |encoder, out| {
@@ -244,6 +253,18 @@ impl ResponseReader {
 #[cfg(test)]
 mod tests {
     use super::{super::frame::MAX, *};
+
+    #[tokio::test]
+    async fn a_task_that_looks_often_waits_once() {
+        let (near, _far) = tokio::io::duplex(1024);
+        let (mut handle, _driver) = connect(near, &Settings::default()).await.unwrap();
+        handle.core.borrow_mut().peer.concurrent_streams = 0;
+        for _ in 0..3 {
+            let pending = poll_fn(|cx| Poll::Ready(handle.poll_ready(cx).is_pending()));
+            assert!(pending.await);
+        }
+        assert_eq!(handle.core.borrow().openers.len(), 1);
+    }
 
     #[tokio::test]
     async fn a_connection_without_identifiers_is_over() {

@@ -34,7 +34,9 @@ pub(super) fn write_request(
     out: &mut Vec<u8>,
 ) {
     encoder.begin(out);
-    let upgrade = head.headers.get("upgrade").filter(|_| head.upgrade);
+    // A CONNECT of HTTP/1 names no protocol, whatever it upgrades to.
+    let extended = head.upgrade && head.method != Method::Connect;
+    let upgrade = head.headers.get("upgrade").filter(|_| extended);
     let method = match upgrade {
         Some(_) => "CONNECT",
         None => head.method.as_str(),

@@ -344,8 +344,13 @@ impl Core {
             }
         } else {
             stream.has_head = true;
-            let bodiless = stream.bodiless || matches!(head.status, 204 | 304);
-            stream.length = if bodiless { Some(0) } else { length };
+            // What a tunnel says of a length means nothing (RFC 9110, 9.3.6).
+            let tunnel = stream.upgrade && (200..300).contains(&head.status);
+            let bodiless = !tunnel && (stream.bodiless || matches!(head.status, 204 | 304));
+            stream.length = match bodiless {
+                true => Some(0),
+                false => length.filter(|_| !tunnel),
+            };
             if ended && stream.length.is_some_and(|length| length > 0) {
                 return self.fault(id, Reason::PROTOCOL_ERROR);
             }

@@ -46,6 +46,8 @@ pub(super) struct Stream {
 
     /// The answer has no body, whatever it says: to a HEAD.
     pub(super) bodiless: bool,
+    /// A request that makes the stream a tunnel, where the answer says so.
+    pub(super) upgrade: bool,
     /// Data without a window, or without room.
     pub(super) queue: VecDeque<Bytes>,
     /// Bytes of `queue`.
