@@ -686,6 +686,7 @@ fn a_message_is_flushed_when_the_windows_have_let_it_go() {
         for _ in 0..10 {
             tokio::task::yield_now().await;
             assert!(poll_fn(|cx| Poll::Ready(writer.poll_flush(cx).is_pending())).await);
+            assert!(poll_fn(|cx| Poll::Ready(writer.poll_end(cx).is_pending())).await);
         }
         let more = 100_000u32.to_be_bytes();
         peer.say(&[

@@ -241,9 +241,10 @@ impl Writer {
         }
     }
 
-    /// Ends our direction.
-    pub fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        Poll::Ready(self.send_end(None))
+    /// Ends our direction and flushes it.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.send_end(None)?;
+        self.poll_flush(cx)
     }
 
     /// Whether the message was ended.
