@@ -73,6 +73,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     let shape = Shape {
         capacity: wanted.len().next_power_of_two().max(64),
         accelerate: wanted.accelerates(),
+        dns: wanted.captures_dns(),
         shared: shared.as_deref(),
         without: &config.ebpf_without,
     };
@@ -98,7 +99,7 @@ pub fn apply(config: &Config, rules: &[Rule], log: Log<'_>) -> Result<(), Error>
     if let Some(set) = current
         && set.folder.ends_with(&name)
     {
-        let rest = left_to_iptables(rules, &set.missing());
+        let rest = left_to_iptables(rules, &set.missing(wanted.captures_dns()));
         check_iptables(config, &rest)?;
         set.set_addresses(&addresses.0, wanted.accelerate_node)?;
         match differences.is_empty() && !config.force_apply {
@@ -263,9 +264,10 @@ fn lacking(set: &Set, config: &Config, wanted: &Policy) -> Vec<&'static Known> {
         })
         .collect();
     let links = set.links();
+    let dns = wanted.captures_dns();
     let needed = PROGRAMS
         .iter()
-        .filter(|p| p.hook != SK_MSG_VERDICT && p.parts.iter().any(|part| parts.contains(part)));
+        .filter(|p| p.hook != SK_MSG_VERDICT && p.is_needed(&parts, dns));
     needed
         .filter(|p| links.iter().all(|(name, _)| *name != p.name))
         .collect()
@@ -379,7 +381,7 @@ fn attach(
         .collect();
     let mut links = Vec::new();
     for known in programs::PROGRAMS {
-        if known.parts.iter().any(|p| wanted.contains(p))
+        if known.is_needed(&wanted, policy.captures_dns())
             && let Some(link) = programs::attach(&mut loaded.ebpf, known, group, netns)?
         {
             set.keep_link(known.name, &link)?;

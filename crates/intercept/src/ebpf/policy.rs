@@ -40,6 +40,13 @@ pub(super) struct Record {
     pub(super) number: u8,
 }
 
+impl Record {
+    /// Whether it leads datagrams elsewhere.
+    pub(super) fn redirects_udp(&self) -> bool {
+        self.action == REDIRECT && (self.conditions & PROTOCOL == 0 || self.protocol == UDP)
+    }
+}
+
 /// The records by list (outbound, inbound) and family (IPv4, IPv6).
 pub(super) type Lists = [[Vec<Record>; 2]; 2];
 

@@ -43,6 +43,20 @@ pub(super) struct Known {
     pub(super) hook: u32,
     /// Whether it makes new connections be captured; such are attached last and detached first.
     pub(super) entry: bool,
+    /// Whether it is there for DNS alone: it is not loaded where none is captured.
+    pub(super) dns: bool,
+}
+
+impl Known {
+    /// Whether a policy of these parts, with DNS or without, needs it.
+    pub(super) fn is_needed(&self, parts: &[Part], dns: bool) -> bool {
+        self.parts.iter().any(|part| parts.contains(part)) && (dns || !self.dns)
+    }
+
+    const fn for_dns(mut self) -> Known {
+        self.dns = true;
+        self
+    }
 }
 
 const fn known(
@@ -58,6 +72,7 @@ const fn known(
         what,
         hook,
         entry,
+        dns: false,
     }
 }
 
@@ -100,14 +115,16 @@ pub(super) const PROGRAMS: &[Known] = &[
         19,
         false,
         "shows the app which server answered (cgroup/recvmsg4, Linux 5.2)",
-    ),
+    )
+    .for_dns(),
     known(
         "recvmsg6",
         &[Outbound],
         20,
         false,
         "shows the app which server answered by IPv6",
-    ),
+    )
+    .for_dns(),
     known(
         "pass_on",
         &[Accelerate],
@@ -128,14 +145,16 @@ pub(super) const PROGRAMS: &[Known] = &[
         14,
         true,
         "leads DNS queries to the agent (cgroup/sendmsg4, Linux 5.17 for bpf_loop)",
-    ),
+    )
+    .for_dns(),
     known(
         "sendmsg6",
         &[Outbound],
         15,
         true,
         "leads DNS queries to the agent by IPv6",
-    ),
+    )
+    .for_dns(),
     known(
         "connect4",
         &[Outbound],
@@ -162,6 +181,8 @@ pub(super) struct Shape<'a> {
     pub(super) capacity: u32,
     /// Bytes go from socket to socket.
     pub(super) accelerate: bool,
+    /// DNS queries are captured.
+    pub(super) dns: bool,
     /// Where the maps are that all pods of the node share.
     pub(super) shared: Option<&'a Path>,
     /// Programs that are not used.
@@ -221,7 +242,7 @@ pub(super) fn load(shape: &Shape<'_>, parts: &[Part]) -> Result<Loaded, Error> {
     let mut ebpf = loader.load(OBJECT).map_err(|e| Error::Ebpf(refusal(e)))?;
     let mut missing = Vec::new();
     for known in PROGRAMS {
-        if !known.parts.iter().any(|p| parts.contains(p)) {
+        if !known.is_needed(parts, shape.dns) {
             continue;
         }
         let (why, allowed) = if without.contains(&known.name) {

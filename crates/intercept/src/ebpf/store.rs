@@ -284,12 +284,12 @@ impl Set {
             .collect()
     }
 
-    /// The parts that its programs do not do.
-    pub(super) fn missing(&self) -> Vec<Part> {
+    /// The parts that its programs do not do; without `dns` nothing is captured of DNS.
+    pub(super) fn missing(&self, dns: bool) -> Vec<Part> {
         let links = self.links();
         let absent = PROGRAMS
             .iter()
-            .filter(|p| links.iter().all(|(name, _)| *name != p.name));
+            .filter(|p| (dns || !p.dns) && links.iter().all(|(name, _)| *name != p.name));
         absent.flat_map(|p| p.parts).copied().collect()
     }
 
@@ -504,6 +504,11 @@ impl Policy {
             .expect("the fields add up to the size of the settings")
     }
 
+    /// Whether DNS queries of the app are captured.
+    pub(super) fn captures_dns(&self) -> bool {
+        self.lists[0].iter().flatten().any(Record::redirects_udp)
+    }
+
     /// Whether any bytes go from socket to socket.
     pub(super) fn accelerates(&self) -> bool {
         self.accelerate || self.accelerate_node
@@ -529,9 +534,10 @@ pub(super) fn name(shape: &Shape<'_>) -> String {
         .map(|w| format!("-{w}"))
         .collect();
     format!(
-        "{hash:016x}-{}-{}-{}{}",
+        "{hash:016x}-{}-{}{}-{}{}",
         shape.capacity,
         if shape.accelerate { "sockmap" } else { "plain" },
+        if shape.dns { "-dns" } else { "" },
         shared.to_string_lossy(),
         without.concat()
     )

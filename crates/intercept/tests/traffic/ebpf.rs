@@ -23,6 +23,7 @@ use crate::{
 
 pub(crate) const TESTS: &[(&str, fn())] = &[
     ("ebpf_leaves_nothing", leaves_nothing),
+    ("ebpf_leaves_datagrams_alone", leaves_datagrams_alone),
     ("ebpf_survives_kill", survives_kill),
     ("ebpf_changes_places_with_iptables", changes_places),
     ("ebpf_falls_back", falls_back),
@@ -106,6 +107,34 @@ fn leaves_nothing() {
     assert!(call(&net, "10.96.7.7:9080").starts_with("outside "));
     assert!(from_outside(&net, "10.9.0.5:80").starts_with("app "));
     net.apply(mode, "--cleanup-only");
+}
+
+/// Programs for datagrams are there where DNS is captured, and only there.
+fn leaves_datagrams_alone() {
+    let mode = mode("ebpf");
+    let net = Pod::new(mode);
+    let datagrams = || {
+        let set = sets(&net).remove(0);
+        ["sendmsg4", "sendmsg6", "recvmsg4", "recvmsg6"].map(|name| set.join(name).exists())
+    };
+    let run = |more: &str| {
+        net.pod.sh(&format!(
+            "$RUN istio-iptables -p 15001 -z 15006 -u 1337 -i '*' -b '*' {} {more}",
+            mode.flags
+        ))
+    };
+    run("");
+    assert_eq!(datagrams(), [false; 4]);
+    assert!(call(&net, "10.96.7.7:9080").starts_with("outbound "));
+    assert!(run("").contains("already in place"));
+    net.apply(mode, "--reconcile");
+    assert_eq!(datagrams(), [true; 4]);
+    assert!(call(&net, "10.9.0.1:53").starts_with("agent"));
+    run("--reconcile");
+    assert_eq!(datagrams(), [false; 4]);
+    assert!(!call(&net, "10.9.0.1:53").starts_with("agent"));
+    net.apply(mode, "--cleanup-only");
+    assert!(sets(&net).is_empty());
 }
 
 /// Wherever a run is killed, the next one makes it whole.
