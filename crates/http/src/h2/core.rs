@@ -257,6 +257,7 @@ impl Core {
             self.leaving = Leaving::Last(self.last_in);
             self.facts.send_goaway();
             frame::put_goaway(self.out.buffer(), self.last_in, Reason::NO_ERROR);
+            self.wake();
         }
     }
 

@@ -109,6 +109,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         self.connection.core.borrow_mut().drain();
     }
 
+    /// The second step of [`ServerConnection::drain`], for a client that does not answer the first: streams that it
+    /// makes from now on are refused.
+    pub fn leave(&mut self) {
+        self.connection.core.borrow_mut().leave();
+    }
+
     /// Whether any stream is open.
     pub fn has_streams(&self) -> bool {
         self.connection.core.borrow().store.open_count() > 0

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use outrigger_http::{
     BodyReader, BodyWriter, Error, Frame, Framing, Method, ResponseHead, Version, h2,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 
 use super::{Context, Exchange, LocalReply};
 use crate::{
@@ -36,9 +39,18 @@ pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
         // The rest of the request may still come; what follows it could not be told from it.
         writer.close_after();
     }
-    let result = send(exchange, writer, head, body).await;
-    if let Err(error) = result {
-        tracing::debug!(%error, "a reply could not be sent");
+    let sent = {
+        let sent = send(exchange, writer, head, body);
+        match cx.live.plan.stream_idle_timeout {
+            Some(limit) => timeout(limit, sent).await,
+            None => Ok(sent.await),
+        }
+    };
+    match sent {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a reply could not be sent"),
+        // Nobody takes it.
+        Err(_) => abort(writer),
     }
 }
 

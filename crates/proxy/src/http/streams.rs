@@ -123,7 +123,7 @@ async fn streams(
     let mut timer = pin!(None);
     let mut age = pin!(options.max_connection_duration.map(sleep));
     let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
-    let mut last_words = pin!(None);
+    let (mut last_words, mut patience) = (pin!(None), pin!(None));
     let (mut requests, mut drained, mut timed_out) = (0, false, false);
     loop {
         let accepted = poll_fn(|cx| {
@@ -145,6 +145,17 @@ async fn streams(
                     stats.downstream_cx_drain_close().inc();
                     drained = true;
                     connection.drain();
+                }
+            }
+            if drained {
+                // A client that does not answer may open streams for so long.
+                if patience.is_none() {
+                    patience.set(Some(sleep(live.plan.drain_timeout)));
+                }
+                if let Some(timer) = patience.as_mut().as_pin_mut()
+                    && timer.poll(cx).is_ready()
+                {
+                    connection.leave();
                 }
             }
             loop {

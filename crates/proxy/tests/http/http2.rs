@@ -448,3 +448,35 @@ fn an_invalid_message_ends_its_stream_or_by_default_its_connection() {
         });
     }
 }
+
+#[test]
+fn a_client_that_does_not_answer_a_goaway_opens_streams_for_the_drain_time_alone() {
+    run(async {
+        let origin = Origin::new(&[OK, OK]).await;
+        let options = "common_http_protocol_options: {max_requests_per_connection: 1}\n      drain_timeout: 0.05s";
+        let mesh = Mesh::new(TO_A, options, "", &[("a", origin.port)]).await;
+        let mut client = Peer::client(&mesh).await;
+        client.say(HEADERS, END_HEADERS | END_STREAM, 1, GET).await;
+        // All streams may still come; the PING behind it is not answered.
+        let first = client.find(&[GOAWAY]).await.unwrap();
+        assert_eq!(first.payload[..4], [0x7f, 0xff, 0xff, 0xff]);
+        let last = client.find(&[GOAWAY]).await.unwrap();
+        assert_eq!(last.payload[..4], [0, 0, 0, 1]);
+        assert!(client.find(&[GOAWAY]).await.is_none(), "it ends");
+    });
+}
+
+#[test]
+fn a_reply_that_nobody_takes_is_given_up() {
+    run(async {
+        let routes = "          - {match: {prefix: /}, direct_response: {status: 418, body: {inline_string: tea}}}";
+        let mesh = Mesh::new(routes, "stream_idle_timeout: 0.05s", "", &[]).await;
+        let mut client = Peer::client(&mesh).await;
+        // SETTINGS_INITIAL_WINDOW_SIZE 0: no byte of a body may be sent.
+        client.say(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+        client.say(HEADERS, END_HEADERS | END_STREAM, 1, GET).await;
+        let end = client.find(&[RST_STREAM, GOAWAY]).await.unwrap();
+        assert_eq!((end.kind, end.stream), (RST_STREAM, 1));
+        counted(&mesh, "http.test.downstream_rq_active", 0).await;
+    });
+}
