@@ -17,6 +17,8 @@ pub(crate) struct Span {
 struct Field {
     name: Span,
     value: Span,
+    /// HTTP/2 may never put it into a table (RFC 7541, 7.1.3): its sender has said so.
+    secret: bool,
 }
 
 /// Header fields in their order. Names keep the case they came with.
@@ -98,6 +100,7 @@ impl Headers {
         let field = Field {
             name: self.add(name.as_bytes()),
             value: self.add_value(value.as_ref()),
+            secret: false,
         };
         self.fields.push(field);
     }
@@ -107,6 +110,7 @@ impl Headers {
         let field = Field {
             name: self.add(name.as_bytes()),
             value: self.add_value(value.as_ref()),
+            secret: false,
         };
         self.fields.insert(0, field);
     }
@@ -152,6 +156,14 @@ impl Headers {
         self.fields
             .iter()
             .map(|field| (str_of(self.bytes(field.name)), self.bytes(field.value)))
+    }
+
+    /// The fields, and whether HTTP/2 must keep each out of its tables.
+    pub(crate) fn iter_with_secrecy(&self) -> impl Iterator<Item = (&str, &[u8], bool)> {
+        self.fields.iter().map(|field| {
+            let (name, value) = (self.bytes(field.name), self.bytes(field.value));
+            (str_of(name), value, field.secret)
+        })
     }
 
     /// How many fields.
@@ -208,8 +220,16 @@ impl Headers {
         let field = Field {
             name: self.add(name),
             value: self.add(value),
+            secret: false,
         };
         self.fields.push(field);
+    }
+
+    /// The last field is one that no table of HTTP/2 may hold.
+    pub(crate) fn mark_last_secret(&mut self) {
+        if let Some(field) = self.fields.last_mut() {
+            field.secret = true;
+        }
     }
 
     pub(crate) fn bytes(&self, span: Span) -> &[u8] {

@@ -61,8 +61,6 @@ pub(super) struct Core {
     pub(super) last_in: u32,
     /// The next stream that we open.
     pub(super) next_out: u32,
-    /// Resets that the peer made us send.
-    pub(super) faults: u32,
 
     /// The last stream that the peer takes, where it has said GOAWAY.
     pub(super) left: Option<u32>,
@@ -147,7 +145,6 @@ impl Core {
             cookies: Vec::new(),
             last_in: 0,
             next_out: 1,
-            faults: 0,
             left: None,
             leaving: Leaving::No,
             ending: None,

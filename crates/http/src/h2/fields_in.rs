@@ -199,6 +199,7 @@ struct Common<'c> {
     expects_continue: bool,
     length: Option<u64>,
     has_cookie: bool,
+    has_secret_cookie: bool,
     cookies: &'c mut Vec<u8>,
 }
 
@@ -215,6 +216,7 @@ impl<'c> Common<'c> {
             expects_continue: false,
             length: None,
             has_cookie: false,
+            has_secret_cookie: false,
             cookies,
         }
     }
@@ -243,6 +245,7 @@ impl<'c> Common<'c> {
                     self.cookies.extend_from_slice(b"; ");
                 }
                 self.cookies.extend_from_slice(value);
+                self.has_secret_cookie |= field.secret;
                 return true;
             }
             Class::Host => {
@@ -267,12 +270,18 @@ impl<'c> Common<'c> {
             _ => {}
         }
         headers.push_parsed(field.name, value);
+        if field.secret {
+            headers.mark_last_secret();
+        }
         true
     }
 
     fn finish(self, headers: &mut Headers) {
         if self.has_cookie {
             headers.push_parsed(b"cookie", self.cookies);
+            if self.has_secret_cookie {
+                headers.mark_last_secret();
+            }
         }
         self.cookies.clear();
     }

@@ -124,7 +124,7 @@ impl Length {
 fn write_fields(encoder: &mut Encoder, headers: &Headers, length: Length, out: &mut Vec<u8>) {
     let mut scratch = [0; SCRATCH];
     let mut long = Vec::new();
-    for (name, value) in headers.iter() {
+    for (name, value, secret) in headers.iter_with_secrecy() {
         let name = name.as_bytes();
         let room = match scratch.get_mut(..name.len()) {
             Some(room) => room,
@@ -140,7 +140,7 @@ fn write_fields(encoder: &mut Encoder, headers: &Headers, length: Length, out: &
         if length != Length::AsIs && &*room == b"content-length" {
             continue;
         }
-        encoder.field(room, value, out);
+        encoder.field_of(room, value, secret, out);
     }
     if let Length::Is(length) = length {
         let mut text = [0; 20];
@@ -173,6 +173,59 @@ fn decimal(mut number: u64, text: &mut [u8; 20]) -> &[u8] {
         number /= 10;
         if number == 0 {
             return &text[at..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            fields_in::{Read, Rules, read_request},
+            hpack::Decoder,
+        },
+        *,
+    };
+
+    #[test]
+    fn what_no_table_may_hold_is_passed_on_as_such() {
+        // `GET http://h/` with x-key: k and cookie: …, both as literals that are never indexed, and x-other: o.
+        let mut block = vec![0x82, 0x86, 0x84, 0x41, 1, b'h'];
+        block.extend(b"\x10\x05x-key\x01k");
+        block.extend(b"\x1f\x11\x1ba-cookie-of-some-length=abc");
+        block.extend(b"\x00\x07x-other\x01o");
+        let rules = Rules {
+            list: 4096,
+            count: 10,
+            extended_connect: false,
+        };
+        let mut cookies = Vec::new();
+        let read = read_request(&mut Decoder::new(), &block, rules, &mut cookies).unwrap();
+        let Read::Good(head, _) = read else {
+            panic!("it is good: {read:?}");
+        };
+        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        for _ in 0..3 {
+            let mut out = Vec::new();
+            write_request(&mut encoder, &head, Framing::None, &mut out);
+            let mut secrets = Vec::new();
+            decoder
+                .decode(&out, 4096, |field| {
+                    if field.secret {
+                        secrets.push(String::from_utf8_lossy(field.name).into_owned());
+                    }
+                })
+                .unwrap();
+            assert_eq!(secrets, ["x-key", "cookie"]);
+            // Once more, for a message that was copied.
+            assert_eq!(
+                head.headers
+                    .clone()
+                    .iter_with_secrecy()
+                    .filter(|f| f.2)
+                    .count(),
+                2
+            );
         }
     }
 }

@@ -26,8 +26,8 @@ pub struct FloodLimits {
     pub max_inbound_priority_frames_per_stream: u32,
     /// WINDOW_UPDATE frames for each DATA frame sent (10).
     pub max_inbound_window_update_frames_per_data_frame_sent: u32,
-    /// Frames that a peer makes us send: resets for its own faults, and answers to PING and SETTINGS within a second
-    /// (1000).
+    /// Frames that a peer makes us send (1000): answers to PING and SETTINGS within a second; and resets for its own
+    /// faults, of which 33 a second are forgiven.
     pub max_outbound_control_frames: u32,
 }
 
@@ -51,7 +51,7 @@ pub enum Flood {
     Priority,
     /// WINDOW_UPDATE frames.
     WindowUpdate,
-    /// PING and SETTINGS frames, each of which wants an answer.
+    /// PING and SETTINGS frames, each of which wants an answer; or faults, each of which wants a reset.
     Control,
 }
 
@@ -83,6 +83,9 @@ pub struct Facts {
     /// PING and SETTINGS since a moment, which is looked at again when the budget is used up.
     wanting_answer: Cell<u32>,
     wanting_since: Cell<Option<Instant>>,
+    /// Resets for faults of the peer since a moment, from which on some are forgiven when the budget is used up.
+    faults: Cell<u64>,
+    faults_since: Cell<Option<Instant>>,
     flood: Cell<Option<Flood>>,
 }
 
@@ -133,6 +136,10 @@ pub(super) struct Guard {
 /// A budget is used up.
 #[derive(Debug)]
 pub(super) struct Flooded;
+
+/// Faults that are forgiven in a second: the rate that nghttp2, and so Envoy, allows a peer beyond its budget. A connection
+/// of days may see a few.
+const FORGIVEN_PER_SECOND: u64 = 33;
 
 /// The time in which `max_outbound_control_frames` answers may be asked for. Envoy counts the answers that wait to be
 /// written; we write them before we read on, so the rate is what a flood can be told by.
@@ -204,6 +211,31 @@ impl Guard {
         }
     }
 
+    /// Counts a fault of the peer's that is answered with a reset.
+    ///
+    /// # Errors
+    /// The budget is used up.
+    pub(super) fn fault(&self) -> Result<(), Flooded> {
+        let facts = &self.facts;
+        let budget = u64::from(self.limits.max_outbound_control_frames);
+        if facts.faults_since.get().is_none() {
+            facts.faults_since.set(Some(Instant::now()));
+        }
+        if add(&facts.faults) <= budget {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let since = facts.faults_since.replace(Some(now)).unwrap_or(now);
+        let forgiven = (now - since).as_millis() as u64 * FORGIVEN_PER_SECOND / 1000;
+        let left = facts.faults.get().saturating_sub(forgiven);
+        facts.faults.set(left);
+        if left <= budget {
+            return Ok(());
+        }
+        facts.flood.set(Some(Flood::Control));
+        Err(Flooded)
+    }
+
     fn wants_answer(&self) -> Option<Flood> {
         let facts = &self.facts;
         let count = facts.wanting_answer.get() + 1;
@@ -268,6 +300,24 @@ mod tests {
             assert!(guard.frame(kind, 0, 4).is_err());
             assert_eq!(facts.flood(), Some(flood));
         }
+    }
+
+    #[test]
+    fn faults_are_forgiven_in_time_but_not_many_at_once() {
+        let (guard, facts) = guard();
+        let second = Duration::from_secs(1);
+        for _ in 0..1000 {
+            guard.fault().unwrap();
+        }
+        // A second later, 33 more; but not one beyond.
+        facts.faults_since.set(Instant::now().checked_sub(second));
+        for _ in 0..33 {
+            guard.fault().unwrap();
+        }
+        assert_eq!(facts.flood(), None);
+        facts.faults_since.set(Some(Instant::now() + second / 2));
+        assert!(guard.fault().is_err());
+        assert_eq!(facts.flood(), Some(Flood::Control));
     }
 
     #[test]

@@ -89,10 +89,7 @@ impl Core {
     /// # Errors
     /// It has made too many.
     pub(super) fn fault(&mut self, id: u32, reason: Reason) -> Result<(), Reason> {
-        self.faults += 1;
-        if self.faults > self.settings.floods.max_outbound_control_frames {
-            return Err(Reason::ENHANCE_YOUR_CALM);
-        }
+        self.guard.fault()?;
         match self.store.find(id) {
             Some(place) => self.reset(place, reason),
             None => {

@@ -8,6 +8,8 @@ pub(in crate::h2) struct Field<'a> {
     pub(in crate::h2) class: Class,
     pub(in crate::h2) name: &'a [u8],
     pub(in crate::h2) value: &'a [u8],
+    /// Whoever said it forbids every table on the way (RFC 7541, 6.2.3).
+    pub(in crate::h2) secret: bool,
 }
 
 /// A block that cannot be read; from here on the two tables are not the same, and the connection
@@ -59,7 +61,7 @@ impl Decoder {
                     let index = number(&mut block, 7)?;
                     self.indexed(index)?
                 }
-                0x40.. => self.literal(&mut block, 6, true)?,
+                0x40.. => self.literal(&mut block, 6, true, false)?,
                 0x20.. => {
                     // A change of the table's size stands at the beginning (RFC 7541, 4.2).
                     let size = number(&mut block, 5)?;
@@ -69,7 +71,7 @@ impl Decoder {
                     self.table.set_limit(size);
                     continue;
                 }
-                _ => self.literal(&mut block, 4, false)?,
+                _ => self.literal(&mut block, 4, false, first & 0x10 != 0)?,
             };
             begun = true;
             size = size.saturating_add(found.name.len() + found.value.len() + OVERHEAD);
@@ -86,6 +88,7 @@ impl Decoder {
                 class: entry.class,
                 name: entry.name.as_bytes(),
                 value: entry.value.as_bytes(),
+                secret: false,
             });
         }
         let index = index.checked_sub(fixed::COUNT + 1).ok_or(Broken)?;
@@ -94,10 +97,17 @@ impl Decoder {
             class: row.class,
             name: row.name,
             value: row.value,
+            secret: false,
         })
     }
 
-    fn literal(&mut self, block: &mut &[u8], bits: u32, index: bool) -> Result<Field<'_>, Broken> {
+    fn literal(
+        &mut self,
+        block: &mut &[u8],
+        bits: u32,
+        index: bool,
+        secret: bool,
+    ) -> Result<Field<'_>, Broken> {
         let name = number(block, bits)?;
         self.name.clear();
         self.value.clear();
@@ -120,6 +130,7 @@ impl Decoder {
             class,
             name: &self.name,
             value: &self.value,
+            secret,
         })
     }
 }

@@ -64,12 +64,24 @@ impl Encoder {
 
     /// Writes a field whose name and value are what HTTP/2 takes.
     pub(in crate::h2) fn field(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        self.field_of(name, value, false, out);
+    }
+
+    /// The same for a field that may have been forbidden to every table on the way.
+    pub(in crate::h2) fn field_of(
+        &mut self,
+        name: &[u8],
+        value: &[u8],
+        secret: bool,
+        out: &mut Vec<u8>,
+    ) {
         let known = match fixed::find(name, value) {
+            Some(fixed::Found::Field(index)) if secret => Some(usize::from(index)),
             Some(fixed::Found::Field(index)) => return number(out, index.into(), 7, 0x80),
             Some(fixed::Found::Name(index)) => Some(usize::from(index)),
             None => None,
         };
-        if is_secret(name, value) {
+        if secret || is_secret(name, value) {
             // Never put into a table by anybody on the way (RFC 7541, 7.1.3).
             return literal(out, known, name, value, 4, 0x10);
         }
