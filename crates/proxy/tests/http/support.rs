@@ -23,7 +23,7 @@ use tokio::{
     task::{LocalSet, spawn_local},
 };
 
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
+pub(crate) fn message<M: Message + Name + Default>(yaml: &str) -> M {
     proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
 }
 
@@ -275,7 +275,7 @@ impl Origin {
 }
 
 /// One request: its head, and as much of a body as its length says.
-async fn request(stream: &mut TcpStream) -> Option<String> {
+pub(crate) async fn request(stream: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();
