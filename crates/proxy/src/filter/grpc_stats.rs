@@ -1,7 +1,7 @@
 //! `envoy.filters.http.grpc_stats`: counts gRPC messages and statuses.
 
 use bytes::Bytes;
-use outrigger_http::{Headers, ResponseHead};
+use outrigger_http::{Headers, Refusal, ResponseHead};
 use serde_json::json;
 
 use super::{Filter, Interests, Step};
@@ -109,10 +109,11 @@ impl Filter for GrpcStatsFilter {
         Step::Continue
     }
 
-    fn request_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+    fn request_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) -> Result<(), Refusal> {
         if let Some(counts) = &mut exchange.filters.grpc {
             counts.requests.take(data);
         }
+        Ok(())
     }
 
     fn response(&self, exchange: &mut Exchange<'_>, response: &mut ResponseHead, _: &Worker) {
@@ -121,7 +122,7 @@ impl Filter for GrpcStatsFilter {
         }
     }
 
-    fn response_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+    fn response_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) {
         if let Some(counts) = &mut exchange.filters.grpc {
             counts.responses.take(data);
         }

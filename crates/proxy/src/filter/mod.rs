@@ -10,6 +10,7 @@ mod cors;
 pub(crate) mod ext_authz;
 mod fault;
 mod grpc_stats;
+mod grpc_web;
 mod header_mutation;
 mod health_check;
 mod istio_stats;
@@ -26,7 +27,7 @@ pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use outrigger_http::{Headers, ResponseHead, Version};
+use outrigger_http::{Headers, Refusal, ResponseHead, Version};
 
 use crate::{
     http::{Exchange, LocalReply},
@@ -43,6 +44,7 @@ use crate::{
 pub(crate) use cors::CorsData;
 pub(crate) use fault::ActiveFault;
 pub(crate) use grpc_stats::GrpcCounts;
+pub(crate) use grpc_web::GrpcWeb;
 pub(crate) use health_check::HealthCheckRequest;
 pub(crate) use local_rate_limit::RateLimitState;
 pub(crate) use peer_metadata::{DOWNSTREAM_PEER, UPSTREAM_PEER, from_struct, to_struct, workload};
@@ -168,9 +170,13 @@ pub(crate) trait Filter: fmt::Debug {
         Step::Continue
     }
 
-    /// A piece of the request's body.
-    fn request_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+    /// A piece of the request's body, on its way up.
+    ///
+    /// # Errors
+    /// The body is none that may go on.
+    fn request_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) -> Result<(), Refusal> {
         let _ = (exchange, data);
+        Ok(())
     }
 
     /// The response's head, ours or the upstream's, before it goes to the client.
@@ -178,14 +184,20 @@ pub(crate) trait Filter: fmt::Debug {
         let _ = (exchange, response, worker);
     }
 
-    /// A piece of the response's body.
-    fn response_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+    /// A piece of the response's body, on its way down.
+    fn response_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) {
         let _ = (exchange, data);
     }
 
     /// The response's trailers.
     fn trailers(&self, exchange: &mut Exchange<'_>, trailers: &mut Headers) {
         let _ = (exchange, trailers);
+    }
+
+    /// What goes to the client as the end of the body in place of the response's trailers.
+    fn end(&self, exchange: &mut Exchange<'_>, trailers: &Headers) -> Option<Bytes> {
+        let _ = (exchange, trailers);
+        None
     }
 
     /// The request is over; its log line is written next.
@@ -200,6 +212,7 @@ pub(crate) struct FilterData {
     pub(crate) cors: Option<CorsData>,
     pub(crate) fault: Option<ActiveFault>,
     pub(crate) grpc: Option<GrpcCounts>,
+    pub(crate) grpc_web: Option<GrpcWeb>,
     /// The client sent its metadata, so it wants ours.
     pub(crate) peer_asked: bool,
     pub(crate) header_to_metadata: Option<Arc<HeaderToMetadata>>,
@@ -255,6 +268,7 @@ impl Filters {
                 HttpFilterConfig::GrpcStats(config) => {
                     Box::new(grpc_stats::GrpcStatsFilter::new(config.clone()))
                 }
+                HttpFilterConfig::GrpcWeb => Box::new(grpc_web::GrpcWebFilter),
                 // Only the upstream connection has a place for it.
                 HttpFilterConfig::Alpn(config) => {
                     alpn = Some(config.clone());
@@ -382,10 +396,24 @@ impl Filters {
         }
     }
 
-    pub(crate) fn request_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
-        self.each(Interests::REQUEST_DATA, exchange, |filter, exchange| {
-            filter.request_data(exchange, data);
-        });
+    /// Shows a piece of the request's body to the filters, in their order; nothing may be left of it.
+    ///
+    /// # Errors
+    /// The body is none that may go on.
+    pub(crate) fn request_data(
+        &self,
+        exchange: &mut Exchange<'_>,
+        data: &mut Bytes,
+    ) -> Result<(), Refusal> {
+        if !self.interests.has(Interests::REQUEST_DATA) {
+            return Ok(());
+        }
+        for (index, live) in self.filters.iter().enumerate() {
+            if live.sees(Interests::REQUEST_DATA, index, exchange) {
+                live.filter.request_data(exchange, data)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn response(
@@ -399,16 +427,24 @@ impl Filters {
         });
     }
 
-    pub(crate) fn response_data(&self, exchange: &mut Exchange<'_>, data: &Bytes) {
+    pub(crate) fn response_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) {
         self.each(Interests::RESPONSE_DATA, exchange, |filter, exchange| {
             filter.response_data(exchange, data);
         });
     }
 
-    pub(crate) fn trailers(&self, exchange: &mut Exchange<'_>, trailers: &mut Headers) {
+    /// Shows the response's trailers to the filters; gives what goes to the client in their place.
+    pub(crate) fn trailers(
+        &self,
+        exchange: &mut Exchange<'_>,
+        trailers: &mut Headers,
+    ) -> Option<Bytes> {
+        let mut end = None;
         self.each(Interests::RESPONSE, exchange, |filter, exchange| {
             filter.trailers(exchange, trailers);
+            end = end.take().or_else(|| filter.end(exchange, trailers));
         });
+        end
     }
 
     pub(crate) fn complete(&self, exchange: &mut Exchange<'_>, worker: &Worker) {
@@ -427,11 +463,16 @@ impl Filters {
             return;
         }
         for (index, live) in self.filters.iter().enumerate().rev() {
-            if live.interests.has(interest) && exchange.filters.off >> (index as u32 & 63) & 1 == 0
-            {
+            if live.sees(interest, index, exchange) {
                 run(&*live.filter, exchange);
             }
         }
+    }
+}
+
+impl Live {
+    fn sees(&self, interest: Interests, index: usize, exchange: &Exchange<'_>) -> bool {
+        self.interests.has(interest) && exchange.filters.off >> (index as u32 & 63) & 1 == 0
     }
 }
 

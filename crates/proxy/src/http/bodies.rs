@@ -209,15 +209,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
                     }
                     return Poll::Pending;
                 }
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                Poll::Ready(Some(Ok(Frame::Data(mut data)))) => {
                     self.deadlines.touch();
+                    filters.response_data(self.exchange, &mut data);
                     self.exchange.progress.sent += data.len() as u64;
-                    filters.response_data(self.exchange, &data);
                     self.writer.send_data(data)
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(mut trailers)))) => {
-                    filters.trailers(self.exchange, &mut trailers);
-                    let sent = self.writer.send_end(Some(&trailers));
+                    let end = filters.trailers(self.exchange, &mut trailers);
+                    let sent = match end {
+                        None => self.writer.send_end(Some(&trailers)),
+                        // The end of the stream itself comes next.
+                        Some(end) => {
+                            self.exchange.progress.sent += end.len() as u64;
+                            self.writer.send_data(end)
+                        }
+                    };
                     self.exchange.trailers = Some(trailers);
                     sent
                 }

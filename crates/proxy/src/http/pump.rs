@@ -170,9 +170,14 @@ impl Pump {
                     Poll::Ready(Some(Err(error))) => {
                         return Poll::Ready(Err(PumpError::Downstream(error)));
                     }
-                    Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    Poll::Ready(Some(Ok(Frame::Data(mut data)))) => {
                         exchange.progress.received += data.len() as u64;
-                        filters.request_data(exchange, &data);
+                        filters
+                            .request_data(exchange, &mut data)
+                            .map_err(|refusal| PumpError::Downstream(refusal.into()))?;
+                        if data.is_empty() {
+                            continue;
+                        }
                         kept.add(&data);
                         self.position = kept.pieces.len();
                         upstream.send_data(data).map_err(PumpError::Upstream)?;

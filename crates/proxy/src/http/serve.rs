@@ -256,9 +256,15 @@ async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
     let read = async {
         loop {
             match std::future::poll_fn(|cx| reader.poll_frame(cx)).await {
-                Some(Ok(Frame::Data(data))) => {
+                Some(Ok(Frame::Data(mut data))) => {
                     exchange.progress.received += data.len() as u64;
-                    filters.request_data(exchange, &data);
+                    if let Err(refusal) = filters.request_data(exchange, &mut data) {
+                        let reply = LocalReply::new(refusal.status, "Bad Request", refusal.detail);
+                        return Err(reply.flag(Flags::DOWNSTREAM_PROTOCOL_ERROR));
+                    }
+                    if data.is_empty() {
+                        continue;
+                    }
                     kept.add(&data);
                     if !kept.is_whole() {
                         return Err(too_large(&cx.live.stats));

@@ -36,6 +36,8 @@ pub enum HttpFilterConfig {
     Cors,
     /// `envoy.filters.http.grpc_stats`.
     GrpcStats(GrpcStats),
+    /// `envoy.filters.http.grpc_web`.
+    GrpcWeb,
     /// `istio.alpn`.
     Alpn(Arc<AlpnFilter>),
     /// `istio.metadata_exchange` (`io.istio.http.peer_metadata.Config`).

@@ -3,6 +3,7 @@
 mod cases;
 mod edits;
 mod ext_authz;
+mod grpc;
 mod http2;
 mod jwt;
 mod options;

@@ -167,11 +167,16 @@ filter_chains:
 
     /// Sends one request on a connection of its own and gives all that comes back.
     pub(crate) async fn ask(&self, request: &str) -> String {
+        String::from_utf8_lossy(&self.ask_bytes(request.as_bytes()).await).into_owned()
+    }
+
+    /// [`Mesh::ask`] where the answer is no text.
+    pub(crate) async fn ask_bytes(&self, request: &[u8]) -> Vec<u8> {
         let mut stream = self.connect().await;
-        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.write_all(request).await.unwrap();
         let mut answer = Vec::new();
         let _ = within(stream.read_to_end(&mut answer)).await;
-        String::from_utf8_lossy(&answer).into_owned()
+        answer
     }
 
     /// `GET` of a path with `connection: close`.

@@ -100,6 +100,7 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig" => {
             HttpFilterConfig::GrpcStats(grpc_stats(at, &found.decode(&at)?)?)
         }
+        "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb" => HttpFilterConfig::GrpcWeb,
         "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig" => {
             HttpFilterConfig::Alpn(Arc::new(alpn(at, &found.decode(&at)?)?))
         }
