@@ -6,7 +6,6 @@
 //! [`SidecarScope`], which is all that it may see. Translation is a pure function of mesh and proxy, and proxies with
 //! the same [`Proxy::view_key`] share its result.
 
-pub(crate) mod config_map;
 pub mod destination_rule;
 mod discovery;
 pub mod endpoint;
@@ -20,6 +19,7 @@ pub mod origin;
 pub mod peer_authentication;
 pub mod port;
 pub mod proxy;
+pub(crate) mod referenced;
 pub mod service;
 mod service_entry;
 pub mod services;

@@ -34,7 +34,7 @@ pub use self::{
 };
 use crate::{
     metrics::Metrics,
-    model::{Mesh, Settings, config_map},
+    model::{Mesh, Settings, referenced},
     push::{Change, Debounce, Interner, Push, Scope, Timing, Views},
     security::{self, keys::KeySets},
     translate::Translate,
@@ -228,14 +228,14 @@ impl Server {
 
     /// Whether an object that changed counts at all. The next push has it in any case.
     fn is_read(&self, key: &ObjectKey) -> bool {
-        if key.kind != Kind::ConfigMap {
+        if !matches!(key.kind, Kind::ConfigMap | Kind::Secret) {
             return true;
         }
         let Some((snapshot, _)) = self.read.read().clone() else {
             return true;
         };
         let connections = self.connections();
-        config_map::is_read(&snapshot, key, |name| {
+        referenced::is_read(&snapshot, key, |name| {
             connections.iter().any(|c| c.watches(SDS, name))
         })
     }

@@ -144,6 +144,57 @@ endpoints:
     assert_eq!(priorities(&sticky).len(), 3);
 }
 
+#[test]
+fn pods_whose_nodes_have_only_not_reported_count_where_no_other_is_left() {
+    // What the node controller makes of a pod: `Ready` alone becomes False.
+    let pod = |name: &str, containers: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: one}}\nspec: {{containers: [{{name: app}}]{more}}}\nstatus: {{phase: Running, conditions: [{{type: Ready, status: 'False'}}, {{type: ContainersReady, status: '{containers}'}}, {{type: shut, status: 'False'}}]}}\n---\n"
+        )
+    };
+    let slice = |first_is_ready: bool| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: a, namespace: one}}
+spec: {{clusterIP: 10.96.0.1, ports: [{{name: http, port: 80}}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: a-1, namespace: one, labels: {{kubernetes.io/service-name: a}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints:
+- {{addresses: [10.0.0.1], conditions: {{ready: {first_is_ready}, serving: {first_is_ready}, terminating: false}}, targetRef: {{kind: Pod, name: unheard, namespace: one}}}}
+- {{addresses: [10.0.0.2], conditions: {{ready: false, serving: false, terminating: false}}, targetRef: {{kind: Pod, name: broken, namespace: one}}}}
+- {{addresses: [10.0.0.3], conditions: {{ready: false, serving: false, terminating: false}}, targetRef: {{kind: Pod, name: gated, namespace: one}}}}
+- {{addresses: [10.0.0.4], conditions: {{ready: false, serving: true, terminating: true}}, targetRef: {{kind: Pod, name: leaving, namespace: one}}}}
+- {{addresses: [10.0.0.5], conditions: {{ready: false, serving: false, terminating: false}}, targetRef: {{kind: Pod, name: other, namespace: one}}}}
+---
+"
+        ) + &pod("unheard", "True", "")
+            + &pod("broken", "False", "")
+            + &pod("gated", "True", ", readinessGates: [{conditionType: shut}]")
+            + &pod("leaving", "True", "")
+            + &pod("other", "True", "")
+    };
+    let healthy = |yaml: &str| -> Vec<String> {
+        let mesh = mesh(yaml);
+        let got = endpoints_of(&mesh, &client(&mesh), A);
+        let all = got["endpoints"].as_array().unwrap().iter();
+        let all = all.flat_map(|p| p["lbEndpoints"].as_array().unwrap());
+        all.filter(|e| e["healthStatus"] == "HEALTHY")
+            .map(|e| {
+                let address = &e["endpoint"]["address"]["socketAddress"]["address"];
+                address.as_str().unwrap().to_owned()
+            })
+            .collect()
+    };
+    assert_eq!(healthy(&slice(false)), ["10.0.0.1", "10.0.0.5"]);
+    // One that is known to be ready is enough.
+    assert_eq!(healthy(&slice(true)), ["10.0.0.1"]);
+}
+
 fn peer_authentication(namespace: &str, spec: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n---\n"

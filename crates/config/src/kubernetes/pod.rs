@@ -36,6 +36,17 @@ pub struct PodSpec {
     /// Init containers; those with `restartPolicy: Always` run beside the others.
     #[serde(deserialize_with = "null_as_default")]
     pub init_containers: Vec<Container>,
+    /// Further conditions that it must have to count as ready.
+    #[serde(deserialize_with = "null_as_default")]
+    pub readiness_gates: Vec<ReadinessGate>,
+}
+
+/// One element of `spec.readinessGates`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReadinessGate {
+    /// The type of a condition.
+    pub condition_type: String,
 }
 
 /// A container of a Pod.
@@ -117,10 +128,19 @@ impl Pod {
 
     /// Whether its `Ready` condition is `True`.
     pub fn is_ready(&self) -> bool {
-        self.status
-            .conditions
-            .iter()
-            .any(|c| c.kind == "Ready" && c.status == "True")
+        self.has("Ready")
+    }
+
+    /// Whether its kubelet, when it was last heard, found its containers ready and its gates open. Such a pod's `Ready`
+    /// is `False` all the same once its node has not reported for a while: the node controller writes that, and it alone.
+    pub fn was_able(&self) -> bool {
+        let gates = self.spec.readiness_gates.iter();
+        self.has("ContainersReady") && gates.map(|g| &g.condition_type).all(|gate| self.has(gate))
+    }
+
+    fn has(&self, condition: &str) -> bool {
+        let mut all = self.status.conditions.iter();
+        all.any(|c| c.kind == condition && c.status == "True")
     }
 
     /// Whether it has ended for good, so that its address may belong to another pod by now.

@@ -167,6 +167,9 @@ pub(super) fn traffic_distribution(
 }
 
 /// The endpoints of a Service: its slices', then WorkloadEntries that its selector takes.
+///
+/// Where none is ready, those count whose nodes have only not reported: after an outage of the API server that may be all
+/// pods of the cluster, which are as well as ever.
 pub(super) fn endpoints(
     service: &Service,
     slices: &[Arc<Object<EndpointSlice>>],
@@ -174,12 +177,14 @@ pub(super) fn endpoints(
     unknown: &Workload,
 ) -> Vec<Endpoint> {
     let mut out = Vec::new();
+    let mut all = slices.iter().flat_map(|s| &s.spec.endpoints);
+    let any_ready = all.any(|e| e.conditions.ready.unwrap_or(true));
     for slice in slices {
         if slice.spec.address_type == AddressType::Fqdn {
             continue;
         }
         for endpoint in &slice.spec.endpoints {
-            let health = health(service, endpoint);
+            let reported = health(service, endpoint);
             for address in &endpoint.addresses {
                 let target = endpoint.target_ref.as_ref().filter(|t| t.kind == "Pod");
                 let workload = match target {
@@ -195,6 +200,11 @@ pub(super) fn endpoints(
                         }
                     }
                     None => workloads.by_address(address).map_or(unknown, |w| w),
+                };
+                let unheard = || workload.pod.as_ref().is_some_and(|p| p.spec.was_able());
+                let health = match reported {
+                    Health::Unhealthy if !any_ready && unheard() => Health::Healthy,
+                    reported => reported,
                 };
                 for port in &slice.spec.ports {
                     let Some(of_service) = service.port_named(&port.name) else {

@@ -166,20 +166,23 @@ fn gone(object: DynamicObject) -> What {
 }
 
 /// Whether an object is read at all. Of a ConfigMap outside the root namespace only authorities of backends are, and
-/// nothing else of it is kept.
+/// nothing else of it is kept. Of a Secret nothing is kept but certificates and authorities; one without any still counts
+/// as there, so that who names it is told what it lacks.
 fn is_read(object: &mut DynamicObject, kind: Kind, root: &str) -> bool {
-    if kind != Kind::ConfigMap || object.metadata.namespace.as_deref() == Some(root) {
-        return true;
-    }
-    let Some(data) = object.data.get_mut("data").and_then(Value::as_object_mut) else {
-        return false;
+    let keys: &[&str] = match kind {
+        Kind::Secret => &CERTIFICATES,
+        Kind::ConfigMap if object.metadata.namespace.as_deref() != Some(root) => &AUTHORITIES,
+        _ => return true,
     };
-    data.retain(|key, _| AUTHORITIES.contains(&key.as_str()));
-    let some = !data.is_empty();
+    let mut some = false;
+    if let Some(data) = object.data.get_mut("data").and_then(Value::as_object_mut) {
+        data.retain(|key, _| keys.contains(&key.as_str()));
+        some = !data.is_empty();
+    }
     if let Some(rest) = object.data.as_object_mut() {
         rest.remove("binaryData");
     }
-    some
+    some || kind == Kind::Secret
 }
 
 /// The object as a file would hold it, without what nobody reads and everybody has.
@@ -225,6 +228,10 @@ fn full(error: &dyn std::error::Error) -> String {
 const PAGE: u32 = 500;
 /// Keys of a ConfigMap under which authorities are looked for.
 const AUTHORITIES: [&str; 2] = ["ca.crt", "cacert"];
+/// Keys of a Secret that a gateway can use.
+const CERTIFICATES: [&str; 8] = [
+    "tls.crt", "tls.key", "cert", "key", "ca.crt", "cacert", "crl", "ca.crl",
+];
 /// Our own roots stand in every namespace and say nothing new.
 const CONFIG_MAP_FIELDS: &str = "metadata.name!=istio-ca-root-cert";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -239,17 +246,18 @@ mod tests {
 
     use super::*;
 
+    fn read(kind: Kind, namespace: &str, data: Value) -> Option<Value> {
+        let object = json!({
+            "apiVersion": "v1", "kind": kind.name(),
+            "metadata": {"name": "m", "namespace": namespace}, "data": data,
+        });
+        let mut object: DynamicObject = serde_json::from_value(object).unwrap();
+        is_read(&mut object, kind, "istio-system").then(|| object.data["data"].clone())
+    }
+
     #[test]
     fn of_foreign_config_maps_only_authorities_are_kept() {
-        let read = |namespace: &str, data: Value| {
-            let object = json!({
-                "apiVersion": "v1", "kind": "ConfigMap",
-                "metadata": {"name": "m", "namespace": namespace}, "data": data,
-            });
-            let mut object: DynamicObject = serde_json::from_value(object).unwrap();
-            is_read(&mut object, Kind::ConfigMap, "istio-system")
-                .then(|| object.data["data"].clone())
-        };
+        let read = |namespace, data| read(Kind::ConfigMap, namespace, data);
         assert_eq!(
             read("istio-system", json!({"mesh": "x"})),
             Some(json!({"mesh": "x"}))
@@ -258,6 +266,22 @@ mod tests {
         assert_eq!(
             read("shop", json!({"settings": "x", "ca.crt": "y"})),
             Some(json!({"ca.crt": "y"}))
+        );
+    }
+
+    #[test]
+    fn of_secrets_only_what_a_gateway_can_use_is_kept() {
+        let read = |namespace, data| read(Kind::Secret, namespace, data);
+        assert_eq!(
+            read("istio-system", json!({"password": "eA=="})),
+            Some(json!({}))
+        );
+        assert_eq!(
+            read(
+                "shop",
+                json!({"tls.crt": "eA==", "tls.key": "eQ==", "password": "eg=="})
+            ),
+            Some(json!({"tls.crt": "eA==", "tls.key": "eQ=="}))
         );
     }
 }
