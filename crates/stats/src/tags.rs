@@ -39,6 +39,9 @@ struct Rule {
 enum How {
     /// The first group is cut out of the name, the second (else the first) is the value.
     Regex(Regex),
+    /// The same, of an expression that looks ahead: these rules are in the language of ECMAScript, and Istio's bootstrap
+    /// has one. It is only run when a stat comes into being, on a name that is short.
+    Looking(fancy_regex::Regex),
     /// The same value on each stat.
     Fixed(Arc<str>),
 }
@@ -94,13 +97,26 @@ impl TagRules {
             tag: tag.to_owned(),
             reason,
         };
-        let regex = Regex::new(expression).map_err(|reason| error(reason.to_string()))?;
-        if regex.captures_len() < 2 {
+        let (how, groups) = match Regex::new(expression) {
+            Ok(regex) => {
+                let groups = regex.captures_len();
+                (How::Regex(regex), groups)
+            }
+            // What the plain kind has no word for may be one that looks around; its error says more about a mistake.
+            Err(reason) => match fancy_regex::Regex::new(expression) {
+                Ok(regex) => {
+                    let groups = regex.captures_len();
+                    (How::Looking(regex), groups)
+                }
+                Err(_) => return Err(error(reason.to_string())),
+            },
+        };
+        if groups < 2 {
             return Err(error(format!(
                 "`{expression}` has no group, so there is nothing to take out"
             )));
         }
-        self.put(tag, How::Regex(regex));
+        self.put(tag, how);
         Ok(())
     }
 
@@ -121,17 +137,24 @@ impl TagRules {
         let mut tags = Vec::new();
         let mut cuts: Vec<(usize, usize)> = Vec::new();
         for rule in &self.rules {
-            match &rule.how {
-                How::Fixed(value) => tags.push((rule.tag.clone(), value.clone())),
-                How::Regex(regex) => {
-                    let Some(groups) = regex.captures(name) else {
-                        continue;
-                    };
-                    let Some(cut) = groups.get(1) else { continue };
-                    let value = groups.get(2).unwrap_or(cut);
-                    cuts.push((cut.start(), cut.end()));
-                    tags.push((rule.tag.clone(), value.as_str().into()));
+            let found = match &rule.how {
+                How::Fixed(value) => {
+                    tags.push((rule.tag.clone(), value.clone()));
+                    continue;
                 }
+                How::Regex(regex) => regex.captures(name).and_then(|groups| {
+                    let cut = groups.get(1)?;
+                    Some((cut.range(), groups.get(2).unwrap_or(cut).range()))
+                }),
+                // One that takes too many steps has found nothing.
+                How::Looking(regex) => regex.captures(name).ok().flatten().and_then(|groups| {
+                    let cut = groups.get(1)?;
+                    Some((cut.range(), groups.get(2).unwrap_or(cut).range()))
+                }),
+            };
+            if let Some((cut, value)) = found {
+                cuts.push((cut.start, cut.end));
+                tags.push((rule.tag.clone(), name[value].into()));
             }
         }
         // Expressions look at the whole name, so what they cut may overlap.
@@ -268,6 +291,31 @@ mod tests {
             "outbound|80||a.b.svc.cluster.local"
         )));
         assert!(tags.contains(&tag("pod", "p1")));
+    }
+
+    #[test]
+    fn an_expression_may_look_ahead() {
+        let mut rules = TagRules::none();
+        rules
+            .regex(
+                "http_conn_manager_listener_prefix",
+                r"^listener(?=\.).*?\.http\.(((?:[_.[:digit:]]*|[_\[\]aAbBcCdDeEfF[:digit:]]*))\.)",
+            )
+            .expect("Istio's bootstrap has it");
+        assert_eq!(
+            extract(
+                &rules,
+                "listener.0.0.0.0_15006.http.0.0.0.0_80.downstream_rq_2xx"
+            ),
+            (
+                "listener.0.0.0.0_15006.http.downstream_rq_2xx".to_owned(),
+                vec![tag("http_conn_manager_listener_prefix", "0.0.0.0_80")]
+            )
+        );
+        let other = "listeners.0.0.0.0_15006.http.0.0.0.0_80.downstream_rq_2xx";
+        assert_eq!(extract(&rules, other), (other.to_owned(), vec![]));
+        let error = rules.regex("x", "((a").expect_err("it is none");
+        assert!(error.reason.contains("unclosed group"), "{error}");
     }
 
     #[test]

@@ -189,7 +189,7 @@ fn configure(store: &stats::Store, bootstrap: &Bootstrap) -> Result<(), stats::T
     };
     for tag in &config.tags {
         match &tag.source {
-            StatsTagSource::Regex(regex) => rules.regex(&tag.name, regex.as_str())?,
+            StatsTagSource::Regex(regex) => rules.regex(&tag.name, regex)?,
             StatsTagSource::Fixed(value) => rules.fixed(&tag.name, value),
         }
     }

@@ -13,7 +13,6 @@ use super::{
     listener::Listener,
     matcher::{Finite, StringMatcher},
     overload::OverloadManager,
-    regex::Regex,
     tls::Secret,
 };
 
@@ -157,7 +156,7 @@ pub struct StatsTag {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatsTagSource {
     /// Group 2 (or 1) is the value, group 1 is cut out of the name.
-    Regex(Regex),
+    Regex(Arc<str>),
     /// Always this.
     Fixed(Arc<str>),
 }

@@ -28,7 +28,6 @@ use crate::plan::{
     error::{At, Step, unsupported},
     lazy::LazyCluster,
     matcher::Finite,
-    regex::Regex,
 };
 
 /// `Bootstrap`.
@@ -302,10 +301,13 @@ fn stats(at: At<'_>, m: &metrics::StatsConfig) -> Step<StatsConfig> {
     } = m;
     let tags = at.each("stats_tags", stats_tags, |at, m| {
         let source = match &m.tag_value {
-            Some(TagValue::Regex(text)) => StatsTagSource::Regex(
-                Regex::new(text)
-                    .map_err(|why| at.field("regex").error(format!("`{text}` {why}")))?,
-            ),
+            Some(TagValue::Regex(text)) => {
+                // Not the language of the other expressions: one may look ahead here.
+                stats::TagRules::none()
+                    .regex(&m.tag_name, text)
+                    .map_err(|why| at.field("regex").error(format!("`{text}` {}", why.reason)))?;
+                StatsTagSource::Regex(text.as_str().into())
+            }
             Some(TagValue::FixedValue(value)) => StatsTagSource::Fixed(value.as_str().into()),
             // The name of one of Envoy's own tags.
             None => return Ok(None),

@@ -8,7 +8,8 @@ use proto::envoy::{
     extensions::filters::network::{
         connection_limit::v3::ConnectionLimit as ConnectionLimitPb,
         direct_response::v3 as direct_response,
-        local_ratelimit::v3::LocalRateLimit as LocalRateLimitPb, tcp_proxy::v3 as tcp,
+        local_ratelimit::v3::LocalRateLimit as LocalRateLimitPb, mongo_proxy::v3::MongoProxy,
+        tcp_proxy::v3 as tcp,
     },
     r#type::v3::TokenBucket,
 };
@@ -44,20 +45,22 @@ pub(super) fn filters_of(at: &At<'_>, filters: &[pb::Filter]) -> Vec<NetworkFilt
         let at = at.field("filters");
         for (index, filter) in list.iter().enumerate() {
             let last = index + 1 == list.len();
-            if last && !filter.config.is_terminal() {
+            let terminal = filter.as_ref().is_some_and(|f| f.config.is_terminal());
+            if last && !terminal {
                 at.index(index)
                     .error("is the last filter and must be http_connection_manager, tcp_proxy, echo or direct_response");
             }
-            if !last && filter.config.is_terminal() {
+            if !last && terminal {
                 at.index(index)
                     .error("ends the chain and must be its last filter");
             }
         }
     }
-    list
+    list.into_iter().flatten().collect()
 }
 
-fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
+/// A filter; `None` where nothing is to be done.
+fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<Option<NetworkFilter>> {
     use pb::filter::ConfigType;
     let name = at.text("name", &m.name)?;
     let any = match &m.config_type {
@@ -108,6 +111,9 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => {
             NetworkFilterConfig::SniCluster
         }
+        "envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy" => {
+            return mongo(&at, &found.decode(&at)?).map(|()| None);
+        }
         "envoy.extensions.filters.network.echo.v3.Echo" => NetworkFilterConfig::Echo,
         "envoy.extensions.filters.network.direct_response.v3.Config" => {
             let m: direct_response::Config = found.decode(&at)?;
@@ -124,7 +130,23 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<NetworkFilter> {
         }
         _ => return Err(found.unknown(&at, "network filter")),
     };
-    Ok(NetworkFilter { name, config })
+    Ok(Some(NetworkFilter { name, config }))
+}
+
+/// `MongoProxy`: control planes put it before the `tcp_proxy` of each port of that protocol. All it does with a prefix
+/// alone is to count operations (docs/accepted-without-effect.md).
+fn mongo(at: &At<'_>, m: &MongoProxy) -> Step<()> {
+    let MongoProxy {
+        stat_prefix,
+        access_log,
+        delay,
+        emit_dynamic_metadata,
+        // The commands that are counted.
+        commands: _,
+    } = m;
+    at.text("stat_prefix", stat_prefix)?;
+    unsupported!(at, access_log, delay, emit_dynamic_metadata);
+    Ok(())
 }
 
 /// `MetadataExchange`, as network filter and as filter of a cluster.

@@ -294,6 +294,29 @@ filter_chains:
 }
 
 #[test]
+fn what_only_counts_operations_of_mongodb_is_no_filter_of_the_chain() {
+    let with = |more: &str| {
+        listener(&format!(
+            "{{ name: l, address: {{ socket_address: {{ address: 0.0.0.0, port_value: 27017 }} }}, filter_chains: [{{ filters: [
+               {{ name: mongo, typed_config: {{ '@type': type.googleapis.com/envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy, stat_prefix: m{more} }} }},
+               {{ name: tcp, typed_config: {{ '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c }} }} ] }}] }}",
+        ))
+    };
+    let planned = with("").expect("as each control plane sends it");
+    let [only] = &planned.filter_chains[0].filters[..] else {
+        panic!("{:?}", planned.filter_chains[0].filters);
+    };
+    assert!(matches!(only.config, NetworkFilterConfig::TcpProxy(_)));
+    assert_eq!(
+        mistakes(with(", access_log: /tmp/x, emit_dynamic_metadata: true")),
+        [
+            "filter_chains[0].filters[0].typed_config.access_log: is not implemented; remove it",
+            "filter_chains[0].filters[0].typed_config.emit_dynamic_metadata: is not implemented; remove it",
+        ]
+    );
+}
+
+#[test]
 fn a_cluster_of_old_fields_is_planned() {
     let planned = cluster(
         "{ name: c, type: STRICT_DNS, connect_timeout: 0.25s, lb_policy: ROUND_ROBIN, http2_protocol_options: {},
