@@ -220,10 +220,13 @@ pub fn main(mut args: Vec<OsString>) -> ExitCode {
 }
 
 async fn run(flags: Flags) -> Result<(), CommandError> {
+    let name = flags.replica.clone();
+    let name = name.unwrap_or_else(apiserver::host_name);
     let settings = Settings {
         domain: flags.domain.clone(),
         cluster_id: flags.cluster_id.clone(),
         compat: flags.compat,
+        replica: name.clone(),
     };
     let timing = Timing {
         quiet: flags.debounce_after,
@@ -257,7 +260,7 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     let https = bind("httpsAddr", &flags.https).await?;
 
     let replica = Replica {
-        name: flags.replica.clone().unwrap_or_else(apiserver::host_name),
+        name,
         namespace: flags.namespace.clone(),
         revision: flags.revision.clone(),
     };

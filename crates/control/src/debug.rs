@@ -2,7 +2,7 @@
 //!
 //! `istioctl proxy-config -f` reads what `/debug/config_dump` answers, and `proxy-status` what `/debug/syncz` does.
 
-mod config_dump;
+pub(crate) mod config_dump;
 mod registry;
 mod status;
 
@@ -18,6 +18,12 @@ use axum::{
 use serde::Deserialize;
 
 use crate::server::{Connection, Server};
+
+/// What this program was built from.
+pub(crate) const REVISION: &str = match option_env!("OUTRIGGER_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
 
 /// All pages.
 pub fn router(server: Arc<Server>) -> Router {
@@ -35,6 +41,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/debug/edsz", get(edsz))
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/endpointShardz", get(endpointz))
+        .route("/debug/clusterz", get(clusterz))
         .route("/debug/registryz", get(registryz))
         .route("/debug/mesh", get(mesh))
         .route("/debug/authz", get(authz))
@@ -75,16 +82,14 @@ async fn metrics(State(server): State<Arc<Server>>) -> Response {
 }
 
 async fn version() -> Response {
-    Json(serde_json::json!({
-        "Component": "outrigger",
-        "Info": {"version": env!("CARGO_PKG_VERSION"), "status": "Clean"},
-    }))
-    .into_response()
+    // VERSION-REVISION-STATUS, as istioctl takes it apart.
+    format!("{}-{REVISION}-Clean", env!("CARGO_PKG_VERSION")).into_response()
 }
 
 async fn list() -> &'static str {
     "/debug/adsz          connected proxies and what they watch\n\
      /debug/authz         the policies of a proxy and where they were read (?proxyID=POD.NAMESPACE)\n\
+     /debug/clusterz      the clusters that are followed\n\
      /debug/config_dump   what a proxy was sent (?proxyID=POD.NAMESPACE[&include_eds=true])\n\
      /debug/edsz          the endpoints that a proxy was sent (?proxyID=POD.NAMESPACE)\n\
      /debug/endpointz     all endpoints by service\n\
@@ -104,7 +109,8 @@ async fn syncz(State(server): State<Arc<Server>>, Query(options): Query<Options>
     let all: Vec<_> = server
         .connections()
         .into_iter()
-        .filter(wanted)
+        // Who only asks about others (istioctl) is no proxy.
+        .filter(|c| wanted(c) && !c.types().is_empty())
         .map(|c| status::sync(&c))
         .collect();
     Json(all).into_response()
@@ -158,6 +164,17 @@ fn with_proxy(
 async fn endpointz(State(server): State<Arc<Server>>) -> Response {
     match server.current() {
         Some(push) => Json(registry::endpoints(&push.mesh)).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+/// What `istioctl remote-clusters` lists.
+async fn clusterz(State(server): State<Arc<Server>>) -> Response {
+    match server.current() {
+        Some(push) => Json(serde_json::json!([
+            {"id": push.mesh.cluster_id(), "secretName": "", "syncStatus": "synced"}
+        ]))
+        .into_response(),
         None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
 }

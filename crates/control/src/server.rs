@@ -7,6 +7,7 @@
 mod connection;
 mod rejection;
 pub mod secure;
+mod status;
 mod stream;
 
 use std::{

@@ -9,7 +9,7 @@ use xds::{
 use crate::server::Connection;
 
 /// The whole dump.
-pub(super) fn dump(connection: &Connection, version: &str, include_eds: bool) -> Value {
+pub(crate) fn dump(connection: &Connection, version: &str, include_eds: bool) -> Value {
     let mut configs = vec![
         section("BootstrapConfigDump", Map::new()),
         section(

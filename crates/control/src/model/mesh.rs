@@ -46,6 +46,8 @@ pub struct Settings {
     pub cluster_id: String,
     /// Which release's names are given out.
     pub compat: Compat,
+    /// Name of this replica, as `istioctl proxy-status` shows it.
+    pub replica: String,
 }
 
 impl Default for Settings {
@@ -54,6 +56,7 @@ impl Default for Settings {
             domain: "cluster.local".to_owned(),
             cluster_id: "Kubernetes".to_owned(),
             compat: Compat::Current,
+            replica: String::new(),
         }
     }
 }

@@ -16,7 +16,7 @@ use xds::{
     type_url::HEALTH_INFORMATION,
 };
 
-use super::{Connection, Server, connection::Answer, sleep_until};
+use super::{Connection, Server, connection::Answer, sleep_until, status};
 use crate::{
     ca::service::{Authenticator, Credentials},
     model::Node,
@@ -194,13 +194,21 @@ fn authorize(node: &Node, caller: &Identity) -> Result<(), Status> {
 }
 
 async fn handle(
-    server: &Server,
+    server: &Arc<Server>,
     connection: &Connection,
     request: &Request,
     out: &Out,
 ) -> Result<(), Gone> {
     if request.type_url == HEALTH_INFORMATION {
         return Ok(());
+    }
+    if status::is_question(&request.type_url) {
+        let answer = status::answer(server, connection, request).await;
+        let refused = answer.is_err();
+        if let Some(answer) = answer.transpose() {
+            out.send(answer).await.map_err(|_| Gone)?;
+        }
+        return if refused { Err(Gone) } else { Ok(()) };
     }
     let Some(push) = server.current() else {
         return Err(Gone);

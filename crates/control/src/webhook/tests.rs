@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::{Injector, LARGEST, router};
-use crate::{compat::Compat, model::Settings, server::Server, translate::Istio};
+use crate::{model::Settings, server::Server, translate::Istio};
 
 const MAP: &str = "
 apiVersion: v1
@@ -30,12 +30,7 @@ status: {nodeInfo: {kubeletVersion: v1.36.3}}
 ";
 
 fn page() -> axum::Router {
-    let settings = Settings {
-        domain: "cluster.local".to_owned(),
-        cluster_id: "Kubernetes".to_owned(),
-        compat: Compat::default(),
-    };
-    let server = Server::new(Box::new(Istio), settings);
+    let server = Server::new(Box::new(Istio), Settings::default());
     let (snapshot, problems) = Snapshot::from_texts([(std::path::Path::new("m.yaml"), MAP)]);
     assert!(problems.is_empty(), "{problems:?}");
     server.load(Arc::new(snapshot), Arc::default());

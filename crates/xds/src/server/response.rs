@@ -61,6 +61,26 @@ impl Response {
         }
     }
 
+    /// An answer outside of any subscription: whole, and not remembered. `control_plane` is an encoded `ControlPlane`.
+    pub fn answer(
+        mode: Mode,
+        type_url: &str,
+        version: &str,
+        nonce: String,
+        control_plane: &[u8],
+        resources: &[Arc<Resource>],
+    ) -> Self {
+        let mut response = Self::new(mode, &type_url.into(), version, nonce, resources, &[]);
+        let mut last = BytesMut::with_capacity(field_len(control_plane.len()));
+        let field = match mode {
+            Mode::Delta => 7,
+            Mode::Sotw => 6,
+        };
+        put_field(&mut last, field, control_plane);
+        response.segments.push(last.freeze());
+        response
+    }
+
     /// Bytes on the wire.
     pub fn encoded_len(&self) -> usize {
         self.segments.iter().map(Bytes::len).sum()
