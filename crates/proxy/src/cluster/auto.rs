@@ -17,6 +17,14 @@ impl HostPool {
         self: &Rc<Self>,
         with: Acquire<'_>,
     ) -> Result<bool, UpstreamError> {
+        match self.http2_negotiated.get() {
+            Some(http2) => Ok(http2),
+            // Few requests come here, and none should carry the state of connecting with it.
+            None => Box::pin(self.negotiate_http2(with)).await,
+        }
+    }
+
+    async fn negotiate_http2(self: &Rc<Self>, with: Acquire<'_>) -> Result<bool, UpstreamError> {
         loop {
             if let Some(http2) = self.http2_negotiated.get() {
                 return Ok(http2);

@@ -109,6 +109,18 @@ impl Drop for Http2 {
 impl HostPool {
     /// A place on a connection: an open one that has room, else a new one.
     pub(crate) async fn http2(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http2, UpstreamError> {
+        if let Some(connection) = self.roomy(with) {
+            match self.place(connection, with).await {
+                Ok(place) => return Ok(place),
+                Err(None) => {}
+                Err(Some(error)) => return Err(error),
+            }
+        }
+        // Few requests come here, and none should carry the state of connecting with it.
+        Box::pin(self.next_http2(with)).await
+    }
+
+    async fn next_http2(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http2, UpstreamError> {
         let mut pending = None;
         loop {
             if let Some(connection) = self.roomy(with) {

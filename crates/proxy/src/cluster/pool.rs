@@ -307,13 +307,28 @@ impl HostPool {
 
     /// A connection: one at rest, else a new one, else the next that somebody gives back.
     pub(crate) async fn http1(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http1, UpstreamError> {
+        match self.rested(with) {
+            Some(http1) => Ok(http1),
+            // Few requests come here, and none should carry the state of connecting with it.
+            None => Box::pin(self.next_http1(with)).await,
+        }
+    }
+
+    /// A connection at rest, where the request may have one.
+    fn rested(self: &Rc<Self>, with: Acquire<'_>) -> Option<Http1> {
+        let idle = match with.fresh {
+            true => None,
+            false => self.take_idle(with.stats),
+        }?;
+        let used = idle.uses > 0;
+        Some(self.lease(with, idle, used))
+    }
+
+    async fn next_http1(self: &Rc<Self>, with: Acquire<'_>) -> Result<Http1, UpstreamError> {
         let mut pending = None;
         loop {
-            if !with.fresh
-                && let Some(idle) = self.take_idle(with.stats)
-            {
-                let used = idle.uses > 0;
-                return Ok(self.lease(with, idle, used));
+            if let Some(http1) = self.rested(with) {
+                return Ok(http1);
             }
             if pending.is_none() {
                 pending = Some(Pending::acquire(with)?);

@@ -411,7 +411,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             let terminate = self.exchange.terminates_connect();
             let mut acquired = pin!(async {
                 match terminate {
-                    true => Upstream::connect(&cluster, &host, &context).await,
+                    true => Box::pin(Upstream::connect(&cluster, &host, &context)).await,
                     false => Upstream::acquire(&cluster, &host, &context, version).await,
                 }
             });

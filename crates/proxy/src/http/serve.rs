@@ -62,8 +62,11 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     let handled = match denied {
         Some(why) => Err(LocalReply::new(403, "RBAC: access denied", why)),
         None => {
-            let work = handle(cx, &mut exchange, reader, writer, timer);
-            match unless_over(work, is_over).await {
+            let handled = {
+                let work = pin!(handle(cx, &mut exchange, reader, writer, timer));
+                unless_over(work, is_over).await
+            };
+            match handled {
                 Some(handled) => handled,
                 None => {
                     exchange.details = "downstream_local_disconnect".into();
@@ -83,12 +86,11 @@ pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
 /// Whether a connection has to close now, whatever is being done on it; the task is woken when that changes.
 pub(super) type IsOver<'a> = dyn FnMut(&mut TaskContext<'_>) -> bool + 'a;
 
-/// What comes of the work, or nothing where the connection has to close before.
+/// What comes of the work, or nothing where the connection has to close before. The work stays where it is: it is large.
 async fn unless_over<T>(
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
     mut is_over: Option<&mut IsOver<'_>>,
 ) -> Option<T> {
-    let mut work = pin!(work);
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(Some(done));

@@ -1,9 +1,9 @@
 //! One downstream connection that speaks HTTP/2: a task for each stream, and what ends them all.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Error, RequestHead, h2};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{ConnectionManager, Context, connection::Idle, serve as exchange};
@@ -91,7 +91,7 @@ async fn refuse(mut stream: Stream) {
     if stream.write_all(&GOAWAY).await.is_err() || stream.shutdown().await.is_err() {
         return;
     }
-    let mut rest = [0; 4096];
+    let mut rest = vec![0; 4096];
     let mut left = LINGER;
     while left > 0 {
         match stream.read(&mut rest).await {
@@ -118,7 +118,7 @@ async fn streams(
     let options = &live.plan.common;
     let strict = !live.plan.http2.stream_error_on_invalid_http_message;
     let meter = Http2Meter::new(connection.facts(), &live.http2_stats);
-    let resets = Rc::new(Resets::default());
+    let shared = Rc::new(Shared::default());
     let mut idle = Idle::new(options.idle_timeout);
     let mut timer = pin!(None);
     let mut age = pin!(options.max_connection_duration.map(sleep));
@@ -165,7 +165,7 @@ async fn streams(
                 if connection.is_ending() {
                     break;
                 }
-                if resets.are_too_many() {
+                if shared.resets.are_too_many() {
                     stats.downstream_rq_too_many_premature_resets().inc();
                     connection.end(h2::Reason::ENHANCE_YOUR_CALM);
                 } else if strict && connection.facts().protocol_errors_sent.get() > 0 {
@@ -226,12 +226,13 @@ async fn streams(
                     worker.clone(),
                     info.clone(),
                     drain.clone(),
-                    resets.clone(),
+                    shared.clone(),
                     head,
                     reader,
                     writer,
                 );
-                tokio::task::spawn_local(task);
+                // A task is moved on its way to its place, which a pointer is cheaper for.
+                tokio::task::spawn_local(Box::pin(task));
             }
             Some(Ok(None)) | None => return,
             Some(Err(error)) => {
@@ -253,7 +254,7 @@ async fn stream(
     worker: Rc<Worker>,
     info: Rc<ConnectionInfo>,
     drain: Drain,
-    resets: Rc<Resets>,
+    shared: Rc<Shared>,
     head: RequestHead,
     reader: h2::Reader,
     mut writer: h2::Writer,
@@ -276,17 +277,35 @@ async fn stream(
         true
     } else {
         let mut reader: BodyReader<'_, Stream> = BodyReader::H2(reader);
-        let timer = pin!(None);
+        let mut timer = shared.timers.borrow_mut().pop().unwrap_or_default();
         let writer = &mut BodyWriter::H2(writer);
         // The connection's task ends its streams.
-        exchange::request(&cx, head, &mut reader, writer, timer, None).await
+        let reset = exchange::request(&cx, head, &mut reader, writer, timer.as_mut(), None).await;
+        let mut timers = shared.timers.borrow_mut();
+        if timers.len() < TIMERS {
+            timers.push(timer);
+        }
+        reset
     };
     live.http2_stats.streams_active().dec();
+    let resets = &shared.resets;
     resets.closed.set(resets.closed.get() + 1);
     if reset && begun.elapsed() < PREMATURE {
         resets.premature.set(resets.premature.get() + 1);
     }
 }
+
+/// What the streams of a connection share.
+#[derive(Debug, Default)]
+struct Shared {
+    resets: Resets,
+    /// Timers that ended streams have left running: most streams end long before their limits of time, and the next one
+    /// takes the timer as it is instead of setting one more.
+    timers: RefCell<Vec<Pin<Box<Option<Sleep>>>>>,
+}
+
+/// Timers that are kept for streams to come.
+const TIMERS: usize = 128;
 
 /// Streams that a client takes back as soon as they are open (CVE-2023-44487), by Envoy's rule: a connection on which
 /// half of the first 500 streams, or half of all later, ended like that is closed.
