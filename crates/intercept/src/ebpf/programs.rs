@@ -1,6 +1,7 @@
 //! Loading and attaching: which programs there are, what each is for, and what it means when the kernel refuses one.
 
 use std::{
+    collections::HashMap,
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::Path,
@@ -240,6 +241,9 @@ pub(super) fn load(shape: &Shape<'_>, parts: &[Part]) -> Result<Loaded, Error> {
         }
     }
     let mut ebpf = loader.load(OBJECT).map_err(|e| Error::Ebpf(refusal(e)))?;
+    let mut refused = load_all(&mut ebpf, |known| {
+        known.is_needed(parts, shape.dns) && !without.contains(&known.name)
+    });
     let mut missing = Vec::new();
     for known in PROGRAMS {
         if !known.is_needed(parts, shape.dns) {
@@ -248,7 +252,7 @@ pub(super) fn load(shape: &Shape<'_>, parts: &[Part]) -> Result<Loaded, Error> {
         let (why, allowed) = if without.contains(&known.name) {
             let why = format!("--ebpf-without names {}, which {}", known.name, known.what);
             (why, true)
-        } else if let Err(e) = load_one(&mut ebpf, known.name) {
+        } else if let Some(e) = refused.remove(known.name) {
             let why = format!(
                 "this kernel does not take the program {}, which {}: {}",
                 known.name,
@@ -268,8 +272,34 @@ pub(super) fn load(shape: &Shape<'_>, parts: &[Part]) -> Result<Loaded, Error> {
     Ok(Loaded { ebpf, missing })
 }
 
-fn load_one(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> {
-    match program(ebpf, name)? {
+/// Loads those programs of the object that are `wanted`, each on a thread of its own: the kernel verifies a program in some
+/// milliseconds of CPU, and a pod waits for all of them. Returns what the kernel did not take.
+fn load_all(
+    ebpf: &mut Ebpf,
+    wanted: impl Fn(&Known) -> bool,
+) -> HashMap<&'static str, ProgramError> {
+    let mut programs: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let mut taken = |known: &'static Known| (known.name, programs.remove(known.name));
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = PROGRAMS
+            .iter()
+            .filter(|known| wanted(known))
+            .map(&mut taken)
+            .map(|(name, program)| {
+                let load = move || program.map_or(Err(ProgramError::NotLoaded), load_one);
+                (name, scope.spawn(load))
+            })
+            .collect();
+        let ended = loads.into_iter().filter_map(|(name, load)| {
+            let done = load.join().unwrap_or(Err(ProgramError::NotLoaded));
+            Some((name, done.err()?))
+        });
+        ended.collect()
+    })
+}
+
+fn load_one(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
         Program::CgroupSockAddr(p) => p.load(),
         Program::CgroupSockopt(p) => p.load(),
         Program::SockOps(p) => p.load(),
