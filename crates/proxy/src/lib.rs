@@ -17,6 +17,7 @@ pub mod network;
 pub mod overload;
 pub mod plan;
 pub mod proxy_protocol;
+mod report;
 pub mod router;
 pub mod server;
 mod socket;

@@ -228,6 +228,22 @@ pub fn cipher(suite: CipherSuite) -> &'static str {
     }
 }
 
+/// The number of a suite that [`cipher`] has named.
+pub fn cipher_number(name: &str) -> Option<u16> {
+    Some(match name {
+        "TLS_AES_128_GCM_SHA256" => 0x1301,
+        "TLS_AES_256_GCM_SHA384" => 0x1302,
+        "TLS_CHACHA20_POLY1305_SHA256" => 0x1303,
+        "ECDHE-ECDSA-AES128-GCM-SHA256" => 0xc02b,
+        "ECDHE-ECDSA-AES256-GCM-SHA384" => 0xc02c,
+        "ECDHE-RSA-AES128-GCM-SHA256" => 0xc02f,
+        "ECDHE-RSA-AES256-GCM-SHA384" => 0xc030,
+        "ECDHE-RSA-CHACHA20-POLY1305" => 0xcca8,
+        "ECDHE-ECDSA-CHACHA20-POLY1305" => 0xcca9,
+        _ => return None,
+    })
+}
+
 fn group_name(group: NamedGroup) -> Option<&'static str> {
     Some(match group {
         NamedGroup::X25519 => "X25519",

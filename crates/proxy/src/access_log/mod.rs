@@ -1,20 +1,26 @@
 //! Access logs: one line for each request or connection that their filters let through.
 //!
 //! `format` fills templates (route headers use it too), `json` writes structured lines, `filter`
-//! decides, `sink` collects lines per worker and hands them to a writer thread.
+//! decides, `sink` collects lines per worker and hands them to a writer thread. Records for services are made in
+//! [`crate::grpc`]; `tag` tells the values of their tags.
 
 mod filter;
 pub(crate) mod format;
 mod json;
 mod sink;
+pub(crate) mod tag;
 mod time;
 mod tls;
 
 use std::rc::Rc;
 
 use crate::{
+    grpc,
     http::Exchange,
-    plan::access_log::{AccessLog, LogFormat},
+    plan::{
+        access_log::{AccessLog, AccessLogFilter, LogFormat, LogOutput},
+        format::Template,
+    },
     worker::Worker,
 };
 
@@ -23,8 +29,16 @@ pub(crate) use sink::{Sink, reopen, settle};
 /// An access log on one worker.
 #[derive(Debug)]
 pub(crate) struct Logger {
-    plan: AccessLog,
-    sink: Rc<Sink>,
+    filter: Option<AccessLogFilter>,
+    output: Output,
+}
+
+/// What it writes, and where to.
+#[derive(Debug)]
+enum Output {
+    Lines(LogFormat, Rc<Sink>),
+    Grpc(grpc::access_log::Log),
+    OpenTelemetry(grpc::open_telemetry::Log),
 }
 
 impl Logger {
@@ -34,8 +48,18 @@ impl Logger {
         plans
             .iter()
             .map(|plan| Logger {
-                plan: plan.clone(),
-                sink: Sink::open(&plan.sink, interval),
+                filter: plan.filter.clone(),
+                output: match &plan.output {
+                    LogOutput::Lines { sink, format } => {
+                        Output::Lines(format.clone(), Sink::open(sink, interval))
+                    }
+                    LogOutput::Grpc(plan) => {
+                        Output::Grpc(grpc::access_log::Log::new(plan.clone(), worker))
+                    }
+                    LogOutput::OpenTelemetry(plan) => {
+                        Output::OpenTelemetry(grpc::open_telemetry::Log::new(plan.clone(), worker))
+                    }
+                },
             })
             .collect()
     }
@@ -43,15 +67,19 @@ impl Logger {
     /// Writes a line, if the filter lets the request through.
     pub(crate) fn log(&self, exchange: &Exchange<'_>, random: u64) {
         if self
-            .plan
             .filter
             .as_ref()
             .is_some_and(|plan| !filter::passes(plan, exchange, random))
         {
             return;
         }
-        self.sink
-            .write(|line| write(&self.plan.format, exchange, Lines::One, line));
+        match &self.output {
+            Output::Lines(format, sink) => {
+                sink.write(|line| write(format, exchange, Lines::One, line));
+            }
+            Output::Grpc(log) => log.write(exchange),
+            Output::OpenTelemetry(log) => log.write(exchange),
+        }
     }
 }
 
@@ -83,3 +111,8 @@ pub(crate) fn write(format: &LogFormat, exchange: &Exchange<'_>, lines: Lines, o
 
 /// Whether a filter lets a request through.
 pub(crate) use filter::passes;
+
+/// Fills a text with operators; what is absent is `-`.
+pub(crate) fn fill(template: &Template, exchange: &Exchange<'_>, out: &mut Vec<u8>) {
+    format::text(template, exchange, false, Lines::Any, out);
+}

@@ -1,23 +1,21 @@
 //! `envoy.service.auth.v3.Authorization/Check`.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use bytes::Bytes;
-use proto::{
-    envoy::{
-        config::core::v3::{
-            self as core, HeaderMap, HeaderValue, HeaderValueOption, address, socket_address,
-        },
-        service::auth::v3::{
-            AttributeContext, CheckRequest, CheckResponse, attribute_context as context,
-            check_response::HttpResponse,
-        },
+use proto::envoy::{
+    config::core::v3::{self as core, HeaderMap, HeaderValue, HeaderValueOption},
+    service::auth::v3::{
+        AttributeContext, CheckRequest, CheckResponse, attribute_context as context,
+        check_response::HttpResponse,
     },
-    prost_types::{ListValue, Struct, Timestamp, Value as ProtoValue, value::Kind},
 };
 use serde_json::Value;
 
-use super::{GrpcError, unary};
+use super::{
+    GrpcError, unary,
+    values::{address, metadata, text, timestamp},
+};
 use crate::{
     filter::ext_authz::{Decision, Mutation, Verdict},
     listener::ConnectionInfo,
@@ -132,8 +130,6 @@ impl Question {
 }
 
 fn attributes(about: AboutRequest) -> context::Request {
-    let since = about.time.duration_since(SystemTime::UNIX_EPOCH);
-    let since = since.unwrap_or_default();
     let mut http = context::HttpRequest {
         id: about.id,
         method: about.method,
@@ -171,69 +167,9 @@ fn attributes(about: AboutRequest) -> context::Request {
         false => http.body = text(about.body.into()),
     }
     context::Request {
-        time: Some(Timestamp {
-            seconds: since.as_secs() as i64,
-            nanos: since.subsec_nanos() as i32,
-        }),
+        time: Some(timestamp(about.time)),
         http: Some(http),
     }
-}
-
-fn address(address: SocketAddr) -> core::Address {
-    core::Address {
-        address: Some(address::Address::SocketAddress(core::SocketAddress {
-            address: address.ip().to_string(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(
-                address.port().into(),
-            )),
-            ..Default::default()
-        })),
-    }
-}
-
-fn metadata(by_namespace: Vec<(String, Value)>) -> core::Metadata {
-    let each = by_namespace.into_iter();
-    core::Metadata {
-        filter_metadata: each
-            .map(|(name, value)| (name, structure(&value)))
-            .collect(),
-        ..Default::default()
-    }
-}
-
-fn structure(value: &Value) -> Struct {
-    let members = value.as_object().into_iter().flatten();
-    Struct {
-        fields: members
-            .map(|(name, value)| (name.clone(), proto_value(value)))
-            .collect(),
-    }
-}
-
-fn proto_value(value: &Value) -> ProtoValue {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(yes) => Kind::BoolValue(*yes),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
-        Value::String(text) => Kind::StringValue(text.clone()),
-        Value::Array(list) => Kind::ListValue(ListValue {
-            values: list.iter().map(proto_value).collect(),
-        }),
-        Value::Object(_) => Kind::StructValue(structure(value)),
-    };
-    ProtoValue { kind: Some(kind) }
-}
-
-/// Texts of messages are UTF-8; any other byte becomes `!`, as in Envoy, so that the service sees that it is there.
-fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| {
-        let mut out = String::new();
-        for chunk in error.as_bytes().utf8_chunks() {
-            out.push_str(chunk.valid());
-            out.extend(chunk.invalid().iter().map(|_| '!'));
-        }
-        out
-    })
 }
 
 #[allow(deprecated)] // The inner `dynamic_metadata` is what older services send.

@@ -1,6 +1,9 @@
 //! gRPC calls of the data path: the one place beside plans and discovery where messages are made and read.
 
+pub(crate) mod access_log;
 pub(crate) mod authorization;
+pub(crate) mod open_telemetry;
+mod values;
 
 use std::time::Duration;
 
@@ -36,6 +39,27 @@ pub(crate) async fn unary<A: Message + Default>(
     path: &str,
     message: &impl Message,
 ) -> Result<A, GrpcError> {
+    let body = call(worker, service, path, message).await?;
+    Ok(A::decode(frame(&body)?)?)
+}
+
+/// One call with one message, whose answer means nothing but that it was taken.
+pub(crate) async fn deliver(
+    worker: &Worker,
+    service: &GrpcCall,
+    path: &str,
+    message: &impl Message,
+) -> Result<(), GrpcError> {
+    call(worker, service, path, message).await.map(drop)
+}
+
+/// A call; gives the body of an answer whose status is OK.
+async fn call(
+    worker: &Worker,
+    service: &GrpcCall,
+    path: &str,
+    message: &impl Message,
+) -> Result<Bytes, GrpcError> {
     let mut head = RequestHead::new(Version::Http2, Method::Post, &service.authority, path);
     let headers = &mut head.headers;
     headers.set("content-type", "application/grpc");
@@ -74,7 +98,7 @@ pub(crate) async fn unary<A: Message + Default>(
         // UNKNOWN.
         _ => return Err(GrpcError::Status(2)),
     }
-    Ok(A::decode(frame(&answer.body)?)?)
+    Ok(answer.body)
 }
 
 /// The message of a body that is one frame, uncompressed.

@@ -1,10 +1,12 @@
 //! Access logs: which requests are logged, in which form, to where.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
+    ext_authz::GrpcCall,
     format::Template,
     matcher::{Fraction, HeaderMatcher, MetadataMatcher},
+    tag::CustomTag,
 };
 
 /// `envoy.config.accesslog.v3.AccessLog`.
@@ -14,10 +16,75 @@ pub struct AccessLog {
     pub name: Arc<str>,
     /// Only what it lets through is logged.
     pub filter: Option<AccessLogFilter>,
-    /// Where to.
-    pub sink: LogSink,
-    /// What a line looks like; the newline is part of it.
-    pub format: LogFormat,
+    /// What is written, and where to.
+    pub output: LogOutput,
+}
+
+/// What a log writes, and where to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogOutput {
+    /// Lines.
+    Lines {
+        /// Where to.
+        sink: LogSink,
+        /// What a line looks like; the newline is part of it.
+        format: LogFormat,
+    },
+    /// Records for an `envoy.service.accesslog.v3.AccessLogService`.
+    Grpc(Arc<GrpcLog>),
+    /// Records for a collector of OpenTelemetry.
+    OpenTelemetry(Arc<OpenTelemetryLog>),
+}
+
+/// How records get to a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// Who takes them.
+    pub service: GrpcCall,
+    /// The longest that one waits for others. Default 1 s.
+    pub flush_interval: Duration,
+    /// Bytes that wait for others at most. Default 16 KiB; 0 lets none wait.
+    pub buffer_size: usize,
+}
+
+/// `HttpGrpcAccessLogConfig` or `TcpGrpcAccessLogConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrpcLog {
+    /// How records get there.
+    pub delivery: Delivery,
+    /// What the service knows this log by.
+    pub log_name: Arc<str>,
+    /// Records are of requests; else of connections.
+    pub http: bool,
+    /// Headers of the request that a record has.
+    pub request_headers: Vec<Arc<str>>,
+    /// Headers of the response that a record has.
+    pub response_headers: Vec<Arc<str>>,
+    /// Trailers of the response that a record has.
+    pub response_trailers: Vec<Arc<str>>,
+    /// Filter state that a record has.
+    pub filter_state: Vec<Arc<str>>,
+    /// Tags that a record has.
+    pub tags: Vec<CustomTag>,
+}
+
+/// `OpenTelemetryAccessLogConfig`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenTelemetryLog {
+    /// How records get there.
+    pub delivery: Delivery,
+    /// What the collector knows this log by.
+    pub log_name: Arc<str>,
+    /// The resource says log, zone, cluster and node.
+    pub builtin_labels: bool,
+    /// What else it says; texts are taken as they are.
+    pub resource: Vec<(Arc<str>, JsonNode)>,
+    /// A record's body.
+    pub body: Option<JsonNode>,
+    /// A record's attributes.
+    pub attributes: Vec<(Arc<str>, JsonNode)>,
+    /// Of its stats.
+    pub stat_prefix: Arc<str>,
 }
 
 /// Where lines go. Opening, buffering and flushing are the live side's.

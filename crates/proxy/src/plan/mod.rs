@@ -47,6 +47,7 @@ pub mod route;
 pub mod route_match;
 pub mod scoped_route;
 pub mod socket;
+pub mod tag;
 pub mod tls;
 pub mod uri_template;
 

@@ -24,10 +24,10 @@ fn message(text: &str) -> Vec<u8> {
     bytes
 }
 
-type Seen = Rc<RefCell<Vec<(String, Vec<u8>)>>>;
+pub(crate) type Seen = Rc<RefCell<Vec<(String, Vec<u8>)>>>;
 
 /// A server that answers with one message and a status, or where the path is `/s.S/No` with a status alone.
-async fn server() -> (u16, Seen) {
+pub(crate) async fn server() -> (u16, Seen) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let seen = Seen::default();

@@ -7,6 +7,7 @@ mod grpc;
 mod http2;
 mod jwt;
 mod options;
+mod reports;
 mod routing;
 mod support;
 

@@ -1,5 +1,7 @@
 //! Access logs.
 
+use std::sync::Arc;
+
 use proto::{
     Struct,
     envoy::{
@@ -12,11 +14,13 @@ use serde_json::Value;
 
 use super::{
     common::{enumeration, extension, fraction, header_matcher, json, metadata_matcher},
+    log_service,
     route::option,
 };
 use crate::plan::{
     access_log::{
-        AccessLog, AccessLogFilter, Comparison, ComparisonOp, JsonNode, LogFormat, LogSink,
+        AccessLog, AccessLogFilter, Comparison, ComparisonOp, JsonNode, LogFormat, LogOutput,
+        LogSink,
     },
     error::{At, Step},
     format::Template,
@@ -40,31 +44,41 @@ pub(super) fn access_log(at: At<'_>, m: &pb::AccessLog) -> Step<AccessLog> {
     };
     let at = at.field("typed_config");
     let found = extension(&at, any)?;
-    let (sink, format) = match found.name.as_str() {
+    let lines = |(sink, format)| LogOutput::Lines { sink, format };
+    let output = match found.name.as_str() {
         "envoy.extensions.access_loggers.file.v3.FileAccessLog" => {
-            file_log(at, &found.decode(&at)?)?
+            lines(file_log(at, &found.decode(&at)?)?)
         }
         "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog" => {
             let m: stream::StdoutAccessLog = found.decode(&at)?;
             let format = m
                 .access_log_format
                 .map(|stream::stdout_access_log::AccessLogFormat::LogFormat(f)| f);
-            (LogSink::Stdout, log_format_or_default(at, format.as_ref())?)
+            lines((LogSink::Stdout, log_format_or_default(at, format.as_ref())?))
         }
         "envoy.extensions.access_loggers.stream.v3.StderrAccessLog" => {
             let m: stream::StderrAccessLog = found.decode(&at)?;
             let format = m
                 .access_log_format
                 .map(|stream::stderr_access_log::AccessLogFormat::LogFormat(f)| f);
-            (LogSink::Stderr, log_format_or_default(at, format.as_ref())?)
+            lines((LogSink::Stderr, log_format_or_default(at, format.as_ref())?))
+        }
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig" => {
+            LogOutput::Grpc(Arc::new(log_service::http(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig" => {
+            LogOutput::Grpc(Arc::new(log_service::tcp(at, &found.decode(&at)?)?))
+        }
+        "envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig" => {
+            let log = log_service::open_telemetry(at, &found.decode(&at)?)?;
+            LogOutput::OpenTelemetry(Arc::new(log))
         }
         _ => return Err(found.unknown(&at, "access log")),
     };
     Ok(AccessLog {
         name: m.name.as_str().into(),
         filter: filter?,
-        sink,
-        format,
+        output,
     })
 }
 
@@ -114,15 +128,7 @@ fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat>
         json_format_options: _,
         format,
     } = m;
-    at.each("formatters", formatters, |at, m| {
-        let found = super::common::typed_config(&at, &m.typed_config, "formatter")?;
-        match found.name.as_str() {
-            // Their operators are built in here.
-            "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
-            | "envoy.extensions.formatter.metadata.v3.Metadata" => Ok(()),
-            _ => Err(found.unknown(&at.field("typed_config"), "formatter")),
-        }
-    });
+    self::formatters(&at, formatters);
     match format {
         Some(F::TextFormat(text)) => text_format(at.field("text_format"), text, *omit_empty_values),
         Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, *omit_empty_values),
@@ -142,6 +148,18 @@ fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat>
         }
         None => Err(at.error("needs one of text_format_source, json_format")),
     }
+}
+
+/// Only formatters whose operators are built in here.
+pub(super) fn formatters(at: &At<'_>, formatters: &[core::TypedExtensionConfig]) {
+    at.each("formatters", formatters, |at, m| {
+        let found = super::common::typed_config(&at, &m.typed_config, "formatter")?;
+        match found.name.as_str() {
+            "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
+            | "envoy.extensions.formatter.metadata.v3.Metadata" => Ok(()),
+            _ => Err(found.unknown(&at.field("typed_config"), "formatter")),
+        }
+    });
 }
 
 fn text_format(at: At<'_>, text: &str, omit_empty_values: bool) -> Step<LogFormat> {

@@ -214,7 +214,7 @@ fn body(at: At<'_>, m: &pb::BufferSettings) -> Step<BodySettings> {
     })
 }
 
-fn grpc_call(at: At<'_>, m: &core::GrpcService) -> Step<GrpcCall> {
+pub(super) fn grpc_call(at: At<'_>, m: &core::GrpcService) -> Step<GrpcCall> {
     use core::grpc_service::TargetSpecifier as T;
     let core::GrpcService {
         timeout,

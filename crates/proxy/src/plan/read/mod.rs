@@ -22,6 +22,7 @@ mod http_filter;
 mod jwt_authn;
 mod lb;
 mod listener;
+mod log_service;
 mod matcher_tree;
 mod network;
 mod outlier;
@@ -34,6 +35,7 @@ mod route_action;
 mod route_match;
 mod scoped_route;
 mod socket;
+mod tag;
 mod tls;
 mod upstream_http;
 

@@ -159,7 +159,7 @@ fn template(at: &At<'_>, field: &str, text: &str) -> Step<Template> {
     Template::parse(text).map_err(|why| at.field(field).error(why))
 }
 
-fn metadata_key(at: At<'_>, m: &types::MetadataKey) -> Step<MetadataKey> {
+pub(super) fn metadata_key(at: At<'_>, m: &types::MetadataKey) -> Step<MetadataKey> {
     use types::metadata_key::path_segment::Segment;
     Ok(MetadataKey {
         namespace: at.text("key", &m.key)?,

@@ -1,0 +1,188 @@
+//! Records for a collector of OpenTelemetry: `LogsService/Export`.
+
+use std::{rc::Rc, sync::Arc, time::SystemTime};
+
+use prost::Message;
+use proto::opentelemetry::proto::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList, any_value},
+    logs::v1::{InstrumentationLibraryLogs, LogRecord, ResourceLogs},
+    resource::v1::Resource,
+};
+use serde_json::Value;
+
+use super::deliver;
+use crate::{
+    access_log,
+    http::Exchange,
+    plan::{
+        access_log::{JsonNode, OpenTelemetryLog},
+        format::Part,
+    },
+    report::{Batches, Limits},
+    worker::Worker,
+};
+
+/// A log on one worker.
+#[derive(Debug)]
+pub(crate) struct Log {
+    plan: Arc<OpenTelemetryLog>,
+    batches: Rc<Batches<LogRecord>>,
+}
+
+impl Log {
+    pub(crate) fn new(plan: Arc<OpenTelemetryLog>, worker: &Worker) -> Self {
+        let prefix = match &*plan.stat_prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}."),
+        };
+        let scope = worker
+            .stats
+            .scope(&format!("access_logs.open_telemetry_access_log.{prefix}"));
+        let counters = (scope.counter("logs_written"), scope.counter("logs_dropped"));
+        let limits = Limits {
+            interval: plan.delivery.flush_interval,
+            size: plan.delivery.buffer_size,
+            count: usize::MAX,
+        };
+        let of = plan.clone();
+        let send = Box::new(move |worker: Rc<Worker>, records: Vec<LogRecord>| {
+            let plan = of.clone();
+            let sent = async move { send(&plan, &worker, records).await };
+            Box::pin(sent) as std::pin::Pin<Box<dyn Future<Output = bool>>>
+        });
+        Self {
+            plan,
+            batches: Batches::new(worker, limits, counters, send),
+        }
+    }
+
+    /// Puts the record of a request or connection by.
+    pub(crate) fn write(&self, exchange: &Exchange<'_>) {
+        let plan = &*self.plan;
+        let record = LogRecord {
+            time_unix_nano: nanos(exchange.progress.start_time),
+            body: plan.body.as_ref().map(|node| value(node, exchange)),
+            attributes: pairs(&plan.attributes, exchange),
+            ..Default::default()
+        };
+        let size = record.encoded_len();
+        self.batches.add(record, size);
+    }
+}
+
+async fn send(plan: &OpenTelemetryLog, worker: &Worker, logs: Vec<LogRecord>) -> bool {
+    let node = &worker.bootstrap.node;
+    let mut attributes = Vec::new();
+    if plan.builtin_labels {
+        for (key, text) in [
+            ("log_name", &*plan.log_name),
+            ("zone_name", &*node.locality.zone),
+            ("cluster_name", &*node.cluster),
+            ("node_name", &*node.id),
+        ] {
+            attributes.push(attribute(key, text));
+        }
+    }
+    attributes.extend(plan.resource.iter().map(|(key, node)| KeyValue {
+        key: key.to_string(),
+        value: Some(fixed(node)),
+    }));
+    let message = ExportLogsServiceRequest {
+        resource_logs: vec![ResourceLogs {
+            resource: Some(Resource {
+                attributes,
+                ..Default::default()
+            }),
+            instrumentation_library_logs: vec![InstrumentationLibraryLogs {
+                logs,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+    };
+    let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+    match deliver(worker, &plan.delivery.service, path, &message).await {
+        Ok(()) => true,
+        Err(error) => {
+            let cluster = &*plan.delivery.service.cluster;
+            tracing::debug!(log = &*plan.log_name, cluster, %error, "access log records are lost");
+            false
+        }
+    }
+}
+
+/// Nanoseconds since 1970.
+fn nanos(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_nanos() as u64
+}
+
+fn attribute(key: &str, text: &str) -> KeyValue {
+    KeyValue {
+        key: key.to_owned(),
+        value: Some(string(text.to_owned())),
+    }
+}
+
+fn string(text: String) -> AnyValue {
+    AnyValue {
+        value: Some(any_value::Value::StringValue(text)),
+    }
+}
+
+fn pairs(list: &[(Arc<str>, JsonNode)], exchange: &Exchange<'_>) -> Vec<KeyValue> {
+    let one = |(key, node): &(Arc<str>, JsonNode)| KeyValue {
+        key: key.to_string(),
+        value: Some(value(node, exchange)),
+    };
+    list.iter().map(one).collect()
+}
+
+/// A value of a record: texts are filled, the others are what they are.
+fn value(node: &JsonNode, exchange: &Exchange<'_>) -> AnyValue {
+    filled(node, &|node| {
+        let mut text = Vec::new();
+        access_log::fill(node, exchange, &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// A value of the resource, which no request changes.
+fn fixed(node: &JsonNode) -> AnyValue {
+    filled(node, &|template| {
+        let text = template.parts.iter().map(|part| match part {
+            Part::Text(text) => &**text,
+            Part::Operator(_) => "",
+        });
+        text.collect()
+    })
+}
+
+fn filled(node: &JsonNode, fill: &impl Fn(&crate::plan::format::Template) -> String) -> AnyValue {
+    use any_value::Value as V;
+    let value = match node {
+        JsonNode::Template(template) => V::StringValue(fill(template)),
+        JsonNode::List(list) => V::ArrayValue(ArrayValue {
+            values: list.iter().map(|node| filled(node, fill)).collect(),
+        }),
+        JsonNode::Object(members) => V::KvlistValue(KeyValueList {
+            values: members
+                .iter()
+                .map(|(key, node)| KeyValue {
+                    key: key.to_string(),
+                    value: Some(filled(node, fill)),
+                })
+                .collect(),
+        }),
+        JsonNode::Literal(text) => match serde_json::from_str(text) {
+            Ok(Value::Bool(yes)) => V::BoolValue(yes),
+            Ok(Value::Number(number)) => match number.as_i64() {
+                Some(whole) => V::IntValue(whole),
+                None => V::DoubleValue(number.as_f64().unwrap_or_default()),
+            },
+            _ => return AnyValue::default(),
+        },
+    };
+    AnyValue { value: Some(value) }
+}

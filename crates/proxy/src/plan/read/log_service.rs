@@ -1,0 +1,186 @@
+//! Access logs that are records for a service.
+
+use std::{sync::Arc, time::Duration};
+
+use proto::{
+    envoy::{
+        config::core::v3 as core,
+        extensions::access_loggers::{grpc::v3 as pb, open_telemetry::v3 as otel},
+    },
+    opentelemetry::proto::common::v1::{AnyValue, KeyValueList, any_value},
+};
+
+use super::{
+    access_log::formatters,
+    common::{above_zero, enumeration},
+    ext_authz::grpc_call,
+    tag::custom_tag,
+};
+use crate::plan::{
+    access_log::{Delivery, GrpcLog, JsonNode, OpenTelemetryLog},
+    error::{At, Step, unsupported},
+    ext_authz::GrpcCall,
+    format::{Part, Template},
+};
+
+/// `HttpGrpcAccessLogConfig`.
+pub(super) fn http(at: At<'_>, m: &pb::HttpGrpcAccessLogConfig) -> Step<GrpcLog> {
+    let pb::HttpGrpcAccessLogConfig {
+        common_config,
+        additional_request_headers_to_log,
+        additional_response_headers_to_log,
+        additional_response_trailers_to_log,
+    } = m;
+    let log = at.required("common_config", common_config, common)?;
+    Ok(GrpcLog {
+        http: true,
+        request_headers: names(additional_request_headers_to_log),
+        response_headers: names(additional_response_headers_to_log),
+        response_trailers: names(additional_response_trailers_to_log),
+        ..log
+    })
+}
+
+/// `TcpGrpcAccessLogConfig`.
+pub(super) fn tcp(at: At<'_>, m: &pb::TcpGrpcAccessLogConfig) -> Step<GrpcLog> {
+    at.required("common_config", &m.common_config, common)
+}
+
+/// `OpenTelemetryAccessLogConfig`.
+pub(super) fn open_telemetry(
+    at: At<'_>,
+    m: &otel::OpenTelemetryAccessLogConfig,
+) -> Step<OpenTelemetryLog> {
+    let otel::OpenTelemetryAccessLogConfig {
+        common_config,
+        disable_builtin_labels,
+        resource_attributes,
+        body,
+        attributes,
+        stat_prefix,
+        formatters: formats,
+    } = m;
+    formatters(&at, formats);
+    let log = at.required("common_config", common_config, common)?;
+    if !log.filter_state.is_empty() || !log.tags.is_empty() {
+        return Err(at.field("common_config").not_implemented(
+            "filter_state_objects_to_log and custom_tags are for Envoy's own records; write attributes",
+        ));
+    }
+    Ok(OpenTelemetryLog {
+        delivery: log.delivery,
+        log_name: log.log_name,
+        builtin_labels: !disable_builtin_labels,
+        resource: at
+            .optional("resource_attributes", resource_attributes, |at, m| {
+                members(&at, m, true)
+            })?
+            .unwrap_or_default(),
+        body: at.optional("body", body, |at, m| node(&at, m, false))?,
+        attributes: at
+            .optional("attributes", attributes, |at, m| members(&at, m, false))?
+            .unwrap_or_default(),
+        stat_prefix: stat_prefix.as_str().into(),
+    })
+}
+
+fn common(at: At<'_>, m: &pb::CommonGrpcAccessLogConfig) -> Step<GrpcLog> {
+    let pb::CommonGrpcAccessLogConfig {
+        log_name,
+        grpc_service,
+        transport_api_version,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        filter_state_objects_to_log,
+        grpc_stream_retry_policy,
+        custom_tags,
+    } = m;
+    unsupported!(at, grpc_stream_retry_policy);
+    match enumeration(&at, "transport_api_version", *transport_api_version)? {
+        // Istio leaves it out, as only one is left.
+        core::ApiVersion::V3 | core::ApiVersion::Auto => {}
+        core::ApiVersion::V2 => {
+            return Err(at.field("transport_api_version").error("must be V3"));
+        }
+    }
+    let flush_interval = above_zero(&at, "buffer_flush_interval", buffer_flush_interval)?;
+    Ok(GrpcLog {
+        delivery: Delivery {
+            service: at.required("grpc_service", grpc_service, patient_call)?,
+            flush_interval: flush_interval.unwrap_or(Duration::from_secs(1)),
+            buffer_size: buffer_size_bytes.unwrap_or(16 * 1024) as usize,
+        },
+        log_name: at.text("log_name", log_name)?,
+        http: false,
+        request_headers: Vec::new(),
+        response_headers: Vec::new(),
+        response_trailers: Vec::new(),
+        filter_state: filter_state_objects_to_log
+            .iter()
+            .map(|name| name.as_str().into())
+            .collect(),
+        tags: at.each("custom_tags", custom_tags, custom_tag),
+    })
+}
+
+/// A service that nobody waits for: without a timeout of its own it has 5 s to take a batch.
+pub(super) fn patient_call(at: At<'_>, m: &core::GrpcService) -> Step<GrpcCall> {
+    let mut call = grpc_call(at, m)?;
+    if m.timeout.is_none() {
+        call.timeout = Some(Duration::from_secs(5));
+    }
+    Ok(call)
+}
+
+fn names(list: &[String]) -> Vec<Arc<str>> {
+    let lower = |name: &String| name.to_ascii_lowercase().into();
+    list.iter().map(lower).collect()
+}
+
+fn members(at: &At<'_>, m: &KeyValueList, fixed: bool) -> Step<Vec<(Arc<str>, JsonNode)>> {
+    m.values
+        .iter()
+        .enumerate()
+        .map(|(index, m)| {
+            let at = at.field("values");
+            let at = at.index(index);
+            let node = at.required("value", &m.value, |at, m| node(&at, m, fixed))?;
+            Ok((m.key.as_str().into(), node))
+        })
+        .collect()
+}
+
+/// A value whose texts hold operators, or are `fixed`.
+fn node(at: &At<'_>, m: &AnyValue, fixed: bool) -> Step<JsonNode> {
+    use any_value::Value as V;
+    Ok(match &m.value {
+        Some(V::StringValue(text)) if fixed => JsonNode::Template(Template {
+            parts: vec![Part::Text(text.as_str().into())],
+        }),
+        Some(V::StringValue(text)) => JsonNode::Template(
+            Template::parse(text).map_err(|why| at.field("string_value").error(why))?,
+        ),
+        Some(V::BoolValue(yes)) => JsonNode::Literal(yes.to_string().into()),
+        Some(V::IntValue(number)) => JsonNode::Literal(number.to_string().into()),
+        // With a point in any case, by which it is known again.
+        Some(V::DoubleValue(number)) => JsonNode::Literal(format!("{number:?}").into()),
+        Some(V::ArrayValue(list)) => JsonNode::List(
+            list.values
+                .iter()
+                .map(|m| node(at, m, fixed))
+                .collect::<Step<_>>()?,
+        ),
+        Some(V::KvlistValue(list)) => JsonNode::Object(
+            members(at, list, fixed)?
+                .into_iter()
+                .map(|(name, node)| ((&*name).into(), node))
+                .collect(),
+        ),
+        Some(V::BytesValue(_)) => {
+            return Err(at
+                .field("bytes_value")
+                .not_implemented("is not implemented; write string_value"));
+        }
+        None => JsonNode::Literal("null".into()),
+    })
+}

@@ -1,0 +1,125 @@
+//! Records that leave in batches: for services of access logs and collectors of spans.
+//!
+//! A request never waits for a service: its record is put by, and goes with others when they are many or the oldest has
+//! waited long enough. A service that is slow or gone loses records, which are counted.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    pin::Pin,
+    rc::Rc,
+    time::Duration,
+};
+
+use stats::Counter;
+
+use crate::worker::{Worker, WorkerRef};
+
+/// Sends a batch; tells whether it was taken.
+pub(crate) type Send<R> = dyn Fn(Rc<Worker>, Vec<R>) -> Pin<Box<dyn Future<Output = bool>>>;
+
+/// The records of one worker for one service.
+pub(crate) struct Batches<R> {
+    records: RefCell<Vec<R>>,
+    /// Bytes that wait.
+    size: Cell<usize>,
+    /// A flush is on its way.
+    scheduled: Cell<bool>,
+    /// Batches that are being sent.
+    sending: Cell<usize>,
+    limits: Limits,
+    send: Box<Send<R>>,
+    worker: WorkerRef,
+    written: Counter,
+    dropped: Counter,
+}
+
+/// When a batch goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The longest that a record waits.
+    pub(crate) interval: Duration,
+    /// Bytes that wait at most.
+    pub(crate) size: usize,
+    /// Records that wait at most.
+    pub(crate) count: usize,
+}
+
+impl<R: 'static> Batches<R> {
+    /// No records yet; what becomes of them is counted.
+    pub(crate) fn new(
+        worker: &Worker,
+        limits: Limits,
+        (written, dropped): (Counter, Counter),
+        send: Box<Send<R>>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            records: RefCell::default(),
+            size: Cell::new(0),
+            scheduled: Cell::new(false),
+            sending: Cell::new(0),
+            limits,
+            send,
+            worker: worker.weak(),
+            written,
+            dropped,
+        })
+    }
+
+    /// Puts a record of so many bytes by.
+    pub(crate) fn add(self: &Rc<Self>, record: R, size: usize) {
+        let mut records = self.records.borrow_mut();
+        records.push(record);
+        self.size.set(self.size.get() + size);
+        let full = self.size.get() >= self.limits.size || records.len() >= self.limits.count;
+        drop(records);
+        if full {
+            return self.flush();
+        }
+        if !self.scheduled.replace(true) {
+            let batches = self.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(batches.limits.interval).await;
+                batches.scheduled.set(false);
+                batches.flush();
+            });
+        }
+    }
+
+    /// Sends what there is.
+    fn flush(self: &Rc<Self>) {
+        let records = std::mem::take(&mut *self.records.borrow_mut());
+        self.size.set(0);
+        let count = records.len() as u64;
+        if count == 0 {
+            return;
+        }
+        let Some(worker) = self.worker.upgrade() else {
+            return;
+        };
+        if self.sending.get() >= SENDING {
+            return self.dropped.add(count);
+        }
+        self.sending.set(self.sending.get() + 1);
+        let batches = self.clone();
+        tokio::task::spawn_local(async move {
+            match (batches.send)(worker, records).await {
+                true => batches.written.add(count),
+                false => batches.dropped.add(count),
+            }
+            batches.sending.set(batches.sending.get() - 1);
+        });
+    }
+}
+
+impl<R> fmt::Debug for Batches<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batches")
+            .field("size", &self.size.get())
+            .field("sending", &self.sending.get())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Batches that a service may leave unanswered: with its timeout, the bound of what waits for it.
+const SENDING: usize = 8;

@@ -1,0 +1,208 @@
+//! Records of requests that go to services: access logs and spans.
+
+use std::time::Duration;
+
+use prost::Message;
+use proto::{
+    envoy::{
+        data::accesslog::v3::{AccessLogType, http_access_log_entry::HttpVersion},
+        service::accesslog::v3::{StreamAccessLogsMessage, stream_access_logs_message::LogEntries},
+    },
+    opentelemetry::proto::{
+        collector::logs::v1::ExportLogsServiceRequest,
+        common::v1::{AnyValue, KeyValue, any_value::Value},
+    },
+};
+
+use super::{
+    grpc::{Seen, server},
+    support::{Act, Mesh, Origin, TO_A, run, within},
+};
+
+/// The calls that a service has got, once there are so many: their heads and messages.
+async fn calls(seen: &Seen, count: usize) -> Vec<(String, Vec<u8>)> {
+    within(async {
+        while seen.borrow().len() < count {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    let calls = seen.borrow();
+    let each = calls
+        .iter()
+        .map(|(head, body)| (head.clone(), body[5..].to_vec()));
+    each.collect()
+}
+
+/// Waits until a stat has this value.
+async fn counted(mesh: &Mesh, name: &str, value: i64) {
+    within(async {
+        while mesh.server.store.number(name) != value {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+}
+
+const ANSWER: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-R: r\r\n\r\nok");
+
+#[test]
+fn a_log_service_gets_records_of_requests() {
+    run(async {
+        let (port, seen) = server().await;
+        let origin = Origin::new(&[ANSWER]).await;
+        let log = "name: als
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig
+          common_config:
+            log_name: requests
+            transport_api_version: V3
+            grpc_service: {envoy_grpc: {cluster_name: s-h2}}
+            buffer_flush_interval: 0.01s
+            custom_tags:
+            - {tag: who, request_header: {name: x-who, default_value: nobody}}
+            - {tag: what, literal: {value: that}}
+            - {tag: none, request_header: {name: x-none}}
+            - {tag: code, value: 'is %RESPONSE_CODE%'}
+          additional_request_headers_to_log: [x-Q, x-none]
+          additional_response_headers_to_log: [x-r]";
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::with_log(TO_A, "", log, &clusters).await;
+        let request = "POST /p?q=1 HTTP/1.1\r\nHost: h\r\nX-Q: one\r\nX-Q: two\r\nUser-Agent: u\r\n\
+                       Content-Length: 3\r\nConnection: close\r\n\r\nabc";
+        mesh.ask(request).await;
+        let (head, message) = calls(&seen, 1).await.remove(0);
+        let path = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs ";
+        assert!(head.starts_with(path), "{head}");
+        let message = StreamAccessLogsMessage::decode(&*message).unwrap();
+        assert_eq!(message.identifier.unwrap().log_name, "requests");
+        let Some(LogEntries::HttpLogs(entries)) = message.log_entries else {
+            panic!("they are of requests");
+        };
+        let [entry] = &*entries.log_entry else {
+            panic!("one request, one record: {entries:?}");
+        };
+        assert_eq!(entry.protocol_version(), HttpVersion::Http11);
+        let request = entry.request.as_ref().unwrap();
+        assert_eq!(request.request_method().as_str_name(), "POST");
+        assert_eq!(
+            (&*request.authority, &*request.path, &*request.user_agent),
+            ("h", "/p?q=1", "u")
+        );
+        assert_eq!(request.request_body_bytes, 3);
+        assert_eq!(request.request_headers.len(), 1);
+        assert_eq!(request.request_headers["x-q"], "one,two");
+        let response = entry.response.as_ref().unwrap();
+        assert_eq!(
+            (response.response_code, response.response_body_bytes),
+            (Some(200), 2)
+        );
+        assert_eq!(response.response_code_details, "via_upstream");
+        assert_eq!(response.response_headers["x-r"], "r");
+        let common = entry.common_properties.as_ref().unwrap();
+        assert_eq!(common.upstream_cluster, "a");
+        assert_eq!(common.access_log_type(), AccessLogType::DownstreamEnd);
+        assert!(common.response_flags.is_none() && common.tls_properties.is_none());
+        assert!(common.upstream_remote_address.is_some() && common.start_time.is_some());
+        let tags: Vec<_> = common
+            .custom_tags
+            .iter()
+            .map(|(n, v)| (&**n, &**v))
+            .collect();
+        assert_eq!(
+            tags,
+            [("code", "is 200"), ("what", "that"), ("who", "nobody")]
+        );
+        counted(&mesh, "access_logs.grpc_access_log.logs_written", 1).await;
+    });
+}
+
+#[test]
+fn records_that_nobody_takes_are_counted_and_hold_up_nobody() {
+    run(async {
+        let origin = Origin::new(&[ANSWER, ANSWER]).await;
+        let closed = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().port()
+        };
+        let log = "name: als
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig
+          common_config: {log_name: l, grpc_service: {envoy_grpc: {cluster_name: s-h2}}, buffer_size_bytes: 0}";
+        let clusters = [("a", origin.port), ("s-h2", closed)];
+        let mesh = Mesh::with_log(TO_A, "", log, &clusters).await;
+        for _ in 0..2 {
+            assert!(mesh.get("/").await.ends_with("ok"));
+        }
+        counted(&mesh, "access_logs.grpc_access_log.logs_dropped", 2).await;
+        assert_eq!(
+            mesh.server
+                .store
+                .number("access_logs.grpc_access_log.logs_written"),
+            0
+        );
+    });
+}
+
+#[test]
+fn a_collector_gets_log_records_as_they_were_asked_for() {
+    run(async {
+        let (port, seen) = server().await;
+        let origin = Origin::new(&[ANSWER]).await;
+        let log = "name: otel
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+          common_config:
+            log_name: lines
+            transport_api_version: V3
+            grpc_service: {envoy_grpc: {cluster_name: s-h2, authority: otel.example}}
+            buffer_flush_interval: 0.01s
+          stat_prefix: own
+          resource_attributes: {values: [{key: service.name, value: {string_value: '%REQ(x)%'}}]}
+          body: {string_value: '%REQ(:METHOD)% %RESPONSE_CODE% %REQ(x-none)%'}
+          attributes:
+            values:
+            - {key: code, value: {string_value: '%RESPONSE_CODE%'}}
+            - {key: number, value: {int_value: 7}}
+            - {key: list, value: {array_value: {values: [{bool_value: true}, {double_value: 2}]}}}";
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::with_log(TO_A, "", log, &clusters).await;
+        mesh.get("/").await;
+        let (head, message) = calls(&seen, 1).await.remove(0);
+        let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export ";
+        assert!(
+            head.starts_with(path) && head.contains("\"host\": \"otel.example\""),
+            "{head}"
+        );
+        let mut message = ExportLogsServiceRequest::decode(&*message).unwrap();
+        let logs = message.resource_logs.remove(0);
+        let text = |text: &str| AnyValue {
+            value: Some(Value::StringValue(text.to_owned())),
+        };
+        let resource = logs.resource.unwrap().attributes;
+        let of = |list: &[KeyValue], key: &str| {
+            let found = list.iter().find(|pair| pair.key == key);
+            found.and_then(|pair| pair.value.clone())
+        };
+        assert_eq!(of(&resource, "log_name"), Some(text("lines")));
+        // The resource is no template.
+        assert_eq!(of(&resource, "service.name"), Some(text("%REQ(x)%")));
+        let record = &logs.instrumentation_library_logs[0].logs[0];
+        assert_eq!(record.body, Some(text("GET 200 -")));
+        assert!(record.time_unix_nano > 1_600_000_000_000_000_000);
+        assert_eq!(of(&record.attributes, "code"), Some(text("200")));
+        let number = of(&record.attributes, "number").unwrap();
+        assert_eq!(number.value, Some(Value::IntValue(7)));
+        let Some(Value::ArrayValue(list)) = of(&record.attributes, "list").unwrap().value else {
+            panic!("it is a list");
+        };
+        assert_eq!(list.values[0].value, Some(Value::BoolValue(true)));
+        assert_eq!(list.values[1].value, Some(Value::DoubleValue(2.0)));
+        counted(
+            &mesh,
+            "access_logs.open_telemetry_access_log.own.logs_written",
+            1,
+        )
+        .await;
+    });
+}
