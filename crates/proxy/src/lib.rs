@@ -21,5 +21,6 @@ mod report;
 pub mod router;
 pub mod server;
 mod socket;
+mod trace;
 mod transport;
 pub mod worker;

@@ -113,7 +113,7 @@ async fn send(plan: &OpenTelemetryLog, worker: &Worker, logs: Vec<LogRecord>) ->
 }
 
 /// Nanoseconds since 1970.
-fn nanos(time: SystemTime) -> u64 {
+pub(super) fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_nanos() as u64
 }

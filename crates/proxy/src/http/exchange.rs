@@ -24,6 +24,7 @@ use crate::{
         route::{Action, RouteAction},
         route_match::{RequestView, RouteOutcome},
     },
+    trace::Trace,
 };
 
 /// One request from its head to its log line.
@@ -69,6 +70,10 @@ pub struct Exchange<'c> {
     pub local_reply: Cow<'static, str>,
     /// Sampled for traces.
     pub traced: bool,
+    /// Its place in a trace.
+    pub(crate) trace: Option<Trace>,
+    /// What the peer on the application's side calls the operation.
+    pub(crate) operation: Option<Box<str>>,
     /// A connection as a whole, so that everything about requests is absent.
     pub tcp: bool,
     /// Address that upstream connections come from.
@@ -165,6 +170,8 @@ impl<'c> Exchange<'c> {
             filters: FilterData::default(),
             local_reply: Cow::Borrowed(""),
             traced: false,
+            trace: None,
+            operation: None,
             tcp: false,
             source: connection.source,
             log_type: "DownstreamEnd",

@@ -513,6 +513,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
 
     /// What changes from attempt to attempt.
     fn attempt_headers(&mut self, host: &Host) {
+        let live = self.cx.live;
+        if let (Some(tracer), Some(tracing)) = (&live.tracer, &live.plan.tracing) {
+            tracer.inject(tracing, self.exchange, self.cx.worker);
+        }
         let count = self
             .exchange
             .route

@@ -41,6 +41,7 @@ use crate::{
     filter::Filters,
     listener::{Connection, ConnectionInfo},
     plan::HttpConnectionManager,
+    trace::Tracer,
     worker::{Worker, drain::Drain},
 };
 use stats::ConnectionManagerStats;
@@ -55,6 +56,7 @@ pub struct ConnectionManager {
     http2_stats: Rc<Http2Stats>,
     filters: Filters,
     logs: Vec<Logger>,
+    tracer: Option<Tracer>,
 }
 
 /// What the exchanges of one connection share.
@@ -78,6 +80,7 @@ impl ConnectionManager {
             http2_stats: Rc::new(Http2Stats::new(worker.stats.scope("http2."))),
             filters: Filters::new(plan, worker),
             logs: Logger::all(&plan.access_logs, worker),
+            tracer: Tracer::new(plan.tracing.as_ref(), worker),
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{Context, Exchange, LocalReply};
 use crate::{
-    plan::{http::ServerHeader, overload::Action},
+    plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
     router,
 };
 
@@ -121,6 +121,13 @@ pub(super) fn finish_head(
     }
     if upstream {
         // Meant for us: the name that the server gave to the operation.
+        if cx.live.tracer.is_some()
+            && cx.connection.listener.traffic_direction == TrafficDirection::Outbound
+        {
+            let name = head.headers.get_str("x-envoy-decorator-operation");
+            let name = name.filter(|name| !name.is_empty()).map(Into::into);
+            exchange.operation = name.or(exchange.operation.take());
+        }
         head.headers.remove("x-envoy-decorator-operation");
     }
     if exchange.request.version == Version::Http10 && head.framing == Framing::Chunked {

@@ -23,6 +23,7 @@ use crate::{
     plan::{
         HttpConnectionManager, RouteConfiguration,
         http::RouteSource,
+        listener::TrafficDirection,
         overload::{Action, ShedPoint},
         route::RouteUpgrade,
         scoped_route::Scope,
@@ -146,6 +147,7 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
     }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
     exchange.find_route(routes(plan, cx.worker, exchange));
+    begin_trace(cx, exchange);
     clean_internal_only(exchange);
     if plan.flush_access_log_on_new_request {
         log_as("DownstreamStart", cx, exchange);
@@ -450,7 +452,30 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
         .record(exchange.duration().as_millis() as u64);
     route_stats::count(cx, exchange);
     cx.live.filters.complete(exchange, cx.worker);
+    if let (Some(tracer), Some(tracing)) = (&cx.live.tracer, &cx.live.plan.tracing) {
+        tracer.finish(tracing, exchange, cx.worker);
+    }
     log(cx, exchange);
+}
+
+/// Finds the place of a request in its trace.
+fn begin_trace(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
+    let Some(tracer) = &cx.live.tracer else {
+        return;
+    };
+    tracer.begin(exchange, cx.worker);
+    if exchange.connection.listener.traffic_direction != TrafficDirection::Outbound {
+        // The client's proxy has said what it calls the operation.
+        let name = exchange
+            .request
+            .headers
+            .get_str("x-envoy-decorator-operation");
+        exchange.operation = name.filter(|name| !name.is_empty()).map(Into::into);
+        exchange
+            .request
+            .headers
+            .remove("x-envoy-decorator-operation");
+    }
 }
 
 /// Logs a request that goes on.

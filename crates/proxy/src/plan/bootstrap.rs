@@ -14,6 +14,7 @@ use super::{
     matcher::{Finite, StringMatcher},
     overload::OverloadManager,
     tls::Secret,
+    tracing::Tracer,
 };
 
 /// `envoy.config.bootstrap.v3.Bootstrap`.
@@ -51,6 +52,8 @@ pub struct Bootstrap {
     pub local_cluster_name: Option<Arc<str>>,
     /// `cluster_manager.outlier_detection.event_log_path`.
     pub outlier_event_log: Option<PathBuf>,
+    /// Who collects spans, where a connection manager traces and does not say.
+    pub tracer: Option<Arc<Tracer>>,
     /// Prefix of the headers we add, `x-envoy` by default.
     pub header_prefix: Arc<str>,
     /// The message as it was read (after merging), in its wire form: for `/config_dump` and for the xDS node.

@@ -79,7 +79,7 @@ pub struct HttpConnectionManager {
     /// Whether the request id decides about sampling. Default true.
     pub use_request_id_for_trace_sampling: bool,
     /// Sampling decision of traces; spans themselves are not emitted.
-    pub tracing: Option<Tracing>,
+    pub tracing: Option<super::tracing::Tracing>,
     /// What happens to x-forwarded-client-cert.
     pub forward_client_cert: ForwardClientCert,
     /// What is put into x-forwarded-client-cert.
@@ -320,17 +320,6 @@ impl InternalAddresses {
     pub fn contains(&self, address: IpAddr) -> bool {
         self.cidr_ranges.iter().any(|net| net.contains(&address))
     }
-}
-
-/// Sampling of traces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tracing {
-    /// Share of requests with x-client-trace-id that are traced.
-    pub client_sampling: super::matcher::Percent,
-    /// Share of requests that are traced.
-    pub random_sampling: super::matcher::Percent,
-    /// Upper bound of all.
-    pub overall_sampling: super::matcher::Percent,
 }
 
 /// What happens to x-forwarded-client-cert.

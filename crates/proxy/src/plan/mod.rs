@@ -49,6 +49,7 @@ pub mod scoped_route;
 pub mod socket;
 pub mod tag;
 pub mod tls;
+pub mod tracing;
 pub mod uri_template;
 
 pub use access_log::AccessLog;

@@ -9,8 +9,9 @@ use proto::{
         service::accesslog::v3::{StreamAccessLogsMessage, stream_access_logs_message::LogEntries},
     },
     opentelemetry::proto::{
-        collector::logs::v1::ExportLogsServiceRequest,
+        collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest},
         common::v1::{AnyValue, KeyValue, any_value::Value},
+        trace::v1::{span::SpanKind, status::StatusCode},
     },
 };
 
@@ -204,5 +205,200 @@ fn a_collector_gets_log_records_as_they_were_asked_for() {
             1,
         )
         .await;
+    });
+}
+
+/// The value of a header in what an origin was sent.
+fn header<'t>(request: &'t str, name: &str) -> Option<&'t str> {
+    request.lines().find_map(|line| {
+        let (key, value) = line.split_once(": ")?;
+        key.eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+const OTEL: &str = "tracing:
+        random_sampling: {value: 100}
+        max_path_tag_length: 5
+        custom_tags:
+        - {tag: who, request_header: {name: x-who}}
+        - {tag: where, metadata: {kind: {route: {}}, metadata_key: {key: own, path: [{key: place}]}}}
+        provider:
+          name: otel
+          typed_config:
+            \"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig
+            grpc_service: {envoy_grpc: {cluster_name: s-h2}}
+            service_name: shop
+            resource_detectors:
+            - {name: fixed, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig, attributes: {a: b}}}";
+
+const ROUTE: &str = "          - match: {prefix: /}
+            route: {cluster: a}
+            decorator: {operation: 'shop:80/*'}
+            metadata: {filter_metadata: {own: {place: here}}}";
+
+#[test]
+fn a_trace_goes_on_and_its_span_is_collected() {
+    run(async {
+        let (port, seen) = server().await;
+        let broken = Act::Say("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n");
+        let origin = Origin::new(&[ANSWER, ANSWER, broken]).await;
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::new(ROUTE, OTEL, "", &clusters).await;
+        let (id, parent) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        // One that the client does not want recorded is told on and not recorded.
+        for flags in ["00", "01"] {
+            let told = format!("traceparent: 00-{id}-{parent}-{flags}\r\ntracestate: a=b");
+            let request = format!(
+                "GET /long/path HTTP/1.1\r\nHost: h\r\nX-Who: me\r\n{told}\r\nConnection: close\r\n\r\n"
+            );
+            assert!(mesh.ask(&request).await.starts_with("HTTP/1.1 200 "));
+        }
+        // One that begins here.
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 503 "));
+        let requests = origin.seen();
+        let told: Vec<Vec<&str>> = requests
+            .iter()
+            .map(|request| header(request, "traceparent").unwrap().split('-').collect())
+            .collect();
+        for (told, flags) in told.iter().zip(["00", "01", "01"]) {
+            assert_eq!((told[0], told[3]), ("00", flags));
+            assert_ne!(told[2], parent);
+        }
+        assert_eq!((told[0][1], told[1][1]), (id, id));
+        assert!(told[2][1] != id && told[2][1].len() == 32);
+        assert_eq!(header(&requests[1], "tracestate"), Some("a=b"));
+
+        let (head, message) = calls(&seen, 1).await.remove(0);
+        let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export ";
+        assert!(head.starts_with(path), "{head}");
+        let mut message = ExportTraceServiceRequest::decode(&*message).unwrap();
+        let spans = message.resource_spans.remove(0);
+        let tag = |list: &[KeyValue], key: &str| {
+            let found = list.iter().find(|pair| pair.key == key)?;
+            match found.value.as_ref()?.value.as_ref()? {
+                Value::StringValue(text) => Some(text.clone()),
+                other => panic!("{key} is {other:?}"),
+            }
+        };
+        let resource = spans.resource.unwrap().attributes;
+        assert_eq!(tag(&resource, "service.name").as_deref(), Some("shop"));
+        assert_eq!(tag(&resource, "a").as_deref(), Some("b"));
+        let [good, bad] = &*spans.instrumentation_library_spans[0].spans else {
+            panic!(
+                "two are recorded: {spans:?}",
+                spans = spans.instrumentation_library_spans
+            );
+        };
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(
+            (&*hex(&good.trace_id), &*hex(&good.parent_span_id)),
+            (id, parent)
+        );
+        assert_eq!(hex(&good.span_id), told[1][2]);
+        assert_eq!((&*good.name, &*good.trace_state), ("shop:80/*", "a=b"));
+        assert_eq!(good.kind(), SpanKind::Server);
+        assert!(good.end_time_unix_nano > good.start_time_unix_nano && good.status.is_none());
+        for (key, value) in [
+            ("component", "proxy"),
+            ("http.url", "http://h/long"),
+            ("http.method", "GET"),
+            ("http.status_code", "200"),
+            ("http.protocol", "HTTP/1.1"),
+            ("upstream_cluster", "a"),
+            ("response_flags", "-"),
+            ("user_agent", "-"),
+            ("response_size", "2"),
+            ("who", "me"),
+            ("where", "here"),
+        ] {
+            assert_eq!(tag(&good.attributes, key).as_deref(), Some(value), "{key}");
+        }
+        assert_eq!(tag(&good.attributes, "error"), None);
+        assert_eq!(
+            (hex(&bad.trace_id), hex(&bad.span_id)),
+            (told[2][1].into(), told[2][2].into())
+        );
+        assert!(bad.parent_span_id.is_empty());
+        assert_eq!(bad.status.as_ref().unwrap().code(), StatusCode::Error);
+        assert_eq!(tag(&bad.attributes, "error").as_deref(), Some("true"));
+        assert_eq!(tag(&bad.attributes, "who"), None);
+        counted(&mesh, "tracing.opentelemetry.spans_sent", 2).await;
+    });
+}
+
+#[test]
+fn zipkin_gets_a_span_of_each_end() {
+    run(async {
+        let zipkin = Origin::new(&[Act::Say(
+            "HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n",
+        )])
+        .await;
+        let origin = Origin::new(&[ANSWER, ANSWER]).await;
+        let tracing = "tracing:
+        spawn_upstream_span: true
+        provider:
+          name: zipkin
+          typed_config:
+            \"@type\": type.googleapis.com/envoy.config.trace.v3.ZipkinConfig
+            collector_cluster: z
+            collector_endpoint: /api/v2/spans
+            collector_hostname: zipkin.example
+            collector_endpoint_version: HTTP_JSON
+            trace_id_128bit: true
+            shared_span_context: false";
+        let clusters = [("a", origin.port), ("z", zipkin.port)];
+        let mesh = Mesh::new(TO_A, tracing, "", &clusters).await;
+        let (id, parent) = ("463ac35c9f6413ad48485a3953bb6124", "a2fb4a1d1a96d312");
+        for sampled in ["0", "1"] {
+            let request = format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nX-B3-TraceId: {id}\r\nX-B3-SpanId: {parent}\r\nX-B3-Sampled: {sampled}\r\nConnection: close\r\n\r\n"
+            );
+            mesh.ask(&request).await;
+        }
+        let requests = origin.seen();
+        assert_eq!(header(&requests[0], "x-b3-sampled"), Some("0"));
+        assert_eq!(header(&requests[0], "x-b3-traceid"), Some(id));
+        assert_eq!(header(&requests[1], "x-b3-sampled"), Some("1"));
+        within(async {
+            while zipkin.seen().is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        let report = zipkin.seen().remove(0);
+        let (head, body) = report.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("POST /api/v2/spans HTTP/1.1\r\n"),
+            "{head}"
+        );
+        assert_eq!(header(head, "host"), Some("zipkin.example"));
+        let spans: serde_json::Value = serde_json::from_str(body).unwrap();
+        let (own, child) = (&spans[0], &spans[1]);
+        assert_eq!(spans.as_array().unwrap().len(), 2, "{spans}");
+        assert_eq!(
+            (&own["traceId"], &own["parentId"]),
+            (&id.into(), &parent.into())
+        );
+        assert_eq!(
+            (&own["kind"], &own["name"]),
+            (&"SERVER".into(), &"ingress".into())
+        );
+        assert_eq!(
+            (&child["kind"], &child["name"]),
+            (&"CLIENT".into(), &"router a egress".into())
+        );
+        assert_eq!(
+            (&child["parentId"], &child["traceId"]),
+            (&own["id"], &id.into())
+        );
+        // The server is told the span of its own call.
+        assert_eq!(header(&requests[1], "x-b3-spanid"), child["id"].as_str());
+        assert_eq!(
+            header(&requests[1], "x-b3-parentspanid"),
+            own["id"].as_str()
+        );
+        assert_eq!(own["tags"]["http.status_code"], "200");
+        assert!(own["duration"].as_u64() > Some(0) && own["timestamp"].is_u64());
+        counted(&mesh, "tracing.zipkin.spans_sent", 2).await;
     });
 }

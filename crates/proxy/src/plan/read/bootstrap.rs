@@ -40,14 +40,14 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         cluster_manager,
         hds_config,
         flags_path: _,
-        // Sinks and traces are a later version's: docs/accepted-without-effect.md.
+        // Sinks are a later version's: docs/accepted-without-effect.md.
         stats_sinks: _,
         deferred_stat_options: _,
         stats_config,
         stats_flush_interval,
         watchdog: _,
         watchdogs: _,
-        tracing: _,
+        tracing,
         layered_runtime,
         admin,
         overload_manager,
@@ -126,6 +126,10 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         log_format: application_log_config.as_ref().and_then(log_format),
         local_cluster_name: None,
         outlier_event_log: None,
+        tracer: at
+            .optional("tracing", tracing, super::tracing::of_bootstrap)
+            .unwrap_or(None)
+            .flatten(),
         header_prefix: option(header_prefix).unwrap_or_else(|| "x-envoy".into()),
         encoded: m.encode_to_vec().into(),
     };

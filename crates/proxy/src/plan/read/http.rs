@@ -15,8 +15,7 @@ use proto::envoy::{
 use super::{
     access_log::{access_log, body_format},
     common::{
-        above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, percent,
-        positive,
+        above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, positive,
     },
     header::header_adds,
     http_filter::http_filters,
@@ -28,10 +27,9 @@ use crate::plan::{
     http::{
         ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HeaderCase, Http1Options,
         Http2Keepalive, Http2Options, HttpConnectionManager, HttpOptions, InternalAddresses,
-        RouteSource, ServerHeader, StripPort, Tracing, Underscores, Upgrade,
+        RouteSource, ServerHeader, StripPort, Underscores, Upgrade,
     },
     local_reply::{LocalReplyConfig, ResponseMapper},
-    matcher::Percent,
     scoped_route::Scope,
 };
 
@@ -284,7 +282,7 @@ pub(super) fn connection_manager(
         always_set_request_id_in_response: *always_set_request_id_in_response,
         pack_trace_reason,
         use_request_id_for_trace_sampling,
-        tracing: at.optional("tracing", tracing, sampling)?,
+        tracing: at.optional("tracing", tracing, super::tracing::tracing)?,
         forward_client_cert: match enumeration(
             &at,
             "forward_client_cert_details",
@@ -407,34 +405,6 @@ fn request_id(at: At<'_>, m: &pb::RequestIdExtension) -> Step<(bool, bool)> {
         m.pack_trace_reason.unwrap_or(true),
         m.use_request_id_for_trace_sampling.unwrap_or(true),
     ))
-}
-
-fn sampling(at: At<'_>, m: &nested::Tracing) -> Step<Tracing> {
-    let nested::Tracing {
-        client_sampling,
-        random_sampling,
-        overall_sampling,
-        // What spans would carry; none are emitted (docs/accepted-without-effect.md).
-        verbose: _,
-        max_path_tag_length: _,
-        custom_tags: _,
-        provider: _,
-        spawn_upstream_span: _,
-        operation: _,
-        upstream_operation: _,
-    } = m;
-    let all = Percent::whole(100);
-    Ok(Tracing {
-        client_sampling: at
-            .optional("client_sampling", client_sampling, percent)?
-            .unwrap_or(all),
-        random_sampling: at
-            .optional("random_sampling", random_sampling, percent)?
-            .unwrap_or(all),
-        overall_sampling: at
-            .optional("overall_sampling", overall_sampling, percent)?
-            .unwrap_or(all),
-    })
 }
 
 /// `HttpProtocolOptions` of the core API: what both protocols share.

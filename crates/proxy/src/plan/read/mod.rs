@@ -37,6 +37,7 @@ mod scoped_route;
 mod socket;
 mod tag;
 mod tls;
+mod tracing;
 mod upstream_http;
 
 pub(crate) use common::json;
