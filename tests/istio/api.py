@@ -10,6 +10,8 @@ KINDS = {"endpointslices": "EndpointSlice", "ingresses": "Ingress", "ingressclas
          "mutatingwebhookconfigurations": "MutatingWebhookConfiguration", "clustertrustbundles": "ClusterTrustBundle",
          "validatingwebhookconfigurations": "ValidatingWebhookConfiguration", "serviceaccounts": "ServiceAccount"}
 KEPT = {}
+# (namespace, account) to a token; None where nobody has one.
+TOKENS = None
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -60,6 +62,10 @@ class Api(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
+        account = re.fullmatch(r"/api/v1/namespaces/([^/]+)/serviceaccounts/([^/]+)/token", self.path.partition("?")[0])
+        if account and TOKENS:
+            return self.answer(201, {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "spec": {"audiences": []},
+                                     "status": {"token": TOKENS(*account.groups()), "expirationTimestamp": "2099-01-01T00:00:00Z"}})
         meta = body.setdefault("metadata", {})
         meta["resourceVersion"] = "1"
         if meta.get("name"):

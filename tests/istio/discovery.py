@@ -17,8 +17,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def run(istiod, work):
+    inside("istiod", istiod, work)
+
+
+def inside(which, program, work):
+    """Runs a case of this file in namespaces of its own."""
     command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-               sys.executable, "-B", str(HERE / "discovery.py"), str(istiod), str(work)]
+               sys.executable, "-B", str(HERE / "discovery.py"), which, str(program), str(work)]
     done = subprocess.run(command)
     results = work / "results.json"
     if not results.exists():
@@ -30,25 +35,34 @@ def run(istiod, work):
 
 
 def main():
-    istiod, work = map(pathlib.Path, sys.argv[1:])
+    which, (program, work) = sys.argv[1], map(pathlib.Path, sys.argv[2:])
     from net import Node
 
     node = Node(work)
-    control = node.istiod(istiod, (HERE / "mesh/mesh.yaml"), HERE / "mesh/objects")
-    if check("istiod is ready", control.ready(), control.log()[-2000:]):
-        cases(node, control)
+    if which == "istiod":
+        control = node.istiod(program, HERE / "mesh/mesh.yaml", HERE / "mesh/objects")
+        if check("istiod is ready", control.ready(), control.log()[-2000:]):
+            cases(node, control)
+    else:
+        import ctl
+
+        ctl.files(program, node)
     (work / "results.json").write_text(json.dumps([PASSED, FAILED]))
 
 
-def cases(node, control):
-    from words import eventually
-
-    pods = [
+def pods_of(node):
+    return [
         node.pod("reviews-v1", "10.77.0.11", {"app": "reviews", "version": "v1"}, "reviews"),
         node.pod("reviews-v2", "10.77.0.12", {"app": "reviews", "version": "v2"}, "reviews"),
         node.pod("client", "10.77.0.13", {"app": "client"}, "client"),
         node.pod("gateway", "10.77.0.14", {"istio": "ingressgateway"}, "gateway", role="router"),
     ]
+
+
+def cases(node, control):
+    from words import eventually
+
+    pods = pods_of(node)
     agent = os.environ.get("PILOT_AGENT")
     for pod in pods:
         # With a stock agent at hand, too, it has one of the pods: nothing of the control's side is ours there.

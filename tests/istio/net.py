@@ -11,7 +11,7 @@ import threading
 import time
 
 import api
-from words import PROXY, eventually, run
+from words import OUTRIGGER, PROXY, eventually, run
 
 HERE = pathlib.Path(__file__).resolve().parent
 GATE = "10.77.0.1"
@@ -77,13 +77,16 @@ class Node:
         n = base64.urlsafe_b64encode(bytes.fromhex(modulus)).rstrip(b"=").decode()
         self.keys = json.dumps({"keys": [{"kty": "RSA", "kid": "k", "alg": "RS256", "use": "sig", "e": "AQAB", "n": n}]})
 
-    def token(self, account):
+    def token(self, account, namespace="shop"):
         now = int(time.time())
-        return signed({"iss": "https://tokens.test", "sub": f"system:serviceaccount:shop:{account}", "aud": ["istio-ca"],
-                       "iat": now, "exp": now + 3600, "kubernetes.io": {"namespace": "shop"}}, self.key)
+        return signed({"iss": "https://tokens.test", "sub": f"system:serviceaccount:{namespace}:{account}", "aud": ["istio-ca"],
+                       "iat": now, "exp": now + 3600, "kubernetes.io": {"namespace": namespace}}, self.key)
 
     def istiod(self, program, mesh, objects):
         return Istiod(self, program, mesh, objects)
+
+    def outrigger(self, objects):
+        return Outrigger(self, objects)
 
     def pod(self, *words, **more):
         return Pod(self, *words, **more)
@@ -137,6 +140,26 @@ class Istiod:
         assert old in text, f"{name} has no {old}"
         (self.folder / f".{name}").write_text(text.replace(old, new))
         os.replace(self.folder / f".{name}", path)
+
+
+class Outrigger:
+    """Our control plane over the same files."""
+
+    def __init__(self, node, objects):
+        self.node = node
+        self.output = node.work / "control.log"
+        (node.work / "keys.json").write_text(node.keys)
+        log = open(self.output, "w")
+        flags = ["--config", str(objects), "--grpcAddr=", f"--secureGRPCAddr={GATE}:15012", f"--monitoringAddr={GATE}:15014",
+                 "--tokenKeys", str(node.work / "keys.json"), "--caCertsDir", str(node.work / "cacerts"), "--stateDir", str(node.work / "state"),
+                 "--replica=istiod-0"]
+        self.process = subprocess.Popen([OUTRIGGER, "control", *flags], stdout=log, stderr=log)
+
+    def log(self):
+        return self.output.read_text()
+
+    def ready(self):
+        return eventually(lambda: run("curl", "-sf", f"http://{GATE}:15014/ready").returncode == 0, 30)
 
 
 class Pod:

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{StatusCode, Uri, header},
+    response::{IntoResponse, Redirect, Response},
     routing::get,
 };
 use serde::Deserialize;
@@ -46,6 +46,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/debug/mesh", get(mesh))
         .route("/debug/authz", get(authz))
         .route("/debug/problems", get(problems))
+        .fallback(elsewhere)
         .with_state(server)
 }
 
@@ -56,6 +57,16 @@ struct Options {
     proxy_id: Option<String>,
     #[serde(default, rename = "include_eds")]
     include_eds: Option<String>,
+}
+
+/// istioctl asks for `//version`: whoever doubles a slash is sent to where it is single, as Go's servers do.
+async fn elsewhere(uri: Uri) -> Response {
+    let single: Vec<&str> = uri.path().split('/').filter(|p| !p.is_empty()).collect();
+    if !uri.path().contains("//") {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let query = uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    Redirect::permanent(&format!("/{}{query}", single.join("/"))).into_response()
 }
 
 async fn ready(State(server): State<Arc<Server>>) -> Response {

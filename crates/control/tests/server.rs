@@ -452,6 +452,20 @@ async fn pages_show_what_a_proxy_was_sent() {
             .starts_with("HTTP/1.1 400")
     );
     assert!(mesh.page("/ready").await.starts_with("HTTP/1.1 200"));
+    // As istioctl asks for it, and as it takes it apart: VERSION-REVISION-STATUS.
+    let page = mesh.page("//version").await;
+    assert!(page.contains("\r\nlocation: /version\r\n"), "{page}");
+    let page = mesh.page("/version").await;
+    let (_, version) = page.split_once("\r\n\r\n").unwrap();
+    assert!(
+        version.starts_with(concat!(env!("CARGO_PKG_VERSION"), "-")),
+        "{page}"
+    );
+    assert!(version.ends_with("-Clean"), "{page}");
+    assert!(mesh.page("/nowhere").await.starts_with("HTTP/1.1 404"));
+    let clusters = mesh.json("/debug/clusterz").await;
+    assert_eq!(clusters[0]["id"], "Kubernetes");
+
     let services = mesh.json("/debug/registryz").await;
     assert_eq!(services.as_array().unwrap().len(), 2);
     assert!(mesh.page("/debug/endpointz").await.contains("10.1.0.1"));

@@ -141,6 +141,8 @@ pub(super) fn defaults() -> Value {
             "resources": {"requests": {"cpu": "100m", "memory": "100Mi"}},
         },
         "meshConfig": {},
+        // `istioctl analyze` reads it, and ends where it is not there.
+        "sidecarInjectorWebhook": {"enableNamespacesByDefault": false},
     })
 }
 
@@ -186,6 +188,11 @@ fn check(values: &Value) -> anyhow::Result<()> {
             ];
             only("pilot", value, &pilot)?;
         }
+    }
+    if values["sidecarInjectorWebhook"]["enableNamespacesByDefault"] == true {
+        bail!(
+            "value sidecarInjectorWebhook.enableNamespacesByDefault: only namespaces with a label are injected; leave it out"
+        );
     }
     inject::Values::new(values).map_err(|e| anyhow::anyhow!("{e}"))?;
     config::mesh::merge(&values["meshConfig"]).map_err(|e| anyhow::anyhow!("meshConfig.{e}"))?;
@@ -282,6 +289,12 @@ mod tests {
         assert_eq!(values.at(&["meshConfig", "enableAutoMtls"]), false);
         let wrong = Values::read(Value::Null, &[], &["pilot.replicas=2".to_owned()]).unwrap_err();
         assert!(wrong.to_string().contains("pilot.replicas"), "{wrong}");
+        let all = ["sidecarInjectorWebhook.enableNamespacesByDefault=true".to_owned()];
+        let wrong = Values::read(Value::Null, &[], &all).unwrap_err();
+        assert!(
+            wrong.to_string().contains("only namespaces with a label"),
+            "{wrong}"
+        );
         assert_eq!(split(r"a.b\.c/d.e"), ["a", "b.c/d", "e"]);
     }
 }

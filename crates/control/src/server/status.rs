@@ -80,7 +80,7 @@ pub(super) async fn answer(
             .connections()
             .iter()
             .filter(|c| seen(c) && c.node.proxy_config.is_some())
-            .map(|c| resource(c.node.id.clone(), &any::pack(&state(c))))
+            .map(|c| resource(c.node.workload.clone(), &any::pack(&state(c))))
             .collect(),
         CONFIG_DUMP => {
             let proxy = only(names)?;
@@ -150,7 +150,8 @@ fn state(connection: &Connection) -> ClientConfig {
     ];
     ClientConfig {
         node: Some(Node {
-            id: node.id.clone(),
+            // POD.NAMESPACE, as istiod has it, and not the whole id.
+            id: node.workload.clone(),
             metadata: Some(proto::Struct {
                 fields: metadata
                     .into_iter()

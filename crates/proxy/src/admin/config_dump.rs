@@ -37,7 +37,7 @@ use xds::type_url::{CDS, EDS, LDS, RDS};
 use super::{Admin, Answer, Params, certs, clusters::address_message, mask::Mask};
 use crate::{
     cluster::ClusterEntry,
-    discovery::{Config, Entry, ErrorState, Truth, Version},
+    discovery::{Config, Entry, ErrorState, Truth, Version, complete},
 };
 
 pub(super) fn config_dump(admin: &Admin, params: &Params) -> Answer {
@@ -182,8 +182,12 @@ fn packed<M: Message + Name>(message: &M) -> Value {
 
 fn bootstrap(admin: &Admin) -> BootstrapConfigDump {
     let age = admin.server.started.elapsed();
+    let mut bootstrap = BootstrapMessage::decode(&*admin.server.bootstrap.encoded).ok();
+    if let Some(bootstrap) = &mut bootstrap {
+        complete(bootstrap.node.get_or_insert_default());
+    }
     BootstrapConfigDump {
-        bootstrap: BootstrapMessage::decode(&*admin.server.bootstrap.encoded).ok(),
+        bootstrap,
         last_updated: SystemTime::now().checked_sub(age).map(timestamp),
     }
 }

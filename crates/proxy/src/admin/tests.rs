@@ -163,6 +163,10 @@ fn a_dump_holds_everything_and_can_be_cut() {
             ]
         );
         assert_eq!(dump["configs"][0]["bootstrap"]["node"]["cluster"], "mine");
+        assert_eq!(
+            dump["configs"][0]["bootstrap"]["node"]["userAgentBuildVersion"]["version"]["minorNumber"],
+            env!("CARGO_PKG_VERSION_MINOR").parse::<u32>().unwrap()
+        );
         let clusters = &dump["configs"][1]["staticClusters"];
         assert_eq!(
             clusters[0]["cluster"]["@type"],

@@ -14,6 +14,7 @@ mod truth;
 
 pub use entries::{Config, Entry, ErrorState, Version};
 pub use stream::Discovery;
+pub(crate) use stream::complete;
 pub use truth::{Apply, Failure, Phase, Truth};
 
 #[cfg(test)]

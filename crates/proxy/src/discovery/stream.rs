@@ -7,7 +7,13 @@ use std::{
 };
 
 use prost::Message;
-use proto::envoy::config::{bootstrap::v3::Bootstrap as BootstrapMessage, core::v3::Node};
+use proto::envoy::{
+    config::{
+        bootstrap::v3::Bootstrap as BootstrapMessage,
+        core::v3::{BuildVersion, Node, node::UserAgentVersionType},
+    },
+    r#type::v3::SemanticVersion,
+};
 use xds::{
     Mode,
     client::{ConnectError, Incoming, Outgoing, Received, Session, Target, Want, connect},
@@ -400,10 +406,26 @@ pub(super) async fn next(
 fn node(bootstrap: &Bootstrap) -> Node {
     let message = BootstrapMessage::decode(&*bootstrap.encoded).unwrap_or_default();
     let mut node = message.node.unwrap_or_default();
+    complete(&mut node);
+    node
+}
+
+/// Puts in our name and version where the bootstrap says none, as Envoy puts its own.
+pub(crate) fn complete(node: &mut Node) {
     if node.user_agent_name.is_empty() {
         node.user_agent_name = "outrigger".to_owned();
     }
-    node
+    let number = |text: &str| text.parse().unwrap_or(0);
+    node.user_agent_version_type.get_or_insert_with(|| {
+        UserAgentVersionType::UserAgentBuildVersion(BuildVersion {
+            version: Some(SemanticVersion {
+                major_number: number(env!("CARGO_PKG_VERSION_MAJOR")),
+                minor_number: number(env!("CARGO_PKG_VERSION_MINOR")),
+                patch: number(env!("CARGO_PKG_VERSION_PATCH")),
+            }),
+            metadata: None,
+        })
+    });
 }
 
 /// Where a cluster is that configuration comes from.
