@@ -8,11 +8,11 @@ from words import check, eventually, run as start
 
 
 def run(istioctl, work):
-    from discovery import inside
-
-    inside("istioctl", istioctl, work)
     if not os.environ.get("KUBECONFIG"):
-        print("skipped: a stock istioctl in a cluster: ./x test cluster runs it, or set KUBECONFIG to one with our mesh and bookinfo")
+        from discovery import inside
+
+        print("skipped: istioctl in a cluster: ./x test cluster runs it, or set KUBECONFIG to one with our mesh and bookinfo", flush=True)
+        inside("istioctl", istioctl, work)
         return
     env = {**os.environ, "HOME": str(work)}
 
@@ -22,7 +22,7 @@ def run(istioctl, work):
     def good(name, words, *wanted):
         """The command succeeds, prints all of these, and complains of nothing."""
         done = ctl(*words)
-        missing = [w for w in wanted if not re.search(w, done.stdout, re.M)]
+        missing = [w for w in wanted if not re.search(w, done.stdout + done.stderr, re.M)]
         check(name, done.returncode == 0 and not missing and "Error" not in done.stderr,
               f"no {missing}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
         return done.stdout
