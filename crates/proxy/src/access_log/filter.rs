@@ -31,6 +31,7 @@ pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
         }
         AccessLogFilter::And(filters) => filters.iter().all(|f| passes(f, exchange, random)),
         AccessLogFilter::Or(filters) => filters.iter().any(|f| passes(f, exchange, random)),
+        AccessLogFilter::Expression(expression) => super::cel::holds(expression, exchange),
         AccessLogFilter::Header(matcher) => matcher.matches(exchange),
         AccessLogFilter::ResponseFlags(flags) if flags.is_empty() => !exchange.flags.is_empty(),
         AccessLogFilter::ResponseFlags(flags) => flags

@@ -4,6 +4,7 @@
 //! decides, `sink` collects lines per worker and hands them to a writer thread. Records for services are made in
 //! [`crate::grpc`]; `tag` tells the values of their tags.
 
+mod cel;
 mod filter;
 pub(crate) mod format;
 mod json;

@@ -91,6 +91,11 @@ impl Flags {
         self.0 == 0
     }
 
+    /// As a number, with the bits that Envoy gives them.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
     /// The flag with this short name.
     pub fn from_short(short: &str) -> Option<Flags> {
         NAMES

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
+    cel::Expr,
     ext_authz::GrpcCall,
     format::Template,
     matcher::{Fraction, HeaderMatcher, MetadataMatcher},
@@ -155,6 +156,8 @@ pub enum AccessLogFilter {
     Or(Vec<AccessLogFilter>),
     /// A request header.
     Header(HeaderMatcher),
+    /// An expression that must hold (`envoy.access_loggers.extension_filters.cel`).
+    Expression(Arc<Expr>),
     /// One of these response flags in their short form (`NR`, `UF` …); empty: any flag.
     ResponseFlags(Vec<Arc<str>>),
     /// gRPC status.

@@ -15,6 +15,7 @@ pub mod access_log;
 pub mod address;
 pub mod bootstrap;
 pub mod call;
+pub mod cel;
 pub mod chain_match;
 pub mod cluster;
 pub mod endpoint;

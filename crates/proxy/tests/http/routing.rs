@@ -1,5 +1,7 @@
 //! Filters, replies and redirects that routes ask for, as clients and origins see them.
 
+use std::time::Duration;
+
 use super::support::{Act, Mesh, OK, Origin, TO_A, run, within};
 
 const TYPE: &str = "\"@type\": type.googleapis.com/envoy.extensions";
@@ -359,4 +361,90 @@ scoped_route_configurations_list:
             .contains("scoped_route_configurations[1].key: is the key of another scope"),
         "{error}"
     );
+}
+
+#[test]
+fn log_lines_are_written_where_an_expression_holds() {
+    run(async {
+        let cases = [
+            ("response.code >= 400", true),
+            ("response.code == 200 || response.code < 300", false),
+            (
+                "request.url_path == '/p' && request.path.endsWith('?q=1')",
+                true,
+            ),
+            (
+                "request.headers['x-a'] == 'one' && request.headers['X-A'].size() == 3",
+                true,
+            ),
+            ("'x-b' in request.headers", false),
+            (
+                "!('x-b' in request.headers) && !has(request.headers.x_b)",
+                true,
+            ),
+            ("request.headers['x-b'] == ''", false),
+            (
+                "request.headers['x-b'] == '' || response.code_details == 'direct_response'",
+                true,
+            ),
+            ("request.method in ['GET', \"HEAD\"]", true),
+            ("request.useragent.matches('^c.*l$')", true),
+            ("request.useragent.startsWith('curl/')", false),
+            ("connection.mtls", false),
+            (
+                "!connection.mtls && request.duration < duration('1h')",
+                true,
+            ),
+            ("has(xds.cluster_name)", false),
+            (
+                "xds.route_name == 'direct' && request.protocol == 'HTTP/1.1'",
+                true,
+            ),
+            (
+                "int(request.headers['x-n']) > 41 && string(response.code) == '404'",
+                true,
+            ),
+            ("response.flags != 0", false),
+            ("metadata['none']['key'] == 'v'", false),
+            (
+                "(response.code == 404 ? request.query : request.host) == 'q=1'",
+                true,
+            ),
+            // What is neither true nor false lets nothing through.
+            ("request.path", false),
+            ("request.path > 1", false),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = |index: usize| folder.path().join(index.to_string());
+        let logs: Vec<_> = cases
+            .iter()
+            .enumerate()
+            .map(|(index, (expression, _))| {
+                format!(
+                    "name: n{index}
+        filter: {{extension_filter: {{name: cel, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter, expression: {}}}}}}}
+        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {}, log_format: {{text_format_source: {{inline_string: 'x'}}}}}}",
+                    serde_json::Value::from(*expression),
+                    path(index).display()
+                )
+            })
+            .collect();
+        let routes =
+            "          - {name: direct, match: {prefix: /}, direct_response: {status: 404}}";
+        let mesh = Mesh::with_log(routes, "", &logs.join("\n      - "), &[]).await;
+        mesh.ask("GET /p?q=1 HTTP/1.1\r\nHost: h\r\nX-A: one\r\nX-N: 42\r\nUser-Agent: curl\r\nConnection: close\r\n\r\n")
+            .await;
+        for (index, (expression, holds)) in cases.iter().enumerate() {
+            let line = || std::fs::read_to_string(path(index)).unwrap_or_default();
+            if *holds {
+                within(async {
+                    while line().is_empty() {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                })
+                .await;
+            }
+            assert_eq!(line().is_empty(), !holds, "{expression}");
+        }
+    });
 }

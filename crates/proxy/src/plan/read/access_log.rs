@@ -7,7 +7,9 @@ use proto::{
     envoy::{
         config::{accesslog::v3 as pb, core::v3 as core},
         data::accesslog::v3 as data,
-        extensions::access_loggers::{file::v3 as file, stream::v3 as stream},
+        extensions::access_loggers::{
+            file::v3 as file, filters::cel::v3::ExpressionFilter, stream::v3 as stream,
+        },
     },
 };
 use serde_json::Value;
@@ -263,10 +265,22 @@ pub(super) fn filter(at: At<'_>, m: &pb::AccessLogFilter) -> Step<AccessLogFilte
         }
         Some(F::ExtensionFilter(m)) => {
             let at = at.field("extension_filter");
-            return Err(at.not_implemented(format!(
-                "access log filter {} is not implemented; remove it",
-                m.name
-            )));
+            let Some(pb::extension_filter::ConfigType::TypedConfig(any)) = &m.config_type else {
+                return Err(at
+                    .field("typed_config")
+                    .error("is required: the configuration of this filter with its @type"));
+            };
+            let at = at.field("typed_config");
+            let found = extension(&at, any)?;
+            match found.name.as_str() {
+                "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter" => {
+                    let m: ExpressionFilter = found.decode(&at)?;
+                    let parsed = crate::plan::cel::parse(&m.expression);
+                    let parsed = parsed.map_err(|why| at.field("expression").error(why))?;
+                    AccessLogFilter::Expression(Arc::new(parsed))
+                }
+                _ => return Err(found.unknown(&at, "access log filter")),
+            }
         }
         Some(F::LogTypeFilter(m)) => {
             let at = at.field("log_type_filter");
