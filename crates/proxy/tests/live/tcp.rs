@@ -284,6 +284,40 @@ live! {
         }
     }
 
+    async fn connections_are_shared_by_weight_and_stay_with_their_host_by_hash() {
+        let (one, two, three) = (origin("1").await, origin("2").await, origin("3").await);
+        let server = server(1);
+        let shares = ", stat_prefix: w, weighted_clusters: {clusters: [{name: a, weight: 3}, {name: b, weight: 1}]}";
+        let (name, by_client) = tcp_proxy("ring", ", hash_policy: [{source_ip: {}}]");
+        apply(&server, vec![
+            static_cluster("a", &[one], ""),
+            static_cluster("b", &[two], ""),
+            static_cluster("ring", &[one, two, three], "lb_policy: RING_HASH"),
+            tcp_listener("weighted", 0, &chain(&[(name, shares)]), ""),
+            tcp_listener("hashed", 0, &chain(&[(name, &by_client)]), ""),
+        ]).await;
+        let mut to_a = 0;
+        for _ in 0..400 {
+            to_a += u32::from(read(&mut connect(&server, "weighted").await, 1).await == "1");
+        }
+        // 300 are expected; so far off is one in millions.
+        assert!((250..350).contains(&to_a), "{to_a} of 400");
+        let address = server.listener_address("hashed").expect("it has a socket");
+        let mut seen = std::collections::BTreeSet::new();
+        for client in 1..=20 {
+            let mut hosts = std::collections::BTreeSet::new();
+            for _ in 0..3 {
+                let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+                socket.bind(format!("127.0.0.{client}:0").parse().expect("an address")).expect("loopback");
+                let mut stream = socket.connect(address).await.expect("it listens");
+                hosts.insert(read(&mut stream, 1).await);
+            }
+            assert_eq!(hosts.len(), 1, "client {client} went to {hosts:?}");
+            seen.extend(hosts);
+        }
+        assert!(seen.len() > 1, "clients are spread: {seen:?}");
+    }
+
     async fn another_host_is_tried_when_one_refuses() {
         let unused = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let dead = unused.local_addr().expect("it is bound").port();
