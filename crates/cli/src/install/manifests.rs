@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{cni, control_plane, gateway, rights, values::Values, webhooks};
+use super::{admission, cni, control_plane, gateway, rights, values::Values, webhooks};
 
 /// Where and as what the mesh is installed.
 #[derive(Debug)]
@@ -66,6 +66,7 @@ pub(super) fn steps(place: &Place) -> anyhow::Result<Vec<Step>> {
         "metadata": {"name": place.namespace},
     });
     let mut control = rights::control_plane(place);
+    control.extend(admission::all(place));
     control.extend(control_plane::settings(place));
     control.extend(control_plane::workload(place));
     let mut out = vec![

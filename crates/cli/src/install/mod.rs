@@ -1,5 +1,6 @@
 //! `outrigger install` and `uninstall`: the manifests, in the order in which a cluster needs them.
 
+mod admission;
 mod cni;
 mod control_plane;
 mod gateway;
@@ -161,16 +162,26 @@ async fn apply_all(
     for step in steps {
         let started = Instant::now();
         let (mut created, mut changed) = (0, 0);
+        let mut unknown = Vec::new();
         for object in &step.objects {
-            match apply::apply(client, object).await? {
-                Outcome::Created => created += 1,
-                Outcome::Changed => changed += 1,
-                Outcome::Unchanged => {}
+            match apply::apply(client, object).await {
+                Ok(Outcome::Created) => created += 1,
+                Ok(Outcome::Changed) => changed += 1,
+                Ok(Outcome::Unchanged) => {}
+                Err(e) if e.code() == Some(404) && is_optional(object) => unknown.push(object),
+                Err(e) => return Err(e.into()),
             }
+        }
+        if !unknown.is_empty() {
+            println!(
+                "{:<22} this API server has no admission policies (Kubernetes 1.30): the control plane's rights to run \
+                 Gateways are as wide as its roles",
+                step.name
+            );
         }
         // Objects of a definition cannot be made before it is established, whoever waits for the rest.
         if wait || step.must_wait {
-            for object in &step.objects {
+            for object in step.objects.iter().filter(|o| !unknown.contains(o)) {
                 apply::wait(client, object, patience).await?;
             }
         }
@@ -182,6 +193,11 @@ async fn apply_all(
         );
     }
     Ok(())
+}
+
+/// Whether an API server that does not know the kind is served without the object.
+fn is_optional(object: &Value) -> bool {
+    admission::KINDS.iter().any(|kind| object["kind"] == **kind)
 }
 
 async fn take(flags: &Uninstall) -> anyhow::Result<()> {
@@ -220,6 +236,7 @@ async fn take(flags: &Uninstall) -> anyhow::Result<()> {
             lease::NAMESPACES,
         ));
         made.push(own("v1", "Secret", namespace, "istio-ca-secret"));
+        made.extend(own_class(&client).await?);
         gone += apply::delete_config_maps(&client, "istio-ca-root-cert").await?;
     }
     for object in &made {
@@ -227,6 +244,28 @@ async fn take(flags: &Uninstall) -> anyhow::Result<()> {
     }
     println!("{gone} objects were removed");
     Ok(())
+}
+
+/// The GatewayClass, if the control plane put it in.
+async fn own_class(client: &Client) -> anyhow::Result<Option<Value>> {
+    let group = "gateway.networking.k8s.io/v1";
+    let all = look::list(client, group, "GatewayClass", "gatewayclasses").await?;
+    let is_ours = |class: &&Value| {
+        let managers = class["metadata"]["managedFields"].as_array();
+        class["metadata"]["name"] == control::gateway_api::DEFAULT_CLASS
+            && class["spec"]["controllerName"] == control::gateway_api::CONTROLLER
+            && managers
+                .into_iter()
+                .flatten()
+                .any(|m| m["manager"] == kubernetes::FIELD_MANAGER && m["subresource"].is_null())
+    };
+    let mut found = all.iter().find(is_ours).cloned();
+    if let Some(class) = &mut found {
+        // Items of a list do not say what they are.
+        class["apiVersion"] = group.into();
+        class["kind"] = "GatewayClass".into();
+    }
+    Ok(found)
 }
 
 /// How many control planes there are in the namespace.

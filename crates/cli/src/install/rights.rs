@@ -71,15 +71,19 @@ fn everywhere(place: &Place) -> Value {
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
         {"apiGroups": istio, "resources": ["*"], "verbs": read},
         {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["*"], "verbs": read},
-        // What managed Gateways are run by, in their namespaces, and the class that is ours.
+        // What managed Gateways are run by, in their namespaces (see `admission`), and the class that is ours.
         {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["get", "create", "patch"]},
         {"apiGroups": [""], "resources": ["services", "serviceaccounts"], "verbs": ["get", "create", "patch"]},
-        {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gatewayclasses"], "verbs": ["create", "patch"]},
+        {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["gatewayclasses"],
+         "resourceNames": [control::gateway_api::DEFAULT_CLASS], "verbs": ["create", "patch"]},
         {"apiGroups": ["gateway.networking.k8s.io"], "resources": gateway_reports, "verbs": ["patch", "update"]},
         // Reports below `status`.
         {"apiGroups": istio, "resources": reports, "verbs": ["patch", "update"]},
-        // The mesh's roots in every namespace.
-        {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create", "get", "list", "watch", "patch"]},
+        // Settings, authorities of backends, and the mesh's roots, which are put in every namespace. What is applied
+        // has a name when it is created, too.
+        {"apiGroups": [""], "resources": ["configmaps"], "verbs": read},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [kubernetes::trust::CONFIG_MAP],
+         "verbs": ["create", "patch"]},
         // The authority of our webhooks.
         {"apiGroups": ["admissionregistration.k8s.io"],
          "resources": ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],

@@ -198,6 +198,16 @@ const KINDS: &[(&str, &str, &str)] = &[
         "ValidatingWebhookConfiguration",
         "validatingwebhookconfigurations",
     ),
+    (
+        "admissionregistration.k8s.io/v1",
+        "ValidatingAdmissionPolicyBinding",
+        "validatingadmissionpolicybindings",
+    ),
+    (
+        "admissionregistration.k8s.io/v1",
+        "ValidatingAdmissionPolicy",
+        "validatingadmissionpolicies",
+    ),
 ];
 
 #[cfg(test)]

@@ -1,6 +1,14 @@
+{{/* The revision, and what it adds to names. */}}
+{{- define "outrigger.revision" -}}
+{{ default "default" (toString (default "" .Values.revision)) }}
+{{- end }}
+{{- define "outrigger.suffix" -}}
+{{- $revision := include "outrigger.revision" . -}}
+{{ if ne $revision "default" }}-{{ $revision }}{{ end }}
+{{- end }}
 {{/* Names that no two installs may share. */}}
 {{- define "outrigger.injector" -}}
-istio-sidecar-injector{{ if ne .Release.Namespace "istio-system" }}-{{ .Release.Namespace }}{{ end }}
+istio-sidecar-injector{{ include "outrigger.suffix" . }}{{ if ne .Release.Namespace "istio-system" }}-{{ .Release.Namespace }}{{ end }}
 {{- end }}
 {{- define "outrigger.proxyImage" -}}
 {{- $image := .Values.global.proxy.image -}}
@@ -11,12 +19,12 @@ istio-sidecar-injector{{ if ne .Release.Namespace "istio-system" }}-{{ .Release.
 {{- $values := omit (deepCopy .Values) "gateways" "cni" -}}
 {{- if and .Values.cni.enabled (not (hasKey .Values.pilot "cni")) }}{{- $_ := set $values.pilot "cni" (dict "enabled" true) -}}{{ end -}}
 {{- $_ := set $values.global "istioNamespace" .Release.Namespace -}}
-{{- $_ := set $values "revision" "" -}}
-{{- if not $values.global.caAddress }}{{- $_ := set $values.global "caAddress" (printf "istiod.%s.svc:15012" .Release.Namespace) -}}{{ end -}}
+{{- $_ := set $values "revision" (trimPrefix "-" (include "outrigger.suffix" .)) -}}
+{{- if not $values.global.caAddress }}{{- $_ := set $values.global "caAddress" (printf "istiod%s.%s.svc:15012" (include "outrigger.suffix" .) .Release.Namespace) -}}{{ end -}}
 {{ toPrettyJson $values }}
 {{- end }}
 {{- define "outrigger.mesh" -}}
-{{- $mesh := dict "defaultConfig" (dict "discoveryAddress" (printf "istiod.%s.svc:15012" .Release.Namespace))
+{{- $mesh := dict "defaultConfig" (dict "discoveryAddress" (printf "istiod%s.%s.svc:15012" (include "outrigger.suffix" .) .Release.Namespace))
     "enablePrometheusMerge" true "rootNamespace" .Release.Namespace "trustDomain" "cluster.local" -}}
 {{ toYaml (mergeOverwrite $mesh (deepCopy .Values.meshConfig)) }}
 {{- end }}
