@@ -1,5 +1,5 @@
-//! What of Gateway API is supported, in the words of its conformance suite: what tests/gateway-api has shown. Services as
-//! parents (the mesh) work as well, but their part of the suite has not been run.
+//! What of Gateway API is supported, in the words of its conformance suite: what tests/gateway-api has shown. What a
+//! mesh supports (Services as parents) is no property of a GatewayClass and stands in docs/gateway-api-conformance.md.
 
 /// Names as `status.supportedFeatures` of our GatewayClass has them, in order.
 pub(super) const SUPPORTED: &[&str] = &[
