@@ -36,7 +36,7 @@ use crate::{
         token::{KeyFile, TokenError, TokenReviewer},
     },
     compat::Compat,
-    debug,
+    debug::{self, Readers},
     model::Settings,
     push::Timing,
     server::{Ads, Server, secure},
@@ -237,13 +237,19 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
     // The monitoring port opens first, so that whoever waits can see that the objects are still being read.
     let (stop, stopped) = watch::channel(());
     let mut pages = Vec::new();
+    // On one machine everybody who gets here is its user; in a cluster every pod does.
+    let readers = flags
+        .config
+        .is_none()
+        .then(|| Arc::new(Readers::new(&flags.namespace)));
     for (flag, given) in [
         ("monitoringAddr", &flags.monitoring),
         ("httpAddr", &flags.http),
     ] {
         if let Some(listener) = bind(flag, given).await? {
             info!("{flag}: debug pages on {}", listener.local_addr()?);
-            let router = debug::router(server.clone());
+            let router = debug::router(server.clone(), readers.clone())
+                .into_make_service_with_connect_info::<SocketAddr>();
             let mut stopped = stopped.clone();
             let until = async move {
                 let _ = stopped.changed().await;
@@ -301,6 +307,10 @@ async fn run(flags: Flags) -> Result<(), CommandError> {
         true => Some(trust(&flags, &server, client.as_ref(), &replica).await?),
         false => None,
     };
+    let tokens = trusted.as_ref().map(|t| t.authenticator.tokens.clone());
+    if let (Some(readers), Some(Some(tokens))) = (readers, tokens) {
+        readers.trust(tokens);
+    }
     if let Some(trusted) = &trusted {
         let turned = turn(trusted.authority.clone(), server.clone());
         turning = Some(tokio::spawn(turned));

@@ -3,6 +3,7 @@
 //! `istioctl proxy-config -f` reads what `/debug/config_dump` answers, and `proxy-status` what `/debug/syncz` does.
 
 pub(crate) mod config_dump;
+mod readers;
 mod registry;
 mod status;
 
@@ -12,11 +13,13 @@ use axum::{
     Json, Router,
     extract::{Query, State},
     http::{StatusCode, Uri, header},
+    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
 use serde::Deserialize;
 
+pub use self::readers::Readers;
 use crate::server::{Connection, Server};
 
 /// What this program was built from.
@@ -25,13 +28,9 @@ pub(crate) const REVISION: &str = match option_env!("OUTRIGGER_REVISION") {
     None => "unknown",
 };
 
-/// All pages.
-pub fn router(server: Arc<Server>) -> Router {
-    Router::new()
-        .route("/ready", get(ready))
-        .route("/healthz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/version", get(version))
+/// All pages; with `readers` those below `/debug` are for them alone, and the server has to tell who connects.
+pub fn router(server: Arc<Server>, readers: Option<Arc<Readers>>) -> Router {
+    let mut debug = Router::new()
         .route("/debug", get(list))
         .route("/debug/list", get(list))
         .route("/debug/syncz", get(syncz))
@@ -45,7 +44,16 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/debug/registryz", get(registryz))
         .route("/debug/mesh", get(mesh))
         .route("/debug/authz", get(authz))
-        .route("/debug/problems", get(problems))
+        .route("/debug/problems", get(problems));
+    if let Some(readers) = readers {
+        debug = debug.route_layer(middleware::from_fn_with_state(readers, readers::only));
+    }
+    Router::new()
+        .route("/ready", get(ready))
+        .route("/healthz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/version", get(version))
+        .merge(debug)
         .fallback(elsewhere)
         .with_state(server)
 }

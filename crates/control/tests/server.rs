@@ -66,7 +66,7 @@ impl Mesh {
         tokio::spawn(serving);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let pages = listener.local_addr().unwrap();
-        tokio::spawn(axum::serve(listener, debug::router(server.clone())).into_future());
+        tokio::spawn(axum::serve(listener, debug::router(server.clone(), None)).into_future());
         Mesh {
             dir,
             grpc,

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{control_plane::pull_secrets, manifests::Place};
+use super::{
+    control_plane::pull_secrets,
+    manifests::{Place, security_context},
+};
 
 const NAME: &str = "istio-ingressgateway";
 
@@ -87,6 +90,7 @@ fn deployment(
                         "image": "auto",
                         "imagePullPolicy": pull,
                         "resources": values["resources"],
+                        "securityContext": security_context(),
                         "ports": [
                             {"containerPort": 15021, "protocol": "TCP"},
                             {"containerPort": 8080, "protocol": "TCP"},

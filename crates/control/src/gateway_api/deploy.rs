@@ -284,7 +284,12 @@ impl<'a> Made<'a> {
             "runAsUser": self.settings.proxy_uid,
             "runAsGroup": self.settings.proxy_gid,
             "runAsNonRoot": true,
+            "seccompProfile": {"type": "RuntimeDefault"},
         });
+        let seccomp = self.settings.values.at("global.proxy.seccompProfile");
+        if let Some(profile) = seccomp.filter(|p| p.get("type").is_some()) {
+            proxy["securityContext"]["seccompProfile"] = profile.clone();
+        }
         if let Some(resources) = self.settings.values.at("global.proxy.resources") {
             proxy["resources"] = resources.clone();
         }

@@ -241,7 +241,7 @@ async fn fetch(server: &Arc<Server>, wanted: &str) -> Result<Vec<u8>, Status> {
     let ask = Ask::get(format!("/debug/{wanted}"))
         .body(Body::empty())
         .map_err(|e| Status::invalid_argument(format!("{wanted:?}: {e}")))?;
-    let answered = debug::router(server.clone())
+    let answered = debug::router(server.clone(), None)
         .oneshot(ask)
         .await
         .map_err(|e| Status::internal(e.to_string()))?;
