@@ -82,6 +82,10 @@ def cases(node, control):
     check("the application sees whose call it is",
           "By=spiffe://cluster.local/ns/shop/sa/reviews" in call() and "URI=spiffe://cluster.local/ns/shop/sa/client" in call(), call())
     check("a policy of istiod refuses", eventually(lambda: client.status("http://10.78.0.1:9080/admin") == "403"), client.status("http://10.78.0.1:9080/admin"))
+    quiet = client.status("http://10.78.0.1:9080/quiet")
+    client.status("http://10.78.0.1:9080/admin?last")
+    logged = eventually(lambda: "/admin?last" in client.log())
+    check("an expression of Telemetry says what is logged", quiet == "200" and logged and "/quiet" not in client.log(), client.log()[-2000:])
     bad = client.status("http://10.78.0.1:9080/", "-H", "Authorization: Bearer x.y.z")
     check("a token that is none is refused", bad == "401", bad)
     fault = client.status("http://10.78.0.1:9080/broken")
