@@ -20,6 +20,26 @@ pub(super) fn holds(expression: &Expr, exchange: &Exchange<'_>) -> bool {
     matches!(value(expression, exchange), Some(Value::Bool(true)))
 }
 
+/// Writes what `%CEL(…)%` prints; structures and what has no value are absent.
+pub(super) fn write(
+    expression: &Expr,
+    exchange: &Exchange<'_>,
+    out: &mut Vec<u8>,
+) -> super::format::Presence {
+    use super::format::Presence;
+    let text: Cow<'_, str> = match value(expression, exchange).map(Value::plain) {
+        Some(Value::Text(text)) => text,
+        Some(Value::Int(number)) => number.to_string().into(),
+        Some(Value::Float(number)) => number.to_string().into(),
+        Some(Value::Bool(is)) => is.to_string().into(),
+        Some(Value::Duration(time)) => format!("{}s", time.as_secs_f64()).into(),
+        Some(Value::Json(json)) => json.to_string().into(),
+        _ => return Presence::Absent,
+    };
+    out.extend_from_slice(text.as_bytes());
+    Presence::Text
+}
+
 /// A value while it is looked at.
 #[derive(Debug, Clone)]
 enum Value<'v> {

@@ -377,6 +377,16 @@ fn value(
             out,
         ),
         Op::AccessLogType => not_empty(exchange.log_type, out),
+        Op::Cel(expression) => super::cel::write(expression, exchange, out),
+        Op::TraceId => match exchange.trace {
+            None => Presence::Absent,
+            Some(trace) if trace.id >> 64 == 0 => not_empty(&format!("{:016x}", trace.id), out),
+            Some(trace) => not_empty(&format!("{:032x}", trace.id), out),
+        },
+        Op::SpanId => match exchange.trace {
+            None => Presence::Absent,
+            Some(trace) => not_empty(&format!("{:016x}", trace.span), out),
+        },
         Op::LocalReplyBody => not_empty(&exchange.local_reply, out),
         Op::Environment(name) => not_empty(&std::env::var(&**name).unwrap_or_default(), out),
         Op::Hostname => {

@@ -143,6 +143,7 @@ pub enum OperatorKind {
     LocalReplyBody,
     TraceId,
     SpanId,
+    Cel(Box<super::cel::Expr>),
     /// Environment variable.
     Environment(Arc<str>),
     /// Dynamic metadata of the request.
@@ -558,6 +559,7 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "LOCAL_REPLY_BODY" => K::LocalReplyBody,
         "TRACE_ID" => K::TraceId,
         "SPAN_ID" => K::SpanId,
+        "CEL" => return Ok(K::Cel(Box::new(super::cel::parse(needed()?)?))),
         _ => match TlsOperator::named(name, time) {
             // Only times take an argument, and theirs is read.
             Some(operator) if operator.value.takes_argument() => return Ok(K::Tls(operator)),

@@ -327,6 +327,49 @@ fn a_trace_goes_on_and_its_span_is_collected() {
 }
 
 #[test]
+fn log_lines_tell_the_trace_and_what_expressions_give() {
+    run(async {
+        let origin = Origin::new(&[ANSWER]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let log = format!(
+            "name: ids
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+          path: {}
+          log_format:
+            formatters: [{{name: cel, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.formatter.cel.v3.Cel}}}}]
+            text_format_source: {{inline_string: \"%TRACE_ID% %SPAN_ID% %CEL(response.code)% %CEL(request.headers['x-who'])% %CEL(request.headers['x-none'])%\\n\"}}",
+            path.display()
+        );
+        let clusters = [("a", origin.port), ("s-h2", 1)];
+        let mesh = Mesh::with_log(ROUTE, OTEL, &log, &clusters).await;
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Who: me\r\ntraceparent: 00-{id}-b7ad6b7169203331-00\r\nConnection: close\r\n\r\n"
+        );
+        mesh.ask(&request).await;
+        let line = within(async {
+            loop {
+                match std::fs::read_to_string(&path) {
+                    Ok(line) if line.ends_with('\n') => return line,
+                    _ => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            }
+        })
+        .await;
+        let told = origin.seen().remove(0);
+        let span = header(&told, "traceparent")
+            .unwrap()
+            .split('-')
+            .nth(2)
+            .unwrap()
+            .to_owned();
+        assert_eq!(line, format!("{id} {span} 200 me -\n"));
+    });
+}
+
+#[test]
 fn zipkin_gets_a_span_of_each_end() {
     run(async {
         let zipkin = Origin::new(&[Act::Say(

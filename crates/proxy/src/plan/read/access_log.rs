@@ -158,7 +158,8 @@ pub(super) fn formatters(at: &At<'_>, formatters: &[core::TypedExtensionConfig])
         let found = super::common::typed_config(&at, &m.typed_config, "formatter")?;
         match found.name.as_str() {
             "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
-            | "envoy.extensions.formatter.metadata.v3.Metadata" => Ok(()),
+            | "envoy.extensions.formatter.metadata.v3.Metadata"
+            | "envoy.extensions.formatter.cel.v3.Cel" => Ok(()),
             _ => Err(found.unknown(&at.field("typed_config"), "formatter")),
         }
     });
