@@ -56,6 +56,8 @@ def scenarios(run):
         samples = {}
         with run.origin(work, 128) as upstream:
             peers = [Logging(n, work, upstream) for n in ("outrigger", "envoy")]
+            # These write no log: what they need is what waking up for a request costs by itself.
+            peers += [run.Peer(n, work, upstream) for n in ("haproxy", "pump")]
             try:
                 for _ in range(options.rounds):
                     direct = at_rate(upstream, 1000, options.seconds)
