@@ -4,7 +4,6 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use proto::envoy::service::auth::v3::{
@@ -22,8 +21,6 @@ pub enum Act {
     Say(Box<CheckResponse>),
     /// Refuses to answer with this gRPC status.
     Fail(i32),
-    /// Says nothing for so long, then that it passes.
-    Wait(Duration),
 }
 
 /// The service; it keeps what it was asked.
@@ -77,10 +74,6 @@ impl Authorization for Service {
         };
         match act {
             Some(Act::Say(answer)) => Ok(Response::new(*answer)),
-            Some(Act::Wait(time)) => {
-                tokio::time::sleep(time).await;
-                Ok(Response::new(CheckResponse::default()))
-            }
             Some(Act::Fail(code)) => Err(Status::new(code.into(), "scripted")),
             None => Err(Status::unavailable("the script is over")),
         }
