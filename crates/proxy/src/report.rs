@@ -13,10 +13,13 @@ use std::{
 
 use stats::Counter;
 
-use crate::worker::{Worker, WorkerRef};
+use crate::{
+    plan::access_log::Delivery,
+    worker::{Worker, WorkerRef},
+};
 
 /// Sends a batch; tells whether it was taken.
-pub(crate) type Send<R> = dyn Fn(Rc<Worker>, Vec<R>) -> Pin<Box<dyn Future<Output = bool>>>;
+type Send<R> = dyn Fn(Rc<Worker>, Vec<R>) -> Pin<Box<dyn Future<Output = bool>>>;
 
 /// The records of one worker for one service.
 pub(crate) struct Batches<R> {
@@ -45,24 +48,41 @@ pub(crate) struct Limits {
     pub(crate) count: usize,
 }
 
+impl Limits {
+    /// Of a log, which is bounded by bytes alone.
+    pub(crate) fn of(delivery: &Delivery) -> Self {
+        Self {
+            interval: delivery.flush_interval,
+            size: delivery.buffer_size,
+            count: usize::MAX,
+        }
+    }
+}
+
 impl<R: 'static> Batches<R> {
-    /// No records yet; what becomes of them is counted.
-    pub(crate) fn new(
+    /// No records yet. What becomes of them is counted below `scope`, which ends with a dot: under the first name those
+    /// that were taken, under the second those that are lost.
+    pub(crate) fn new<F>(
         worker: &Worker,
         limits: Limits,
-        (written, dropped): (Counter, Counter),
-        send: Box<Send<R>>,
-    ) -> Rc<Self> {
+        scope: &str,
+        [written, dropped]: [&str; 2],
+        send: impl Fn(Rc<Worker>, Vec<R>) -> F + 'static,
+    ) -> Rc<Self>
+    where
+        F: Future<Output = bool> + 'static,
+    {
+        let scope = worker.stats.scope(scope);
         Rc::new(Self {
             records: RefCell::default(),
             size: Cell::new(0),
             scheduled: Cell::new(false),
             sending: Cell::new(0),
             limits,
-            send,
+            send: Box::new(move |worker, records| Box::pin(send(worker, records))),
             worker: worker.weak(),
-            written,
-            dropped,
+            written: scope.counter(written),
+            dropped: scope.counter(dropped),
         })
     }
 
@@ -120,6 +140,9 @@ impl<R> fmt::Debug for Batches<R> {
             .finish_non_exhaustive()
     }
 }
+
+/// How logs call their counters.
+pub(crate) const LOGS: [&str; 2] = ["logs_written", "logs_dropped"];
 
 /// Batches that a service may leave unanswered: with its timeout, the bound of what waits for it.
 const SENDING: usize = 8;

@@ -27,14 +27,14 @@ use proto::{
 use tls::{certificate::Certificate, session::Session};
 
 use super::{
-    deliver,
+    deliver_records,
     values::{address, duration, metadata, structure, text, timestamp},
 };
 use crate::{
     access_log::tag,
     http::{Exchange, Flags},
     plan::{Address, access_log::GrpcLog},
-    report::{Batches, Limits},
+    report::{Batches, LOGS, Limits},
     worker::Worker,
 };
 
@@ -52,22 +52,13 @@ enum Entry {
 
 impl Log {
     pub(crate) fn new(plan: Arc<GrpcLog>, worker: &Worker) -> Self {
-        let scope = worker.stats.scope("access_logs.grpc_access_log.");
-        let counters = (scope.counter("logs_written"), scope.counter("logs_dropped"));
-        let limits = Limits {
-            interval: plan.delivery.flush_interval,
-            size: plan.delivery.buffer_size,
-            count: usize::MAX,
-        };
+        let scope = "access_logs.grpc_access_log.";
+        let limits = Limits::of(&plan.delivery);
         let of = plan.clone();
-        let send = Box::new(move |worker: Rc<Worker>, entries: Vec<Entry>| {
-            let plan = of.clone();
-            let sent = async move { send(&plan, &worker, entries).await };
-            Box::pin(sent) as std::pin::Pin<Box<dyn Future<Output = bool>>>
-        });
+        let send = move |worker, entries| send(of.clone(), worker, entries);
         Self {
             plan,
-            batches: Batches::new(worker, limits, counters, send),
+            batches: Batches::new(worker, limits, scope, LOGS, send),
         }
     }
 
@@ -103,7 +94,7 @@ impl Log {
     }
 }
 
-async fn send(plan: &GrpcLog, worker: &Worker, entries: Vec<Entry>) -> bool {
+async fn send(plan: Arc<GrpcLog>, worker: Rc<Worker>, entries: Vec<Entry>) -> bool {
     let (mut http, mut tcp) = (Vec::new(), Vec::new());
     for entry in entries {
         match entry {
@@ -128,14 +119,7 @@ async fn send(plan: &GrpcLog, worker: &Worker, entries: Vec<Entry>) -> bool {
         }),
     };
     let path = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
-    match deliver(worker, &plan.delivery.service, path, &message).await {
-        Ok(()) => true,
-        Err(error) => {
-            let cluster = &*plan.delivery.service.cluster;
-            tracing::debug!(log = &*plan.log_name, cluster, %error, "access log records are lost");
-            false
-        }
-    }
+    deliver_records(&worker, &plan.delivery, &plan.log_name, path, &message).await
 }
 
 fn common(plan: &GrpcLog, exchange: &Exchange<'_>) -> AccessLogCommon {

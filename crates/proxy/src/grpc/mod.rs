@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::{
     http::{SideCallError, side_call},
-    plan::ext_authz::GrpcCall,
+    plan::{access_log::Delivery, ext_authz::GrpcCall},
     worker::Worker,
 };
 
@@ -45,13 +45,29 @@ pub(crate) async fn unary<A: Message + Default>(
 }
 
 /// One call with one message, whose answer means nothing but that it was taken.
-pub(crate) async fn deliver(
+async fn deliver(
     worker: &Worker,
     service: &GrpcCall,
     path: &str,
     message: &impl Message,
 ) -> Result<(), GrpcError> {
     call(worker, service, path, message).await.map(drop)
+}
+
+/// One call with records of a log; tells whether they were taken.
+async fn deliver_records(
+    worker: &Worker,
+    delivery: &Delivery,
+    log: &str,
+    path: &str,
+    message: &impl Message,
+) -> bool {
+    let sent = deliver(worker, &delivery.service, path, message).await;
+    if let Err(error) = &sent {
+        let cluster = &*delivery.service.cluster;
+        tracing::debug!(log, cluster, %error, "access log records are lost");
+    }
+    sent.is_ok()
 }
 
 /// A call; gives the body of an answer whose status is OK.

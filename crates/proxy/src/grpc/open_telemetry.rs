@@ -11,7 +11,7 @@ use proto::opentelemetry::proto::{
 };
 use serde_json::Value;
 
-use super::deliver;
+use super::deliver_records;
 use crate::{
     access_log,
     http::Exchange,
@@ -19,7 +19,7 @@ use crate::{
         access_log::{JsonNode, OpenTelemetryLog},
         format::Part,
     },
-    report::{Batches, Limits},
+    report::{Batches, LOGS, Limits},
     worker::Worker,
 };
 
@@ -36,24 +36,13 @@ impl Log {
             "" => String::new(),
             prefix => format!("{prefix}."),
         };
-        let scope = worker
-            .stats
-            .scope(&format!("access_logs.open_telemetry_access_log.{prefix}"));
-        let counters = (scope.counter("logs_written"), scope.counter("logs_dropped"));
-        let limits = Limits {
-            interval: plan.delivery.flush_interval,
-            size: plan.delivery.buffer_size,
-            count: usize::MAX,
-        };
+        let scope = format!("access_logs.open_telemetry_access_log.{prefix}");
+        let limits = Limits::of(&plan.delivery);
         let of = plan.clone();
-        let send = Box::new(move |worker: Rc<Worker>, records: Vec<LogRecord>| {
-            let plan = of.clone();
-            let sent = async move { send(&plan, &worker, records).await };
-            Box::pin(sent) as std::pin::Pin<Box<dyn Future<Output = bool>>>
-        });
+        let send = move |worker, logs| send(of.clone(), worker, logs);
         Self {
             plan,
-            batches: Batches::new(worker, limits, counters, send),
+            batches: Batches::new(worker, limits, &scope, LOGS, send),
         }
     }
 
@@ -71,7 +60,7 @@ impl Log {
     }
 }
 
-async fn send(plan: &OpenTelemetryLog, worker: &Worker, logs: Vec<LogRecord>) -> bool {
+async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogRecord>) -> bool {
     let node = &worker.bootstrap.node;
     let mut attributes = Vec::new();
     if plan.builtin_labels {
@@ -102,14 +91,7 @@ async fn send(plan: &OpenTelemetryLog, worker: &Worker, logs: Vec<LogRecord>) ->
         }],
     };
     let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
-    match deliver(worker, &plan.delivery.service, path, &message).await {
-        Ok(()) => true,
-        Err(error) => {
-            let cluster = &*plan.delivery.service.cluster;
-            tracing::debug!(log = &*plan.log_name, cluster, %error, "access log records are lost");
-            false
-        }
-    }
+    deliver_records(&worker, &plan.delivery, &plan.log_name, path, &message).await
 }
 
 /// Nanoseconds since 1970.

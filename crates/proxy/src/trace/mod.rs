@@ -8,7 +8,7 @@ mod context;
 mod span;
 mod zipkin;
 
-use std::{pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outrigger_http::{Method, RequestHead, Version};
@@ -46,7 +46,6 @@ impl Tracer {
             TracerKind::OpenTelemetry { .. } => ("tracing.opentelemetry", "spans_dropped"),
             TracerKind::Zipkin { .. } => ("tracing.zipkin", "reports_dropped"),
         };
-        let scope = worker.stats.scope(&format!("{name}."));
         let number = |key: &str, default| {
             let number = worker.bootstrap.runtime_number(&format!("{name}.{key}"));
             number.unwrap_or(default)
@@ -56,16 +55,12 @@ impl Tracer {
             size: usize::MAX,
             count: number("min_flush_spans", 100).max(1) as usize,
         };
-        let counters = (scope.counter("spans_sent"), scope.counter(lost));
+        let scope = format!("{name}.");
         let of = plan.clone();
-        let send = Box::new(move |worker: Rc<Worker>, spans: Vec<Span>| {
-            let plan = of.clone();
-            let sent = async move { send(&plan, &worker, &spans).await };
-            Box::pin(sent) as Pin<Box<dyn Future<Output = bool>>>
-        });
+        let send = move |worker, spans| send(of.clone(), worker, spans);
         Some(Self {
             plan: plan.clone(),
-            spans: Batches::new(worker, limits, counters, send),
+            spans: Batches::new(worker, limits, &scope, ["spans_sent", lost], send),
         })
     }
 
@@ -140,11 +135,11 @@ fn filled(template: &crate::plan::format::Template, exchange: &Exchange<'_>) -> 
     String::from_utf8_lossy(&text).into_owned()
 }
 
-async fn send(plan: &Plan, worker: &Worker, spans: &[Span]) -> bool {
+async fn send(plan: Arc<Plan>, worker: Rc<Worker>, spans: Vec<Span>) -> bool {
     let sent = match (&plan.kind, &plan.collector) {
         (TracerKind::Zipkin { wide, .. }, Collector::Http(to)) => {
-            let body = zipkin::report(spans, *wide, &worker.bootstrap.node.cluster);
-            post(worker, to, "application/json", body.into()).await
+            let body = zipkin::report(&spans, *wide, &worker.bootstrap.node.cluster);
+            post(&worker, to, "application/json", body.into()).await
         }
         (
             TracerKind::OpenTelemetry {
@@ -153,8 +148,8 @@ async fn send(plan: &Plan, worker: &Worker, spans: &[Span]) -> bool {
             },
             Collector::Http(to),
         ) => {
-            let body = grpc::spans::encoded(spans, service_name, resource);
-            post(worker, to, "application/x-protobuf", body.into()).await
+            let body = grpc::spans::encoded(&spans, service_name, resource);
+            post(&worker, to, "application/x-protobuf", body.into()).await
         }
         (
             TracerKind::OpenTelemetry {
@@ -162,7 +157,7 @@ async fn send(plan: &Plan, worker: &Worker, spans: &[Span]) -> bool {
                 resource,
             },
             Collector::Grpc(to),
-        ) => grpc::spans::export(worker, to, spans, service_name, resource).await,
+        ) => grpc::spans::export(&worker, to, &spans, service_name, resource).await,
         (TracerKind::Zipkin { .. }, Collector::Grpc(_)) => Err("Zipkin has no gRPC".to_owned()),
     };
     match sent {
