@@ -33,6 +33,7 @@ impl Core {
             return Err(Reason::PROTOCOL_ERROR);
         }
         let Some(place) = self.store.find(head.stream) else {
+            self.store.heard_reset(head.stream);
             return Ok(());
         };
         let fate = match Reason::from(frame::number(payload)) {

@@ -17,6 +17,7 @@ use super::{
     frame::{self, MAX},
     guard::{Facts, Guard},
     hpack::{DEFAULT_TABLE, Decoder, Encoder},
+    linger::Lingering,
     outbox::Outbox,
     store::{How, Store, keep},
 };
@@ -55,6 +56,8 @@ pub(super) struct Core {
     pub(super) begun: bool,
     /// A header block whose end has not come.
     pub(super) block: Option<Block>,
+    /// Streams of ours that are complete but for what nobody reads.
+    pub(super) lingering: Lingering,
     /// Storage for cookies that are put together.
     pub(super) cookies: Vec<u8>,
     /// The last stream that the peer opened.
@@ -142,6 +145,7 @@ impl Core {
             released: 0,
             begun: false,
             block: None,
+            lingering: Lingering::default(),
             cookies: Vec::new(),
             last_in: 0,
             next_out: 1,

@@ -11,6 +11,7 @@
 //! - `connection`: reads as many frames as come at once, hands them to the core, and writes what
 //!   all streams have said in one go when their tasks have had their turn;
 //! - `server` accepts streams, `client` opens them, `stream` holds the two halves of one;
+//! - `linger` waits for the rest of requests that were answered early;
 //! - `keepalive` finds out whether the peer still lives.
 //!
 //! Flow control is passed on: a frame's bytes are given back to the peer when the frame is pulled,
@@ -27,6 +28,7 @@ mod frame;
 mod guard;
 mod hpack;
 mod keepalive;
+mod linger;
 mod outbox;
 mod reason;
 mod receive;
@@ -41,6 +43,8 @@ pub use keepalive::KeepAlive;
 pub use reason::Reason;
 pub use server::ServerConnection;
 pub use stream::{Reader, Writer};
+
+use std::time::Duration;
 
 /// What starts every HTTP/2 connection with prior knowledge (RFC 9113, 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -65,6 +69,9 @@ pub struct Settings {
     pub header_table: u32,
     /// Budgets for what a peer can send at no cost of its own.
     pub floods: FloodLimits,
+    /// How long the rest of a request whose answer is complete may take to come before the client is told to stop
+    /// (100 ms).
+    pub linger: Duration,
     /// PINGs; none by default.
     pub keep_alive: Option<KeepAlive>,
 }
@@ -80,6 +87,7 @@ impl Default for Settings {
             extended_connect: false,
             header_table: 4096,
             floods: FloodLimits::default(),
+            linger: linger::LONGEST,
             keep_alive: None,
         }
     }

@@ -16,6 +16,7 @@ use super::{
         WINDOW_UPDATE, unpadded,
     },
     guard::Flooded,
+    linger,
     store::How,
 };
 use crate::{Framing, Limits, Refusal, RequestHead};
@@ -165,6 +166,11 @@ impl Core {
             let stream = self.store.get(place);
             if stream.open && !stream.unread {
                 stream.released += (length - kept) as u32;
+            } else if stream.lingers() {
+                stream.released += length as u32;
+                if stream.released > linger::MOST {
+                    self.reset(place, Reason::NO_ERROR);
+                }
             }
         }
         Ok(())

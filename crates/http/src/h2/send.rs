@@ -214,14 +214,11 @@ impl Core {
         } else if !stream.is_ended() {
             self.reset(place, Reason::CANCEL);
         } else if matches!(stream.end, End::Sent) {
-            // The answer is complete; the rest of the request need not come.
-            self.reset(
-                place,
-                match self.role {
-                    Role::Server => Reason::NO_ERROR,
-                    Role::Client => Reason::CANCEL,
-                },
-            );
+            match self.role {
+                // The answer is complete; the rest of the request need not come.
+                Role::Server => self.linger(place),
+                Role::Client => self.reset(place, Reason::CANCEL),
+            }
         }
         self.release_connection(unread);
     }

@@ -15,6 +15,7 @@ use super::{
     core::{Core, Role},
     fate::Fate,
     keepalive::Pinger,
+    linger,
     stream::Handle,
 };
 use crate::{Error, RequestHead};
@@ -26,6 +27,7 @@ pub struct ServerConnection<S> {
     connection: Connection<S>,
     facts: Rc<Facts>,
     pinger: Option<Pinger>,
+    lingering: linger::Timer,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
@@ -50,6 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             connection,
             facts,
             pinger,
+            lingering: linger::Timer::default(),
         })
     }
 
@@ -76,7 +79,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             self.connection.core.borrow_mut().lose(Fate::Unresponsive);
             return Poll::Ready(Err(Error::Unresponsive));
         }
-        match ready!(self.connection.poll(cx)) {
+        let event = loop {
+            if let Poll::Ready(event) = self.connection.poll(cx) {
+                break event;
+            }
+            let core = &mut self.connection.core.borrow_mut();
+            ready!(self.lingering.poll(cx, core));
+        };
+        match event {
             Event::Opened((place, head)) => {
                 let shared = &self.connection.core;
                 let core = &mut *shared.borrow_mut();

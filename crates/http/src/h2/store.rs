@@ -227,6 +227,11 @@ impl Store {
         self.closed.remember(id, how);
     }
 
+    /// The peer has reset a stream, too, that we had reset: it does not send to it in good faith any more.
+    pub(super) fn heard_reset(&mut self, id: u32) {
+        self.closed.heard_reset(id);
+    }
+
     /// How a stream that is over ended, if that is not long ago.
     pub(super) fn closed(&self, id: u32) -> Option<How> {
         self.closed.find(id)
@@ -268,6 +273,13 @@ impl Closed {
         }
     }
 
+    fn heard_reset(&mut self, id: u32) {
+        if let Some(ours) = self.by_us.ids.iter_mut().find(|ours| **ours == id) {
+            *ours = NOBODY;
+            self.by_peer.push(id);
+        }
+    }
+
     fn find(&self, id: u32) -> Option<How> {
         if self.by_us.ids.contains(&id) {
             return Some(How::Us);
@@ -275,6 +287,9 @@ impl Closed {
         self.by_peer.ids.contains(&id).then_some(How::Peer)
     }
 }
+
+/// The identifier of no stream that ends: it is the connection's.
+const NOBODY: u32 = 0;
 
 /// The last `N` identifiers.
 #[derive(Debug, Default)]

@@ -2,6 +2,7 @@
 
 mod faults;
 mod flow;
+mod linger;
 mod streams;
 
 use std::{
@@ -115,7 +116,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// A server that answers every request with its body's length, once it has all of it.
+/// A server that answers every request with its body's length, once it has all of it; at once where it is for `/early`.
 async fn server_with(settings: h2::Settings) -> (Peer, Rc<Cell<usize>>) {
     let (near, far) = tokio::io::duplex(1 << 20);
     let writes = Rc::new(Cell::new(0));
@@ -130,7 +131,8 @@ async fn server_with(settings: h2::Settings) -> (Peer, Rc<Cell<usize>>) {
             }
             spawn_local(async move {
                 let mut length = 0;
-                while let Some(frame) = poll_fn(|cx| reader.poll_frame(cx)).await {
+                let early = head.path() == "/early";
+                while !early && let Some(frame) = poll_fn(|cx| reader.poll_frame(cx)).await {
                     match frame {
                         Ok(Frame::Data(data)) => length += data.len(),
                         Ok(Frame::Trailers(_)) => {}
