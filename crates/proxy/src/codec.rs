@@ -47,6 +47,7 @@ pub(crate) fn http2_settings(options: &Http2Options, head_kb: u32, headers: u32)
             timeout: keepalive.timeout,
             connection_idle_interval: keepalive.connection_idle_interval,
         }),
+        ..h2::Settings::default()
     }
 }
 
