@@ -4,15 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use config::{ObjectKey, Severity};
+use config::{ObjectKey, Problem, Severity, Snapshot};
 use kubernetes::{
     Client, ClusterError, apply,
     gateway_status::{StatusWriter, Wanted},
     lease::{self, Election, Timing},
+    rejections::{self, Board, Rejections, Role},
     review, secret,
     status::{Message, Report, Reporter, is_reported},
     trust,
@@ -138,17 +142,33 @@ pub fn start(
             .await;
     });
     let election = elect(&kubernetes::of_revision(lease::STATUS, &replica.revision));
-    let server_too = server.clone();
-    let (stopped, writer, server) = (stop.clone(), client.clone(), server.clone());
+    let reporting = Arc::new(Reporting {
+        server: server.clone(),
+        others: watch::Sender::default(),
+        leads: AtomicBool::new(false),
+    });
+    let (stopped, writer, leading) = (stop.clone(), client.clone(), reporting.clone());
     tasks.spawn(async move {
         election
-            .run(stopped, || report(writer.clone(), server.clone()))
+            .run(stopped, || report(writer.clone(), leading.clone()))
             .await;
+    });
+    let board = Board::new(
+        client,
+        &replica.namespace,
+        &replica.revision,
+        &replica.name,
+        rejections::Timing::default(),
+    );
+    let stopped = stop.clone();
+    tasks.spawn(async move {
+        let role = || reporting.role();
+        board.run(stopped, role, &reporting.others).await;
     });
     let election = elect(&kubernetes::of_revision(lease::GATEWAYS, &replica.revision));
     let (stopped, writer) = (stop.clone(), client.clone());
     let (deploying, injector) = (
-        server_too,
+        server.clone(),
         Arc::new(Injector::new(&replica.namespace, &replica.revision)),
     );
     tasks.spawn(async move {
@@ -178,14 +198,47 @@ pub fn start(
     tasks
 }
 
+/// What replicas know of objects that are wrong.
+struct Reporting {
+    server: Arc<Server>,
+    /// What proxies of other replicas reject.
+    others: watch::Sender<Rejections>,
+    /// Whether this replica writes what all of them know.
+    leads: AtomicBool,
+}
+
+impl Reporting {
+    fn role(&self) -> Role {
+        match self.leads.load(Ordering::Relaxed) {
+            true => Role::Leads,
+            false => Role::Tells(rejected(&self.server)),
+        }
+    }
+
+    /// Leads until the answer is dropped.
+    fn lead(self: &Arc<Self>) -> impl Drop + use<> {
+        struct Leads(Arc<Reporting>);
+        impl Drop for Leads {
+            fn drop(&mut self) {
+                self.0.leads.store(false, Ordering::Relaxed);
+            }
+        }
+        self.leads.store(true, Ordering::Relaxed);
+        Leads(self.clone())
+    }
+}
+
 /// Writes what is wrong with objects below their status, while this replica leads.
-async fn report(client: Client, server: Arc<Server>) {
+async fn report(client: Client, reporting: Arc<Reporting>) {
+    let _leads = reporting.lead();
+    let server = &reporting.server;
     let mut reporter = Reporter::default();
     let mut statuses = StatusWriter::default();
     // The state of the mesh of which everything was said.
     let mut told = None;
     loop {
-        reporter.write(&client, &reports(&server)).await;
+        let others = reporting.others.borrow().clone();
+        reporter.write(&client, &reports(server, &others)).await;
         if let Some(push) = server.current()
             && told != Some(push.generation)
         {
@@ -277,12 +330,26 @@ async fn bring(
     Ok(())
 }
 
-/// What is to be said of each object: by the store, by analysis, and by proxies that rejected what was made of it.
-fn reports(server: &Server) -> BTreeMap<ObjectKey, Report> {
+/// What is to be said of each object: by the store, by analysis, and by proxies (those of `others` as well) that
+/// rejected what was made of it.
+fn reports(server: &Server, others: &Rejections) -> BTreeMap<ObjectKey, Report> {
     let Some(push) = server.current() else {
         return BTreeMap::new();
     };
-    let snapshot = push.mesh.snapshot();
+    merged(
+        push.mesh.snapshot(),
+        &server.problems(),
+        &rejected(server),
+        others,
+    )
+}
+
+fn merged(
+    snapshot: &Snapshot,
+    problems: &[Problem],
+    ours: &Rejections,
+    others: &Rejections,
+) -> BTreeMap<ObjectKey, Report> {
     let mut out: BTreeMap<ObjectKey, Report> = BTreeMap::new();
     let mut say = |key: &ObjectKey, message: Message| {
         if is_reported(key.kind) {
@@ -298,7 +365,7 @@ fn reports(server: &Server) -> BTreeMap<ObjectKey, Report> {
             report.messages.insert(message);
         }
     };
-    for p in server.problems().iter() {
+    for p in problems {
         if let Some(key) = &p.object {
             let message = Message {
                 is_error: p.severity == Severity::Error,
@@ -308,18 +375,28 @@ fn reports(server: &Server) -> BTreeMap<ObjectKey, Report> {
             say(key, message);
         }
     }
+    // Another replica may know of objects that did not come here yet, or are gone.
+    let others = others.iter().filter(|(key, _)| snapshot.get(key).is_some());
+    for (key, why) in ours.iter().chain(others) {
+        let message = Message {
+            is_error: true,
+            field: String::new(),
+            text: format!("rejected by a proxy: {why}"),
+        };
+        say(key, message);
+    }
+    out
+}
+
+/// What this replica's own proxies reject.
+fn rejected(server: &Server) -> Rejections {
+    let mut out = Rejections::new();
     for connection in server.connections() {
-        let types = connection.types();
-        for rejection in types.values().filter_map(|t| t.rejected.as_ref()) {
-            for (_, origins) in &rejection.resources {
-                for origin in origins {
-                    let message = Message {
-                        is_error: true,
-                        field: String::new(),
-                        text: format!("rejected by a proxy: {}", rejection.message),
-                    };
-                    say(origin.key(), message);
-                }
+        for rejection in connection.rejections() {
+            let origins = rejection.resources.iter().flat_map(|(_, origins)| origins);
+            for key in origins.map(|o| o.key()).filter(|k| is_reported(k.kind)) {
+                let why = rejections::shortened(&rejection.message).to_owned();
+                out.insert((key.clone(), why));
             }
         }
     }
@@ -340,3 +417,52 @@ pub fn host_name() -> String {
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How often a GatewayClass that is missing is put in.
 const CLASS_EVERY: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use config::{Kind, decode};
+    use serde_json::json;
+
+    use super::*;
+
+    fn snapshot() -> Snapshot {
+        let object = json!({
+            "apiVersion": "networking.istio.io/v1alpha3", "kind": "EnvoyFilter",
+            "metadata": {"name": "one", "namespace": "shop", "uid": "u-1", "generation": 4},
+            "spec": {},
+        });
+        let objects = decode::value(&object, &Path::new("cluster").into()).objects;
+        let before = Snapshot::with_mesh_in("istio-system", "istio");
+        Snapshot::of_cluster(objects, &before).0
+    }
+
+    fn rejections(all: &[(&str, &str)]) -> Rejections {
+        let key = |name: &str| ObjectKey::new(Kind::EnvoyFilter, "shop", name);
+        all.iter().map(|(n, why)| (key(n), (*why).into())).collect()
+    }
+
+    #[test]
+    fn rejections_heard_here_and_by_other_replicas_are_one_report() {
+        let ours = rejections(&[("one", "no such filter")]);
+        let others = rejections(&[
+            ("one", "no such filter"),
+            ("one", "worse"),
+            ("of-elsewhere", "unknown here"),
+        ]);
+        let reports = merged(&snapshot(), &[], &ours, &others);
+        let (key, report) = reports.first_key_value().unwrap();
+        assert_eq!((reports.len(), key.name.as_str()), (1, "one"));
+        assert_eq!((report.uid.as_str(), report.generation), ("u-1", 4));
+        let said: Vec<_> = report.messages.iter().map(|m| m.text.as_str()).collect();
+        assert_eq!(
+            said,
+            [
+                "rejected by a proxy: no such filter",
+                "rejected by a proxy: worse"
+            ]
+        );
+        assert!(report.messages.iter().all(|m| m.is_error));
+    }
+}

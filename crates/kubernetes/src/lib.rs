@@ -4,7 +4,7 @@
 //! [`connect`] finds the API server. [`store`] keeps all objects that matter in step with it and feeds the same
 //! [`config::Watch`] as a folder does. [`lease`] elects the one replica that writes; [`status`] (reports below `status`),
 //! [`trust`] (the root certificate in every namespace) and [`webhook`] (the authority of our webhooks) are what it
-//! writes. [`review`] asks who a token is of, [`secret`] shares the authority's key among replicas, and [`apply`] is what
+//! writes, with what the other replicas hear from proxies ([`rejections`]). [`review`] asks who a token is of, [`secret`] shares the authority's key among replicas, and [`apply`] is what
 //! the installer does.
 
 pub mod apply;
@@ -13,11 +13,14 @@ pub mod crd;
 pub mod gateway_status;
 pub mod lease;
 pub mod look;
+pub mod rejections;
 pub mod resource;
 pub mod review;
 pub mod secret;
 pub mod status;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod trust;
 pub mod webhook;
 

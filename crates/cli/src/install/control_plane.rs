@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::manifests::{Place, security_context};
 
-/// The ConfigMaps that it reads.
+/// The ConfigMaps that it reads, and the one by which its replicas tell each other of proxies.
 pub(super) fn settings(place: &Place) -> Vec<Value> {
     let service = format!("{}.{}.svc", place.named("istiod"), place.namespace);
     let mut mesh = json!({
@@ -52,6 +52,12 @@ pub(super) fn settings(place: &Place) -> Vec<Value> {
                 // What an upgrade starts from.
                 "original-values": format!("{:#}\n", place.values.given()),
             },
+        }),
+        // Without data: what the replicas put there is none of the install's.
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": place.meta(&place.named(kubernetes::rejections::CONFIG_MAP), "istiod"),
         }),
     ]
 }

@@ -108,6 +108,10 @@ fn at_home(place: &Place) -> Value {
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
         {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
          "resourceNames": leases, "verbs": ["get", "update"]},
+        // What the replicas tell the leader of proxies; an install puts it in.
+        {"apiGroups": [""], "resources": ["configmaps"],
+         "resourceNames": [kubernetes::of_revision(kubernetes::rejections::CONFIG_MAP, &place.revision)],
+         "verbs": ["patch"]},
         // The authority's key, made by the first replica.
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
         {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["istio-ca-secret"], "verbs": ["get"]},

@@ -148,6 +148,13 @@ impl Connection {
         out
     }
 
+    /// What it rejects now.
+    pub fn rejections(&self) -> Vec<Rejection> {
+        let state = self.state.lock();
+        let types = state.types.values();
+        types.filter_map(|t| t.rejected.clone()).collect()
+    }
+
     /// Whether it asks for this resource by its name.
     pub(super) fn watches(&self, type_url: &str, name: &str) -> bool {
         let state = self.state.lock();

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::Options;
-use crate::{code, resource};
+use crate::{code, rejections, resource};
 
 /// Something happened to the objects of a kind.
 #[derive(Debug)]
@@ -165,12 +165,14 @@ fn gone(object: DynamicObject) -> What {
     }
 }
 
-/// Whether an object is read at all. Of a ConfigMap outside the root namespace only authorities of backends are, and
+/// Whether an object is read at all. What replicas tell each other is no configuration. Of a ConfigMap outside the root namespace only authorities of backends are, and
 /// nothing else of it is kept. Of a Secret nothing is kept but certificates and authorities; one without any still counts
 /// as there, so that who names it is told what it lacks.
 fn is_read(object: &mut DynamicObject, kind: Kind, root: &str) -> bool {
+    let name = object.metadata.name.as_deref().unwrap_or_default();
     let keys: &[&str] = match kind {
         Kind::Secret => &CERTIFICATES,
+        Kind::ConfigMap if rejections::is_board(name) => return false,
         Kind::ConfigMap if object.metadata.namespace.as_deref() != Some(root) => &AUTHORITIES,
         _ => return true,
     };
