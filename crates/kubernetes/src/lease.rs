@@ -223,3 +223,6 @@ impl Election {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
