@@ -1,8 +1,8 @@
 //! Port 15017: what the API server asks us about objects before it takes them. `/inject` adds sidecars to pods,
 //! `/validate` judges Istio's objects.
 //!
-//! Whoever reaches the port may send anything: bodies, handshakes and work at once are bounded, a slow sender is cut off,
-//! and nothing that is sent here changes anything.
+//! Whoever reaches the port may send anything: what is held of bodies, handshakes and work at once are bounded, a slow
+//! sender is cut off and takes up no more than what it sent, and nothing that is sent here changes anything.
 
 mod inject;
 mod patch;
@@ -13,14 +13,15 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::Body,
     extract::{Request, State},
     http::{StatusCode, header},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::post,
 };
+use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Frame;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -28,7 +29,7 @@ use hyper_util::{
 };
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
 };
 use tokio_stream::StreamExt;
 use tracing::debug;
@@ -42,7 +43,10 @@ pub use self::inject::Injector;
 struct Webhook {
     server: Arc<Server>,
     injector: Injector,
-    places: Semaphore,
+    /// What may still be held of bodies, in KiB.
+    held: Semaphore,
+    /// Work that may still begin.
+    work: Semaphore,
 }
 
 /// The pages.
@@ -50,14 +54,14 @@ pub fn router(server: Arc<Server>, injector: Injector) -> Router {
     let webhook = Arc::new(Webhook {
         server,
         injector,
-        places: Semaphore::new(AT_ONCE),
+        held: Semaphore::new(HELD),
+        work: Semaphore::new(AT_ONCE),
     });
     Router::new()
         .route("/inject", post(injected))
         .route("/inject/{*rest}", post(injected))
         .route("/validate", post(validated))
         .route("/ready", axum::routing::get(|| async { "ok\n" }))
-        .layer(middleware::from_fn_with_state(webhook.clone(), bounded))
         .with_state(webhook)
 }
 
@@ -142,44 +146,65 @@ async fn answer(
         )
             .into_response();
     }
-    let body = match tokio::time::timeout(SLOWEST, read(request.into_body())).await {
-        Ok(Ok(body)) => body,
+    let read = read(&webhook, request.into_body());
+    let (body, _held) = match tokio::time::timeout(SLOWEST, read).await {
+        Ok(Ok(read)) => read,
         Ok(Err(refused)) => return refused,
         Err(_) => return StatusCode::REQUEST_TIMEOUT.into_response(),
     };
     if body.is_empty() {
         return (StatusCode::BAD_REQUEST, "no body found\n").into_response();
     }
-    let done = tokio::task::spawn_blocking(move || work(&webhook, &body)).await;
-    match done {
+    let Ok(Ok(_place)) = tokio::time::timeout(SLOWEST, webhook.work.acquire()).await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    let shared = webhook.clone();
+    match tokio::task::spawn_blocking(move || work(&shared, &body)).await {
         Ok(answer) => axum::Json(answer).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Response> {
-    match Limited::new(body, LARGEST).collect().await {
-        Ok(read) => Ok(read.to_bytes()),
-        Err(e) if e.is::<LengthLimitError>() => Err((
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("at most {LARGEST} bytes are read\n"),
-        )
-            .into_response()),
-        Err(_) => Err(StatusCode::BAD_REQUEST.into_response()),
+/// The whole body, and its place among all that are held.
+async fn read(
+    webhook: &Webhook,
+    body: Body,
+) -> Result<(BytesMut, Option<SemaphorePermit<'_>>), Response> {
+    let mut body = Limited::new(body, LARGEST);
+    let (mut out, mut place) = (BytesMut::new(), None::<SemaphorePermit>);
+    while let Some(frame) = body.frame().await {
+        let data = match frame.map(Frame::into_data) {
+            Ok(Ok(data)) => data,
+            // Trailers.
+            Ok(Err(_)) => continue,
+            Err(e) if e.is::<LengthLimitError>() => {
+                let why = format!("at most {LARGEST} bytes are read\n");
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, why).into_response());
+            }
+            Err(_) => return Err(StatusCode::BAD_REQUEST.into_response()),
+        };
+        out.extend_from_slice(&data);
+        let has = place.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let more = u32::try_from(out.len().div_ceil(1024).saturating_sub(has));
+        let Some(more) = more
+            .ok()
+            .and_then(|n| webhook.held.try_acquire_many(n).ok())
+        else {
+            return Err(StatusCode::SERVICE_UNAVAILABLE.into_response());
+        };
+        match &mut place {
+            Some(place) => place.merge(more),
+            None => place = Some(more),
+        }
     }
-}
-
-/// So many bodies at once are held; others wait their turn before theirs is read.
-async fn bounded(State(webhook): State<Arc<Webhook>>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(SLOWEST, webhook.places.acquire()).await {
-        Ok(Ok(_place)) => next.run(request).await,
-        _ => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-    }
+    Ok((out, place))
 }
 
 /// Objects of the API server are at most 3 MiB, and a review holds two of them.
 const LARGEST: usize = 6 << 20;
-/// Bodies at once: together they stay below 200 MB.
+/// Of all bodies together, in KiB. One that grows may take up twice what it holds: 192 MiB at most.
+const HELD: usize = 96 << 10;
+/// Answers that are made at once.
 const AT_ONCE: usize = 32;
 /// Requests at once on one connection; further ones wait for these.
 const STREAMS: u32 = 64;

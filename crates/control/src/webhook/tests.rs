@@ -1,18 +1,28 @@
 //! The pages as the API server and as strangers call them.
 
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     http::{Request, Response, StatusCode},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use config::Snapshot;
 use http_body_util::BodyExt;
+use hyper::body::Frame;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
-use super::{Injector, LARGEST, router};
+use super::{HELD, Injector, LARGEST, router};
 use crate::{model::Settings, server::Server, translate::Istio};
 
 const MAP: &str = "
@@ -181,4 +191,77 @@ async fn strangers_get_an_error_and_cost_little() {
     }
     let get = Request::get("/inject").body(Body::empty()).unwrap();
     assert_eq!(page().oneshot(get).await.unwrap().status(), 405);
+}
+
+/// A body that says something and then nothing more; what it said was read when it is counted.
+struct Unfinished {
+    first: Option<Bytes>,
+    read: Arc<AtomicUsize>,
+}
+
+impl hyper::body::Body for Unfinished {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        self.read.fetch_add(1, Ordering::SeqCst);
+        Poll::Pending
+    }
+}
+
+/// Sends to pages that others send to, too.
+async fn send_to(pages: axum::Router, body: impl Into<Body>) -> u16 {
+    let request = Request::post("/validate")
+        .header("content-type", "application/json")
+        .body(body.into())
+        .unwrap();
+    pages.oneshot(request).await.unwrap().status().as_u16()
+}
+
+/// So many senders of so many bytes that do not come to an end; all of it has been read.
+async fn endless(pages: &axum::Router, senders: usize, bytes: usize) -> Vec<JoinHandle<u16>> {
+    let read = Arc::new(AtomicUsize::new(0));
+    let one = || Unfinished {
+        first: Some(vec![b' '; bytes].into()),
+        read: read.clone(),
+    };
+    let sent = (0..senders).map(|_| tokio::spawn(send_to(pages.clone(), Body::new(one()))));
+    let sent = sent.collect();
+    while read.load(Ordering::SeqCst) < senders {
+        tokio::task::yield_now().await;
+    }
+    sent
+}
+
+#[tokio::test]
+async fn slow_senders_delay_nobody_and_are_cut_off() {
+    let pages = page();
+    let slow = endless(&pages, 1000, 100).await;
+    assert_eq!(send_to(pages.clone(), "{}").await, 200);
+    // Nobody had to go for that.
+    assert!(slow.iter().all(|sender| !sender.is_finished()));
+    for sender in slow {
+        assert_eq!(sender.await.unwrap(), 408);
+    }
+}
+
+#[tokio::test]
+async fn what_is_held_at_once_is_bounded_and_let_go() {
+    let pages = page();
+    let places = HELD * 1024 / LARGEST;
+    let large = endless(&pages, places, LARGEST).await;
+    // There is no place for one more.
+    assert_eq!(send_to(pages.clone(), vec![b' '; LARGEST]).await, 503);
+    assert!(large.iter().all(|sender| !sender.is_finished()));
+    for sender in large {
+        sender.abort();
+        assert!(sender.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!(send_to(pages.clone(), vec![b' '; LARGEST]).await, 200);
 }
