@@ -144,6 +144,7 @@ pub fn start(
     let election = elect(&kubernetes::of_revision(lease::STATUS, &replica.revision));
     let reporting = Arc::new(Reporting {
         server: server.clone(),
+        revision: replica.revision.clone(),
         others: watch::Sender::default(),
         leads: AtomicBool::new(false),
     });
@@ -201,6 +202,7 @@ pub fn start(
 /// What replicas know of objects that are wrong.
 struct Reporting {
     server: Arc<Server>,
+    revision: String,
     /// What proxies of other replicas reject.
     others: watch::Sender<Rejections>,
     /// Whether this replica writes what all of them know.
@@ -232,11 +234,16 @@ impl Reporting {
 async fn report(client: Client, reporting: Arc<Reporting>) {
     let _leads = reporting.lead();
     let server = &reporting.server;
-    let mut reporter = Reporter::default();
+    let (began, mut is_taken_over) = (Instant::now(), false);
+    let mut reporter = Reporter::new(&reporting.revision);
     let mut statuses = StatusWriter::default();
     // The state of the mesh of which everything was said.
     let mut told = None;
     loop {
+        // Proxies of a leader that is gone come back by then, and reject again what they rejected.
+        if !is_taken_over && began.elapsed() >= TAKE_OVER_AFTER {
+            is_taken_over = reporter.take_over(&client).await;
+        }
         let others = reporting.others.borrow().clone();
         reporter.write(&client, &reports(server, &others)).await;
         if let Some(push) = server.current()
@@ -415,6 +422,8 @@ pub fn host_name() -> String {
 }
 
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// When a leader takes back what the one before it reported and nobody says any more.
+const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 /// How often a GatewayClass that is missing is put in.
 const CLASS_EVERY: Duration = Duration::from_secs(30);
 

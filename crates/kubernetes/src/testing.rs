@@ -73,6 +73,23 @@ impl Stored {
         object
     }
 
+    /// The objects of a kind in all namespaces, one a page; a kind of which there are none is not known.
+    fn list(&self, path: &str, query: &str) -> Response {
+        let Some((version, plural)) = path.rsplit_once('/') else {
+            return status(404);
+        };
+        let (from, of) = (format!("{version}/namespaces/"), format!("/{plural}/"));
+        let all = self.objects.iter();
+        let mut found = all.filter(|(p, _)| p.starts_with(&from) && p.contains(&of));
+        let at = parameter(query, "continue").map_or(0, |at| at.parse().unwrap());
+        let Some((_, object)) = found.nth(at) else {
+            return status(404);
+        };
+        let go_on = found.next().map(|_| (at + 1).to_string());
+        Json(json!({"apiVersion": "v1", "kind": "List", "metadata": {"continue": go_on}, "items": [object]}))
+            .into_response()
+    }
+
     fn write(
         &mut self,
         method: &Method,
@@ -97,6 +114,14 @@ impl Stored {
                     return Err(409);
                 }
                 Ok(self.put(path, body))
+            }
+            Method::PATCH if path.ends_with("/status") => {
+                let path = path.trim_end_matches("/status");
+                let mut object = self.objects.get(path).ok_or(404_u16)?.clone();
+                object["status"] = body["status"].clone();
+                object["metadata"]["managedFields"] =
+                    json!([{"manager": manager, "operation": "Apply", "subresource": "status"}]);
+                Ok(self.put(path, object))
             }
             Method::PATCH => {
                 // As with a right that does not allow to create.
@@ -149,7 +174,7 @@ async fn serve(State(stored): State<Shared>, request: Request) -> Response {
     }
     // Only single objects are watched: `metadata.name=NAME`.
     let Some(selector) = parameter(&query, "fieldSelector") else {
-        return status(404);
+        return stored.list(&path, &query);
     };
     let one = format!("{path}/{}", selector.rsplit("%3D").next().unwrap());
     if parameter(&query, "watch").is_some() {
