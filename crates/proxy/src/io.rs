@@ -18,6 +18,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use serde_json::Value;
+use stats::{Counter, Tally};
 use tls::session::Session;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -30,6 +31,15 @@ pub struct Stream {
     inner: Inner,
     /// Read already and put back.
     ahead: Bytes,
+    /// In a box: most streams of TCP are counted by whoever copies them.
+    meter: Option<Box<Meter>>,
+}
+
+/// Counts the bytes of a stream.
+#[derive(Debug)]
+struct Meter {
+    read: Tally,
+    written: Tally,
 }
 
 /// What carries the bytes.
@@ -70,6 +80,29 @@ impl Stream {
         } else {
             [bytes, std::mem::take(&mut self.ahead)].concat().into()
         };
+    }
+
+    /// Counts the bytes that are read and written from now on, those that were put back among them.
+    pub(crate) fn count(&mut self, read: &Counter, written: &Counter) {
+        read.add(self.ahead.len() as u64);
+        self.meter = Some(Box::new(Meter {
+            read: read.tally(),
+            written: written.tally(),
+        }));
+    }
+
+    /// Counts bytes that were taken off the stream behind its back.
+    pub(crate) fn count_read(&self, count: usize) {
+        if let Some(meter) = &self.meter {
+            meter.read.add(count as u64);
+        }
+    }
+
+    /// The same for bytes that were put on it.
+    pub(crate) fn count_written(&self, count: usize) {
+        if let Some(meter) = &self.meter {
+            meter.written.add(count as u64);
+        }
     }
 
     /// Whether bytes that were put back have not been read again.
@@ -130,6 +163,7 @@ impl Stream {
                 peer: None,
             })),
             ahead: Bytes::new(),
+            meter: None,
         }
     }
 
@@ -222,6 +256,7 @@ impl From<TcpStream> for Stream {
         Self {
             inner: Inner::Tcp(stream),
             ahead: Bytes::new(),
+            meter: None,
         }
     }
 }
@@ -231,6 +266,7 @@ impl From<UnixStream> for Stream {
         Self {
             inner: Inner::Unix(stream),
             ahead: Bytes::new(),
+            meter: None,
         }
     }
 }
@@ -241,6 +277,7 @@ impl From<DuplexStream> for Stream {
         Self {
             inner: Inner::Memory(stream),
             ahead: Bytes::new(),
+            meter: None,
         }
     }
 }
@@ -270,10 +307,15 @@ impl AsyncRead for Stream {
             self.ahead.advance(length);
             return Poll::Ready(Ok(()));
         }
-        if let Inner::Tls(tls) = &mut self.inner {
-            return tls.poll_read(context, buffer);
+        let before = buffer.filled().len();
+        let read = match &mut self.inner {
+            Inner::Tls(tls) => tls.poll_read(context, buffer),
+            inner => each!(inner, stream => Pin::new(stream).poll_read(context, buffer)),
+        };
+        if read.is_ready() {
+            self.count_read(buffer.filled().len() - before);
         }
-        each!(&mut self.inner, stream => Pin::new(stream).poll_read(context, buffer))
+        read
     }
 }
 
@@ -283,7 +325,12 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(&mut self.inner, stream => Pin::new(stream).poll_write(context, buffer))
+        let written =
+            each!(&mut self.inner, stream => Pin::new(stream).poll_write(context, buffer));
+        if let Poll::Ready(Ok(count)) = written {
+            self.count_written(count);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -299,7 +346,11 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(&mut self.inner, stream => Pin::new(stream).poll_write_vectored(context, buffers))
+        let written = each!(&mut self.inner, stream => Pin::new(stream).poll_write_vectored(context, buffers));
+        if let Poll::Ready(Ok(count)) = written {
+            self.count_written(count);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

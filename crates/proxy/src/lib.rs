@@ -21,6 +21,7 @@ mod report;
 pub mod router;
 pub mod server;
 mod socket;
+mod splice;
 mod trace;
 mod transport;
 pub mod worker;

@@ -48,6 +48,23 @@ impl Counter {
     pub fn value(&self) -> u64 {
         self.cell.load(Relaxed)
     }
+
+    /// A handle for inside of something that can be sent. It has to be used on this thread: on another one counts
+    /// would be lost.
+    pub fn tally(&self) -> Tally {
+        Tally(self.cell.clone())
+    }
+}
+
+/// A [`Counter`] that does not keep what it lies in on its thread.
+#[derive(Debug)]
+pub struct Tally(Arc<AtomicU64>);
+
+impl Tally {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]

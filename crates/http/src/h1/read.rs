@@ -1,7 +1,7 @@
 //! The reading half of a connection.
 
 use std::{
-    cell::RefCell,
+    cell::{Ref, RefCell},
     future::Future,
     io,
     pin::pin,
@@ -229,6 +229,25 @@ impl ReadState {
         }
     }
 
+    /// Bytes of a body with a declared length that are still to come, where none of them was read.
+    fn ahead(&self) -> Option<u64> {
+        match self.body {
+            Body::Length(left) if self.buffer.is_empty() && !self.closed => Some(left),
+            _ => None,
+        }
+    }
+
+    fn passed(&mut self, count: u64) {
+        if let Body::Length(left) = &mut self.body {
+            *left = left.saturating_sub(count);
+            if *left == 0 {
+                self.body = Body::Done;
+            }
+        }
+        // The next read is one of a head: what is large does not come through here.
+        self.large = false;
+    }
+
     fn take(&mut self, count: usize) -> Bytes {
         // An emptied buffer stays until the next read, which uses it again if the data is gone.
         self.buffer.split_to(count).freeze()
@@ -263,6 +282,22 @@ impl<S: AsyncRead + Unpin> Reader<'_, S> {
             Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => Poll::Ready(()),
             _ => Poll::Pending,
         }
+    }
+
+    /// How much of the body is still to come, where its length is known and no byte of it is held here. So many bytes
+    /// may be taken off the stream by somebody else, who says so with [`Reader::passed`].
+    pub fn ahead(&self) -> Option<u64> {
+        self.state.ahead()
+    }
+
+    /// So many bytes of [`Reader::ahead`] were taken off the stream.
+    pub fn passed(&mut self, count: u64) {
+        self.state.passed(count);
+    }
+
+    /// The stream.
+    pub fn io(&self) -> Ref<'_, S> {
+        self.io.borrow()
     }
 
     /// Changes how the rest is delimited: after a 101, or a 2xx to CONNECT, all that follows is

@@ -4,7 +4,7 @@
 //! a small body go out together, large data goes out by reference with what surrounds it.
 
 use std::{
-    cell::RefCell,
+    cell::{Ref, RefCell},
     future::poll_fn,
     io::{self, IoSlice, Write},
     pin::Pin,
@@ -428,6 +428,27 @@ impl<S: AsyncWrite + Unpin> Writer<'_, S> {
     /// [`Writer::poll_flush`] as a future.
     pub async fn flush(&mut self) -> Result<(), Error> {
         poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// How much data of a body with a declared length may be put on the stream by somebody else, who says so with
+    /// [`Writer::passed`]; `None` where there is no such body, or something of ours stands before it.
+    pub fn room(&self) -> Option<u64> {
+        match self.state.framing {
+            Framing::Length(length) if !self.state.ended && !self.state.has_pending() => {
+                Some(length - self.state.written)
+            }
+            _ => None,
+        }
+    }
+
+    /// So many bytes of data were put on the stream.
+    pub fn passed(&mut self, count: u64) {
+        self.state.written += count;
+    }
+
+    /// The stream.
+    pub fn io(&self) -> Ref<'_, S> {
+        self.io.borrow()
     }
 
     /// Makes this message the last of the connection; before its head is written this is said in

@@ -50,6 +50,18 @@ pub struct Upstream {
     pub(crate) account: Account,
 }
 
+impl Upstream {
+    /// Counts the bytes of a connection that carries HTTP.
+    pub(super) fn counted(mut self) -> Self {
+        let stats = &self.account.stats;
+        self.stream.count(
+            stats.upstream_cx_rx_bytes_total(),
+            stats.upstream_cx_tx_bytes_total(),
+        );
+        self
+    }
+}
+
 impl AsyncRead for Upstream {
     fn poll_read(
         mut self: Pin<&mut Self>,

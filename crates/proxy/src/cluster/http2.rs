@@ -284,7 +284,7 @@ impl HostPool {
         with: Acquire<'_>,
         permit: Permit,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
-        let upstream = connect(with, permit).await?;
+        let upstream = connect(with, permit).await?.counted();
         self.expect(with, &upstream, true)?;
         self.begin_http2(with, upstream).await
     }

@@ -52,7 +52,7 @@ pub use stats::ClusterStats;
 
 pub use crate::transport::AutoName;
 use connect::connect;
-pub(crate) use connect::open;
+pub(crate) use connect::{Upstream, open};
 use lb::{Balancer, Chooser};
 use outlier::Ejection;
 pub use outlier::Rates;

@@ -352,7 +352,7 @@ impl HostPool {
                 }
             };
             let open = Open::new(self);
-            let upstream = connect(with, permit).await?;
+            let upstream = connect(with, permit).await?.counted();
             self.expect(with, &upstream, false)?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();

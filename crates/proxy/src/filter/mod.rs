@@ -396,6 +396,13 @@ impl Filters {
         }
     }
 
+    /// Whether nobody looks at the bytes of the response's body.
+    pub(crate) fn pass_response_data(&self, exchange: &Exchange<'_>) -> bool {
+        // Those who look at data look at some messages alone, and remember which.
+        !self.interests.has(Interests::RESPONSE_DATA)
+            || exchange.filters.grpc.is_none() && exchange.filters.grpc_web.is_none()
+    }
+
     /// Shows a piece of the request's body to the filters, in their order; nothing may be left of it.
     ///
     /// # Errors

@@ -9,14 +9,12 @@ use std::{
 };
 
 use outrigger_http::{Error, Frame, Framing, ResponseHead};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Sleep,
-};
+use tokio::time::Sleep;
 
 use super::{
     failure::{self, Gone},
     forward::Forward,
+    pass::Passed,
     pump::PumpError,
     respond,
     timers::Expired,
@@ -33,7 +31,7 @@ enum End {
     Expired(Expired),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+impl Forward<'_, '_, '_, '_> {
     /// Sends the response.
     pub(super) async fn respond(
         &mut self,
@@ -201,6 +199,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
             }
             if let Err(error) = ready!(self.writer.poll_ready(cx)) {
                 return gone(error);
+            }
+            if self.cx.live.may_splice
+                && let Some(reader) = &mut upstream.http1()
+                && filters.pass_response_data(self.exchange)
+            {
+                match ready!(self.pass.poll(cx, reader, self.writer)) {
+                    Passed::Done => {}
+                    Passed::Some(count) => {
+                        self.deadlines.touch();
+                        self.exchange.progress.sent += count as u64;
+                        continue;
+                    }
+                    Passed::Upstream(error) => return Poll::Ready(End::Upstream(error)),
+                    Passed::Downstream(error) => return gone(error),
+                }
             }
             let sent = match upstream.poll_frame(cx) {
                 Poll::Pending => {

@@ -33,10 +33,14 @@ pub(super) async fn serve(
     let plan = &live.plan;
     let _open = Open::new(live.clone());
     let Connection {
-        stream,
+        mut stream,
         info,
         drain,
     } = connection;
+    stream.count(
+        live.stats.downstream_cx_rx_bytes_total(),
+        live.stats.downstream_cx_tx_bytes_total(),
+    );
     if worker
         .shared
         .overload

@@ -6,13 +6,12 @@ use std::{
 };
 
 use outrigger_http::{BodyReader, BodyWriter, Error, h2};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     Exchange, Flags, LocalReply, forward::AttemptError, stats::ConnectionManagerStats,
     timers::Expired,
 };
-use crate::{cluster::UpstreamError, router::retry::Failure};
+use crate::{cluster::UpstreamError, io::Stream, router::retry::Failure};
 
 /// How a client went away.
 #[derive(Debug)]
@@ -56,10 +55,10 @@ impl Gone {
 }
 
 /// Whether the client has gone away while nothing is expected of it.
-pub(super) fn poll_gone<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) fn poll_gone(
     cx: &mut Context<'_>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
 ) -> Poll<Gone> {
     if reader.poll_closed(cx).is_ready() {
         return Poll::Ready(Gone::Closed);

@@ -12,16 +12,14 @@ use std::{
 };
 
 use outrigger_http::{BodyReader, BodyWriter, Error, ResponseHead, Version};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::{Instant as TokioInstant, Sleep},
-};
+use tokio::time::{Instant as TokioInstant, Sleep};
 
 use super::{
     Context, Exchange, Flags,
     failure::{self, Gone},
     hedge::Hedged,
     mirror,
+    pass::Pass,
     pump::{Kept, Pump, PumpError},
     respond, serve,
     timers::{Deadlines, Expired},
@@ -29,6 +27,7 @@ use super::{
 };
 use crate::{
     cluster::{Host, LbContext, Omit, Outcome, OverrideHost, UpstreamError},
+    io::Stream,
     router::{
         self, Target,
         retry::{self, Answer, Retries, effective_status},
@@ -55,11 +54,11 @@ pub(super) enum AttemptError {
 }
 
 /// A request being forwarded.
-pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
+pub(super) struct Forward<'a, 'c, 'r, 'w> {
     pub(super) cx: &'a Context<'a>,
     pub(super) exchange: &'a mut Exchange<'c>,
-    pub(super) reader: &'a mut BodyReader<'r, S>,
-    pub(super) writer: &'a mut BodyWriter<'w, S>,
+    pub(super) reader: &'a mut BodyReader<'r, Stream>,
+    pub(super) writer: &'a mut BodyWriter<'w, Stream>,
     pub(super) target: Target,
     pub(super) retries: Retries,
     pub(super) timeouts: Timeouts,
@@ -67,6 +66,7 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
     /// What was kept is needed even when there is a response: for copies, and for redirects that are followed here.
     pub(super) keeps: bool,
     pub(super) pump: Pump,
+    pub(super) pass: Pass,
     pub(super) deadlines: Deadlines,
     /// Attempts that came to nothing without anybody's fault: on resting connections that turned out closed, and such
     /// that the upstream said it had not looked at.
@@ -86,11 +86,11 @@ pub(super) struct Forward<'a, 'c, 'r, 'w, S> {
 
 /// Forwards the request and its response. Where the response is a redirect that is followed here, the exchange holds the
 /// new request, and what was kept of its body comes back for it.
-pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn forward(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
     timer: Pin<&mut Option<Sleep>>,
     target: Target,
     body: Option<Kept>,
@@ -151,6 +151,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
         kept,
         keeps,
         pump: Pump::default(),
+        pass: Pass::default(),
         deadlines,
         stale: 0,
         sent: false,
@@ -171,7 +172,7 @@ pub(super) async fn forward<S: AsyncRead + AsyncWrite + Unpin>(
     redirected.then_some(forward.kept)
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+impl Forward<'_, '_, '_, '_> {
     /// The request as the upstream gets it.
     fn prepare_request(&mut self) {
         let envoy = !self.cx.live.filters.router.suppress_envoy_headers;

@@ -8,10 +8,7 @@ use std::{
 };
 
 use outrigger_http::ResponseHead;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Sleep,
-};
+use tokio::time::Sleep;
 
 use super::{
     failure,
@@ -28,7 +25,7 @@ pub(super) struct Hedged {
     pub(super) host: Arc<Host>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+impl Forward<'_, '_, '_, '_> {
     /// Whether an attempt that took too long goes on beside the next one.
     pub(super) fn hedges(&self) -> bool {
         self.hedge && self.pump.is_ended() && self.retries.is_possible()

@@ -12,6 +12,7 @@ mod flags;
 mod forward;
 mod hedge;
 mod mirror;
+mod pass;
 mod prepare;
 mod pump;
 mod redirect;
@@ -44,6 +45,7 @@ use crate::{
     trace::Tracer,
     worker::{Worker, drain::Drain},
 };
+use serde_json::Value;
 use stats::ConnectionManagerStats;
 
 /// A connection manager as one worker runs it: made with the first connection of a filter chain,
@@ -57,7 +59,12 @@ pub struct ConnectionManager {
     filters: Filters,
     logs: Vec<Logger>,
     tracer: Option<Tracer>,
+    /// Large bodies may go from socket to socket.
+    may_splice: bool,
 }
+
+/// The runtime key that keeps bodies from going through the kernel alone: `false` in a static layer.
+const SPLICE: &str = "outrigger.http.splice";
 
 /// What the exchanges of one connection share.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +88,7 @@ impl ConnectionManager {
             filters: Filters::new(plan, worker),
             logs: Logger::all(&plan.access_logs, worker),
             tracer: Tracer::new(plan.tracing.as_ref(), worker),
+            may_splice: worker.bootstrap.runtime.get(SPLICE) != Some(&Value::Bool(false)),
         }
     }
 

@@ -7,10 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use outrigger_http::{BodyReader, Error, Frame, Headers};
-use tokio::io::AsyncRead;
 
 use super::{Exchange, upstream::Upstream};
-use crate::filter::Filters;
+use crate::{filter::Filters, io::Stream};
 
 /// What was read of a request's body, kept as long as an attempt may be repeated or copied.
 #[derive(Debug)]
@@ -136,10 +135,10 @@ impl Pump {
     }
 
     /// Moves what can be moved. Ready when the request is up and flushed, or held.
-    pub(super) fn poll<S: AsyncRead + Unpin>(
+    pub(super) fn poll(
         &mut self,
         cx: &mut TaskContext<'_>,
-        reader: &mut BodyReader<'_, S>,
+        reader: &mut BodyReader<'_, Stream>,
         upstream: &mut Upstream,
         kept: &mut Kept,
         exchange: &mut Exchange<'_>,

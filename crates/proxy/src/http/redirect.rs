@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use outrigger_http::{Framing, Method, ResponseHead};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Context, Exchange, forward::Forward, prepare, serve};
 use crate::plan::route::InternalRedirectPolicy;
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Forward<'_, '_, '_, '_, S> {
+impl Forward<'_, '_, '_, '_> {
     /// Whether this response is followed; then the exchange holds the new request.
     pub(super) fn follow(&mut self, head: &ResponseHead) -> bool {
         let policy = match self.exchange.route.action() {

@@ -6,23 +6,21 @@ use bytes::Bytes;
 use outrigger_http::{
     BodyReader, BodyWriter, Error, Frame, Framing, Method, ResponseHead, Version, h2,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use super::{Context, Exchange, LocalReply};
 use crate::{
+    io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
     router,
 };
 
 /// Sends a reply of our own.
-pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn reply(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
     reply: LocalReply,
 ) {
     let (mut head, body) = reply.render(exchange, &cx.live.plan.local_reply);
@@ -55,7 +53,7 @@ pub(super) async fn reply<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Whether the request's body was read; takes what is here already, without waiting.
-async fn request_is_over<S: AsyncRead + Unpin>(reader: &mut BodyReader<'_, S>) -> bool {
+async fn request_is_over(reader: &mut BodyReader<'_, Stream>) -> bool {
     std::future::poll_fn(|cx| {
         let mut left = DRAINED;
         loop {
@@ -75,9 +73,9 @@ async fn request_is_over<S: AsyncRead + Unpin>(reader: &mut BodyReader<'_, S>) -
 /// Bytes of a body that are read and thrown away so that a connection can be kept.
 const DRAINED: usize = 64 * 1024;
 
-async fn send<S: AsyncRead + AsyncWrite + Unpin>(
+async fn send(
     exchange: &mut Exchange<'_>,
-    writer: &mut BodyWriter<'_, S>,
+    writer: &mut BodyWriter<'_, Stream>,
     head: ResponseHead,
     body: Bytes,
 ) -> Result<(), Error> {
@@ -166,7 +164,7 @@ fn should_drain(cx: &Context<'_>) -> bool {
 }
 
 /// Ends a response that cannot be completed: the client must see that it is not.
-pub(super) fn abort<S: AsyncWrite + Unpin>(writer: &mut BodyWriter<'_, S>) {
+pub(super) fn abort(writer: &mut BodyWriter<'_, Stream>) {
     writer.reset(h2::Reason::INTERNAL_ERROR);
 }
 

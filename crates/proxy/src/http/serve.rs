@@ -9,10 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Sleep,
-};
+use tokio::time::Sleep;
 
 use super::{
     Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond, route_stats,
@@ -20,6 +17,7 @@ use super::{
 };
 use crate::{
     filter::{Stage, Step},
+    io::Stream,
     plan::{
         HttpConnectionManager, RouteConfiguration,
         http::RouteSource,
@@ -35,11 +33,11 @@ use crate::{
 /// Serves one request; its limits of time share the timer with the connection. `true` when an HTTP/2 client took it back.
 ///
 /// On a connection whose chain drains it goes by the chain that has followed: the old one is kept for the bytes alone.
-pub(super) async fn request<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn request(
     cx: &Context<'_>,
     head: RequestHead,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
     timer: Pin<&mut Option<Sleep>>,
     is_over: Option<&mut IsOver<'_>>,
 ) -> bool {
@@ -105,20 +103,20 @@ async fn unless_over<T>(
 }
 
 /// A message that could not be read as a request is answered and logged like one.
-pub(super) async fn refused<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn refused(
     cx: &Context<'_>,
     refusal: outrigger_http::Refusal,
-    writer: &mut BodyWriter<'_, S>,
+    writer: &mut BodyWriter<'_, Stream>,
 ) {
     cx.live.stats.downstream_cx_protocol_error().inc();
     unread(cx, prepare::refused(refusal), writer).await;
 }
 
 /// Answers and logs what never became a request; the connection ends with it.
-pub(super) async fn unread<S: AsyncRead + AsyncWrite + Unpin>(
+pub(super) async fn unread(
     cx: &Context<'_>,
     reply: LocalReply,
-    writer: &mut BodyWriter<'_, S>,
+    writer: &mut BodyWriter<'_, Stream>,
 ) {
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
@@ -131,11 +129,11 @@ pub(super) async fn unread<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Everything between head and response; the error is the reply to send.
-async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
+async fn handle(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
     mut timer: Pin<&mut Option<Sleep>>,
 ) -> Result<(), LocalReply> {
     let plan = &cx.live.plan;
@@ -177,11 +175,11 @@ async fn handle<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Runs the filters and finds the cluster; `None` when the client went away meanwhile.
-async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
+async fn filtered(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
     kept: &mut Option<Kept>,
 ) -> Result<Option<router::Target>, LocalReply> {
     for index in 0..cx.live.filters.len() {
@@ -248,10 +246,10 @@ async fn filtered<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// Reads a request's body: all of it, or with `partial` at least so many bytes.
-async fn read_body<S: AsyncRead + AsyncWrite + Unpin>(
+async fn read_body(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
-    reader: &mut BodyReader<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
     limit: u64,
     partial: bool,
 ) -> Result<Kept, LocalReply> {
@@ -375,10 +373,10 @@ pub(super) fn overloaded(stats: &ConnectionManagerStats) -> LocalReply {
 }
 
 /// What a filter waits for; `None` when the client went away before.
-async fn while_there<S: AsyncRead + AsyncWrite + Unpin, T>(
+async fn while_there<T>(
     what: impl Future<Output = T>,
-    reader: &mut BodyReader<'_, S>,
-    writer: &mut BodyWriter<'_, S>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
 ) -> Option<T> {
     let gone = std::future::poll_fn(|cx| super::failure::poll_gone(cx, reader, writer));
     tokio::select! {
@@ -389,9 +387,9 @@ async fn while_there<S: AsyncRead + AsyncWrite + Unpin, T>(
 }
 
 /// Nobody waits for an answer any more.
-fn gone<S: AsyncRead + AsyncWrite + Unpin>(
+fn gone(
     exchange: &mut Exchange<'_>,
-    writer: &mut BodyWriter<'_, S>,
+    writer: &mut BodyWriter<'_, Stream>,
 ) -> Option<router::Target> {
     super::failure::Gone::Closed.tell(exchange);
     respond::abort(writer);

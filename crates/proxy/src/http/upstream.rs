@@ -14,7 +14,7 @@ use tls::session::Session;
 use super::prepare::split_port;
 use crate::{
     cluster::{
-        Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
+        self, Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
     },
     io::Stream,
     plan::Cluster as Plan,
@@ -115,7 +115,12 @@ impl Upstream {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<Upstream, UpstreamError> {
-        let (stream, account) = cluster.tcp(host, context).await?;
+        let (mut stream, account) = cluster.tcp(host, context).await?;
+        let stats = cluster.stats();
+        stream.count(
+            stats.upstream_cx_rx_bytes_total(),
+            stats.upstream_cx_tx_bytes_total(),
+        );
         let guard = cluster.request(host, context)?;
         let local = stream.local_address();
         Ok(Upstream {
@@ -208,6 +213,14 @@ impl Upstream {
                 None => Poll::Ready(None),
             },
             Call::Tcp(call) => call.connection.reader().poll_frame(cx),
+        }
+    }
+
+    /// The response's body, where its bytes may go around us ([`super::pass`]).
+    pub(super) fn http1(&mut self) -> Option<h1::Reader<'_, cluster::Upstream>> {
+        match &mut self.call {
+            Call::H1(http1) => Some(http1.connection.reader()),
+            _ => None,
         }
     }
 

@@ -18,8 +18,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::splice::{self, Lease};
-use crate::io::Stream;
+use crate::{
+    io::Stream,
+    splice::{self, Lease, PIPE_SIZE},
+};
 
 /// What passes between two streams, as it goes.
 #[derive(Debug)]
@@ -281,7 +283,7 @@ impl Direction {
                 took(written, count)?;
                 continue;
             }
-            match pipe.poll_fill(context, from) {
+            match pipe.poll_fill(context, from, PIPE_SIZE) {
                 Poll::Pending => {
                     // A connection that waits holds no pipe.
                     self.pipe = None;

@@ -8,7 +8,6 @@ mod copy;
 mod ext_authz;
 mod gate;
 mod rbac;
-mod splice;
 mod tcp_proxy;
 mod tunnel;
 

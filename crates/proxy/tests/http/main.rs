@@ -6,6 +6,7 @@ mod ext_authz;
 mod grpc;
 mod http2;
 mod jwt;
+mod large;
 mod options;
 mod reports;
 mod routing;

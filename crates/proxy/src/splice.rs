@@ -4,7 +4,7 @@
 //! so their number follows the streams that move at one moment.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     io,
     os::fd::OwnedFd,
     task::{Context, Poll, ready},
@@ -15,7 +15,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 /// A pipe, lent until it is dropped.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     pipe: Option<Pipe>,
     filled: usize,
 }
@@ -27,17 +27,25 @@ struct Pipe {
 }
 
 thread_local! {
+    static LENT: Cell<usize> = const { Cell::new(0) };
     static SPARE: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Lease {
     /// An empty pipe: one that was used before, else a new one.
-    pub(super) fn take() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// No descriptor is left, or so many are lent that other uses might find none; copying needs no pipe.
+    pub(crate) fn take() -> io::Result<Self> {
+        if LENT.get() >= MAX_LENT {
+            return Err(io::Error::other("too many pipes are lent"));
+        }
         let spare = SPARE.with(|spare| spare.borrow_mut().pop());
         let pipe = match spare {
             Some(pipe) => pipe,
             None => Pipe::open()?,
         };
+        LENT.set(LENT.get() + 1);
         Ok(Self {
             pipe: Some(pipe),
             filled: 0,
@@ -45,15 +53,16 @@ impl Lease {
     }
 
     /// Bytes in it.
-    pub(super) fn filled(&self) -> usize {
+    pub(crate) fn filled(&self) -> usize {
         self.filled
     }
 
-    /// Takes bytes from a socket into the empty pipe; 0 is the end of the stream.
-    pub(super) fn poll_fill(
+    /// Takes at most so many bytes from a socket into the empty pipe; 0 is the end of the stream.
+    pub(crate) fn poll_fill(
         &mut self,
         context: &mut Context<'_>,
         from: &TcpStream,
+        most: usize,
     ) -> Poll<io::Result<usize>> {
         let Some(pipe) = &self.pipe else {
             return Poll::Ready(Ok(0));
@@ -61,7 +70,7 @@ impl Lease {
         loop {
             ready!(from.poll_read_ready(context))?;
             let read = from.try_io(Interest::READABLE, || {
-                Ok(splice(from, None, &pipe.write, None, PIPE_SIZE, FLAGS)?)
+                Ok(splice(from, None, &pipe.write, None, most, FLAGS)?)
             });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -75,7 +84,7 @@ impl Lease {
     }
 
     /// Gives bytes from the pipe to a socket.
-    pub(super) fn poll_drain(
+    pub(crate) fn poll_drain(
         &mut self,
         context: &mut Context<'_>,
         to: &TcpStream,
@@ -102,6 +111,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        let _ = LENT.try_with(|lent| lent.set(lent.get() - 1));
         // A pipe with something in it would give a stranger's bytes to the next stream.
         if self.filled == 0
             && let Some(pipe) = self.pipe.take()
@@ -127,14 +137,17 @@ impl Pipe {
 }
 
 /// Whether the kernel cannot splice these two at all (a socket with a protocol on top that lacks it).
-pub(super) fn is_unsupported(error: &io::Error) -> bool {
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS))
 }
 
 const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 /// Room for the pages of what a socket's receive buffer usually holds at once.
-const PIPE_SIZE: usize = 256 * 1024;
+pub(crate) const PIPE_SIZE: usize = 256 * 1024;
+
+/// Pipes that a worker lends at most: each takes two descriptors, and memory of the kernel.
+const MAX_LENT: usize = 2048;
 
 /// Pipes that a worker keeps for the next streams.
 const MAX_SPARE: usize = 32;
