@@ -123,11 +123,10 @@ impl Lines {
 }
 
 fn can_run() -> bool {
-    let found = Command::new("iptables-nft").arg("--version").output();
-    if nix::unistd::geteuid().is_root() && found.is_ok() {
+    let Err(why) = testkit::needs::root_and("capture", &["iptables-nft"]) else {
         return true;
-    }
-    println!("skipped: tests of the capture need root and iptables");
+    };
+    println!("skipped: {why}");
     assert!(std::env::var_os("CI").is_none(), "they must run in CI");
     false
 }

@@ -6,6 +6,9 @@
 #[allow(unreachable_pub, reason = "it is a file of testkit")]
 #[path = "../../testkit/src/bpffs.rs"]
 mod bpffs;
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
+#[path = "../../testkit/src/needs.rs"]
+mod needs;
 
 use std::{
     env, fs,
@@ -35,13 +38,8 @@ fn main() -> ExitCode {
         TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let root = nix::unistd::geteuid().is_root();
-    if !root || !Path::new("/usr/sbin/iptables-nft").exists() {
-        println!("skipped: the plug-in's tests need root and iptables");
-        return match env::var_os("CI") {
-            Some(_) => ExitCode::FAILURE,
-            None => ExitCode::SUCCESS,
-        };
+    if let Err(why) = needs::root_and("the plug-in's", &["iptables-nft"]) {
+        return needs::skipped(&why);
     }
     let filter: Vec<String> = env::args()
         .skip(1)

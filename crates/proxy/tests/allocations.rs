@@ -20,7 +20,8 @@ use std::{
 use outrigger_proxy as proxy;
 use proto::envoy::config;
 use proxy::{plan::Listener, server::Change};
-use support::{Mesh, TO_A, message, run};
+use support::{Mesh, TO_A, run};
+use testkit::envoy::message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -4,22 +4,18 @@ use std::{cell::RefCell, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outrigger_proxy as proxy;
-use prost::{Message, Name};
 use proto::envoy::config;
 use proxy::{
     plan::{Bootstrap, Cluster, Listener},
     server::{Change, Server},
     worker::Options,
 };
+use testkit::envoy::{hosts, message};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
 };
-
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
-}
 
 /// A proxy whose one listener sends everything to cluster `c`.
 struct Mesh {
@@ -51,17 +47,9 @@ filter_chains:
         typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
 "
         .replace("FILTER", &filter);
-        let hosts: Vec<_> = ports
-            .iter()
-            .map(|port| {
-                format!(
-                    "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-                )
-            })
-            .collect();
         let cluster = format!(
             "name: c\ntype: STATIC\n{cluster}\nload_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{}]}}]}}",
-            hosts.join(", ")
+            hosts(ports)
         );
         let bootstrap = message::<config::bootstrap::v3::Bootstrap>(bootstrap);
         let bootstrap = Bootstrap::try_from(&bootstrap).expect("the bootstrap is good");

@@ -3,22 +3,18 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use outrigger_proxy as proxy;
-use prost::{Message, Name};
 use proto::envoy::config;
 use proxy::{
     plan::{Bootstrap, Cluster, ClusterLoadAssignment, Listener},
     server::{Change, Server},
     worker::{Options, drain::DrainStrategy},
 };
+use testkit::envoy::{hosts, message};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::LocalSet,
 };
-
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
-}
 
 fn cluster(yaml: &str) -> Change {
     let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(yaml));
@@ -43,15 +39,6 @@ fn static_cluster(name: &str, ports: &[u16], more: &str) -> Change {
         "name: {name}\ntype: STATIC\n{more}\nload_assignment:\n  cluster_name: {name}\n  endpoints:\n  - lb_endpoints: [{}]",
         hosts(ports)
     ))
-}
-
-fn hosts(ports: &[u16]) -> String {
-    let host = |port: &u16| {
-        format!(
-            "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-        )
-    };
-    ports.iter().map(host).collect::<Vec<_>>().join(", ")
 }
 
 /// A filter chain's `filters` that proxy TCP to a cluster.

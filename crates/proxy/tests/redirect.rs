@@ -9,17 +9,13 @@ use outrigger_proxy::{
     server::{Change, Server},
     worker::Options,
 };
-use prost::{Message, Name};
 use proto::envoy::config;
+use testkit::envoy::message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket},
     task::LocalSet,
 };
-
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
-}
 
 fn cluster(yaml: &str) -> Change {
     let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(yaml));

@@ -14,13 +14,9 @@ use outrigger_proxy::{
     server::{Change, Server},
     worker::Options,
 };
-use prost::{Message, Name};
 use proto::envoy::config;
+use testkit::envoy::message;
 use tokio::task::LocalSet;
-
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
-}
 
 fn run(line: &str) -> bool {
     let mut words = line.split(' ');

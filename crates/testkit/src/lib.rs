@@ -3,4 +3,7 @@
 pub mod authorization;
 pub mod bpffs;
 pub mod conntrack;
+pub mod envoy;
+pub mod frames;
 pub mod jwt;
+pub mod needs;

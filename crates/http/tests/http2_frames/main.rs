@@ -16,26 +16,14 @@ use std::{
 
 use bytes::Bytes;
 use outrigger_http::{Frame, Framing, Method, RequestHead, ResponseHead, Version, h2};
+use testkit::frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, POST, RST_STREAM,
+    SETTINGS, WINDOW_UPDATE, frame,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
     task::spawn_local,
 };
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `GET http://h/` and `POST http://h/`.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'h'];
-const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'h'];
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -43,14 +31,6 @@ fn run(test: impl Future<Output = ()>) {
         .build()
         .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
 }
 
 /// `(kind, flags, stream, payload)`.

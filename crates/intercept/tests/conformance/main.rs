@@ -6,13 +6,16 @@
 
 #[path = "../../../testkit/src/conformance.rs"]
 mod finder;
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
+#[path = "../../../testkit/src/needs.rs"]
+mod needs;
 mod own;
 
 use std::{
     collections::BTreeMap,
     env, fs,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::Instant,
 };
 
@@ -38,8 +41,16 @@ fn main() -> ExitCode {
     if env::args().any(|a| a == "--list") {
         return ExitCode::SUCCESS;
     }
-    if let Err(why) = can_run() {
-        return absent(&why);
+    let programs = [
+        "unshare",
+        "ip",
+        "iptables-nft",
+        "iptables-legacy",
+        "nft",
+        "mount",
+    ];
+    if let Err(why) = needs::root_and("interception", &programs) {
+        return needs::skipped(&why);
     }
     let mut failed = 0;
     let mut ran = 0;
@@ -98,39 +109,6 @@ fn nft_verify(args: &[std::ffi::OsString]) -> ExitCode {
         Err(e) => println!("{e}"),
     }
     ExitCode::SUCCESS
-}
-
-fn absent(why: &str) -> ExitCode {
-    println!("skipped: {why}");
-    if env::var_os("CI").is_some() {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
-}
-
-fn can_run() -> Result<(), String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("interception tests need root".into());
-    }
-    for program in [
-        "unshare",
-        "ip",
-        "iptables-nft",
-        "iptables-legacy",
-        "nft",
-        "mount",
-    ] {
-        let found = Command::new("sh")
-            .args(["-c", &format!("command -v {program}")])
-            .stdout(Stdio::null())
-            .status()
-            .is_ok_and(|s| s.success());
-        if !found {
-            return Err(format!("interception tests need {program}"));
-        }
-    }
-    Ok(())
 }
 
 fn read_cases(data: &Path) -> BTreeMap<String, Value> {

@@ -15,13 +15,12 @@ mod ebpf;
 mod full;
 mod guard;
 mod matrix;
+#[allow(unreachable_pub, reason = "it is a file of testkit")]
+#[path = "../../../testkit/src/needs.rs"]
+mod needs;
 mod net;
 
-use std::{
-    env, panic,
-    process::{Command, ExitCode, Stdio},
-    time::Instant,
-};
+use std::{env, panic, process::ExitCode, time::Instant};
 
 fn main() -> ExitCode {
     let mut args: Vec<_> = env::args_os().collect();
@@ -73,12 +72,9 @@ fn main() -> ExitCode {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    if let Err(why) = can_run() {
-        println!("skipped: {why}");
-        return match env::var_os("CI") {
-            Some(_) => ExitCode::FAILURE,
-            None => ExitCode::SUCCESS,
-        };
+    let programs = ["ip", "iptables-nft", "iptables-legacy", "nft"];
+    if let Err(why) = needs::root_and("interception", &programs) {
+        return needs::skipped(&why);
     }
     let _restore = bpffs::Restore::later();
     let mut failed = Vec::new();
@@ -108,21 +104,4 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-fn can_run() -> Result<(), String> {
-    if !nix::unistd::geteuid().is_root() {
-        return Err("interception tests need root".into());
-    }
-    for program in ["ip", "iptables-nft", "iptables-legacy", "nft"] {
-        let found = Command::new("sh")
-            .args(["-c", &format!("command -v {program}")])
-            .stdout(Stdio::null())
-            .status()
-            .is_ok_and(|s| s.success());
-        if !found {
-            return Err(format!("interception tests need {program}"));
-        }
-    }
-    Ok(())
 }

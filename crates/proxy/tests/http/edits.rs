@@ -8,13 +8,14 @@ use proxy::{
     plan::{Cluster, ClusterLoadAssignment, Listener, RouteConfiguration},
     server::Change,
 };
+use testkit::envoy::{hosts, message};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     task::{JoinSet, spawn_local},
 };
 
-use super::support::{Mesh, TO_A, message, request, run};
+use super::support::{Mesh, TO_A, request, run};
 
 const CLIENTS: usize = 16;
 const EDITS: usize = 1000;
@@ -87,19 +88,11 @@ fn cluster(name: &str, edit: usize) -> Change {
 }
 
 fn endpoints(name: &str, ports: &[u16]) -> Change {
-    let hosts: Vec<_> = ports
-        .iter()
-        .map(|port| {
-            format!(
-                "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
-            )
-        })
-        .collect();
     let plan = ClusterLoadAssignment::try_from(&message::<
         config::endpoint::v3::ClusterLoadAssignment,
     >(&format!(
         "cluster_name: {name}\nendpoints: [{{lb_endpoints: [{}]}}]",
-        hosts.join(", ")
+        hosts(ports)
     )));
     Change::Endpoints(Arc::new(plan.unwrap()))
 }

@@ -2,6 +2,10 @@
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
+use testkit::frames::{
+    ACK, DATA, END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS, PING, POST, RST_STREAM, SETTINGS,
+    frame,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -20,30 +24,8 @@ fn http2(options: &str) -> String {
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-/// `GET http://h/`, all from the static table but the authority.
-const GET: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'h'];
-/// `POST http://h/`.
-const POST: &[u8] = &[0x83, 0x86, 0x84, 0x41, 1, b'h'];
 /// `:status: 200`.
 const STATUS_200: &[u8] = &[0x88];
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    bytes.extend([kind, flags]);
-    bytes.extend(stream.to_be_bytes());
-    bytes.extend(payload);
-    bytes
-}
 
 #[derive(Debug)]
 struct Frame {

@@ -10,22 +10,18 @@ use std::{
 
 use base::clock::Clock;
 use outrigger_proxy as proxy;
-use prost::{Message, Name};
 use proto::envoy::config;
 use proxy::{
     plan::{Bootstrap, Cluster, Listener},
     server::{Change, Server},
     worker::{Options, drain::DrainStrategy},
 };
+use testkit::envoy::message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::{LocalSet, spawn_local},
 };
-
-pub(crate) fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
-}
 
 /// A proxy with one listener, whose routes, filters and options a test says, and clusters by port.
 pub(crate) struct Mesh {

@@ -4,7 +4,6 @@ use std::{net::SocketAddr, path::Path, rc::Rc, sync::Arc, time::Duration};
 
 use base::clock::Clock;
 use outrigger_proxy as proxy;
-use prost::{Message, Name};
 use proto::envoy::config;
 use proxy::{
     plan::{Bootstrap, Cluster, Listener},
@@ -12,6 +11,7 @@ use proxy::{
     worker::{Options, drain::DrainStrategy},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
+use testkit::envoy::message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -109,10 +109,6 @@ pub(crate) fn upstream(common: &str, more: &str) -> String {
          type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
          common_tls_context: {{{common}}}{more}}}}}"
     )
-}
-
-fn message<M: Message + Name + Default>(yaml: &str) -> M {
-    proto::json::from_yaml(yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
 }
 
 pub(crate) fn cluster(name: &str, port: u16, more: &str) -> Change {
