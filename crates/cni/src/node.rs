@@ -17,8 +17,6 @@ use std::{
     env,
     ffi::OsString,
     fs,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -185,19 +183,7 @@ fn credentials(settings: &Settings) -> Result<(), CniError> {
 
 /// Puts a file in place, never half of it.
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CniError> {
-    let temporary = path.with_extension("outrigger-new");
-    let write = || -> std::io::Result<()> {
-        let _ = fs::remove_file(&temporary);
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|e| io(&path.display().to_string(), &e))
+    base::file::replace(path, bytes, mode).map_err(|e| io(&path.display().to_string(), &e))
 }
 
 impl Settings {

@@ -1,11 +1,8 @@
 //! `OUTPUT_CERTS`: certificates as files, for programs that read them themselves.
 
-use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
+
+use base::file::replace;
 
 use super::Current;
 
@@ -25,20 +22,4 @@ pub(super) fn write(folder: &Path, current: &Current) -> Result<(), String> {
         put("root-cert.pem", roots, 0o644)?;
     }
     Ok(())
-}
-
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary: PathBuf = path.with_file_name(format!(".{name}.new"));
-    match fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    fs::rename(&temporary, path)
 }
