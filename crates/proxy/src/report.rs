@@ -1,17 +1,19 @@
 //! Records that leave in batches: for services of access logs and collectors of spans.
 //!
 //! A request never waits for a service: its record is put by, and goes with others when they are many or the oldest has
-//! waited long enough. A service that is slow or gone loses records, which are counted.
+//! waited long enough. A service that is slow or gone loses records, which are counted. When a worker ends, what still
+//! waits goes at once.
 
 use std::{
     cell::{Cell, RefCell},
     fmt,
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 
 use stats::Counter;
+use tokio::sync::Notify;
 
 use crate::{
     plan::access_log::Delivery,
@@ -33,8 +35,24 @@ pub(crate) struct Batches<R> {
     limits: Limits,
     send: Box<Send<R>>,
     worker: WorkerRef,
+    /// Tells [`Reports`] of each batch that is done.
+    done: Rc<Notify>,
     written: Counter,
     dropped: Counter,
+}
+
+/// All that keeps records back on a worker.
+#[derive(Default)]
+pub(crate) struct Reports {
+    all: RefCell<Vec<Weak<dyn Kept>>>,
+    /// A batch was taken or is lost.
+    done: Rc<Notify>,
+}
+
+/// Records that are kept back.
+trait Kept {
+    /// Sends them, as far as the service keeps up; tells whether anything is still unanswered.
+    fn hurry(self: Rc<Self>) -> bool;
 }
 
 /// When a batch goes.
@@ -73,7 +91,7 @@ impl<R: 'static> Batches<R> {
         F: Future<Output = bool> + 'static,
     {
         let scope = worker.stats.scope(scope);
-        Rc::new(Self {
+        let batches = Rc::new(Self {
             records: RefCell::default(),
             size: Cell::new(0),
             scheduled: Cell::new(false),
@@ -81,9 +99,13 @@ impl<R: 'static> Batches<R> {
             limits,
             send: Box::new(move |worker, records| Box::pin(send(worker, records))),
             worker: worker.weak(),
+            done: worker.reports.done.clone(),
             written: scope.counter(written),
             dropped: scope.counter(dropped),
-        })
+        });
+        let kept: Rc<dyn Kept> = batches.clone();
+        worker.reports.add(&kept);
+        batches
     }
 
     /// Puts a record of so many bytes by.
@@ -128,7 +150,52 @@ impl<R: 'static> Batches<R> {
                 false => batches.dropped.add(count),
             }
             batches.sending.set(batches.sending.get() - 1);
+            batches.done.notify_one();
         });
+    }
+}
+
+impl<R: 'static> Kept for Batches<R> {
+    fn hurry(self: Rc<Self>) -> bool {
+        if self.sending.get() < SENDING {
+            self.flush();
+        }
+        self.sending.get() > 0
+    }
+}
+
+impl Reports {
+    /// Whether nothing keeps records back.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all
+            .borrow()
+            .iter()
+            .all(|kept| kept.strong_count() == 0)
+    }
+
+    /// Sends all records without waiting for more; completes when each is taken or lost. Can be dropped at any time.
+    pub(crate) async fn settle(&self) {
+        loop {
+            let all: Vec<_> = self.all.borrow().iter().filter_map(Weak::upgrade).collect();
+            let unanswered = all.into_iter().filter(|kept| kept.clone().hurry()).count();
+            if unanswered == 0 {
+                return;
+            }
+            self.done.notified().await;
+        }
+    }
+
+    fn add(&self, kept: &Rc<dyn Kept>) {
+        let mut all = self.all.borrow_mut();
+        // Those of listeners that are gone.
+        all.retain(|kept| kept.strong_count() > 0);
+        all.push(Rc::downgrade(kept));
+    }
+}
+
+impl fmt::Debug for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reports").finish_non_exhaustive()
     }
 }
 

@@ -227,6 +227,15 @@ impl Listeners {
         }
     }
 
+    /// Completes when no connection is left. Can be dropped at any time.
+    pub(crate) async fn released(&self) {
+        for slot in self.chosen(false) {
+            for chain in slot.current().chains.values() {
+                chain.drainer.released().await;
+            }
+        }
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<Rc<Slot>> {
         self.by_name.borrow().get(name).cloned()
     }

@@ -104,15 +104,18 @@ impl Server {
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
-    /// Ends the workers: connections close, and what they logged is written.
+    /// Ends the workers: connections close, and what they logged is written and delivered. Takes a second at most, less
+    /// where the drain time is less.
     pub fn shut_down(&self) {
         if self.workers.borrow().is_empty() {
             return;
         }
+        // All are told before one is waited for.
+        self.tell_workers(|| Command::Stop);
         self.workers
             .borrow_mut()
             .iter_mut()
-            .for_each(WorkerHandle::stop);
+            .for_each(WorkerHandle::join);
         self.workers.borrow_mut().clear();
         crate::access_log::settle();
     }

@@ -31,6 +31,7 @@ use crate::{
     cluster::{Clusters, shared::ProcessShared},
     listener::Listeners,
     plan::{Bootstrap, RouteConfiguration},
+    report::Reports,
 };
 use drain::DrainStrategy;
 use stats::Stats;
@@ -91,6 +92,7 @@ pub struct Worker {
     /// What all workers share.
     pub shared: Arc<ProcessShared>,
     pub(crate) listeners: Listeners,
+    pub(crate) reports: Reports,
     /// Itself, for tasks that outlive who began them.
     me: WorkerRef,
     /// The ways to all workers, this one included.

@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot},
     task::{LocalSet, spawn_local},
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout, timeout_at},
 };
 
 use super::{Options, Random, Routes, Worker, WorkerRef, drain::DrainStrategy};
@@ -23,6 +23,7 @@ use crate::{
     cluster::{ClusterEntry, Clusters, Report, SWEEP_INTERVAL, shared::ProcessShared},
     listener::{ListenSocket, Listeners, handed_over},
     plan::{Bootstrap, Listener, RouteConfiguration},
+    report::Reports,
 };
 
 /// What the main thread (or another worker) asks of a worker.
@@ -132,9 +133,8 @@ impl WorkerHandle {
         let _ = self.commands.send(command);
     }
 
-    /// Ends the worker and waits for its thread.
-    pub(crate) fn stop(&mut self) {
-        self.send(Command::Stop);
+    /// Waits for the thread of a worker that was told to stop.
+    pub(crate) fn join(&mut self) {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -184,6 +184,7 @@ impl Worker {
             routes: Routes::default(),
             shared: seed.shared,
             listeners: Listeners::default(),
+            reports: Reports::default(),
             me,
             peers: seed.peers,
         }
@@ -262,4 +263,19 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
     worker.listeners.close_all();
     // One turn for connections to see it.
     tokio::task::yield_now().await;
+    if !worker.reports.is_empty() {
+        last_records(&worker).await;
+    }
 }
+
+/// Delivers what connections have left to be told, also of their end. Neither a client that lingers nor a service that does
+/// not answer holds up the end of the process for long.
+async fn last_records(worker: &Worker) {
+    let limit = LAST_RECORDS.min(worker.options.drain_time);
+    let end = tokio::time::Instant::now() + limit;
+    let _ = timeout(limit / 2, worker.listeners.released()).await;
+    let _ = timeout_at(end, worker.reports.settle()).await;
+}
+
+/// How long records may hold up the end of a worker, where the drain time is not shorter.
+const LAST_RECORDS: Duration = Duration::from_secs(1);

@@ -1,6 +1,9 @@
 //! Records of requests that go to services: access logs and spans.
 
-use std::time::Duration;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use prost::Message;
 use proto::{
@@ -13,6 +16,11 @@ use proto::{
         common::v1::{AnyValue, KeyValue, any_value::Value},
         trace::v1::{span::SpanKind, status::StatusCode},
     },
+};
+
+use tokio::{
+    io::AsyncWriteExt,
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
 };
 
 use super::{
@@ -443,5 +451,94 @@ fn zipkin_gets_a_span_of_each_end() {
         assert_eq!(own["tags"]["http.status_code"], "200");
         assert!(own["duration"].as_u64() > Some(0) && own["timestamp"].is_u64());
         counted(&mesh, "tracing.zipkin.spans_sent", 2).await;
+    });
+}
+
+/// As [`server`], on a thread that goes on while the proxy ends: its port, and the calls as they come.
+fn elsewhere() -> (u16, UnboundedReceiver<(String, Vec<u8>)>) {
+    let ((says_port, port), (says, called)) = (std::sync::mpsc::channel(), unbounded_channel());
+    thread::spawn(move || {
+        run(async move {
+            let (port, seen) = server().await;
+            says_port.send(port).unwrap();
+            while !says.is_closed() {
+                seen.take().into_iter().for_each(|call| {
+                    let _ = says.send(call);
+                });
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+    });
+    (port.recv().unwrap(), called)
+}
+
+/// A log that keeps records back for longer than any test.
+const KEPT: &str = "name: als
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig
+          common_config:
+            log_name: last
+            grpc_service: {envoy_grpc: {cluster_name: s-h2}}
+            buffer_flush_interval: 3600s";
+
+#[test]
+fn records_that_still_wait_when_the_proxy_ends_are_delivered() {
+    run(async {
+        let (port, mut called) = elsewhere();
+        let origin = Origin::new(&[ANSWER, Act::Hang]).await;
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::with_log(ROUTE, OTEL, KEPT, &clusters).await;
+        mesh.get("/done").await;
+        // The end of the proxy is its end.
+        let mut unfinished = mesh.connect().await;
+        let request = b"GET /begun HTTP/1.1\r\nHost: h\r\n\r\n";
+        unfinished.write_all(request).await.unwrap();
+        within(async {
+            while origin.seen().len() < 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        mesh.server.shut_down();
+        let (mut logged, mut traced) = (Vec::new(), 0);
+        while logged.len() < 2 || traced < 2 {
+            let (head, message) = within(called.recv()).await.unwrap();
+            if head.starts_with("/envoy.service.accesslog.v3.AccessLogService/") {
+                let message = StreamAccessLogsMessage::decode(&message[5..]).unwrap();
+                let Some(LogEntries::HttpLogs(entries)) = message.log_entries else {
+                    panic!("they are of requests");
+                };
+                let paths = entries.log_entry.into_iter().map(|entry| entry.request);
+                logged.extend(paths.map(|request| request.unwrap().path));
+            } else {
+                let message = ExportTraceServiceRequest::decode(&message[5..]).unwrap();
+                traced += message.resource_spans[0].instrumentation_library_spans[0]
+                    .spans
+                    .len();
+            }
+        }
+        assert_eq!(logged, ["/done", "/begun"]);
+        assert_eq!(traced, 2);
+    });
+}
+
+#[test]
+fn a_service_that_does_not_answer_holds_up_the_end_for_a_second_at_most() {
+    run(async {
+        let origin = Origin::new(&[ANSWER]).await;
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::with_log(TO_A, "", KEPT, &clusters).await;
+        assert!(mesh.get("/").await.ends_with("ok"));
+        let begun = Instant::now();
+        mesh.server.shut_down();
+        // More than a second: the machine may be busy. The call itself has no timeout.
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        // It was asked.
+        let (mut stream, _) = silent.accept().unwrap();
+        let mut preface = [0; 24];
+        std::io::Read::read_exact(&mut stream, &mut preface).unwrap();
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     });
 }

@@ -31,6 +31,9 @@ pub(crate) struct Mesh {
     log: tempfile::TempDir,
 }
 
+/// How long a drain takes.
+const DRAIN: Duration = Duration::from_millis(200);
+
 /// Seconds since the epoch.
 pub(crate) const NOW: u64 = 1_800_000_000;
 
@@ -52,7 +55,7 @@ impl Mesh {
         clusters: &[(&str, u16)],
         cluster: &str,
     ) -> Mesh {
-        Mesh::make(routes, options, filters, clusters, cluster, "").await
+        Mesh::make(routes, options, filters, clusters, cluster, "", DRAIN).await
     }
 
     /// [`Mesh::new`] without filters, and with fields of the router.
@@ -64,10 +67,10 @@ impl Mesh {
     ) -> Mesh {
         // The terminal filter: the one that follows it is left out.
         let filters = format!("      - name: own\n        typed_config: {{{ROUTER}, {router}}}");
-        Mesh::make(routes, options, &filters, clusters, "", "").await
+        Mesh::make(routes, options, &filters, clusters, "", "", DRAIN).await
     }
 
-    /// [`Mesh::new`] without filters and with a further access log.
+    /// [`Mesh::new`] without filters, with a further access log and a drain time that Istio would give.
     pub(crate) async fn with_log(
         routes: &str,
         options: &str,
@@ -75,7 +78,8 @@ impl Mesh {
         clusters: &[(&str, u16)],
     ) -> Mesh {
         let log = format!("- {log}");
-        Mesh::make(routes, options, "", clusters, "", &log).await
+        let drain = Duration::from_secs(45);
+        Mesh::make(routes, options, "", clusters, "", &log, drain).await
     }
 
     async fn make(
@@ -85,6 +89,7 @@ impl Mesh {
         clusters: &[(&str, u16)],
         cluster: &str,
         further: &str,
+        drain_time: Duration,
     ) -> Mesh {
         let log = tempfile::tempdir().unwrap();
         let path = log.path().join("access.log");
@@ -128,7 +133,7 @@ filter_chains:
         let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(NOW));
         let settings = Options {
             concurrency: 1,
-            drain_time: Duration::from_millis(200),
+            drain_time,
             drain_strategy: DrainStrategy::Immediate,
             file_flush_interval: Duration::from_millis(1),
             clock: clock.clone(),
