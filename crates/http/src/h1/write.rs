@@ -97,7 +97,13 @@ impl WriteState {
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let fields = out.len();
-        lines(out, &head.headers, framing);
+        // Nothing is written before the peer agrees: were it told of a body (Envoy says that it is chunked), a server that
+        // wants all of it before it answers would wait for good.
+        let announced = match framing {
+            Framing::Chunked if head.upgrade => Framing::Tunnel,
+            framing => framing,
+        };
+        lines(out, &head.headers, announced);
         if head.upgrade && head.headers.contains("upgrade") {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }

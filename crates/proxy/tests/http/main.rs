@@ -3,6 +3,7 @@
 mod cases;
 mod edits;
 mod ext_authz;
+mod extended_connect;
 mod grpc;
 mod http2;
 mod jwt;
