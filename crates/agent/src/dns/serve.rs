@@ -33,15 +33,7 @@ pub(super) fn bind(
 ) -> Result<(Vec<Sockets>, Vec<SocketAddr>), AgentError> {
     let (mut out, mut bound) = (Vec::new(), Vec::new());
     for at in addresses {
-        let both = || -> io::Result<Sockets> {
-            let tcp = std::net::TcpListener::bind(at)?;
-            tcp.set_nonblocking(true)?;
-            let udp = std::net::UdpSocket::bind(tcp.local_addr()?)?;
-            udp.set_nonblocking(true)?;
-            widen(&udp);
-            Ok(Sockets { udp, tcp })
-        };
-        match both() {
+        match both(*at) {
             Ok(sockets) => {
                 bound.extend(sockets.udp.local_addr());
                 out.push(sockets);
@@ -51,6 +43,30 @@ pub(super) fn bind(
         }
     }
     Ok((out, bound))
+}
+
+/// Both transports on one port.
+fn both(at: SocketAddr) -> io::Result<Sockets> {
+    // Ports that the system chose and that are taken for UDP; held, so that it chooses others.
+    let mut unfit = Vec::new();
+    let (tcp, udp) = loop {
+        let tcp = std::net::TcpListener::bind(at)?;
+        match std::net::UdpSocket::bind(tcp.local_addr()?) {
+            Ok(udp) => break (tcp, udp),
+            Err(e)
+                if at.port() == 0
+                    && e.kind() == io::ErrorKind::AddrInUse
+                    && unfit.len() < CHOICES =>
+            {
+                unfit.push(tcp);
+            }
+            Err(e) => return Err(e),
+        }
+    };
+    tcp.set_nonblocking(true)?;
+    udp.set_nonblocking(true)?;
+    widen(&udp);
+    Ok(Sockets { udp, tcp })
 }
 
 /// Makes room for bursts; the system may give less.
@@ -173,6 +189,8 @@ async fn connection(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
 
 /// Queries that may wait for resolvers at once; about a kilobyte each.
 const WAITING: usize = 1 << 15;
+/// Ports that are tried where the system chooses one for both transports.
+const CHOICES: usize = 16;
 /// Connections at once.
 const CONNECTIONS: usize = 256;
 /// How long a connection may be silent (RFC 7766 speaks of seconds).
