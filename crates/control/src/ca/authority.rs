@@ -259,19 +259,32 @@ impl Authority {
     /// Does what is due now: a step of a rotation, or reading plugged-in files that were replaced.
     pub fn turn(&self) -> Result<(), CaError> {
         match &self.place {
-            Place::Own(folder) if self.shared => {
-                if self.wished(folder) {
-                    files::remove(&folder.join(WISH))?;
-                    warn!(
-                        "certificate authority: other replicas have this key, too: put the next one into --caCertsDir \
-                         of all, its root beside the present one"
-                    );
-                }
-                Ok(())
-            }
+            Place::Own(folder) if self.shared => self.ask_for_next(folder),
             Place::Own(folder) => self.rotate(folder),
             Place::Plugged(folder) => self.reload(folder),
         }
+    }
+
+    /// Says what the operator has to do: to the wish, and every hour as soon as the root ages.
+    fn ask_for_next(&self, folder: &Path) -> Result<(), CaError> {
+        let wished = self.wished(folder);
+        if wished {
+            files::remove(&folder.join(WISH))?;
+        }
+        let now = self.clock.now();
+        let mut signing = self.signing.lock();
+        let told = signing.told.map(|told| now.duration_since(told));
+        let is_told = told.is_some_and(|passed| passed.is_ok_and(|p| p < DEFAULT_OVERLAP));
+        if wished || (is_aging(&signing.signer, now) && !is_told) {
+            signing.told = Some(now);
+            let left = signing.signer.not_after.duration_since(now);
+            warn!(
+                "certificate authority: other replicas have this key, too, and it ends in {} days: put the next one \
+                 into --caCertsDir of all, its root beside the present one",
+                left.unwrap_or_default().as_secs() / (24 * 3600)
+            );
+        }
+        Ok(())
     }
 
     fn rotate(&self, folder: &Path) -> Result<(), CaError> {

@@ -276,6 +276,24 @@ fn a_root_is_replaced_before_it_ends() {
 }
 
 #[test]
+fn a_root_that_replicas_share_is_replaced_by_none_of_them() {
+    let dir = tempfile::tempdir().expect("dir");
+    let start = SystemTime::now();
+    let clock = Clock::manual(start);
+    let authority = authority(dir.path(), clock.clone()).with_replicas(true);
+    let before = authority.roots();
+    let wish = dir.path().join("state/rotate");
+    fs::write(&wish, "").expect("a wish");
+    authority.turn().expect("told what to do");
+    assert!(!wish.exists());
+    let day = Duration::from_secs(24 * 3600);
+    clock.set(start + 3649 * day);
+    authority.turn().expect("told again");
+    assert_eq!(authority.roots(), before);
+    assert!(!dir.path().join("state/ca-2-key.pem").exists());
+}
+
+#[test]
 fn a_plugged_authority_is_read_anew_where_its_old_root_is_still_trusted() {
     let dir = tempfile::tempdir().expect("dir");
     let make = || {
