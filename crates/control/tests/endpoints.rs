@@ -352,6 +352,44 @@ spec: {hosts: [e.mesh], location: MESH_INTERNAL, resolution: STATIC, workloadSel
 }
 
 #[test]
+fn an_entry_takes_over_no_service_of_another_namespace() {
+    let entry = |namespace: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: grab, namespace: {namespace}, creationTimestamp: \"2020-01-01T00:00:00Z\"}}
+spec: {{hosts: [a.one.svc.cluster.local], resolution: STATIC, location: MESH_INTERNAL, endpoints: [{{address: 10.66.0.1}}], ports: [{{number: 80, name: http, protocol: HTTP}}]}}
+---
+"
+        )
+    };
+    // Before and after the service's namespace by name.
+    let yaml = entry("evil") + &service("a", "one", "10.0.0.1") + &entry("worse");
+    let mesh = mesh(&yaml);
+    for namespace in ["one", "two", "zoo"] {
+        let client = sidecar(
+            &mesh,
+            "client",
+            namespace,
+            "10.9.9.9",
+            json!({"app": "client"}),
+        );
+        let got = addresses(&endpoints_of(&mesh, &client, A));
+        assert_eq!(got, ranked(&[("10.0.0.1", 0)]), "{namespace}");
+    }
+    // Its own namespace has what it asked for.
+    let own = sidecar(
+        &mesh,
+        "client",
+        "evil",
+        "10.9.9.9",
+        json!({"app": "client"}),
+    );
+    let got = addresses(&endpoints_of(&mesh, &own, A));
+    assert_eq!(got, ranked(&[("10.66.0.1", 0)]));
+}
+
+#[test]
 fn unknown_names_get_an_empty_assignment() {
     let mesh = mesh(&service("a", "one", "10.0.0.1"));
     for name in [

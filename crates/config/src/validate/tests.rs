@@ -106,6 +106,42 @@ fn groups_settings_and_extensions_are_checked() {
 }
 
 #[test]
+fn expressions_are_bounded() {
+    let with = |expression: &str| {
+        let object = format!(
+            "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: v, namespace: shop}}
+spec: {{hosts: [a], http: [{{match: [{{uri: {{regex: '{expression}'}}}}], route: [{{destination: {{host: a}}}}]}}]}}"
+        );
+        let (_, problems) = Snapshot::from_texts([(Path::new("v.yaml"), object.as_str())]);
+        let errors = problems.iter().filter(|p| p.severity == Severity::Error);
+        errors
+            .map(|p| format!("{}: {}", p.field, p.message))
+            .collect::<Vec<_>>()
+    };
+    // Takes an engine that goes back on its steps a life; ours takes the time of the text.
+    assert_eq!(with("/(a+)+b"), Vec::<String>::new());
+    assert_eq!(with(&"a".repeat(1024)), Vec::<String>::new());
+    let field = "spec.http[0].match[0].uri.regex: ";
+    for (expression, why) in [
+        (&*"a".repeat(1025), "longer than 1024"),
+        (&"a".repeat(1 << 20), "longer than 1024"),
+        // Short, and large when it is compiled.
+        ("((a{1000}){1000}){1000}", "size"),
+        ("(a", "not a regular expression"),
+        ("(a)\\1", "not a regular expression"),
+    ] {
+        let errors = with(expression).join("; ");
+        let short = &expression[..expression.len().min(20)];
+        assert!(
+            errors.contains(field) && errors.contains(why),
+            "{short}: {errors}"
+        );
+    }
+}
+
+#[test]
 fn verdicts_are_istios() {
     let Some(path) = finder::conformance("validation/cases.yaml") else {
         return;
