@@ -16,7 +16,7 @@ fn body(length: usize) -> Vec<u8> {
         .collect()
 }
 
-const LENGTH: usize = 3 << 20;
+const LENGTH: usize = 1_500_000;
 
 /// An origin that answers every request with a body of [`LENGTH`], in pieces of this size; of the first answer it sends
 /// no more than this, and then it closes, or waits for more than a client has patience.
@@ -104,7 +104,7 @@ fn large_bodies_come_whole_and_every_byte_is_counted() {
 #[test]
 fn a_body_that_breaks_off_is_not_taken_for_whole() {
     run(async {
-        let port = origin(64 << 10, 1 << 20, true).await;
+        let port = origin(64 << 10, 700_000, true).await;
         let mesh = Mesh::new(TO_A, "", "", &[("a", port)]).await;
         let mut client = mesh.connect().await;
         client.write_all(GET).await.expect("it is there");
@@ -124,7 +124,7 @@ fn a_body_that_breaks_off_is_not_taken_for_whole() {
 #[test]
 fn a_client_that_leaves_within_a_large_body_takes_the_upstream_connection_along() {
     run(async {
-        let port = origin(64 << 10, 1 << 20, false).await;
+        let port = origin(64 << 10, 700_000, false).await;
         let mesh = Mesh::new(TO_A, "", "", &[("a", port)]).await;
         let mut client = mesh.connect().await;
         client.write_all(GET).await.expect("it is there");
