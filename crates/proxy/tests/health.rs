@@ -319,7 +319,7 @@ fn a_tcp_check_sends_and_expects() {
                 });
             }
         });
-        let cluster = "health_checks: [{timeout: 0.050s, interval: 0.002s, no_traffic_interval: 0.002s, \
+        let cluster = "health_checks: [{timeout: 0.500s, interval: 0.002s, no_traffic_interval: 0.002s, \
             unhealthy_threshold: 2, healthy_threshold: 1, \
             tcp_health_check: {send: {text: '50494e47'}, receive: [{text: '504f4e47'}]}}]";
         let mesh = Mesh::new("{}", cluster, &[port]).await;

@@ -165,7 +165,7 @@ fn a_request_that_goes_on_is_logged_again_and_again_where_that_is_asked_for() {
     run(async {
         let slow = Act::SayLater(
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
-            std::time::Duration::from_millis(100),
+            std::time::Duration::from_millis(500),
         );
         let origin = Origin::new(&[slow]).await;
         let options = "access_log_options: {access_log_flush_interval: 0.02s}";
