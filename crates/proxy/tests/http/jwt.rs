@@ -461,7 +461,7 @@ fn keys_are_fetched_once_and_again_when_they_are_old() {
         let later = Act::SayLater(served(&old.jwks("k")), Duration::from_millis(50));
         let issuer = Origin::new(&[later, Act::Say(served(&new.jwks("k")))]).await;
         let origin = Origin::new(&[OK; 8]).await;
-        let filter = filter(&istiod(&[remote(json!({ "cache_duration": "1s" }))]));
+        let filter = filter(&istiod(&[remote(json!({ "cache_duration": "4s" }))]));
         let clusters = [("a", origin.port), ("issuer", issuer.port)];
         let mesh = Mesh::new(TO_A, "", &filter, &clusters).await;
         let token = old.sign("k", &claims("i"));
@@ -487,7 +487,7 @@ fn keys_are_fetched_once_and_again_when_they_are_old() {
             1
         );
         // The issuer has changed its key: the token is remembered no longer than the key that it was signed with.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        tokio::time::sleep(Duration::from_millis(4100)).await;
         let answer = bearer(&mesh, &token).await;
         assert!(answer.ends_with("Jwt verification fails"), "{answer}");
         assert_eq!(
