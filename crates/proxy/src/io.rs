@@ -4,6 +4,7 @@
 //! takes the stream over does not know that somebody looked.
 
 use std::{
+    cell::Cell,
     fmt,
     io::{self, IoSlice},
     mem::MaybeUninit,
@@ -33,6 +34,8 @@ pub struct Stream {
     ahead: Bytes,
     /// In a box: most streams of TCP are counted by whoever copies them.
     meter: Option<Box<Meter>>,
+    /// splice(2) finds nothing on it, whatever comes.
+    copies: Cell<bool>,
 }
 
 /// Counts the bytes of a stream.
@@ -164,6 +167,7 @@ impl Stream {
             })),
             ahead: Bytes::new(),
             meter: None,
+            copies: Cell::new(false),
         }
     }
 
@@ -216,6 +220,16 @@ impl Stream {
         }
     }
 
+    /// The same, where splice(2) has not been found to be of no use.
+    pub(crate) fn spliceable(&self) -> Option<&TcpStream> {
+        self.plain_tcp().filter(|_| !self.copies.get())
+    }
+
+    /// splice(2) is of no use here, for as long as the connection lives.
+    pub(crate) fn never_splice(&self) {
+        self.copies.set(true);
+    }
+
     /// The descriptor, for socket options.
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.inner {
@@ -257,6 +271,7 @@ impl From<TcpStream> for Stream {
             inner: Inner::Tcp(stream),
             ahead: Bytes::new(),
             meter: None,
+            copies: Cell::new(false),
         }
     }
 }
@@ -267,6 +282,7 @@ impl From<UnixStream> for Stream {
             inner: Inner::Unix(stream),
             ahead: Bytes::new(),
             meter: None,
+            copies: Cell::new(false),
         }
     }
 }
@@ -278,6 +294,7 @@ impl From<DuplexStream> for Stream {
             inner: Inner::Memory(stream),
             ahead: Bytes::new(),
             meter: None,
+            copies: Cell::new(false),
         }
     }
 }

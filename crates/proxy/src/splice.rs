@@ -6,11 +6,15 @@
 use std::{
     cell::{Cell, RefCell},
     io,
+    mem::MaybeUninit,
     os::fd::OwnedFd,
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// A pipe, lent until it is dropped.
@@ -58,6 +62,10 @@ impl Lease {
     }
 
     /// Takes at most so many bytes from a socket into the empty pipe; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// [`is_unsupported`] also where bytes wait for `recv` alone, as on sockets of a sockmap, to which they are handed
+    /// past TCP's own queue: splice(2) finds nothing there, or an end too early.
     pub(crate) fn poll_fill(
         &mut self,
         context: &mut Context<'_>,
@@ -69,8 +77,15 @@ impl Lease {
         };
         loop {
             ready!(from.poll_read_ready(context))?;
-            let read = from.try_io(Interest::READABLE, || {
-                Ok(splice(from, None, &pipe.write, None, most, FLAGS)?)
+            let fill = || splice(from, None, &pipe.write, None, most, FLAGS);
+            let read = from.try_io(Interest::READABLE, || match fill() {
+                // A call more, but only where the next thing to do is to wait.
+                Ok(0) | Err(Errno::AGAIN) if is_behind(from) => match fill() {
+                    // They came in between.
+                    Ok(read) if read > 0 => Ok(read),
+                    _ => Err(Errno::INVAL.into()),
+                },
+                other => Ok(other?),
             });
             match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -134,6 +149,14 @@ impl Pipe {
         let _ = fcntl_setpipe_size(&write, PIPE_SIZE);
         Ok(Self { read, write })
     }
+}
+
+/// Whether `recv` has bytes.
+fn is_behind(from: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    socket2::SockRef::from(from)
+        .peek(&mut byte)
+        .is_ok_and(|count| count > 0)
 }
 
 /// Whether the kernel cannot splice these two at all (a socket with a protocol on top that lacks it).

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -95,6 +96,25 @@ pub(crate) fn programs_capture_as_rules_do(_: &Mesh) {
     for from in ["shop/client", "shop/web"] {
         called(from);
     }
+    // Large bodies arrive, too: in clear on both sides the proxy would rather have the kernel move them, but what the
+    // app sends goes past TCP's queue.
+    let web = mesh.address("shop", "web");
+    let script = format!(
+        "head -c 300000 /dev/zero | tr '\\0' a >b; for i in 1 2 3; do \
+         curl -s --max-time 20 --data-binary @b http://{web}:8080/x | wc -c; done"
+    );
+    let place = tempfile::tempdir().expect("a folder");
+    let out = Command::new("nsenter")
+        .args(["-n", "-t", &mesh.supervisor().to_string()])
+        .args(["sh", "-c", &script])
+        .current_dir(&place)
+        .output();
+    let out = String::from_utf8(out.expect("a shell").stdout).expect("numbers");
+    let counts: Vec<usize> = out.lines().filter_map(|l| l.trim().parse().ok()).collect();
+    assert!(
+        counts.len() == 3 && counts.iter().all(|count| *count > 300_000),
+        "{out}"
+    );
     // Names come from the agent: its programs see the pod's resolvers, not the node's.
     let figures = in_pod(&mesh, "client", "curl -s 127.0.0.1:15020/stats/prometheus");
     let queries = figures

@@ -65,7 +65,7 @@ impl Pass {
             Some(left) if self.begun || left >= WORTH => left,
             _ => return Poll::Ready(Passed::Done),
         };
-        if reader.io().stream.plain_tcp().is_none() || writer.io().plain_tcp().is_none() {
+        if reader.io().stream.spliceable().is_none() || writer.io().plain_tcp().is_none() {
             self.never = true;
             return Poll::Ready(Passed::Done);
         }
@@ -125,7 +125,7 @@ impl Pass {
         };
         let read = {
             let io = reader.io();
-            let Some(from) = io.stream.plain_tcp() else {
+            let Some(from) = io.stream.spliceable() else {
                 return Poll::Ready(Passed::Done);
             };
             let most = MOST.min(usize::try_from(left).unwrap_or(MOST));
@@ -140,6 +140,8 @@ impl Pass {
                     read
                 }
                 Poll::Ready(Err(error)) if splice::is_unsupported(&error) => {
+                    io.stream.never_splice();
+                    self.pipe = None;
                     self.never = true;
                     return Poll::Ready(Passed::Done);
                 }
