@@ -116,6 +116,10 @@ impl Forward<'_, '_, '_, '_> {
                 respond::abort(self.writer);
             }
             Some(End::Expired(expired)) => {
+                if expired == Expired::UpstreamStream {
+                    let cluster = self.target.cluster.stats();
+                    cluster.upstream_rq_max_duration_reached().inc();
+                }
                 failure::tell_expired(expired, self.exchange, stats);
                 self.target.cluster.stats().upstream_rq_tx_reset().inc();
                 upstream.cancel();

@@ -79,6 +79,8 @@ pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
         } => Failure::Refused,
         AttemptError::Broken { .. } => Failure::Reset,
         AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle) => Failure::PerTryTimeout,
+        // We have reset it ourselves.
+        AttemptError::Expired(Expired::UpstreamStream) => Failure::Reset,
         AttemptError::Expired(_) | AttemptError::Downstream(_) => return None,
     })
 }
@@ -165,6 +167,7 @@ pub(super) fn reply(
                     (504, "upstream request timeout")
                 }
                 Expired::Stream | Expired::Idle if complete => (504, "stream timeout"),
+                Expired::UpstreamStream if complete => (504, UPSTREAM_STREAM),
                 expired => (408, late(expired)),
             };
             let mut reply = LocalReply::new(status, body, std::mem::take(&mut exchange.details));
@@ -199,9 +202,12 @@ fn late(expired: Expired) -> &'static str {
     match expired {
         Expired::Headers => "request header timeout",
         Expired::Receive => "request timeout",
+        Expired::UpstreamStream => UPSTREAM_STREAM,
         _ => "stream timeout",
     }
 }
+
+const UPSTREAM_STREAM: &str = "upstream max stream duration reached";
 
 fn unavailable(
     status: u16,
@@ -249,6 +255,10 @@ fn count_expired(expired: Expired, stats: &ConnectionManagerStats) -> (Flags, &'
             stats.downstream_rq_max_duration_reached().inc();
             (Flags::DURATION_TIMEOUT, "max_duration_timeout")
         }
+        Expired::UpstreamStream => (
+            Flags::UPSTREAM_MAX_STREAM_DURATION,
+            "upstream_max_stream_duration_reached",
+        ),
         Expired::Receive => {
             stats.downstream_rq_timeout().inc();
             (Flags::default(), "request_overall_timeout")

@@ -267,6 +267,10 @@ impl Forward<'_, '_, '_, '_> {
                     answer = Answer::No;
                 }
             }
+            if answer == Answer::Yes || result.is_err() {
+                // What follows is no part of this attempt.
+                self.deadlines.upstream_stream = None;
+            }
             if answer != Answer::Yes
                 && !self.hedged.is_empty()
                 && let Err(error) = &result
@@ -347,6 +351,7 @@ impl Forward<'_, '_, '_, '_> {
         self.sent = false;
         let now = TokioInstant::now();
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
+        self.deadlines.upstream_stream = None;
         self.deadlines
             .start_per_try_idle(self.timeouts.per_try_idle, now);
         if self.reader.is_end() && self.deadlines.request.is_none() {
@@ -438,6 +443,8 @@ impl Forward<'_, '_, '_, '_> {
         self.exchange.upstream.protocol = upstream.version();
         self.attempt_headers(&host);
         let sent = Instant::now();
+        let longest = self.target.cluster.plan.http.max_stream_duration;
+        self.deadlines.upstream_stream = longest.map(|limit| TokioInstant::from(sent) + limit);
         self.exchange
             .progress
             .upstream_first_sent
@@ -478,6 +485,9 @@ impl Forward<'_, '_, '_, '_> {
             // A client that is slow says nothing about the host.
             Err(AttemptError::Expired(Expired::Receive | Expired::Idle)) => {
                 cluster.stats().upstream_rq_cancelled().inc();
+            }
+            Err(AttemptError::Expired(Expired::UpstreamStream)) => {
+                cluster.stats().upstream_rq_max_duration_reached().inc();
             }
             Err(AttemptError::Expired(expired)) => {
                 cluster.stats().upstream_rq_timeout().inc();

@@ -16,6 +16,8 @@ pub(super) enum Expired {
     PerTry,
     PerTryIdle,
     Stream,
+    /// An attempt lasted longer than its cluster allows.
+    UpstreamStream,
     Idle,
     /// The request did not arrive in time.
     Receive,
@@ -30,6 +32,8 @@ pub(super) struct Deadlines {
     pub(super) per_try: Option<Instant>,
     pub(super) per_try_idle: Option<Instant>,
     pub(super) stream: Option<Instant>,
+    /// Of the attempt that goes on.
+    pub(super) upstream_stream: Option<Instant>,
     /// Until the whole request has arrived.
     pub(super) receive: Option<Instant>,
     idle: Option<Instant>,
@@ -94,6 +98,7 @@ impl Deadlines {
             (self.per_try, Some(Expired::PerTry)),
             (self.per_try_idle, Some(Expired::PerTryIdle)),
             (self.stream, Some(Expired::Stream)),
+            (self.upstream_stream, Some(Expired::UpstreamStream)),
             (self.idle, Some(Expired::Idle)),
             (self.receive, Some(Expired::Receive)),
             (self.log.map(|(at, _)| at), None),

@@ -1,6 +1,7 @@
 //! HTTP through a running proxy: scripted clients and origins, bytes on both sides.
 
 mod cases;
+mod durations;
 mod edits;
 mod ext_authz;
 mod extended_connect;
