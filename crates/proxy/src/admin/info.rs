@@ -13,7 +13,11 @@ use serde_json::{Map, Value, json};
 use stats::{HistogramView, Kind, Query};
 
 use super::{Admin, Answer, Params};
-use crate::{command::version, server::State, worker::drain};
+use crate::{
+    command::version,
+    server::{State, figures},
+    worker::drain,
+};
 
 /// `/ready`.
 pub(super) fn ready(admin: &Admin) -> Answer {
@@ -123,11 +127,6 @@ pub(super) fn stats(admin: &Admin, params: &Params, format: Option<&str>) -> Ans
     };
     let server = &admin.server;
     server.publish();
-    server
-        .stats
-        .gauge("server.uptime")
-        .set(server.started.elapsed().as_secs() as i64);
-    server.publish_memberships();
     let kind = match params.get("type") {
         None | Some("" | "All") => None,
         Some("Counters") => Some(Kind::Counter),
@@ -170,18 +169,11 @@ pub(super) fn stats(admin: &Admin, params: &Params, format: Option<&str>) -> Ans
 
 /// `/memory`, from the kernel's figures.
 pub(super) fn memory() -> Answer {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = |key: &str| {
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
-        let number = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-        number.unwrap_or(0) * 1024
-    };
+    let figures = figures::Memory::read();
     let memory = Memory {
-        allocated: kib("RssAnon"),
-        heap_size: kib("VmData"),
-        total_physical_bytes: kib("VmRSS"),
+        allocated: figures.allocated,
+        heap_size: figures.heap,
+        total_physical_bytes: figures.physical,
         ..Memory::default()
     };
     Answer::json(&proto::json::to_value(&memory))

@@ -217,6 +217,39 @@ fn a_dump_holds_everything_and_can_be_cut() {
 }
 
 #[test]
+fn stats_say_what_the_process_is() {
+    with_admin(async |admin| {
+        let (_, text) = admin.get("/stats?filter=%5Eserver%5C.");
+        let number = |name: &str| -> i64 {
+            let line = text
+                .lines()
+                .find_map(|l| l.strip_prefix(&format!("server.{name}: ")));
+            line.and_then(|number| number.parse().ok())
+                .unwrap_or_else(|| panic!("no {name} in {text}"))
+        };
+        for name in [
+            "memory_allocated",
+            "memory_heap_size",
+            "memory_physical_size",
+        ] {
+            assert!(number(name) > 1 << 20, "{name} {text}");
+        }
+        for name in [
+            "total_connections",
+            "parent_connections",
+            "hot_restart_epoch",
+        ] {
+            assert_eq!(number(name), 0, "{name}");
+        }
+        // There is no certificate.
+        assert_eq!(
+            number("days_until_first_cert_expiring"),
+            i64::from(u32::MAX)
+        );
+    });
+}
+
+#[test]
 fn stats_can_be_chosen() {
     with_admin(async |admin| {
         let (_, text) = admin.get("/stats?filter=%5Eserver.state%24&usedonly");

@@ -31,6 +31,9 @@ impl Server {
             .set(i64::from(state == State::Live));
         if state == State::Live {
             self.stats.gauge("listener_manager.workers_started").set(1);
+            self.stats
+                .histogram("server.initialization_time_ms")
+                .record(self.started.elapsed().as_millis() as u64);
         }
     }
 

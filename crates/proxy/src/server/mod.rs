@@ -6,6 +6,7 @@
 
 mod apply;
 mod dns_task;
+pub(crate) mod figures;
 mod health;
 mod life;
 mod outlier;
@@ -153,11 +154,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// Tells what is only known when it is asked for; before stats are read.
-    pub fn publish(&self) {
-        self.clusters.borrow_mut().publish_breakers(&self.stats);
-    }
-
     /// Starts the workers. Must be called within a `LocalSet` of the main thread's runtime.
     pub fn start(
         bootstrap: Arc<Bootstrap>,
@@ -336,8 +332,8 @@ impl Server {
         self.clusters.borrow().iter().cloned().collect()
     }
 
-    /// Brings `cluster.NAME.membership_*` up to date; called before stats are read.
-    pub fn publish_memberships(&self) {
+    /// Brings `cluster.NAME.membership_*` up to date.
+    fn publish_memberships(&self) {
         for membership in self.clusters.borrow_mut().memberships() {
             let scope = self
                 .stats

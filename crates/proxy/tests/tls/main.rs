@@ -70,6 +70,10 @@ live! {
         stat(&front, "cluster.h1.ssl.handshake", 1).await;
         stat(&front, "cluster.h2.ssl.handshake", 1).await;
         stat(&front, "cluster.h2.upstream_cx_http2_total", 1).await;
+        back.publish();
+        stat(&back, "server.total_connections", 2).await;
+        let days = back.store.number("server.days_until_first_cert_expiring");
+        assert!(days < i64::from(u32::MAX), "{days}");
     }
 }
 
