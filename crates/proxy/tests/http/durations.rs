@@ -1,6 +1,11 @@
-//! How long a request may last, whatever moves on it.
+//! How long a request may last, whatever moves on it, and how long a connection is kept.
 
-use crate::support::{Act, Mesh, OK, Origin, TO_A, run};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::{Act, Mesh, OK, Origin, TO_A, run, within};
 
 /// A response that never comes to its end.
 const HALF: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
@@ -64,5 +69,44 @@ fn routes_and_connection_managers_limit_all_attempts_together() {
         );
         let reached = "http.test.downstream_rq_max_duration_reached";
         assert_eq!(mesh.server.store.number(reached), 3);
+    });
+}
+
+/// A request on a connection that is kept, and its answer.
+async fn ask(client: &mut TcpStream) -> String {
+    let get = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    client.write_all(get).await.expect("it is there");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        let read = within(client.read_buf(&mut answer)).await;
+        assert_ne!(read.expect("bytes"), 0, "{answer:?}");
+    }
+    String::from_utf8(answer).expect("text")
+}
+
+#[test]
+fn responses_of_a_listener_that_drains_are_the_last_of_their_connections() {
+    run(async {
+        for (inbound_only, last) in [(false, true), (true, false)] {
+            let origin = Origin::new(&[OK; 4]).await;
+            let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+            let mut client = mesh.connect().await;
+            assert!(!ask(&mut client).await.contains("connection: close"));
+            mesh.server.drain_listeners(inbound_only, true, true);
+            mesh.server.settled().await;
+            let answer = ask(&mut client).await;
+            assert_eq!(answer.contains("connection: close\r\n"), last, "{answer}");
+            if last {
+                let end = within(client.read(&mut [0])).await;
+                assert_eq!(end.expect("a clean end"), 0);
+                let drained = "http.test.downstream_cx_drain_close";
+                assert_eq!(mesh.server.store.number(drained), 1);
+            } else {
+                // It is no inbound listener.
+                assert!(!ask(&mut client).await.contains("connection: close"));
+            }
+            // With `stay` it takes new connections all the same.
+            assert!(mesh.get("/").await.ends_with("ok"));
+        }
     });
 }

@@ -26,12 +26,8 @@ use crate::plan::{
 /// Extensions of later versions, with the word that names them in a rejection.
 const LATER: &[&str] = &[
     "envoy.extensions.filters.http.lua.v3.Lua",
-    "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
-    "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
-    "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport",
     "envoy.extensions.filters.http.wasm.v3.Wasm",
     "envoy.extensions.filters.network.wasm.v3.Wasm",
-    "config_discovery",
 ];
 
 /// Whether a mistake names an extension of a later version.
