@@ -6,6 +6,7 @@ mod edits;
 mod ext_authz;
 mod extended_connect;
 mod grpc;
+mod heads;
 mod http2;
 mod jwt;
 mod large;
