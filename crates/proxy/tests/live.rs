@@ -186,7 +186,7 @@ live! {
         let eds = cluster("name: s\ntype: EDS\neds_cluster_config: {eds_config: {ads: {}}}");
         apply(&server, vec![eds, assign(&[1, 2, 3])]).await;
         let look = || {
-            server.publish_memberships();
+            server.publish();
             ["total", "healthy", "degraded", "excluded", "change"]
                 .map(|stat| server.store.number(&format!("cluster.s.membership_{stat}")))
         };
