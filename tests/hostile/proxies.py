@@ -172,9 +172,9 @@ class Proxy:
         return self.process is None or self.process.poll() is None
 
     def memory(self):
-        """Resident memory in kB."""
+        """Resident memory in kB, without the pages of the program's file, which come in as its code is first used."""
         with open(f"/proc/{self.process.pid}/status") as status:
-            return next(int(l.split()[1]) for l in status if l.startswith("VmRSS"))
+            return next(int(l.split()[1]) for l in status if l.startswith("RssAnon"))
 
     def cpu(self):
         """Seconds of processor time so far."""

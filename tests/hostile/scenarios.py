@@ -52,6 +52,13 @@ def remote(host, port):
 # --- certificates ------------------------------------------------------------------------------------------------
 
 GOOD = "subjectAltName=URI:spiffe://cluster.local/ns/a/sa/b\nextendedKeyUsage=clientAuth,serverAuth\n"
+
+
+def instant(seconds):
+    """A time so many seconds from now, as openssl writes it."""
+    return time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + seconds))
+
+
 # A URI with a NUL in it cannot be written as text: the extension's DER in hexadecimal digits.
 NUL = b"spiffe://cluster.local/ns/a/sa/b\0.evil"
 NUL_URI = (bytes([0x30, len(NUL) + 2, 0x86, len(NUL)]) + NUL).hex(":").upper()
@@ -62,9 +69,13 @@ LEAVES = {
     "unknown-critical": (GOOD + "1.2.3.4=critical,ASN1:UTF8String:x\n", []),
     "other-trust-domain": (GOOD.replace("cluster.local", "other.test"), []),
     "trailing-slash": (GOOD.replace("sa/b", "sa/b/"), []),
+    "a-ca": (GOOD + "basicConstraints=critical,CA:TRUE\n", []),
     "no-san": ("extendedKeyUsage=clientAuth\n", []),
     "expired": (GOOD, ["-not_before", "20200101000000Z", "-not_after", "20200102000000Z"]),
     "not-yet": (GOOD, ["-not_before", "20900101000000Z", "-not_after", "20900102000000Z"]),
+    "just-expired": (GOOD, ["-not_before", instant(-3600), "-not_after", instant(-120)]),
+    "not-quite-yet": (GOOD, ["-not_before", instant(1800), "-not_after", instant(7200)]),
+    "just-begun": (GOOD, ["-not_before", instant(-60), "-not_after", instant(3600)]),
     "self-signed": (GOOD, None),
 }
 
@@ -107,36 +118,43 @@ def context(proxy, leaf):
     return made
 
 
-def asked_over_tls(proxy, leaf):
+def asked_over_tls(proxy, leaf, name="server.test"):
     """The status of a GET, or the word of the refusal."""
     try:
         with socket.create_connection(proxy.address("tls"), wire.PATIENCE) as plain, \
-                context(proxy, leaf).wrap_socket(plain, server_hostname="server.test") as stream:
+                context(proxy, leaf).wrap_socket(plain, server_hostname=name) as stream:
             stream.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             return int(stream.recv(1000).split(b" ")[1])
     except (ssl.SSLError, ConnectionError, IndexError) as e:
         return f"refused ({type(e).__name__})"
 
 
-@scenario(61, "a good certificate is let in")
-def good(proxy, _):
-    needs(proxy, "tls")
-    got = asked_over_tls(proxy, "good")
-    return None if got == 200 else f"got {got}"
+def admission(leaf):
+    @scenario(61, f"a client's certificate that is let in: {leaf}")
+    def admitted(proxy, _):
+        needs(proxy, "tls")
+        got = asked_over_tls(proxy, leaf)
+        return None if got == 200 else f"got {got}"
+
+
+ADMITTED = ("good", "just-begun")
+for name in ADMITTED:
+    admission(name)
 
 
 def refusal(number, leaf):
     @scenario(number, f"a client's certificate: {leaf or 'none at all'}")
     def refused(proxy, server):
         needs(proxy, "tls")
+        before = stat(proxy, "ssl.fail_verify")
         got = asked_over_tls(proxy, leaf)
         if isinstance(got, int) or server.requests():
             return f"it was let in: {got}"
-        return None
+        return counted(proxy, "ssl.fail_verify", before)
 
 
 for name in LEAVES:
-    if name != "good":
+    if name not in ADMITTED:
         refusal(60 if name == "nul-in-uri" else 61, name)
 refusal(68, None)
 
@@ -144,6 +162,16 @@ refusal(68, None)
 def stat(proxy, name):
     with urllib.request.urlopen(f"http://127.0.0.1:{proxy.ports['admin']}/stats?filter={name}") as answer:
         return sum(int(line.rpartition(b": ")[2]) for line in answer if line.strip())
+
+
+def counted(proxy, name, before):
+    """None once a count is above BEFORE: the peer may hear of a refusal a little earlier."""
+    end = time.monotonic() + wire.PATIENCE
+    while stat(proxy, name) <= before:
+        if time.monotonic() > end:
+            return f"no {name}… was counted"
+        time.sleep(0.02)
+    return None
 
 
 @scenario(68, "plain HTTP to a TLS port ends, and is counted")
@@ -154,7 +182,7 @@ def plain_to_tls(proxy, server):
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         if not client.closes() or server.requests():
             return "it was served, or stays open"
-    return None if stat(proxy, "ssl.connection_error") > before else "no ssl.connection_error was counted"
+    return counted(proxy, "ssl.connection_error", before)
 
 
 @scenario(68, "a TLS greeting to a plain port is answered with 400 or an end")
@@ -258,7 +286,8 @@ def old_version(proxy, _):
 # --- a server that speaks HTTP/2 -----------------------------------------------------------------------------------
 
 class Http2Origin:
-    """An HTTP/2 server of one connection at a time for each client; `behave` is called for every request."""
+    """An HTTP/2 server of one connection at a time for each client; `behave` is called for every request, `went` for every
+    stream that is reset and, without a stream, for every connection that ends."""
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -267,12 +296,12 @@ class Http2Origin:
         self.begin(None)
         threading.Thread(target=self.accept, daemon=True).start()
 
-    def begin(self, behave, settings=b""):
+    def begin(self, behave, settings=b"", went=None):
         """Ends the connections of the case before: the next one's begin anew, with its settings."""
         for stream in self.open:
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
-        self.behave, self.settings, self.connections, self.open = behave, settings, 0, []
+        self.behave, self.settings, self.went, self.connections, self.open = behave, settings, went, 0, []
 
     def accept(self):
         while True:
@@ -282,27 +311,34 @@ class Http2Origin:
             threading.Thread(target=self.serve, args=(stream, self.connections), daemon=True).start()
 
     def serve(self, stream, connection):
-        buffer = b""
+        went = self.went or (lambda *_: None)
         with contextlib.suppress(OSError), stream:
-            stream.sendall(h2.frame(h2.SETTINGS, 0, 0, self.settings))
-            while True:
-                while len(buffer) < 24 and h2.PREFACE.startswith(buffer[:24]) or len(buffer) < 9 or \
-                        len(buffer) < 9 + int.from_bytes(buffer[:3], "big"):
-                    got = stream.recv(1 << 16)
-                    if not got:
-                        return
-                    buffer += got
-                    if buffer.startswith(h2.PREFACE):
-                        buffer = buffer[len(h2.PREFACE):]
-                size, kind, flags = int.from_bytes(buffer[:3], "big"), buffer[3], buffer[4]
-                number = int.from_bytes(buffer[5:9], "big")
-                buffer = buffer[9 + size :]
-                if kind == h2.SETTINGS and not flags & h2.ACK:
-                    stream.sendall(h2.frame(h2.SETTINGS, h2.ACK, 0))
-                elif kind == h2.PING and not flags & h2.ACK:
-                    stream.sendall(h2.frame(h2.PING, h2.ACK, 0, b"\0" * 8))
-                elif kind == h2.HEADERS:
-                    self.behave(stream, connection, number)
+            self.converse(stream, connection, went)
+        went(connection)
+
+    def converse(self, stream, connection, went):
+        buffer = b""
+        stream.sendall(h2.frame(h2.SETTINGS, 0, 0, self.settings))
+        while True:
+            while len(buffer) < 24 and h2.PREFACE.startswith(buffer[:24]) or len(buffer) < 9 or \
+                    len(buffer) < 9 + int.from_bytes(buffer[:3], "big"):
+                got = stream.recv(1 << 16)
+                if not got:
+                    return
+                buffer += got
+                if buffer.startswith(h2.PREFACE):
+                    buffer = buffer[len(h2.PREFACE):]
+            size, kind, flags = int.from_bytes(buffer[:3], "big"), buffer[3], buffer[4]
+            number = int.from_bytes(buffer[5:9], "big")
+            buffer = buffer[9 + size :]
+            if kind == h2.SETTINGS and not flags & h2.ACK:
+                stream.sendall(h2.frame(h2.SETTINGS, h2.ACK, 0))
+            elif kind == h2.PING and not flags & h2.ACK:
+                stream.sendall(h2.frame(h2.PING, h2.ACK, 0, b"\0" * 8))
+            elif kind == h2.HEADERS:
+                self.behave(stream, connection, number)
+            elif kind == h2.RST_STREAM:
+                went(connection, number)
 
 
 def answer(stream, number):
