@@ -1,9 +1,8 @@
 //! The authority's files: read and written so that nobody finds half of one, and keys only by their owner.
 
 use std::{
-    fs,
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::Path,
 };
 
@@ -21,24 +20,9 @@ pub(super) fn folder(path: &Path) -> Result<(), CaError> {
         .map_err(of(path))
 }
 
-/// Writes under another name first.
+/// Puts a file in place, all of it or nothing.
 pub(super) fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), CaError> {
-    let temporary = path.with_extension("new");
-    let written = || -> io::Result<()> {
-        match fs::remove_file(&temporary) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    written().map_err(of(path))
+    base::file::replace(path, bytes, mode).map_err(of(path))
 }
 
 /// Removes a file; it may be gone already.
