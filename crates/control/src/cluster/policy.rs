@@ -193,11 +193,6 @@ fn keepalive(draft: &mut Draft, settings: Option<&TcpKeepalive>) {
 }
 
 fn retry_budget(budget: &RetryBudget) -> EnvoyBudget {
-    if budget.budget_interval.is_some() {
-        tracing::warn!(
-            "retryBudget.budgetInterval is not sent: the proxy's API has no such field yet"
-        );
-    }
     EnvoyBudget {
         budget_percent: Some(Percent {
             value: budget.percent.unwrap_or(20.0),
@@ -206,6 +201,7 @@ fn retry_budget(budget: &RetryBudget) -> EnvoyBudget {
             0 => 3,
             n => n,
         }),
+        budget_interval: budget.budget_interval,
     }
 }
 

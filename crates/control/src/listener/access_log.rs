@@ -232,6 +232,10 @@ pub fn tcp_grpc_of_provider(
 }
 
 /// An OpenTelemetry log, sent to `cluster`.
+#[expect(
+    deprecated,
+    reason = "istiod writes common_config, and older proxies know nothing else"
+)]
 pub fn open_telemetry(
     provider: &EnvoyOpenTelemetryLogProvider,
     cluster: &str,
@@ -270,6 +274,7 @@ pub fn open_telemetry(
                 .map(|(key, value)| KeyValue {
                     key: (*key).clone(),
                     value: Some(string(value)),
+                    ..Default::default()
                 })
                 .collect(),
         }),

@@ -222,7 +222,7 @@ fn client_certificates(out: &mut HttpConnectionManager, env: &Env<'_>, class: Cl
                     cert: true,
                     dns: true,
                     uri: true,
-                    chain: false,
+                    ..Default::default()
                 });
             }
         }

@@ -122,6 +122,7 @@ impl ProxyHeaders {
                 dns: details.dns.unwrap_or(true),
                 cert: details.cert.unwrap_or(false),
                 chain: details.chain.unwrap_or(false),
+                ..Default::default()
             };
         }
         out

@@ -112,6 +112,7 @@ pub fn proxy_config_tags(config: &ProxyConfig) -> Vec<CustomTag> {
             Some(CustomTag {
                 tag: name.clone(),
                 r#type: Some(kind),
+                ..Default::default()
             })
         })
         .collect()
@@ -159,6 +160,7 @@ fn workload_tags(workload: &Workload<'_>) -> [CustomTag; 5] {
     .map(|(name, value)| CustomTag {
         tag: name.to_owned(),
         r#type: Some(literal(value)),
+        ..Default::default()
     })
 }
 
@@ -178,5 +180,6 @@ fn dry_run_tag(name: &str, key: &str) -> CustomTag {
             }),
             ..Default::default()
         })),
+        ..Default::default()
     }
 }

@@ -90,6 +90,7 @@ fn abort(a: &Abort) -> Option<FaultAbort> {
     Some(FaultAbort {
         percentage: a.percentage.as_ref().map(millionths),
         error_type: Some(error),
+        ..Default::default()
     })
 }
 

@@ -126,6 +126,7 @@ fn provider(rule: &JwtRule, clear_route_cache: bool) -> JwtProvider {
             .map(|c| JwtClaimToHeader {
                 header_name: c.header.clone(),
                 claim_name: c.claim.clone(),
+                ..Default::default()
             })
             .collect(),
         from_headers: rule

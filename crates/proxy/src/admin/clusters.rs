@@ -237,6 +237,7 @@ fn host_status(host: &Host) -> HostStatus {
             excluded_via_immediate_hc_fail: flag(HealthFlag::ExcludedViaImmediateHcFail),
             active_hc_timeout: flag(HealthFlag::ActiveHcTimeout),
             eds_health_status: status as i32,
+            failed_degraded_outlier_detection: false,
         }),
         weight: host.weight,
         hostname: host.hostname.to_string(),

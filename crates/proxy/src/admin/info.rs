@@ -67,6 +67,7 @@ pub(super) fn server_info(admin: &Admin) -> Answer {
         uptime_current_epoch: Some(uptime),
         uptime_all_epochs: Some(uptime),
         hot_restart_version: "disabled".to_owned(),
+        hot_restart_initializing: false,
         command_line_options: Some(CommandLineOptions {
             concurrency: options.concurrency as u32,
             config_path: argument(&["-c", "--config-path"]),

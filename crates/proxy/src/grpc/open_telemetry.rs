@@ -6,7 +6,7 @@ use prost::Message;
 use proto::opentelemetry::proto::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList, any_value},
-    logs::v1::{InstrumentationLibraryLogs, LogRecord, ResourceLogs},
+    logs::v1::{ScopeLogs, LogRecord, ResourceLogs},
     resource::v1::Resource,
 };
 use serde_json::Value;
@@ -76,6 +76,7 @@ async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogReco
     attributes.extend(plan.resource.iter().map(|(key, node)| KeyValue {
         key: key.to_string(),
         value: Some(fixed(node)),
+        ..Default::default()
     }));
     let message = ExportLogsServiceRequest {
         resource_logs: vec![ResourceLogs {
@@ -83,8 +84,8 @@ async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogReco
                 attributes,
                 ..Default::default()
             }),
-            instrumentation_library_logs: vec![InstrumentationLibraryLogs {
-                logs,
+            scope_logs: vec![ScopeLogs {
+                log_records: logs,
                 ..Default::default()
             }],
             ..Default::default()
@@ -104,6 +105,7 @@ fn attribute(key: &str, text: &str) -> KeyValue {
     KeyValue {
         key: key.to_owned(),
         value: Some(string(text.to_owned())),
+        ..Default::default()
     }
 }
 
@@ -117,6 +119,7 @@ fn pairs(list: &[(Arc<str>, JsonNode)], exchange: &Exchange<'_>) -> Vec<KeyValue
     let one = |(key, node): &(Arc<str>, JsonNode)| KeyValue {
         key: key.to_string(),
         value: Some(value(node, exchange)),
+        ..Default::default()
     };
     list.iter().map(one).collect()
 }
@@ -154,6 +157,7 @@ fn filled(node: &JsonNode, fill: &impl Fn(&crate::plan::format::Template) -> Str
                 .map(|(key, node)| KeyValue {
                     key: key.to_string(),
                     value: Some(filled(node, fill)),
+                    ..Default::default()
                 })
                 .collect(),
         }),

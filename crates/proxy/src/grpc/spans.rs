@@ -5,10 +5,10 @@ use std::sync::Arc;
 use prost::Message;
 use proto::opentelemetry::proto::{
     collector::trace::v1::ExportTraceServiceRequest,
-    common::v1::{AnyValue, InstrumentationLibrary, KeyValue, any_value},
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     resource::v1::Resource,
     trace::v1::{
-        InstrumentationLibrarySpans, ResourceSpans, Span as SpanMessage, Status, span::SpanKind,
+        ScopeSpans, ResourceSpans, Span as SpanMessage, Status, span::SpanKind,
         status::StatusCode,
     },
 };
@@ -83,10 +83,11 @@ fn message(
                 attributes,
                 ..Default::default()
             }),
-            instrumentation_library_spans: vec![InstrumentationLibrarySpans {
-                instrumentation_library: Some(InstrumentationLibrary {
+            scope_spans: vec![ScopeSpans {
+                scope: Some(InstrumentationScope {
                     name: "outrigger".to_owned(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
+                    ..Default::default()
                 }),
                 spans: spans.collect(),
                 ..Default::default()
@@ -102,5 +103,6 @@ fn attribute(key: &str, value: &str) -> KeyValue {
         value: Some(AnyValue {
             value: Some(any_value::Value::StringValue(value.to_owned())),
         }),
+        ..Default::default()
     }
 }

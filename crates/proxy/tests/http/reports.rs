@@ -196,7 +196,7 @@ fn a_collector_gets_log_records_as_they_were_asked_for() {
         assert_eq!(of(&resource, "log_name"), Some(text("lines")));
         // The resource is no template.
         assert_eq!(of(&resource, "service.name"), Some(text("%REQ(x)%")));
-        let record = &logs.instrumentation_library_logs[0].logs[0];
+        let record = &logs.scope_logs[0].log_records[0];
         assert_eq!(record.body, Some(text("GET 200 -")));
         assert!(record.time_unix_nano > 1_600_000_000_000_000_000);
         assert_eq!(of(&record.attributes, "code"), Some(text("200")));
@@ -291,10 +291,10 @@ fn a_trace_goes_on_and_its_span_is_collected() {
         let resource = spans.resource.unwrap().attributes;
         assert_eq!(tag(&resource, "service.name").as_deref(), Some("shop"));
         assert_eq!(tag(&resource, "a").as_deref(), Some("b"));
-        let [good, bad] = &*spans.instrumentation_library_spans[0].spans else {
+        let [good, bad] = &*spans.scope_spans[0].spans else {
             panic!(
                 "two are recorded: {spans:?}",
-                spans = spans.instrumentation_library_spans
+                spans = spans.scope_spans
             );
         };
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
@@ -512,7 +512,7 @@ fn records_that_still_wait_when_the_proxy_ends_are_delivered() {
                 logged.extend(paths.map(|request| request.unwrap().path));
             } else {
                 let message = ExportTraceServiceRequest::decode(&message[5..]).unwrap();
-                traced += message.resource_spans[0].instrumentation_library_spans[0]
+                traced += message.resource_spans[0].scope_spans[0]
                     .spans
                     .len();
             }

@@ -233,6 +233,7 @@ impl Applied<'_> {
                     timeout: Some(z.timeout.unwrap_or(ZIPKIN_TIMEOUT)),
                 }),
                 request_headers_to_add: headers(&z.headers),
+                ..Default::default()
             });
         } else {
             out.collector_cluster = to.cluster.clone();
@@ -266,6 +267,7 @@ fn open_telemetry(
                 timeout: http.timeout,
             }),
             request_headers_to_add: headers(&http.headers),
+            ..Default::default()
         });
     } else {
         let mut service = grpc(to);
@@ -345,6 +347,7 @@ fn tag((name, tag): (&String, &TelemetryTag)) -> Option<CustomTag> {
     Some(CustomTag {
         tag: name.clone(),
         r#type: Some(kind),
+        ..Default::default()
     })
 }
 

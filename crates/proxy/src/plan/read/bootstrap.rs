@@ -73,6 +73,8 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         application_log_config,
         grpc_async_client_manager_config: _,
         memory_allocator_manager: _,
+        // Where threads run is the kernel's choice.
+        enable_worker_cpu_affinity: _,
         stats_flush: _,
         stats_eviction: _,
     } = m;
@@ -302,6 +304,8 @@ fn stats(at: At<'_>, m: &metrics::StatsConfig) -> Step<StatsConfig> {
         use_all_default_tags,
         stats_matcher,
         histogram_bucket_settings,
+        // A rule of the user's own counts before Envoy's of the same name in any case.
+        allow_default_tag_overrides: _,
     } = m;
     let tags = at.each("stats_tags", stats_tags, |at, m| {
         let source = match &m.tag_value {

@@ -94,6 +94,9 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         connection_pool_per_downstream_connection,
         cluster_discovery_type,
         lb_config: _,
+        stats_matcher,
+        per_connection_buffer_high_watermark_timeout,
+        queuing_policies,
     } = m;
     unsupported!(
         at,
@@ -101,6 +104,9 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
         dns_resolution_config,
         upstream_config,
         preconnect_policy,
+        stats_matcher,
+        per_connection_buffer_high_watermark_timeout,
+        queuing_policies,
     );
     let name = at.text("name", name);
     let dns = DnsOptions {

@@ -162,6 +162,8 @@ fn endpoint(at: At<'_>, m: &pb::LbEndpoint, names: bool, seen: &mut Shared) -> S
         health_check_config,
         hostname,
         additional_addresses,
+        // Endpoints have no stats of their own names, and logs show addresses.
+        observability_name: _,
     } = host;
     let host_address = |at: At<'_>, m: &core::Address| match address(at, m, names)? {
         Address::Socket(a) if a.port() == 0 => Err(at.error("needs a port")),

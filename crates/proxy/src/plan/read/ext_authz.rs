@@ -58,6 +58,10 @@ pub(super) fn ext_authz(at: At<'_>, m: &pb::ExtAuthz) -> Step<ExtAuthz> {
         // The codec's limits hold for every response.
         enforce_response_header_limits: _,
         services,
+        clear_route_cache_headers,
+        shadow_mode,
+        // Checks have no span of their own.
+        emit_client_span: _,
     } = m;
     unsupported!(
         at,
@@ -66,6 +70,8 @@ pub(super) fn ext_authz(at: At<'_>, m: &pb::ExtAuthz) -> Step<ExtAuthz> {
         decoder_header_mutation_rules,
         filter_metadata,
         emit_filter_state_stats,
+        clear_route_cache_headers,
+        shadow_mode,
     );
     api_version(&at, *transport_api_version)?;
     let service = match services {
@@ -142,6 +148,7 @@ pub(super) fn per_route(at: At<'_>, m: &pb::ExtAuthzPerRoute) -> Step<RouteFilte
                 disable_request_body_buffering,
                 with_request_body,
                 service_override,
+                emit_client_span: _,
             } = m;
             unsupported!(at, service_override);
             if *disable_request_body_buffering && with_request_body.is_some() {
@@ -173,9 +180,11 @@ pub(super) fn network_ext_authz(at: At<'_>, m: &network_pb::ExtAuthz) -> Step<Ne
         send_tls_alert_on_denial,
         metadata_context_namespaces,
         typed_metadata_context_namespaces,
+        shadow_mode,
     } = m;
     unsupported!(
         at,
+        shadow_mode,
         send_tls_alert_on_denial,
         typed_metadata_context_namespaces
     );
@@ -264,8 +273,9 @@ fn http_call(at: At<'_>, m: &pb::HttpService) -> Step<HttpCall> {
         authorization_request,
         authorization_response,
         retry_policy,
+        path_override,
     } = m;
-    unsupported!(at, retry_policy);
+    unsupported!(at, retry_policy, path_override);
     let server = at.required("server_uri", server_uri, http_uri)?;
     if !path_prefix.is_empty() && !path_prefix.starts_with('/') {
         return Err(at.field("path_prefix").error("must begin with /"));

@@ -60,8 +60,9 @@ pub(super) fn mutations(at: At<'_>, m: &mutation::Mutations) -> Step<Mutations> 
         response_mutations,
         response_trailers_mutations,
         request_trailers_mutations,
+        formatters,
     } = m;
-    unsupported!(at, request_trailers_mutations);
+    unsupported!(at, request_trailers_mutations, formatters);
     let list = |field: &str, list: &[rules::HeaderMutation]| header_mutations(&at, field, list);
     Ok(Mutations {
         request: list("request_mutations", request_mutations),
@@ -217,8 +218,9 @@ pub(super) fn stateful_session(
         session_state,
         strict,
         stat_prefix,
+        status_on_strict_destination_not_found,
     } = m;
-    unsupported!(at, stat_prefix);
+    unsupported!(at, stat_prefix, status_on_strict_destination_not_found);
     let state = at.optional("session_state", session_state, |at, m| {
         let found = typed_config(&at, &m.typed_config, "session state")?;
         let at = at.field("typed_config");
@@ -279,11 +281,13 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
         rate_limited_as_resource_exhausted,
         rate_limits: limits,
         max_dynamic_descriptors: _,
+        enable_retry_after_header,
     } = m;
     unsupported!(
         at,
         local_rate_limit_per_downstream_connection,
         local_cluster_rate_limit,
+        enable_retry_after_header,
     );
     use ratelimit::{VhRateLimitsOptions as V, XRateLimitHeadersRfcVersion as X};
     let bucket = at.optional("token_bucket", token_bucket, token_bucket_of)?;

@@ -45,8 +45,15 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
         tls_options,
         transport_socket_match_criteria,
         health_checker,
+        name,
     } = m;
-    unsupported!(at, alt_port, event_service, transport_socket_match_criteria,);
+    unsupported!(
+        at,
+        alt_port,
+        event_service,
+        transport_socket_match_criteria,
+        name,
+    );
     let needed = |name: &str, m: &Option<proto::Duration>| {
         above_zero(&at, name, m)?.ok_or_else(|| at.field(name).error("is required"))
     };
@@ -149,7 +156,9 @@ fn http(at: At<'_>, m: &nested::HttpHealthCheck) -> Step<HttpCheck> {
         codec_client_type,
         service_name_matcher,
         method,
+        use_alpn_protocol,
     } = m;
+    unsupported!(at, use_alpn_protocol);
     let method: core::RequestMethod = enumeration(&at, "method", *method)?;
     let method = match method {
         core::RequestMethod::MethodUnspecified => "GET",

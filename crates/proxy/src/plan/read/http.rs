@@ -96,6 +96,9 @@ pub(super) fn connection_manager(
         add_proxy_protocol_connection_state: _,
         route_specifier,
         strip_port_mode,
+        drain_timeout_jitter,
+        forward_proto_config,
+        record_route_resolution_stats,
     } = m;
     unsupported!(
         at,
@@ -109,6 +112,9 @@ pub(super) fn connection_manager(
         proxy_status_config,
         typed_header_validation_config,
         append_local_overload,
+        drain_timeout_jitter,
+        forward_proto_config,
+        record_route_resolution_stats,
     );
     let stat_prefix = at.text("stat_prefix", stat_prefix);
     let routes = route_source(&at, route_specifier);
@@ -418,7 +424,9 @@ pub(super) fn http_options(at: At<'_>, m: &core::HttpProtocolOptions) -> Step<Ht
         max_stream_duration,
         headers_with_underscores_action,
         max_requests_per_connection,
+        max_connection_duration_jitter,
     } = m;
+    unsupported!(at, max_connection_duration_jitter);
     let default = HttpOptions::default();
     if *max_headers_count == Some(0) {
         at.field("max_headers_count").error("must be at least 1");
@@ -518,8 +526,22 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
         connection_keepalive,
         use_oghttp2_codec: _,
         max_metadata_size: _,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
     } = m;
-    unsupported!(at, allow_metadata, custom_settings_parameters);
+    unsupported!(
+        at,
+        allow_metadata,
+        custom_settings_parameters,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
+    );
     let default = Http2Options::default();
     let window = |field: &str, given: Option<u32>, default: u32| match given {
         Some(size) if !(65_535..=0x7fff_ffff).contains(&size) => {

@@ -182,8 +182,14 @@ fn router(at: At<'_>, m: &Router) -> Step<RouterFilter> {
         respect_expected_rq_timeout,
         suppress_grpc_request_failure_code_stats: _,
         upstream_http_filters,
+        reject_connect_request_early_data,
     } = m;
-    unsupported!(at, upstream_log, upstream_http_filters);
+    unsupported!(
+        at,
+        upstream_log,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    );
     Ok(RouterFilter {
         dynamic_stats: dynamic_stats.unwrap_or(true),
         suppress_envoy_headers: *suppress_envoy_headers,

@@ -161,6 +161,11 @@ fn inner(
             let at = at.field("requirements");
             Requirement::All(several(&at, &list.requirements, names, &[], depth)?)
         }
+        Some(R::ExtractOnlyWithoutValidation(_)) => {
+            return Err(at.field("extract_only_without_validation").not_implemented(
+                "claims of tokens that nobody checked are not taken; write provider_name",
+            ));
+        }
         Some(R::AllowMissing(())) => Requirement::AllowMissing(spoken_of()),
         Some(R::AllowMissingOrFailed(())) => Requirement::AllowMissingOrFailed(spoken_of()),
         None => Requirement::All(Vec::new()),

@@ -289,14 +289,14 @@ fn inner(
 
 fn metadata_key(at: &At<'_>, m: &metadata_pb::MetadataKey) -> Step<OverrideSource> {
     use metadata_pb::metadata_key::path_segment::Segment;
-    let path = m.path.iter().filter_map(|segment| {
-        let Segment::Key(key) = segment.segment.as_ref()?;
-        Some(Arc::from(key.as_str()))
+    let path = at.each("path", &m.path, |at, m| match &m.segment {
+        Some(Segment::Key(key)) => at.text("key", key),
+        Some(Segment::Index(_)) => Err(at
+            .field("index")
+            .not_implemented("is not implemented; write key")),
+        None => Err(at.field("key").error("is required")),
     });
-    Ok(OverrideSource::Metadata(
-        at.text("key", &m.key)?,
-        path.collect(),
-    ))
+    Ok(OverrideSource::Metadata(at.text("key", &m.key)?, path))
 }
 
 fn least_request(

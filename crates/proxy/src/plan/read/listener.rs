@@ -68,6 +68,9 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         ignore_global_conn_limit,
         bypass_overload_manager,
         listener_specifier,
+        stats_matcher,
+        per_connection_buffer_high_watermark_timeout,
+        tcp_keepalive,
     } = m;
     unsupported!(
         at,
@@ -77,6 +80,9 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         api_listener,
         enable_mptcp,
         listener_specifier,
+        stats_matcher,
+        per_connection_buffer_high_watermark_timeout,
+        tcp_keepalive,
     );
     let address_at = |at: At<'_>, m: &core::Address| address(at, m, false);
     let bound = at.required("address", bound, address_at);
@@ -84,8 +90,9 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         let pb::AdditionalAddress {
             address,
             socket_options,
+            tcp_keepalive,
         } = m;
-        unsupported!(at, socket_options);
+        unsupported!(at, socket_options, tcp_keepalive);
         at.required("address", address, address_at)
     });
     let use_original_dst = use_original_dst.unwrap_or(false);

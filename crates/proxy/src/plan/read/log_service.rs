@@ -59,7 +59,26 @@ pub(super) fn open_telemetry(
         attributes,
         stat_prefix,
         formatters: formats,
+        http_service,
+        grpc_service,
+        resource_detectors,
+        log_name,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        filter_state_objects_to_log,
+        custom_tags,
     } = m;
+    unsupported!(
+        at,
+        http_service,
+        grpc_service,
+        resource_detectors,
+        log_name,
+        buffer_flush_interval,
+        buffer_size_bytes,
+        filter_state_objects_to_log,
+        custom_tags,
+    );
     formatters(&at, formats);
     let log = at.required("common_config", common_config, common)?;
     if !log.filter_state.is_empty() || !log.tags.is_empty() {
@@ -176,7 +195,7 @@ fn node(at: &At<'_>, m: &AnyValue, fixed: bool) -> Step<JsonNode> {
                 .map(|(name, node)| ((&*name).into(), node))
                 .collect(),
         ),
-        Some(V::BytesValue(_)) => {
+        Some(V::BytesValue(_) | V::StringValueStrindex(_)) => {
             return Err(at
                 .field("bytes_value")
                 .not_implemented("is not implemented; write string_value"));

@@ -143,6 +143,8 @@ fn mongo(at: &At<'_>, m: &MongoProxy) -> Step<()> {
         emit_dynamic_metadata,
         // The commands that are counted.
         commands: _,
+        // Bytes are not parsed.
+        max_bson_depth: _,
     } = m;
     at.text("stat_prefix", stat_prefix)?;
     unsupported!(at, access_log, delay, emit_dynamic_metadata);
@@ -246,6 +248,7 @@ fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling>
         request_id_extension,
         request_id_header,
         request_id_metadata_key,
+        formatters,
     } = m;
     unsupported!(
         at,
@@ -256,6 +259,7 @@ fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling>
         request_id_extension,
         request_id_header,
         request_id_metadata_key,
+        formatters,
     );
     let text = at.text("hostname", hostname)?;
     Ok(Tunneling {
@@ -289,6 +293,8 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         // Only other connect modes read it.
         max_early_data_bytes: _,
         cluster_specifier,
+        proxy_protocol_tlv_merge_policy,
+        check_drain_close,
     } = m;
     unsupported!(
         at,
@@ -297,6 +303,8 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         upstream_idle_timeout,
         proxy_protocol_tlvs,
         upstream_connect_mode,
+        proxy_protocol_tlv_merge_policy,
+        check_drain_close,
     );
     let wanted = metadata_match_of(metadata_match);
     let cluster = match cluster_specifier {

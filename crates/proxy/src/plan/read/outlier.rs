@@ -38,8 +38,9 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
         successful_active_health_check_uneject_host,
         monitors,
         always_eject_one_host,
+        detect_degraded_hosts,
     } = m;
-    unsupported!(at, monitors);
+    unsupported!(at, monitors, detect_degraded_hosts);
     let share = |field: &str, given: &Option<u32>, default: u32| {
         let value = given.unwrap_or(default);
         if value > 100 {

@@ -9,7 +9,7 @@ use proto::envoy::{
 
 use super::common::{enumeration, header_matcher, header_name, query_matcher};
 use crate::plan::{
-    error::{At, Step},
+    error::{At, Step, unsupported},
     format::Template,
     rate_limit::{HitsAddend, MetadataKey, RateLimit, RateLimitAction},
 };
@@ -28,7 +28,9 @@ fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
         limit,
         hits_addend,
         apply_on_stream_done,
+        x_ratelimit_option,
     } = m;
+    unsupported!(at, x_ratelimit_option);
     let stage = stage.unwrap_or(0);
     if stage > 10 {
         at.field("stage").error("must be from 0 to 10");
@@ -40,6 +42,9 @@ fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
         Some(nested::r#override::OverrideSpecifier::DynamicMetadata(m)) => at
             .field("dynamic_metadata")
             .required("metadata_key", &m.metadata_key, metadata_key),
+        Some(nested::r#override::OverrideSpecifier::RateLimit(_)) => Err(at
+            .field("rate_limit")
+            .not_implemented("is not implemented; write dynamic_metadata")),
         None => Err(at.error("needs dynamic_metadata")),
     })?;
     let hits_addend = at.optional("hits_addend", hits_addend, |at, m| {
@@ -150,6 +155,11 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
                 m.name
             )));
         }
+        Some(A::RemoteAddressMatch(_)) => {
+            return Err(at
+                .field("remote_address_match")
+                .not_implemented("is not implemented; remove it"));
+        }
         None => return Err(at.error("needs an action such as request_headers")),
     })
 }
@@ -165,6 +175,9 @@ pub(super) fn metadata_key(at: At<'_>, m: &types::MetadataKey) -> Step<MetadataK
         namespace: at.text("key", &m.key)?,
         path: at.each("path", &m.path, |at, m| match &m.segment {
             Some(Segment::Key(key)) => at.text("key", key),
+            Some(Segment::Index(_)) => Err(at
+                .field("index")
+                .not_implemented("is not implemented; write key")),
             None => Err(at.field("key").error("is required")),
         }),
     })

@@ -34,6 +34,8 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
         rate_limited_retry_back_off,
         retriable_headers,
         retriable_request_headers,
+        // No cluster specifier that could answer anew is accepted.
+        refresh_cluster_on_retry: _,
     } = m;
     unsupported!(at, retry_options_predicates);
     let mut avoid_previous_hosts = false;

@@ -63,8 +63,9 @@ pub(super) fn route_configuration(
         ignore_path_parameters_in_path_matching,
         typed_per_filter_config,
         metadata: free,
+        route_specifiers,
     } = m;
-    unsupported!(at, vhds, cluster_specifier_plugins);
+    unsupported!(at, vhds, cluster_specifier_plugins, route_specifiers);
     let body_limit = max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
     let many = virtual_hosts.len() > PLANNED_AT_ONCE;
     let mut heads = Vec::with_capacity(virtual_hosts.len());
@@ -169,8 +170,9 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         request_body_buffer_limit,
         request_mirror_policies,
         metadata: free,
+        route_specifiers,
     } = m;
-    unsupported!(at, retry_policy_typed_config);
+    unsupported!(at, retry_policy_typed_config, route_specifiers);
     let require_tls = match enumeration(&at, "require_tls", *require_tls)? {
         pb::virtual_host::TlsRequirementType::None => RequireTls::None,
         pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -264,7 +266,9 @@ fn route(at: At<'_>, m: &pb::Route, body_limit: usize) -> Step<Route> {
         stat_prefix,
         request_body_buffer_limit,
         action,
+        route_specifiers,
     } = m;
+    unsupported!(at, route_specifiers);
     let mut legacy_cors = &None;
     let matches = at.required("match", r#match, route_match);
     let action = match action {
@@ -331,6 +335,11 @@ fn redirect(at: At<'_>, m: &pb::RedirectAction) -> Step<Redirect> {
         None => RedirectPath::Keep,
         Some(P::PathRedirect(text) | P::PrefixRewrite(text)) if text.is_empty() => {
             RedirectPath::Keep
+        }
+        Some(P::PathRewrite(_)) => {
+            return Err(at
+                .field("path_rewrite")
+                .not_implemented("is not implemented; write path_redirect"));
         }
         Some(P::PathRedirect(path)) => RedirectPath::Path(path.as_str().into()),
         Some(P::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.as_str().into()),

@@ -9,7 +9,7 @@ use super::common::{
     typed_config,
 };
 use crate::plan::{
-    error::{At, Step},
+    error::{At, Step, unsupported},
     matcher::RuntimeFraction,
     route::{PathMatch, RouteMatch, TlsMatch},
     uri_template::UriTemplate,
@@ -28,7 +28,9 @@ pub(super) fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
         dynamic_metadata,
         filter_state,
         path_specifier,
+        cookies,
     } = m;
+    unsupported!(at, cookies);
     let path = match path_specifier {
         Some(P::Prefix(text)) => PathMatch::Prefix(text.as_str().into()),
         Some(P::Path(text)) => PathMatch::Path(text.as_str().into()),

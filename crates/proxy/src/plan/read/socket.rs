@@ -47,7 +47,9 @@ fn socket_option(at: At<'_>, m: &core::SocketOption) -> Step<Option<SocketOption
         state,
         r#type,
         value,
+        ip_version,
     } = m;
+    unsupported!(at, ip_version);
     let number = |field: &str, number: i64| {
         i32::try_from(number).map_err(|_| at.field(field).error("does not fit an option's number"))
     };
@@ -86,8 +88,9 @@ pub(super) fn bind_config(at: At<'_>, m: &core::BindConfig) -> Step<BindConfig> 
         extra_source_addresses,
         additional_source_addresses,
         local_address_selector,
+        validate_network_namespaces,
     } = m;
-    unsupported!(at, local_address_selector);
+    unsupported!(at, local_address_selector, validate_network_namespaces);
     let socket = |at: At<'_>, m: &core::SocketAddress| match socket_address(at, m, false)? {
         Address::Socket(address) => Ok(address),
         _ => Err(at.error("must be an IP address")),
@@ -145,7 +148,9 @@ pub(super) fn proxy_protocol_filter(
             let KeyValuePair {
                 metadata_namespace,
                 key,
+                value_string_encoding,
             } = m;
+            unsupported!(at, value_string_encoding);
             let namespace = match metadata_namespace.as_str() {
                 "" => TLV_NAMESPACE,
                 given => given,

@@ -250,8 +250,16 @@ fn certificate(at: At<'_>, m: &pb::TlsCertificate) -> Step<Pair> {
         password,
         ocsp_staple,
         signed_certificate_timestamp: _,
+        tls_params,
     } = m;
-    unsupported!(at, pkcs12, private_key_provider, password, ocsp_staple);
+    unsupported!(
+        at,
+        pkcs12,
+        private_key_provider,
+        password,
+        ocsp_staple,
+        tls_params,
+    );
     let chain = at.required("certificate_chain", certificate_chain, data_source);
     let key = at.required("private_key", private_key, data_source);
     Ok((chain?, key?))
@@ -333,6 +341,7 @@ fn validation(at: At<'_>, m: &pb::CertificateValidationContext) -> Step<Validati
         custom_validator_config,
         only_verify_leaf_cert_crl,
         max_verify_depth,
+        suppress_client_ca_list,
     } = m;
     unsupported!(
         at,
@@ -340,6 +349,7 @@ fn validation(at: At<'_>, m: &pb::CertificateValidationContext) -> Step<Validati
         system_root_certs,
         require_signed_certificate_timestamp,
         max_verify_depth,
+        suppress_client_ca_list,
     );
     let trust_domains = at.optional("custom_validator_config", custom_validator_config, spiffe)?;
     let spki_pins = at.each(

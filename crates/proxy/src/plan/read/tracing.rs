@@ -40,7 +40,9 @@ pub(super) fn tracing(at: At<'_>, m: &nested::Tracing) -> Step<Tracing> {
         spawn_upstream_span,
         operation,
         upstream_operation,
+        no_context_propagation,
     } = m;
+    unsupported!(at, no_context_propagation);
     let all = Percent::whole(100);
     Ok(Tracing {
         client_sampling: at
@@ -110,7 +112,18 @@ fn open_telemetry(at: At<'_>, m: &pb::OpenTelemetryConfig) -> Step<Tracer> {
         sampler,
         // Spans that wait are bounded in any case.
         max_cache_size: _,
+        exporter,
+        set_telemetry_sdk_resource_attributes,
+        set_service_name_resource_attribute,
+        set_instrumentation_scope,
     } = m;
+    unsupported!(
+        at,
+        exporter,
+        set_telemetry_sdk_resource_attributes,
+        set_service_name_resource_attribute,
+        set_instrumentation_scope,
+    );
     if let Some(m) = sampler {
         let at = at.field("sampler");
         let found = typed_config(&at, &m.typed_config, "sampler")?;
@@ -179,8 +192,9 @@ fn zipkin(at: At<'_>, m: &pb::ZipkinConfig) -> Step<Tracer> {
         split_spans_for_request,
         trace_context_option,
         collector_service,
+        timestamp_trace_ids,
     } = m;
-    unsupported!(at, split_spans_for_request);
+    unsupported!(at, split_spans_for_request, timestamp_trace_ids);
     let version: V = enumeration(
         &at,
         "collector_endpoint_version",
