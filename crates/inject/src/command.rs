@@ -374,4 +374,28 @@ kind: [
              grpc-simple, sidecar"
         );
     }
+    #[test]
+    fn programs_are_not_sent_to_a_port_that_the_install_keeps_closed() {
+        let pod = "apiVersion: v1\nkind: Pod\n\
+                   metadata: {name: a, annotations: {inject.istio.io/templates: grpc-simple}}\n\
+                   spec: {containers: [{name: app, image: app}]}\n";
+        let injected = |values: Value| {
+            let values = Values::new(&values).unwrap();
+            let settings = Settings::new(values, config::mesh::defaults());
+            documents(
+                pod,
+                "-",
+                &settings,
+                None,
+                &mut String::new(),
+                &mut Vec::new(),
+            )
+        };
+        let closed = serde_json::json!({"pilot": {"plaintextXds": false}});
+        let refused = injected(closed).unwrap_err().to_string();
+        assert!(refused.contains("grpc-simple"), "{refused}");
+        assert!(refused.contains("pilot.plaintextXds=true"), "{refused}");
+        injected(serde_json::json!({"pilot": {"plaintextXds": true}})).unwrap();
+        injected(serde_json::json!({})).unwrap();
+    }
 }

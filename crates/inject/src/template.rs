@@ -48,7 +48,7 @@ pub(crate) fn render(name: &str, data: &Data<'_>) -> Result<Value, Error> {
     match name {
         "sidecar" => proxy::sidecar(data),
         "gateway" => Ok(proxy::gateway(data)),
-        "grpc-simple" => Ok(grpc::simple(data)),
+        "grpc-simple" => grpc::simple(data),
         "grpc-agent" => grpc::agent(data),
         _ => Err(Error::UnknownTemplate {
             name: name.into(),

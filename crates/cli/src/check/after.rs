@@ -13,6 +13,7 @@ pub(crate) fn after(facts: &Facts, namespace: &str, revision: &str) -> Vec<Findi
     bundles(facts, namespace, revision, &mut out);
     namespaces(facts, &mut out);
     pods(facts, namespace, revision, &mut out);
+    plaintext(facts, namespace, revision, &mut out);
     out
 }
 
@@ -147,6 +148,58 @@ fn pods(facts: &Facts, namespace: &str, revision: &str, out: &mut Vec<Finding>) 
     out.push(Finding::fine(format!(
         "{count} pods of revision {revision} have a sidecar"
     )));
+}
+
+/// Port 15010, which takes everybody's word for who they are: whether it answers, and whom it is to answer.
+fn plaintext(facts: &Facts, namespace: &str, revision: &str, out: &mut Vec<Finding>) {
+    let Some(found) = facts.control_plane(namespace, revision) else {
+        return;
+    };
+    let arguments = found["spec"]["template"]["spec"]["containers"][0]["args"].as_array();
+    let open = arguments
+        .into_iter()
+        .flatten()
+        .any(|a| a == "--grpcAddr=:15010");
+    let name = text(found, "/metadata/name");
+    let host = format!("{name}.{namespace}.");
+    let pods = facts.pods.iter().filter(|p| asks_in_plaintext(p, &host));
+    let pods: Vec<String> = pods.map(id).collect();
+    match (open, pods.is_empty()) {
+        (false, true) => {}
+        (false, false) => out.push(Finding::error(format!(
+            "pods that ask the control plane on port 15010, which is closed: {}; let their discoveryAddress be \
+             {name}.{namespace}.svc:15012 and restart them, or install with --set pilot.plaintextXds=true",
+            some(&pods)
+        ))),
+        (true, true) => out.push(Finding::warning(
+            "port 15010 tells everybody in the cluster what proxies are told, and no pod asks there; close it with \
+             --set pilot.plaintextXds=false",
+        )),
+        (true, false) => out.push(Finding::warning(format!(
+            "port 15010 tells everybody in the cluster what proxies are told; before it can be closed with --set \
+             pilot.plaintextXds=false these have to ask on port 15012: {}",
+            some(&pods)
+        ))),
+    }
+}
+
+/// Whether a pod was injected with that port of the Service whose names begin so: for its proxy, or for programs that
+/// have none and are always sent to the default revision.
+fn asks_in_plaintext(pod: &Value, host: &str) -> bool {
+    let settings = proxy(pod)
+        .and_then(|p| p["env"].as_array())
+        .into_iter()
+        .flatten()
+        .filter(|v| v["name"] == "PROXY_CONFIG")
+        .filter_map(|v| serde_json::from_str::<Value>(v["value"].as_str()?).ok());
+    let mut addresses = settings.map(|s| text(&s, "/discoveryAddress").to_owned());
+    let init = pod["spec"]["initContainers"].as_array();
+    addresses.any(|a| a.starts_with(host) && a.ends_with(":15010"))
+        || host.starts_with("istiod.")
+            && init
+                .into_iter()
+                .flatten()
+                .any(|c| c["name"] == "grpc-bootstrap-init")
 }
 
 /// The sidecar of a pod, of either kind.

@@ -161,6 +161,48 @@ fn objects_stored_in_a_version_that_is_not_served_stop_an_install() {
 }
 
 #[test]
+fn who_asks_on_the_port_without_tls_is_named() {
+    let with = |argument: &str| {
+        let mut facts = sound();
+        facts.deployments[0]["spec"]["template"]["spec"]["containers"] =
+            json!([{"name": "discovery", "args": ["control", argument]}]);
+        facts
+    };
+    let pod = |name: &str, address: &str| {
+        let settings = json!({"discoveryAddress": address}).to_string();
+        json!({
+            "metadata": {"namespace": "shop", "name": name},
+            "spec": {"containers": [
+                {"name": "istio-proxy", "env": [{"name": "PROXY_CONFIG", "value": settings}]}]},
+        })
+    };
+    let both = [
+        pod("right", "istiod.istio-system.svc:15012"),
+        pod("plain", "istiod.istio-system.svc:15010"),
+        pod("theirs", "control.example:15010"),
+    ];
+    let mut facts = with("--grpcAddr=");
+    assert_eq!(complaints(&facts), Vec::<String>::new());
+    facts.pods.extend(both.clone());
+    complains(
+        &facts,
+        Level::Error,
+        "port 15010, which is closed: shop/plain; let their discoveryAddress be istiod.istio-system.svc:15012",
+    );
+    // Programs without a proxy, whose bootstrap an init container writes.
+    facts.pods = vec![json!({
+        "metadata": {"namespace": "shop", "name": "simple"},
+        "spec": {"initContainers": [{"name": "grpc-bootstrap-init"}], "containers": [{"name": "app"}]},
+    })];
+    complains(&facts, Level::Error, "which is closed: shop/simple");
+
+    let mut facts = with("--grpcAddr=:15010");
+    complains(&facts, Level::Warning, "no pod asks there");
+    facts.pods.extend(both);
+    complains(&facts, Level::Warning, "on port 15012: shop/plain");
+}
+
+#[test]
 fn the_command_asks_a_cluster() {
     let cluster = Cluster::new();
     let flags = ["check", "--kubeconfig", cluster.kubeconfig()];

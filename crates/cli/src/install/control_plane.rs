@@ -4,6 +4,10 @@ use serde_json::{Value, json};
 
 use super::manifests::{Place, security_context};
 
+/// Where proxies are told without TLS what they are to do. Whoever gets there may ask as anybody, so it is closed unless
+/// value `pilot.plaintextXds` opens it.
+const PLAINTEXT: u16 = 15010;
+
 /// The ConfigMaps that it reads, and the one by which its replicas tell each other of proxies.
 pub(super) fn settings(place: &Place) -> Vec<Value> {
     let service = format!("{}.{}.svc", place.named("istiod"), place.namespace);
@@ -66,21 +70,30 @@ pub(super) fn settings(place: &Place) -> Vec<Value> {
 pub(super) fn workload(place: &Place) -> Vec<Value> {
     let name = place.named("istiod");
     let selector = json!({"app": "istiod", "istio.io/rev": place.revision});
+    let mut ports = vec![
+        json!({"name": "https-dns", "port": 15012, "protocol": "TCP"}),
+        json!({"name": "https-webhook", "port": 443, "targetPort": 15017, "protocol": "TCP"}),
+        json!({"name": "http-monitoring", "port": 15014, "protocol": "TCP"}),
+    ];
+    let mut reached = vec![15012, 15014, 15017, 8080];
+    if place.values.plaintext_xds() {
+        ports.insert(
+            0,
+            json!({"name": "grpc-xds", "port": PLAINTEXT, "protocol": "TCP"}),
+        );
+        reached.insert(0, PLAINTEXT);
+    }
+    let reached: Vec<Value> = reached
+        .into_iter()
+        .map(|port| json!({"port": port, "protocol": "TCP"}))
+        .collect();
     vec![
         deployment(place, &name, &selector),
         json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": place.meta(&name, "istiod"),
-            "spec": {
-                "selector": selector,
-                "ports": [
-                    {"name": "grpc-xds", "port": 15010, "protocol": "TCP"},
-                    {"name": "https-dns", "port": 15012, "protocol": "TCP"},
-                    {"name": "https-webhook", "port": 443, "targetPort": 15017, "protocol": "TCP"},
-                    {"name": "http-monitoring", "port": 15014, "protocol": "TCP"},
-                ],
-            },
+            "spec": {"selector": selector, "ports": ports},
         }),
         json!({
             "apiVersion": "policy/v1",
@@ -96,13 +109,7 @@ pub(super) fn workload(place: &Place) -> Vec<Value> {
             "spec": {
                 "podSelector": {"matchLabels": selector},
                 "policyTypes": ["Ingress"],
-                "ingress": [{"ports": [
-                    {"port": 15010, "protocol": "TCP"},
-                    {"port": 15012, "protocol": "TCP"},
-                    {"port": 15014, "protocol": "TCP"},
-                    {"port": 15017, "protocol": "TCP"},
-                    {"port": 8080, "protocol": "TCP"},
-                ]}],
+                "ingress": [{"ports": reached}],
             },
         }),
     ]
@@ -131,21 +138,30 @@ fn deployment(place: &Place, name: &str, selector: &Value) -> Value {
             .map_or_else(|| value.to_string(), str::to_owned);
         environment.push(json!({"name": name, "value": text}));
     }
+    let mut ports = vec![
+        json!({"name": "http-ready", "containerPort": 8080, "protocol": "TCP"}),
+        json!({"name": "tls-xds", "containerPort": 15012, "protocol": "TCP"}),
+        json!({"name": "https-webhooks", "containerPort": 15017, "protocol": "TCP"}),
+        json!({"name": "http-monitoring", "containerPort": 15014, "protocol": "TCP"}),
+    ];
+    // Said in both cases: without the flag the program opens the port.
+    let mut plaintext = "--grpcAddr=".to_owned();
+    if values.plaintext_xds() {
+        plaintext += &format!(":{PLAINTEXT}");
+        ports.insert(
+            1,
+            json!({"name": "grpc-xds", "containerPort": PLAINTEXT, "protocol": "TCP"}),
+        );
+    }
     let mut container = json!({
         "name": "discovery",
         "image": values.image(&values.text(&["pilot", "image"])),
         "args": [
-            "control", "--grpcAddr=:15010", "--secureGRPCAddr=:15012", "--httpsAddr=:15017",
+            "control", plaintext, "--secureGRPCAddr=:15012", "--httpsAddr=:15017",
             "--monitoringAddr=:15014", "--httpAddr=:8080", "--stateDir=/var/lib/outrigger",
         ],
         "env": environment,
-        "ports": [
-            {"name": "http-ready", "containerPort": 8080, "protocol": "TCP"},
-            {"name": "grpc-xds", "containerPort": 15010, "protocol": "TCP"},
-            {"name": "tls-xds", "containerPort": 15012, "protocol": "TCP"},
-            {"name": "https-webhooks", "containerPort": 15017, "protocol": "TCP"},
-            {"name": "http-monitoring", "containerPort": 15014, "protocol": "TCP"},
-        ],
+        "ports": ports,
         "readinessProbe": {
             "httpGet": {"path": "/ready", "port": 8080, "scheme": "HTTP"},
             "initialDelaySeconds": 1,
@@ -220,5 +236,58 @@ fn merge(base: &mut Value, over: &Value) {
         }
         (_, Value::Null) => {}
         (base, over) => *base = over.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::values::Values, *};
+
+    fn objects(set: &[&str]) -> Vec<Value> {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        workload(&Place {
+            namespace: "istio-system".into(),
+            revision: "default".into(),
+            values: Values::read(Value::Null, &[], &set).unwrap(),
+        })
+    }
+
+    /// The ports that an object of that kind speaks of.
+    fn ports(objects: &[Value], kind: &str) -> Vec<u64> {
+        let object = objects.iter().find(|o| o["kind"] == kind).unwrap();
+        let list = match kind {
+            "Deployment" => &object["spec"]["template"]["spec"]["containers"][0]["ports"],
+            "Service" => &object["spec"]["ports"],
+            _ => &object["spec"]["ingress"][0]["ports"],
+        };
+        let of = |p: &Value| p["port"].as_u64().or(p["containerPort"].as_u64());
+        list.as_array().unwrap().iter().filter_map(of).collect()
+    }
+
+    #[test]
+    fn nobody_is_answered_without_tls_unless_a_value_says_so() {
+        let args = |objects: &[Value]| {
+            let container = &objects[0]["spec"]["template"]["spec"]["containers"][0];
+            container["args"].as_array().unwrap().clone()
+        };
+        let closed = objects(&[]);
+        // An empty address turns a server off; without the flag the program would open it.
+        assert!(args(&closed).contains(&"--grpcAddr=".into()));
+        assert!(args(&closed).contains(&"--secureGRPCAddr=:15012".into()));
+        assert_eq!(ports(&closed, "Service"), [15012, 443, 15014]);
+        assert_eq!(ports(&closed, "Deployment"), [8080, 15012, 15017, 15014]);
+        assert_eq!(ports(&closed, "NetworkPolicy"), [15012, 15014, 15017, 8080]);
+
+        let open = objects(&["pilot.plaintextXds=true"]);
+        assert!(args(&open).contains(&"--grpcAddr=:15010".into()));
+        assert_eq!(ports(&open, "Service"), [15010, 15012, 443, 15014]);
+        assert_eq!(
+            ports(&open, "Deployment"),
+            [8080, 15010, 15012, 15017, 15014]
+        );
+        assert_eq!(
+            ports(&open, "NetworkPolicy"),
+            [15010, 15012, 15014, 15017, 8080]
+        );
     }
 }

@@ -92,6 +92,11 @@ impl Values {
 }
 
 impl Values {
+    /// Whether the control plane answers on port 15010, without TLS, whoever asks.
+    pub(super) fn plaintext_xds(&self) -> bool {
+        self.at(&["pilot", "plaintextXds"]) == true
+    }
+
     /// The image of proxies: a name beside ours, or a full reference.
     pub(super) fn proxy_image(&self) -> String {
         let name = self.text(&["global", "proxy", "image"]);
@@ -118,6 +123,7 @@ pub(super) fn defaults() -> Value {
             "replicaCount": 1,
             "resources": {"requests": {"cpu": "500m", "memory": "2048Mi"}},
             "env": {},
+            "plaintextXds": false,
             "podAnnotations": {},
             "nodeSelector": {},
             "tolerations": [],
@@ -181,6 +187,7 @@ fn check(values: &Value) -> anyhow::Result<()> {
                 "env",
                 "image",
                 "nodeSelector",
+                "plaintextXds",
                 "podAnnotations",
                 "replicaCount",
                 "resources",
@@ -189,6 +196,7 @@ fn check(values: &Value) -> anyhow::Result<()> {
             only("pilot", value, &pilot)?;
         }
     }
+    plaintext(values)?;
     if values["sidecarInjectorWebhook"]["enableNamespacesByDefault"] == true {
         bail!(
             "value sidecarInjectorWebhook.enableNamespacesByDefault: only namespaces with a label are injected; leave it out"
@@ -196,6 +204,23 @@ fn check(values: &Value) -> anyhow::Result<()> {
     }
     inject::Values::new(values).map_err(|e| anyhow::anyhow!("{e}"))?;
     config::mesh::merge(&values["meshConfig"]).map_err(|e| anyhow::anyhow!("meshConfig.{e}"))?;
+    Ok(())
+}
+
+/// A mesh whose proxies are sent to a port that is closed would come up without one of them.
+fn plaintext(values: &Value) -> anyhow::Result<()> {
+    let Some(open) = values["pilot"]["plaintextXds"].as_bool() else {
+        bail!("value pilot.plaintextXds: it is true or false");
+    };
+    let address = &values["meshConfig"]["defaultConfig"]["discoveryAddress"];
+    let address = address.as_str().unwrap_or_default();
+    let ours = address.starts_with("istiod.") || address.starts_with("istiod-");
+    if !open && ours && address.ends_with(":15010") {
+        bail!(
+            "value meshConfig.defaultConfig.discoveryAddress: {address} is closed unless pilot.plaintextXds is true; \
+             leave it out, and proxies use port 15012"
+        );
+    }
     Ok(())
 }
 
@@ -295,6 +320,28 @@ mod tests {
             wrong.to_string().contains("only namespaces with a label"),
             "{wrong}"
         );
+        let none = ["pilot.plaintextXds=yes".to_owned()];
+        let wrong = Values::read(Value::Null, &[], &none).unwrap_err();
+        assert!(wrong.to_string().contains("true or false"), "{wrong}");
         assert_eq!(split(r"a.b\.c/d.e"), ["a", "b.c/d", "e"]);
+    }
+    #[test]
+    fn proxies_are_not_sent_to_a_port_that_is_closed() {
+        let read = |set: &[&str]| {
+            let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+            Values::read(Value::Null, &[], &set)
+        };
+        let address = "meshConfig.defaultConfig.discoveryAddress=istiod.istio-system.svc:15010";
+        let wrong = read(&[address]).unwrap_err().to_string();
+        assert!(wrong.contains("discoveryAddress"), "{wrong}");
+        assert!(wrong.contains("pilot.plaintextXds"), "{wrong}");
+        assert!(
+            read(&[address, "pilot.plaintextXds=true"])
+                .unwrap()
+                .plaintext_xds()
+        );
+        // Another control plane has ports of its own.
+        let elsewhere = "meshConfig.defaultConfig.discoveryAddress=control.example:15010";
+        assert!(!read(&[elsewhere]).unwrap().plaintext_xds());
     }
 }

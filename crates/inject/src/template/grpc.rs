@@ -9,7 +9,16 @@ use super::{Data, PROXY, env, env_field, environment, mount, proxy, volumes};
 use crate::Error;
 
 /// An init container that writes the bootstrap, and its path in every container.
-pub(super) fn simple(data: &Data<'_>) -> Value {
+pub(super) fn simple(data: &Data<'_>) -> Result<Value, Error> {
+    // Values that do not speak of the port are another install's, where it is open.
+    if data.values("pilot.plaintextXds") == "false" {
+        return Err(Error::Invalid {
+            path: "template grpc-simple".into(),
+            why: "its programs ask the control plane on port 15010, which this install keeps closed; use template \
+                  grpc-agent, or install with --set pilot.plaintextXds=true"
+                .into(),
+        });
+    }
     const FOLDER: &str = "/var/lib/grpc/data/";
     const VOLUME: &str = "grpc-io-proxyless-bootstrap";
     let namespace = format!("{}\n", data.values("global.istioNamespace"));
@@ -39,14 +48,14 @@ pub(super) fn simple(data: &Data<'_>) -> Value {
             })
         })
         .collect();
-    json!({
+    Ok(json!({
         "metadata": {"annotations": {"sidecar.istio.io/rewriteAppHTTPProbers": "false"}},
         "spec": {
             "initContainers": [init],
             "containers": containers,
             "volumes": [{"name": VOLUME, "emptyDir": {}}],
         },
-    })
+    }))
 }
 
 /// The agent as a container, and its files in every other.
