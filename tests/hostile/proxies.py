@@ -6,6 +6,7 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -234,7 +235,8 @@ def started(name, home, origins, keys, ports=None, log=None, edit=None, limits=N
         proxy.again = lambda **more: started(name, home / f"again-{next(number)}", origins, keys, **more)
         yield proxy
     finally:
-        process.terminate()
+        # At once: some would let clients finish first after SIGTERM.
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:

@@ -198,8 +198,8 @@ async fn stop(child: &mut Child, patience: Duration) {
     if let Some(pid) = child.id().and_then(|p| i32::try_from(p).ok())
         && !patience.is_zero()
     {
-        // It fails only when the proxy has gone already.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        // SIGTERM would have it drain, which it has done for as long as it may. Failing means that it has gone already.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
         if timeout(patience, child.wait()).await.is_ok() {
             info!("the proxy has stopped");
             return;

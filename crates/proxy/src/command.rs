@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// Number of worker threads; 0 and absent: one for each processor
     #[arg(long)]
     pub(crate) concurrency: Option<usize>,
-    /// How long draining takes, in seconds
+    /// How long draining takes, in seconds: of listeners that change or go, and of the process after SIGTERM
     #[arg(long, default_value_t = 600)]
     pub(crate) drain_time_s: u64,
     /// Whether connections end over the drain time or at once

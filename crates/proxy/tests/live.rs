@@ -57,10 +57,14 @@ fn tcp_listener(name: &str, port: u16, chains: &str, more: &str) -> Change {
 }
 
 fn server(workers: usize) -> Rc<Server> {
+    draining_for(Duration::from_millis(200), workers)
+}
+
+fn draining_for(drain_time: Duration, workers: usize) -> Rc<Server> {
     let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default());
     let options = Options {
         concurrency: workers,
-        drain_time: Duration::from_millis(200),
+        drain_time,
         drain_strategy: DrainStrategy::Immediate,
         ..Options::default()
     };
@@ -261,6 +265,45 @@ live! {
         assert_eq!(rest(&mut other).await.unwrap_or_default(), b"", "its chain has changed");
         kept.write_all(b"kept").await.expect("it is open");
         assert_eq!(read(&mut kept, 4).await, "kept");
+    }
+
+    async fn what_drains_is_counted_until_its_last_connection_has_gone() {
+        let a = origin("a").await;
+        let server = draining_for(Duration::from_secs(600), 2);
+        let version = |wait: &str, more: &str| {
+            let chain = format!("- transport_socket_connect_timeout: {wait}\n  {}", tcp_to("a"));
+            tcp_listener("l", 0, &chain, more)
+        };
+        let draining = async |listeners: i64, chains: i64| {
+            let number = |what: &str| {
+                server.publish();
+                server.store.number(&format!("listener_manager.total_{what}_draining"))
+            };
+            let counts = async {
+                while [number("listeners"), number("filter_chains")] != [listeners, chains] {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            within(counts).await;
+        };
+        apply(&server, vec![static_cluster("a", &[a], ""), version("1s", "")]).await;
+        draining(0, 0).await;
+        let mut first = connect(&server, "l").await;
+        assert_eq!(read(&mut first, 1).await, "a");
+        apply(&server, vec![version("2s", "")]).await;
+        draining(0, 1).await;
+        let mut second = connect(&server, "l").await;
+        assert_eq!(read(&mut second, 1).await, "a");
+        apply(&server, vec![version("2s", "listener_filters_timeout: 1s")]).await;
+        draining(1, 1).await;
+        let mut third = connect(&server, "l").await;
+        assert_eq!(read(&mut third, 1).await, "a");
+        apply(&server, vec![Change::RemoveListener("l".into())]).await;
+        draining(2, 1).await;
+        drop((first, second));
+        draining(1, 0).await;
+        drop(third);
+        draining(0, 0).await;
     }
 
     async fn a_removed_listener_refuses_and_ends_its_connections() {

@@ -16,7 +16,8 @@ use std::{
 
 use super::{OnDemand, entry::KnownHosts};
 use crate::{
-    network::SharedLimits, overload::Overload, plan::cluster::Thresholds, transport::Secrets,
+    listener::Drains, network::SharedLimits, overload::Overload, plan::cluster::Thresholds,
+    transport::Secrets,
 };
 
 /// The facts of the whole process.
@@ -38,6 +39,8 @@ pub struct ProcessShared {
     pub(crate) secrets: Arc<Secrets>,
     /// What Istio's metadata exchange says of this workload.
     pub(crate) peer_metadata: bytes::Bytes,
+    /// Former listeners and chains that are not gone yet.
+    pub(crate) drains: Arc<Drains>,
     /// Whether readiness should fail (`/healthcheck/fail`).
     pub health_failed: AtomicBool,
 }

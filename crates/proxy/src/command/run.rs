@@ -143,9 +143,22 @@ async fn serve(
             tracing::warn!("asked to end by the admin endpoint");
         }
     };
-    tokio::select! {
-        name = signals.next() => tracing::warn!("caught {name}: ending"),
-        () = end => {}
+    let asked = tokio::select! {
+        name = signals.next() => name,
+        () = end => "",
+    };
+    if asked == SIGTERM {
+        let most = server.options.drain_time.as_secs();
+        tracing::warn!(
+            "caught {asked}: draining for {most} s at most; a second signal ends at once"
+        );
+        tokio::select! {
+            () = server.drain_to_the_end() => tracing::warn!("drained: ending"),
+            name = signals.next() => tracing::warn!("caught {name} while draining: ending"),
+            () = server.quitting() => tracing::warn!("asked to end by the admin endpoint"),
+        }
+    } else if !asked.is_empty() {
+        tracing::warn!("caught {asked}: ending");
     }
     server.shut_down();
     Ok(())
@@ -210,12 +223,15 @@ fn configure(store: &stats::Store, bootstrap: &Bootstrap) -> Result<(), stats::T
     Ok(())
 }
 
-/// The signals that end the process. SIGHUP and SIGPIPE are ignored, as Envoy does.
+/// The signals that end the process: SIGTERM once it has drained, SIGINT at once. SIGHUP and SIGPIPE are ignored, as Envoy
+/// does.
 struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     _hang_up: tokio::signal::unix::Signal,
 }
+
+const SIGTERM: &str = "SIGTERM";
 
 impl Signals {
     fn new() -> io::Result<Self> {
@@ -228,7 +244,7 @@ impl Signals {
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.terminate.recv() => SIGTERM,
             _ = self.interrupt.recv() => "SIGINT",
         }
     }

@@ -14,7 +14,8 @@ use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2}
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    ConnectionManager, Context, LocalReply, failure, serve as exchange, streams, timers::Expired,
+    ConnectionManager, ConnectionManagerStats, Context, LocalReply, failure, serve as exchange,
+    streams, timers::Expired,
 };
 use crate::{
     codec::{http1_grammar, http1_spelling},
@@ -101,6 +102,9 @@ async fn speaks_http2(
     let mut idle = Idle::new(live.plan.common.idle_timeout);
     let mut closed = pin!(drain.closed());
     let mut timer = pin!(None);
+    if drain.is_ending() {
+        idle.shorten(live.plan.drain_timeout);
+    }
     loop {
         if let Some(answer) = connection.has_prefix(h2::PREFACE) {
             return Some(answer);
@@ -112,8 +116,11 @@ async fn speaks_http2(
             if closed.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(false);
             }
+            if drain.has_moved() && drain.is_ending() {
+                idle.shorten(live.plan.drain_timeout);
+            }
             idle.poll(cx, timer.as_mut()).map(|()| {
-                live.stats.downstream_cx_idle_timeout().inc();
+                idle.count(&live.stats);
                 false
             })
         })
@@ -149,6 +156,9 @@ async fn http1_connection(
     let mut closed = pin!(drain.closed());
     // Whether this task is woken by it.
     let mut listens = false;
+    if drain.is_ending() {
+        idle.shorten(plan.drain_timeout);
+    }
     // For rests and requests: setting one costs more than to be woken too early now and then.
     let mut timer = pin!(None);
     loop {
@@ -163,8 +173,11 @@ async fn http1_connection(
                     stats.downstream_cx_drain_close().inc();
                     return Poll::Ready(false);
                 }
+                if drain.has_moved() && drain.is_ending() {
+                    idle.shorten(plan.drain_timeout);
+                }
                 idle.poll(cx, timer.as_mut()).map(|()| {
-                    stats.downstream_cx_idle_timeout().inc();
+                    idle.count(stats);
                     false
                 })
             })
@@ -286,6 +299,8 @@ const LINGER: usize = 1024 * 1024;
 pub(super) struct Idle {
     limit: Option<Duration>,
     since: Instant,
+    /// The limit is there since the process ends.
+    ends: bool,
 }
 
 impl Idle {
@@ -293,6 +308,28 @@ impl Idle {
         Idle {
             limit,
             since: Instant::now(),
+            ends: false,
+        }
+    }
+
+    /// The process ends: a connection rests no longer than a client may need to hear of it. It tells nobody before a
+    /// response does (HTTP/1 has no word for it), so one whose client has been silent for as long is closed at once.
+    fn shorten(&mut self, limit: Duration) {
+        if self.ends {
+            return;
+        }
+        self.ends = true;
+        if self.limit.is_none() {
+            self.since = Instant::now();
+        }
+        self.limit = Some(self.limit.map_or(limit, |own| own.min(limit)));
+    }
+
+    /// Counts a connection that has been at rest for too long.
+    fn count(&self, stats: &ConnectionManagerStats) {
+        match self.ends {
+            true => stats.downstream_cx_drain_close().inc(),
+            false => stats.downstream_cx_idle_timeout().inc(),
         }
     }
 

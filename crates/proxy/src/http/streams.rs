@@ -55,7 +55,17 @@ pub(super) async fn serve(
         };
         h2::ServerConnection::handshake(stream, &settings).await
     };
-    match tokio::time::timeout(limit, handshake).await {
+    let handshake = tokio::time::timeout(limit, handshake);
+    let shaken = tokio::select! {
+        biased;
+        shaken = handshake => shaken,
+        () = drain.over(plan.drain_timeout) => {
+            stats.downstream_cx_drain_close().inc();
+            stats.downstream_cx_http2_active().dec();
+            return;
+        }
+    };
+    match shaken {
         Ok(Ok(connection)) => streams(&live, &worker, connection, Rc::from(info), &drain).await,
         Ok(Err(error)) => {
             tracing::debug!(connection = info.id, %error, "no HTTP/2 connection");

@@ -287,7 +287,7 @@ async fn serve(
         let shake = Box::pin(tls.accept(stream, limit));
         let shaken = tokio::select! {
             shaken = shake => shaken,
-            () = drain.closed() => return ended_early(&logs, &info, worker),
+            () = drain.over(FIRST_WORDS) => return ended_early(&logs, &info, worker),
         };
         match shaken {
             Ok(encrypted) => {
@@ -345,12 +345,21 @@ async fn inspect(
         &mut peeked,
         &worker.stats,
     );
-    let result = match plan.listener_filters_timeout {
-        None => Some(run.await),
-        Some(limit) => timeout(limit, run).await.ok(),
+    let run = async {
+        match plan.listener_filters_timeout {
+            None => Some(run.await),
+            Some(limit) => timeout(limit, run).await.ok(),
+        }
+    };
+    let ending = worker.listeners.ending();
+    let result = tokio::select! {
+        biased;
+        result = run => Some(result),
+        () = ending.over(FIRST_WORDS) => None,
     };
     listener.stats.downstream_pre_cx_active().dec();
     filters::put_back(stream, peeked);
+    let Some(result) = result else { return false };
     match result {
         Some(Ok(())) => true,
         Some(Err(FilterEnd::RemoteClose)) => {
@@ -495,6 +504,10 @@ async fn pause_after(error: &io::Error, listener: &LiveListener) -> io::Result<(
         _ => Ok(()),
     }
 }
+
+/// How long a client that has said too little to know its chain is waited for when the process ends: as long as a
+/// connection manager waits by default.
+const FIRST_WORDS: Duration = Duration::from_secs(5);
 
 /// What `%ACCESS_LOG_TYPE%` says in a listener's log.
 const LISTENER_LOG: &str = "NotSet";

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-use super::{connection::Connection, stats::ListenerStats};
+use super::{connection::Connection, draining::Draining, stats::ListenerStats};
 
 /// A chain with its connections' drain; its filters come to life with its first connection.
 #[derive(Debug)]
@@ -61,10 +61,16 @@ impl LiveChain {
             .get_or_init(|| NetworkChain::new(&self.plan.filters, worker))
     }
 
-    /// Drains: connections learn of it now and are closed after the drain time.
-    pub(crate) fn retire(self: Rc<Self>, over: Duration, strategy: DrainStrategy) {
+    /// Drains: connections learn of it now and are closed after the drain time. `counted` is held as long.
+    pub(crate) fn retire(
+        self: Rc<Self>,
+        over: Duration,
+        strategy: DrainStrategy,
+        counted: Rc<Draining>,
+    ) {
         self.drainer.begin(over, strategy);
         tokio::task::spawn_local(async move {
+            let _counted = counted;
             tokio::select! {
                 () = self.drainer.released() => {}
                 () = tokio::time::sleep(over) => self.drainer.close(),

@@ -9,6 +9,7 @@
 mod accept;
 mod chain;
 mod connection;
+mod draining;
 mod filters;
 mod http_inspector;
 mod newer;
@@ -19,7 +20,7 @@ use std::{
     cell::RefCell,
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -29,13 +30,18 @@ use tokio::task::AbortHandle;
 pub(crate) use accept::{ListenSocket, handed_over};
 pub(crate) use chain::LiveChain;
 pub use connection::{Connection, ConnectionInfo, ProxyData, UpstreamSource};
+pub use draining::Drains;
 
 use crate::{
     access_log::Logger,
     cluster::shared::Tally,
     plan::{Address, Listener, listener::TrafficDirection},
-    worker::{Worker, drain::DrainStrategy},
+    worker::{
+        Worker,
+        drain::{Drain, DrainStrategy, Drainer},
+    },
 };
+use draining::{Draining, Former};
 use stats::{ListenerStats, WorkerStats};
 
 /// The listeners of a worker.
@@ -44,6 +50,10 @@ pub(crate) struct Listeners {
     by_name: RefCell<HashMap<Arc<str>, Rc<Slot>>>,
     /// Where connections are handed over to.
     by_address: RefCell<HashMap<SocketAddr, Rc<Slot>>>,
+    /// Chains that drain since they were replaced or removed.
+    former: RefCell<Vec<Weak<LiveChain>>>,
+    /// For connections that have no chain yet: moved by the end of the process alone.
+    end: Drainer,
 }
 
 /// A place that a listener's versions pass through.
@@ -134,16 +144,27 @@ impl LiveListener {
         }
     }
 
-    fn drain(&self, keep: Option<&Self>, worker: &Worker) {
-        for chain in self.chains.values() {
-            let kept =
-                keep.is_some_and(|new| new.chains.values().any(|live| Rc::ptr_eq(live, chain)));
-            if !kept {
-                chain
-                    .clone()
-                    .retire(worker.options.drain_time, worker.options.drain_strategy);
-            }
-        }
+    /// Drains the chains that a newer version has not taken over, and gives them.
+    fn drain(&self, newer: Option<&Self>, worker: &Worker) -> Vec<Weak<LiveChain>> {
+        let drains = &worker.shared.drains;
+        let by_chain = newer.is_some_and(|new| same_but_chains(&self.plan, &new.plan));
+        let whole = Former::Listener(self.plan.clone());
+        let whole = (!by_chain).then(|| Rc::new(Draining::new(whole, drains)));
+        let taken_over = |chain: &&Rc<LiveChain>| {
+            newer.is_some_and(|new| new.chains.values().any(|live| Rc::ptr_eq(live, chain)))
+        };
+        let former = self.chains.values().filter(|chain| !taken_over(chain));
+        former
+            .map(|chain| {
+                let counted = whole.clone().unwrap_or_else(|| {
+                    let plan = Former::Chain(chain.plan.clone());
+                    Rc::new(Draining::new(plan, drains))
+                });
+                let (over, strategy) = (worker.options.drain_time, worker.options.drain_strategy);
+                chain.clone().retire(over, strategy, counted);
+                Rc::downgrade(chain)
+            })
+            .collect()
     }
 }
 
@@ -160,7 +181,7 @@ impl Listeners {
             Some(slot) => {
                 let old = slot.current();
                 let new = Rc::new(LiveListener::new(plan.clone(), Some(&old), worker));
-                old.drain(Some(&new), worker);
+                self.note_former(old.drain(Some(&new), worker));
                 *slot.current.borrow_mut() = new;
                 self.forget_addresses(&slot);
                 slot
@@ -177,6 +198,10 @@ impl Listeners {
                 slot
             }
         };
+        if self.end.drain().is_ending() {
+            let live = slot.current();
+            live.chains.values().for_each(|chain| chain.drainer.end());
+        }
         for address in std::iter::once(&plan.address).chain(&plan.additional_addresses) {
             if let Address::Socket(address) = address {
                 self.by_address.borrow_mut().insert(*address, slot.clone());
@@ -197,7 +222,7 @@ impl Listeners {
         if let Some(slot) = slot {
             slot.stop_accepting();
             self.forget_addresses(&slot);
-            slot.current().drain(None, worker);
+            self.note_former(slot.current().drain(None, worker));
         }
     }
 
@@ -210,6 +235,17 @@ impl Listeners {
         }
     }
 
+    /// The process is about to end: all that is open says so to its peer. Sockets stay open.
+    pub(crate) fn end(&self) {
+        self.end.end();
+        self.each_chain(|chain| chain.drainer.end());
+    }
+
+    /// What tells a connection without a chain that the process ends.
+    pub(crate) fn ending(&self) -> Drain {
+        self.end.drain()
+    }
+
     /// Closes listening sockets. Connections stay.
     pub(crate) fn stop_accepting(&self, inbound_only: bool) {
         self.chosen(inbound_only)
@@ -219,20 +255,15 @@ impl Listeners {
 
     /// Orders every connection to close.
     pub(crate) fn close_all(&self) {
-        for slot in self.chosen(false) {
-            slot.current()
-                .chains
-                .values()
-                .for_each(|chain| chain.drainer.close());
-        }
+        self.each_chain(|chain| chain.drainer.close());
     }
 
     /// Completes when no connection is left. Can be dropped at any time.
     pub(crate) async fn released(&self) {
-        for slot in self.chosen(false) {
-            for chain in slot.current().chains.values() {
-                chain.drainer.released().await;
-            }
+        let mut all = Vec::new();
+        self.each_chain(|chain| all.push(chain.clone()));
+        for chain in all {
+            chain.drainer.released().await;
         }
     }
 
@@ -269,6 +300,23 @@ impl Listeners {
             .filter(takes)
             .cloned()
             .collect()
+    }
+
+    fn each_chain(&self, mut tell: impl FnMut(&Rc<LiveChain>)) {
+        for slot in self.chosen(false) {
+            slot.current().chains.values().for_each(&mut tell);
+        }
+        let former = self.former.borrow();
+        former
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|c| tell(&c));
+    }
+
+    fn note_former(&self, chains: Vec<Weak<LiveChain>>) {
+        let mut former = self.former.borrow_mut();
+        former.retain(|chain| chain.strong_count() > 0);
+        former.extend(chains);
     }
 
     fn forget_addresses(&self, slot: &Rc<Slot>) {

@@ -1,9 +1,6 @@
 //! What the process says of itself (`server.`), with Envoy's names, and what else is found out only when stats are read.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::Server;
 use crate::transport::Material;
@@ -44,12 +41,16 @@ impl Server {
         self.clusters.borrow_mut().publish_breakers(&self.stats);
         self.publish_memberships();
         let memory = Memory::read();
-        let connections: u64 = self
-            .shared
-            .workers
-            .iter()
-            .map(|open| open.load(Relaxed))
-            .sum();
+        let connections = self.connections();
+        let [listeners, chains] = self.shared.drains.count();
+        for (name, value) in [
+            ("total_listeners_draining", listeners),
+            ("total_filter_chains_draining", chains),
+        ] {
+            self.stats
+                .gauge(&format!("listener_manager.{name}"))
+                .set(value as i64);
+        }
         for (name, value) in [
             ("uptime", self.started.elapsed().as_secs()),
             ("memory_allocated", memory.allocated),

@@ -2,12 +2,15 @@
 
 use std::{rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use tokio::task::spawn_local;
+use tokio::{
+    task::spawn_local,
+    time::{sleep, timeout},
+};
 
 use super::{Server, State};
 use crate::{
     plan::listener::TrafficDirection,
-    worker::{Command, WorkerHandle, drain::DrainStrategy},
+    worker::{Command, WorkerHandle},
 };
 
 impl Server {
@@ -63,20 +66,50 @@ impl Server {
         }
         let weak = Rc::downgrade(self);
         spawn_local(async move {
-            tokio::time::sleep(over).await;
+            sleep(over).await;
             if let Some(server) = weak.upgrade() {
                 server.stop_accepting(inbound_only);
             }
         });
     }
 
-    /// Begins to drain at once, whatever the strategy; for tests and for the end of the process.
-    pub fn drain_now(&self) {
-        self.tell_workers(|| Command::Drain {
-            inbound_only: false,
-            over: Duration::ZERO,
-            strategy: DrainStrategy::Immediate,
-        });
+    /// Drains for the end of the process: completes when no connection is left, after the drain time at the latest.
+    ///
+    /// Whatever the strategy says, every response is the last of its connection from now on, every HTTP/2 client gets its
+    /// GOAWAY, and connections at rest close after a connection manager's `drain_timeout`. Whoever comes is still
+    /// served, since others learn only by and by that this process ends; readiness and health checks say so at once.
+    pub async fn drain_to_the_end(&self) {
+        self.draining.set(true);
+        self.set_state(State::Draining);
+        self.fail_health_check(true);
+        self.tell_workers(|| Command::End);
+        let all_gone = async {
+            self.idle().await;
+            // Who was let in before the sockets closed is served.
+            self.stop_accepting(false);
+            self.idle().await;
+        };
+        if timeout(self.options.drain_time, all_gone).await.is_err() {
+            let left = self.connections();
+            tracing::warn!("the drain time is over: {left} connections are cut");
+        }
+    }
+
+    /// Completes when no downstream connection is open.
+    async fn idle(&self) {
+        loop {
+            self.settled().await;
+            if self.connections() == 0 {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Downstream connections of all listeners.
+    pub(super) fn connections(&self) -> u64 {
+        let open = self.shared.workers.iter();
+        open.map(|open| open.load(Relaxed)).sum()
     }
 
     fn stop_accepting(&self, inbound_only: bool) {
@@ -123,6 +156,9 @@ impl Server {
         crate::access_log::settle();
     }
 }
+
+/// How often it is looked whether connections are left.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Drop for Server {
     fn drop(&mut self) {

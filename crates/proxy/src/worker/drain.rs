@@ -2,11 +2,15 @@
 //!
 //! A chain has a [`Drainer`], its connections hold the [`Drain`] of it. Draining begins, goes on for the drain time, and
 //! ends with the order to close. HTTP connections answer by `Connection: close` and GOAWAY, either at once or, with
-//! Envoy's gradual strategy, each at its own moment within the drain time.
+//! Envoy's gradual strategy, each at its own moment within the drain time. Before the process ends, all say it at once,
+//! and connections at rest close as well.
 
 use std::time::Duration;
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::random::Random;
 
@@ -24,6 +28,7 @@ pub enum DrainStrategy {
 enum Phase {
     Open,
     Draining { since: Instant, over: Duration },
+    Ending,
     Closed,
 }
 
@@ -66,6 +71,17 @@ impl Drainer {
         });
     }
 
+    /// The process is about to end: every response is its connection's last, and who says nothing is not waited for.
+    pub fn end(&self) {
+        self.0.send_if_modified(|phase| {
+            let ends = *phase != Phase::Closed;
+            if ends {
+                *phase = Phase::Ending;
+            }
+            ends
+        });
+    }
+
     /// Orders every connection to close.
     pub fn close(&self) {
         self.0.send_replace(Phase::Closed);
@@ -100,7 +116,7 @@ impl Drain {
     pub fn should_close(&self, random: &Random) -> bool {
         match *self.0.borrow() {
             Phase::Open => false,
-            Phase::Closed => true,
+            Phase::Ending | Phase::Closed => true,
             Phase::Draining { since, over } => now_by_lot(since.elapsed(), over, random),
         }
     }
@@ -130,9 +146,26 @@ impl Drain {
         }
     }
 
+    /// Completes when the connection has to close, and where the process ends after this long. For who waits for a
+    /// connection's first words. Can be dropped at any time.
+    pub async fn over(&self, patience: Duration) {
+        let mut receiver = self.0.clone();
+        let ends = |phase: &Phase| matches!(phase, Phase::Ending | Phase::Closed);
+        if receiver.wait_for(ends).await.is_err() {
+            std::future::pending().await
+        }
+        // Either way it is over.
+        let _ = timeout(patience, self.closed()).await;
+    }
+
     /// Whether anything was said of draining since the connection began. Takes no lock.
     pub fn has_moved(&self) -> bool {
         self.0.has_changed().unwrap_or(false)
+    }
+
+    /// Whether the process is about to end, so that a connection at rest should close.
+    pub fn is_ending(&self) -> bool {
+        matches!(*self.0.borrow(), Phase::Ending | Phase::Closed)
     }
 
     /// Whether the connection has to close.
@@ -174,5 +207,23 @@ mod tests {
         drainer.close();
         drain.closed().await;
         assert!(!Drain::never().begun());
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_process_makes_a_gradual_drain_short() {
+        let (drainer, patience) = (Drainer::default(), Duration::from_millis(20));
+        let drain = drainer.drain();
+        drainer.begin(Duration::from_secs(600), DrainStrategy::Gradual);
+        assert!(drain.begun() && !drain.is_ending());
+        assert!(!drain.should_close(&Random::seeded(1)));
+        let begun = Instant::now();
+        drainer.end();
+        assert!(drain.is_ending() && drain.should_close(&Random::seeded(1)));
+        drain.over(patience).await;
+        assert!(begun.elapsed() >= patience && !drain.is_closed());
+        drainer.close();
+        drainer.end();
+        drain.over(patience).await;
+        assert!(drain.is_closed());
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Command {
         over: Duration,
         strategy: DrainStrategy,
     },
+    /// The process is about to end: what is under way is finished, and nothing is waited for.
+    End,
     /// Closes listening sockets.
     StopAccepting { inbound_only: bool },
     /// Answers when everything sent before is applied.
@@ -245,6 +247,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             } => {
                 worker.listeners.drain(inbound_only, over, strategy);
             }
+            Command::End => worker.listeners.end(),
             Command::StopAccepting { inbound_only } => {
                 worker.listeners.stop_accepting(inbound_only)
             }
