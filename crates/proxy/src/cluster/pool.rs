@@ -26,7 +26,7 @@ use super::{
     host::Host,
     http2::Http2Connection,
     rest::OriginTimeout,
-    shared::{BreakerShared, Permit},
+    shared::{BreakerShared, Permit, now_ms},
     stats::ClusterStats,
 };
 use crate::{
@@ -565,6 +565,9 @@ impl RequestGuard {
             with.stats.upstream_rq_pending_overflow().inc();
             return Err(UpstreamError::Overflow("max_requests"));
         };
+        if let Some(interval) = with.thresholds.retry_budget.and_then(|b| b.interval) {
+            with.breaker.recent.add(interval, now_ms());
+        }
         with.stats.upstream_rq_total().inc();
         with.stats.upstream_rq_active().inc();
         with.host.shared.rq_active.fetch_add(1, Relaxed);

@@ -11,7 +11,7 @@ use std::{
             Ordering::{AcqRel, Acquire, Relaxed},
         },
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{OnDemand, entry::KnownHosts};
@@ -68,6 +68,8 @@ pub struct BreakerShared {
     pub requests: Arc<Tally>,
     /// Retries under way.
     pub retries: Arc<Tally>,
+    /// Requests that began lately, counted where a retry budget has an interval.
+    pub(crate) recent: Arc<Recent>,
     /// Connection pools: one a worker and host, and what else keeps connections apart.
     pub pools: Arc<Tally>,
 }
@@ -78,8 +80,11 @@ impl BreakerShared {
         match &limits.retry_budget {
             None => limits.max_retries,
             Some(budget) => {
-                let active = f64::from(self.requests.count() + self.pending.count());
-                let share = active * budget.budget.ratio();
+                let requests = match budget.interval {
+                    Some(interval) => self.recent.count(interval, now_ms()),
+                    None => self.requests.count() + self.pending.count(),
+                };
+                let share = f64::from(requests) * budget.budget.ratio();
                 (share as u32).max(budget.min_retry_concurrency)
             }
         }
@@ -197,6 +202,46 @@ pub(crate) fn now_ms() -> u64 {
     1 + BEGAN.get_or_init(Instant::now).elapsed().as_millis() as u64
 }
 
+/// How many things happened within the last while, whatever has become of them since.
+///
+/// Time is cut into slots; a thing is forgotten with its slot, up to a sixteenth of the while too late.
+#[derive(Debug, Default)]
+pub(crate) struct Recent {
+    /// The slot's number in the upper half, its count in the lower.
+    slots: [AtomicU64; Self::SLOTS as usize],
+}
+
+impl Recent {
+    /// Slots of a while, and the one that is being filled.
+    const SLOTS: u64 = 17;
+
+    fn slot(interval: Duration, now_ms: u64) -> u32 {
+        let width = interval.as_micros() as u64 / (Self::SLOTS - 1);
+        (now_ms * 1000 / width.max(1)) as u32
+    }
+
+    /// Counts one more.
+    pub(crate) fn add(&self, interval: Duration, now_ms: u64) {
+        let number = u64::from(Self::slot(interval, now_ms));
+        let slot = &self.slots[(number % Self::SLOTS) as usize];
+        let _ = slot.fetch_update(Relaxed, Relaxed, |old| match old >> 32 == number {
+            true => Some(old + 1),
+            // What it held is over.
+            false => Some(number << 32 | 1),
+        });
+    }
+
+    /// The count of the last while.
+    pub(crate) fn count(&self, interval: Duration, now_ms: u64) -> u32 {
+        let now = Self::slot(interval, now_ms);
+        let slots = self.slots.iter().map(|slot| slot.load(Relaxed));
+        slots
+            .filter(|slot| now.wrapping_sub((slot >> 32) as u32) < Self::SLOTS as u32)
+            .map(|slot| slot as u32)
+            .sum()
+    }
+}
+
 /// A count with a limit that is held exactly.
 #[derive(Debug, Default)]
 pub struct Tally(AtomicU32);
@@ -265,6 +310,7 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{cluster::RetryBudget, matcher::Percent};
 
     #[test]
     fn a_limit_is_exact_across_threads() {
@@ -283,5 +329,36 @@ mod tests {
         assert_eq!((permits.len(), tally.count()), (100, 100));
         drop(permits);
         assert_eq!(tally.count(), 0);
+    }
+
+    #[test]
+    fn what_happened_lately_counts_for_so_long() {
+        let recent = Recent::default();
+        let interval = Duration::from_millis(1600);
+        (0..10).for_each(|_| recent.add(interval, 1000));
+        recent.add(interval, 2000);
+        for (now, count) in [(1000, 10), (2000, 11), (2600, 11), (2700, 1), (3700, 0)] {
+            assert_eq!(recent.count(interval, now), count, "at {now} ms");
+        }
+        // A slot is used again.
+        recent.add(interval, 1000 + 17 * 100 * 5);
+        assert_eq!(recent.count(interval, 1000 + 17 * 100 * 5), 1);
+    }
+
+    #[test]
+    fn a_budget_with_an_interval_counts_what_is_over_too() {
+        let shared = BreakerShared::default();
+        let interval = Duration::from_secs(60);
+        let limits = |interval| Thresholds {
+            retry_budget: Some(RetryBudget {
+                interval,
+                budget: Percent::whole(20),
+                min_retry_concurrency: 3,
+            }),
+            ..Thresholds::default()
+        };
+        (0..40).for_each(|_| shared.recent.add(interval, now_ms()));
+        assert_eq!(shared.retries_allowed(&limits(Some(interval))), 8);
+        assert_eq!(shared.retries_allowed(&limits(None)), 3);
     }
 }

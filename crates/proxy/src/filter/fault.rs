@@ -110,7 +110,8 @@ impl FaultFilter {
         }
         self.shared.stats.aborts_injected().inc();
         let status = status.unwrap_or_else(|| grpc.map_or(500, crate::http::http_status_of));
-        let mut reply = LocalReply::new(status, "fault filter abort", "fault_filter_abort")
+        let mut reply = LocalReply::new(status, "", "fault_filter_abort")
+            .body(abort.body.clone())
             .flag(Flags::FAULT_INJECTED);
         reply.grpc_status = grpc;
         Step::Reply(reply)

@@ -99,6 +99,9 @@ impl Filter for LocalRateLimitFilter {
             let value = headers::value(add, exchange, Some(&added));
             headers::add_one(add, value, &mut added);
         }
+        if config.retry_after && config.status == 429 && !added.contains("retry-after") {
+            added.set("retry-after", bucket.reset().max(1).to_string());
+        }
         for (name, value) in added.iter() {
             reply = reply.header(name, value);
         }

@@ -12,8 +12,8 @@ use crate::{
     plan::{
         filter_config::{HeaderRule, HeaderToMetadata, MetadataEntry, RuleSource, SetMetadata},
         http_filter::RouteFilterConfig,
+        matcher::cookie,
     },
-    router::hash::cookie,
     worker::Worker,
 };
 

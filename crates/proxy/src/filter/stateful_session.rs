@@ -18,8 +18,8 @@ use crate::{
     plan::{
         filter_config::{SessionState, StatefulSession},
         http_filter::RouteFilterConfig,
+        matcher::cookie,
     },
-    router::hash::cookie,
     worker::Worker,
 };
 

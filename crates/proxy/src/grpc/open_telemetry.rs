@@ -6,7 +6,7 @@ use prost::Message;
 use proto::opentelemetry::proto::{
     collector::logs::v1::ExportLogsServiceRequest,
     common::v1::{AnyValue, ArrayValue, KeyValue, KeyValueList, any_value},
-    logs::v1::{ScopeLogs, LogRecord, ResourceLogs},
+    logs::v1::{LogRecord, ResourceLogs, ScopeLogs},
     resource::v1::Resource,
 };
 use serde_json::Value;

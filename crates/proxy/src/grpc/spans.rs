@@ -8,8 +8,7 @@ use proto::opentelemetry::proto::{
     common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
     resource::v1::Resource,
     trace::v1::{
-        ScopeSpans, ResourceSpans, Span as SpanMessage, Status, span::SpanKind,
-        status::StatusCode,
+        ResourceSpans, ScopeSpans, Span as SpanMessage, Status, span::SpanKind, status::StatusCode,
     },
 };
 

@@ -21,9 +21,19 @@ use crate::{
     codec::{http1_grammar, http1_spelling},
     io::Stream,
     listener::{Connection, ConnectionInfo},
-    plan::{http::CodecType, overload::ShedPoint},
+    plan::{
+        http::{CodecType, HttpOptions},
+        overload::ShedPoint,
+    },
     worker::{Worker, drain::Drain},
 };
+
+/// The age at which a connection is drained, drawn anew for each.
+pub(super) fn longest_life(options: &HttpOptions, worker: &Worker) -> Option<Duration> {
+    let least = options.max_connection_duration?;
+    let share = options.max_connection_duration_jitter;
+    Some(worker.random.jittered(least, share))
+}
 
 /// Serves a connection to its end.
 pub(super) async fn serve(
@@ -154,6 +164,7 @@ async fn http1_connection(
     let mut requests = 0;
     let mut idle = Idle::new(plan.common.idle_timeout);
     let mut closed = pin!(drain.closed());
+    let longest = longest_life(&plan.common, worker);
     // Whether this task is woken by it.
     let mut listens = false;
     if drain.is_ending() {
@@ -198,10 +209,7 @@ async fn http1_connection(
                 requests += 1;
                 let (reader, writer) = connection.split();
                 let (mut reader, mut writer) = (BodyReader::H1(reader), BodyWriter::H1(writer));
-                let old = plan
-                    .common
-                    .max_connection_duration
-                    .is_some_and(|d| born.elapsed() >= d);
+                let old = longest.is_some_and(|d| born.elapsed() >= d);
                 let spent = plan
                     .common
                     .max_requests_per_connection

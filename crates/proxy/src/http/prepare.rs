@@ -12,7 +12,7 @@ use super::{Exchange, Flags, LocalReply, stats::ConnectionManagerStats, xfcc};
 use crate::{
     plan::{
         HttpConnectionManager,
-        http::{self, StripPort, Underscores},
+        http::{self, ForwardProto, StripPort, Underscores},
     },
     worker::Worker,
 };
@@ -211,9 +211,19 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
             .as_deref()
             .is_some_and(|value| !value.contains(&b','));
     }
-    let scheme = match exchange.connection.tls {
-        Some(_) => "https",
-        None => "http",
+    // Whoever balanced the connection before may have ended its TLS: then the port tells.
+    let meant = exchange
+        .connection
+        .local
+        .filter(|_| exchange.connection.local_restored);
+    let by_port = |known: &ForwardProto| known.scheme(meant?.port());
+    let scheme = match (
+        plan.forward_proto.as_ref().and_then(by_port),
+        &exchange.connection.tls,
+    ) {
+        (Some(scheme), _) => scheme,
+        (None, Some(_)) => "https",
+        (None, None) => "http",
     };
     let known = headers.get("x-forwarded-proto").is_some_and(|proto| {
         proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https")

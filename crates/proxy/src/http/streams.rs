@@ -16,7 +16,11 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::{ConnectionManager, Context, connection::Idle, serve as exchange};
+use super::{
+    ConnectionManager, Context,
+    connection::{Idle, longest_life},
+    serve as exchange,
+};
 use crate::{
     codec::{Http2Meter, http2_settings},
     io::Stream,
@@ -131,7 +135,7 @@ async fn streams(
     let shared = Rc::new(Shared::default());
     let mut idle = Idle::new(options.idle_timeout);
     let mut timer = pin!(None);
-    let mut age = pin!(options.max_connection_duration.map(sleep));
+    let mut age = pin!(longest_life(options, worker).map(sleep));
     let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
     let (mut last_words, mut patience) = (pin!(None), pin!(None));
     let (mut requests, mut drained, mut timed_out) = (0, false, false);
@@ -160,7 +164,9 @@ async fn streams(
             if drained {
                 // A client that does not answer may open streams for so long.
                 if patience.is_none() {
-                    patience.set(Some(sleep(live.plan.drain_timeout)));
+                    let share = live.plan.drain_timeout_jitter;
+                    let most = worker.random.jittered(live.plan.drain_timeout, share);
+                    patience.set(Some(sleep(most)));
                 }
                 if let Some(timer) = patience.as_mut().as_pin_mut()
                     && timer.poll(cx).is_ready()

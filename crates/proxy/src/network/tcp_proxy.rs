@@ -176,6 +176,9 @@ impl TcpProxy {
             mut info,
             drain,
         } = connection;
+        if self.plan.flush_access_log_on_start {
+            log_connection(&self.logs, &info, None, "TcpConnectionStart", worker);
+        }
         let progress = Progress::default();
         let reported = Reported::default();
         {
@@ -408,9 +411,7 @@ impl TcpProxy {
     /// How long a connection may last; drawn anew for each, so that they do not end together.
     fn longest(&self, worker: &Worker) -> Option<Duration> {
         let limit = self.plan.max_downstream_connection_duration?;
-        let most = limit.mul_f64(self.plan.max_duration_jitter.ratio());
-        let jitter = worker.random.below(most.as_millis() as u64 + 1);
-        Some(limit + Duration::from_millis(jitter))
+        Some(worker.random.jittered(limit, self.plan.max_duration_jitter))
     }
 
     async fn connect(

@@ -228,6 +228,8 @@ impl Default for Thresholds {
 /// Share of active requests that may be retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryBudget {
+    /// Counts the requests that began within it in place of those under way.
+    pub interval: Option<Duration>,
     /// Default 20 %.
     pub budget: Percent,
     /// Allowed in any case. Default 3.

@@ -166,6 +166,8 @@ pub struct LocalRateLimit {
     pub rate_limits: Vec<RateLimit>,
     /// Tells limit, remaining and reset in x-ratelimit headers.
     pub ratelimit_headers: bool,
+    /// Tells whoever is refused with 429 when to come again.
+    pub retry_after: bool,
     /// How the virtual host's rate limits count.
     pub virtual_host: VirtualHostLimits,
     /// The common bucket is used even where a descriptor's is. Default true.

@@ -9,6 +9,7 @@ use super::{
     bootstrap::ConfigSource,
     http_filter::HttpFilter,
     local_reply::LocalReplyConfig,
+    matcher::Percent,
     route::RouteConfiguration,
     scoped_route::{Scope, ScopedRoutes},
 };
@@ -50,6 +51,10 @@ pub struct HttpConnectionManager {
     pub request_headers_timeout: Option<Duration>,
     /// Between GOAWAY or `connection: close` and the end. Default 5 s.
     pub drain_timeout: Duration,
+    /// Up to this share is added to `drain_timeout` at random.
+    pub drain_timeout_jitter: Percent,
+    /// What a PROXY header's destination port says of x-forwarded-proto.
+    pub forward_proto: Option<ForwardProto>,
     /// How long a closing connection waits for the peer's FIN. Default 1 s; `None` closes at once.
     pub delayed_close_timeout: Option<Duration>,
     /// One line per request.
@@ -104,6 +109,26 @@ pub struct HttpConnectionManager {
     pub add_user_agent: bool,
     /// Answers an invalid message with an error on its stream instead of closing the connection.
     pub stream_error_on_invalid_http_message: bool,
+}
+
+/// `ForwardProtoConfig`: ports of which the scheme is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardProto {
+    /// Ports of https.
+    pub https: Vec<u16>,
+    /// Ports of http.
+    pub http: Vec<u16>,
+}
+
+impl ForwardProto {
+    /// The scheme that a port stands for.
+    pub fn scheme(&self, port: u16) -> Option<&'static str> {
+        if self.https.contains(&port) {
+            Some("https")
+        } else {
+            self.http.contains(&port).then_some("http")
+        }
+    }
 }
 
 /// Which protocol a connection manager speaks.
@@ -163,6 +188,8 @@ pub struct HttpOptions {
     pub idle_timeout: Option<Duration>,
     /// A connection of this age is drained.
     pub max_connection_duration: Option<Duration>,
+    /// Up to this share is added to that age of a client's connection at random.
+    pub max_connection_duration_jitter: Percent,
     /// Header fields a message may have. Default 100.
     pub max_headers_count: u32,
     /// Limit of a response's header block in KiB (upstream side). Default 60.
@@ -180,6 +207,7 @@ impl Default for HttpOptions {
         Self {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connection_duration: None,
+            max_connection_duration_jitter: Percent::whole(0),
             max_headers_count: 100,
             max_response_headers_kb: 60,
             max_stream_duration: None,

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use super::{
     ext_authz::{CheckSettings, ExtAuthz},
     filter_config::{
@@ -139,6 +141,8 @@ pub struct FaultAbort {
     pub percentage: Fraction,
     /// With what.
     pub source: FaultAbortSource,
+    /// The reply's text. Default `fault filter abort`.
+    pub body: Bytes,
 }
 
 /// With what a request is aborted.

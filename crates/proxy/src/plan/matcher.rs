@@ -158,6 +158,44 @@ impl QueryMatcher {
     }
 }
 
+/// `envoy.config.route.v3.CookieMatcher`, on the first cookie of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CookieMatcher {
+    /// Case-sensitive.
+    pub name: Box<str>,
+    /// Condition on its value; a missing cookie does not meet it.
+    pub value: StringMatcher,
+    /// The opposite; then a missing cookie matches.
+    pub invert: bool,
+}
+
+impl CookieMatcher {
+    /// Whether the cookies of a request meet the condition.
+    pub fn matches(&self, request: &(impl RequestView + ?Sized)) -> bool {
+        let mut found = None;
+        request.any_field("cookie", &mut |field| {
+            found = cookie(field, self.name.as_bytes()).map(|value| self.value.matches(value));
+            found.is_some()
+        });
+        found.unwrap_or(false) != self.invert
+    }
+}
+
+/// A cookie's value, without its quotes.
+pub fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    cookies.split(|&byte| byte == b';').find_map(|pair| {
+        let pair = pair.trim_ascii();
+        let at = memchr::memchr(b'=', pair)?;
+        let value = pair[..at].eq(name).then_some(&pair[at + 1..])?;
+        Some(
+            value
+                .strip_prefix(b"\"")
+                .and_then(|v| v.strip_suffix(b"\""))
+                .unwrap_or(value),
+        )
+    })
+}
+
 /// The first value of a query parameter; empty when it has no `=`.
 pub fn query_parameter<'a>(path_and_query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let start = memchr::memchr(b'?', path_and_query)? + 1;
@@ -206,8 +244,8 @@ pub struct FilterStateMatcher {
 pub enum FilterStateCondition {
     /// On its text form.
     Text(StringMatcher),
-    /// It is an address in one of these ranges.
-    Address(Vec<IpNet>),
+    /// It is an address that meets the condition; what is no address meets none.
+    Address(AddressMatcher),
 }
 
 impl FilterStateMatcher {
@@ -223,9 +261,25 @@ impl FilterStateMatcher {
             FilterStateCondition::Address(ranges) => {
                 let ip = text.parse::<IpAddr>();
                 let ip = ip.or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
-                ip.is_ok_and(|ip| ranges.iter().any(|net| net.contains(&ip)))
+                ip.is_ok_and(|ip| ranges.matches(ip))
             }
         }
+    }
+}
+
+/// `envoy.type.matcher.v3.AddressMatcher`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressMatcher {
+    /// One of them has the address.
+    pub ranges: Vec<IpNet>,
+    /// None of them has it, instead.
+    pub invert: bool,
+}
+
+impl AddressMatcher {
+    /// Whether an address meets the condition.
+    pub fn matches(&self, ip: IpAddr) -> bool {
+        self.ranges.iter().any(|net| net.contains(&ip)) != self.invert
     }
 }
 

@@ -92,6 +92,8 @@ pub struct TcpProxy {
     pub access_logs: Vec<AccessLog>,
     /// Also writes the access log at this interval while the connection lasts.
     pub access_log_flush_interval: Option<Duration>,
+    /// Also writes the access log when the connection has been accepted.
+    pub flush_access_log_on_start: bool,
     /// Also writes the access log when the upstream connection stands.
     pub flush_access_log_on_connected: bool,
 }

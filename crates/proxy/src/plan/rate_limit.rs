@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     format::Template,
-    matcher::{HeaderMatcher, QueryMatcher, query_parameter},
+    matcher::{AddressMatcher, HeaderMatcher, QueryMatcher, query_parameter},
     metadata::Metadata,
     route_match::RequestView,
 };
@@ -85,6 +85,8 @@ pub enum RateLimitAction {
         key: Arc<str>,
         /// Value of the entry.
         value: Template,
+        /// Where the value is empty; empty for none.
+        default: Arc<str>,
     },
     /// A fixed entry for requests whose headers match, or do not.
     HeaderValueMatch {
@@ -92,6 +94,8 @@ pub enum RateLimitAction {
         key: Arc<str>,
         /// Value of the entry.
         value: Template,
+        /// Where the value is empty; empty for none.
+        default: Arc<str>,
         /// Whether the headers shall match.
         expect: bool,
         /// All of them.
@@ -103,10 +107,23 @@ pub enum RateLimitAction {
         key: Arc<str>,
         /// Value of the entry.
         value: Template,
+        /// Where the value is empty; empty for none.
+        default: Arc<str>,
         /// Whether the parameters shall match.
         expect: bool,
         /// All of them.
         parameters: Vec<QueryMatcher>,
+    },
+    /// A fixed entry for clients of some networks.
+    RemoteAddressMatch {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Value of the entry.
+        value: Template,
+        /// Where the value is empty; empty for none.
+        default: Arc<str>,
+        /// The networks.
+        addresses: AddressMatcher,
     },
     /// A text in metadata.
     Metadata {
@@ -193,6 +210,20 @@ enum Entry {
     None,
 }
 
+/// An entry with a value that a format makes; without one there is no descriptor.
+fn filled(
+    key: &Arc<str>,
+    value: &Template,
+    default: &str,
+    context: &impl RateLimitContext,
+) -> Entry {
+    match context.format(value) {
+        text if !text.is_empty() => Entry::Some(key.clone(), text),
+        _ if !default.is_empty() => Entry::Some(key.clone(), default.to_owned()),
+        _ => Entry::None,
+    }
+}
+
 impl RateLimitAction {
     fn entry(
         &self,
@@ -242,23 +273,38 @@ impl RateLimitAction {
                     None => Entry::None,
                 }
             }
-            Self::GenericKey { key, value } => Entry::Some(key.clone(), context.format(value)),
+            Self::GenericKey {
+                key,
+                value,
+                default,
+            } => filled(key, value, default, context),
             Self::HeaderValueMatch {
                 key,
                 value,
+                default,
                 expect,
                 headers,
             } => match headers.iter().all(|h| h.matches(request)) == *expect {
-                true => Entry::Some(key.clone(), context.format(value)),
+                true => filled(key, value, default, context),
                 false => Entry::None,
             },
             Self::QueryParameterValueMatch {
                 key,
                 value,
+                default,
                 expect,
                 parameters,
             } => match parameters.iter().all(|p| p.matches(request.path())) == *expect {
-                true => Entry::Some(key.clone(), context.format(value)),
+                true => filled(key, value, default, context),
+                false => Entry::None,
+            },
+            Self::RemoteAddressMatch {
+                key,
+                value,
+                default,
+                addresses,
+            } => match context.client().is_some_and(|ip| addresses.matches(ip)) {
+                true => filled(key, value, default, context),
                 false => Entry::None,
             },
             Self::Metadata {

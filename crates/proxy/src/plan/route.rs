@@ -11,7 +11,8 @@ use super::{
     http_filter::PerFilterConfig,
     lazy::LazyVirtualHost,
     matcher::{
-        FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryMatcher, RuntimeFraction,
+        CookieMatcher, FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryMatcher,
+        RuntimeFraction,
     },
     matcher_tree::Matcher,
     metadata::Metadata,
@@ -169,6 +170,8 @@ pub struct RouteMatch {
     pub grpc: bool,
     /// Only this share of requests.
     pub runtime_fraction: Option<RuntimeFraction>,
+    /// Conditions on cookies.
+    pub cookies: Vec<CookieMatcher>,
     /// Conditions on the client's certificate.
     pub tls: Option<TlsMatch>,
     /// Conditions on what filters before the router wrote.
@@ -533,6 +536,8 @@ pub enum RedirectPath {
     Prefix(Arc<str>),
     /// Rewritten.
     Regex(RegexRewrite),
+    /// Replaced by what a format makes of the request; by an empty text it is not.
+    Format(Template),
 }
 
 /// `envoy.config.route.v3.DirectResponseAction`.

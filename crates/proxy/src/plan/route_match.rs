@@ -195,6 +195,7 @@ pub enum Misfit {
     Grpc,
     Header(usize),
     QueryParameter(usize),
+    Cookie(usize),
     TlsContext,
     DynamicMetadata(usize),
     FilterState(usize),
@@ -208,6 +209,7 @@ impl fmt::Display for Misfit {
             Self::Grpc => f.write_str("grpc"),
             Self::Header(index) => write!(f, "headers[{index}]"),
             Self::QueryParameter(index) => write!(f, "query_parameters[{index}]"),
+            Self::Cookie(index) => write!(f, "cookies[{index}]"),
             Self::TlsContext => f.write_str("tls_context"),
             Self::DynamicMetadata(index) => write!(f, "dynamic_metadata[{index}]"),
             Self::FilterState(index) => write!(f, "filter_state[{index}]"),
@@ -245,6 +247,9 @@ impl RouteMatch {
         let query = |q: &QueryMatcher| !q.matches(request.path());
         if let Some(index) = self.query_parameters.iter().position(query) {
             return Some(Misfit::QueryParameter(index));
+        }
+        if let Some(index) = self.cookies.iter().position(|c| !c.matches(request)) {
+            return Some(Misfit::Cookie(index));
         }
         if self.tls.is_some_and(|tls| !tls.fits(request)) {
             return Some(Misfit::TlsContext);

@@ -17,6 +17,8 @@ pub struct Tracing {
     pub max_path_tag_length: usize,
     /// Tags beside those that every span has.
     pub tags: Vec<CustomTag>,
+    /// Servers are told nothing of the trace.
+    pub no_context_propagation: bool,
     /// A span of its own for what happens upstream.
     pub spawn_upstream_span: bool,
     /// What a span is called, in place of the route's decorator.

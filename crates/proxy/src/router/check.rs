@@ -151,11 +151,11 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
                 None
             }
             Action::Redirect(to) => {
-                outcome.redirect = redirect::location(to, &route.matches, &exchange.request);
+                outcome.redirect = redirect::location(to, &route.matches, &exchange);
                 Some(LocalReply::new(to.status, "", "").header("location", &outcome.redirect))
             }
             Action::DirectResponse(direct) => {
-                outcome.redirect = redirect::location(&STAYS, &route.matches, &exchange.request);
+                outcome.redirect = redirect::location(&STAYS, &route.matches, &exchange);
                 let reply = LocalReply::new(direct.status, "", "").body(direct.body.clone());
                 Some(match &direct.body_format {
                     Some(format) => reply.formatted(format, &mut exchange),
@@ -307,6 +307,10 @@ struct View<'e, 'c> {
 impl RequestView for View<'_, '_> {
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         self.exchange.header(name)
+    }
+
+    fn any_field(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> Option<bool> {
+        self.exchange.any_field(name, fits)
     }
 
     fn host(&self) -> &[u8] {

@@ -7,7 +7,7 @@ use twox_hash::XxHash64;
 use crate::{
     http::Exchange,
     plan::{
-        matcher::query_parameter,
+        matcher::{cookie, query_parameter},
         route::{HashPolicy, HashSource},
     },
 };
@@ -61,21 +61,6 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
             other => xxh64(other.to_string().as_bytes()),
         }),
     }
-}
-
-/// A cookie's value, without its quotes.
-pub(crate) fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    cookies.split(|&byte| byte == b';').find_map(|pair| {
-        let pair = pair.trim_ascii();
-        let at = memchr::memchr(b'=', pair)?;
-        let value = pair[..at].eq(name).then_some(&pair[at + 1..])?;
-        Some(
-            value
-                .strip_prefix(b"\"")
-                .and_then(|v| v.strip_suffix(b"\""))
-                .unwrap_or(value),
-        )
-    })
 }
 
 fn xxh64(bytes: &[u8]) -> u64 {

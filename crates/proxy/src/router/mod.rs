@@ -50,7 +50,7 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
     let action = match &route.action {
         Action::Route(action) => action,
         Action::Redirect(redirect) => {
-            let location = redirect::location(redirect, &route.matches, &exchange.request);
+            let location = redirect::location(redirect, &route.matches, exchange);
             return Err(LocalReply::new(redirect.status, "", "direct_response")
                 .header("location", location));
         }

@@ -6,12 +6,18 @@ use outrigger_http::RequestHead;
 
 use super::rewrite::matched_length;
 use crate::{
-    http::split_port,
+    access_log::format,
+    http::{Exchange, split_port},
     plan::route::{Redirect, RedirectPath, RedirectScheme, RouteMatch},
 };
 
 /// The `location` of a redirect.
-pub(crate) fn location(redirect: &Redirect, matches: &RouteMatch, request: &RequestHead) -> String {
+pub(crate) fn location(
+    redirect: &Redirect,
+    matches: &RouteMatch,
+    exchange: &Exchange<'_>,
+) -> String {
+    let request = &exchange.request;
     let old_scheme = match request.scheme() {
         "" => "http",
         scheme => scheme,
@@ -25,7 +31,7 @@ pub(crate) fn location(redirect: &Redirect, matches: &RouteMatch, request: &Requ
         Some(host) => host,
         None => old_host(redirect, scheme, request),
     };
-    let path = path(redirect, matches, request);
+    let path = path(redirect, matches, exchange);
     let slash = if path.starts_with('/') { "" } else { "/" };
     match redirect.port {
         // As configured: one that goes without saying, too.
@@ -57,8 +63,9 @@ fn old_host<'r>(redirect: &Redirect, scheme: &str, request: &'r RequestHead) -> 
 fn path<'r>(
     redirect: &'r Redirect,
     matches: &RouteMatch,
-    request: &'r RequestHead,
+    exchange: &'r Exchange<'_>,
 ) -> Cow<'r, str> {
+    let request = &exchange.request;
     let old = request.path();
     let (only, query) = old.split_at(request.path_only().len());
     let path: Cow<'_, str> = match &redirect.path {
@@ -74,6 +81,14 @@ fn path<'r>(
             new if new.is_empty() => old.into(),
             new => format!("{}{query}", String::from_utf8_lossy(&new)).into(),
         },
+        RedirectPath::Format(template) => {
+            let mut new = Vec::new();
+            format::header_value(template, exchange, None, &mut new);
+            match new.is_empty() {
+                true => old.into(),
+                false => format!("{}{query}", String::from_utf8_lossy(&new)).into(),
+            }
+        }
     };
     match path.find('?') {
         Some(query) if redirect.strip_query => path[..query].to_owned().into(),

@@ -78,7 +78,9 @@ impl Tracer {
         if tracing.spawn_upstream_span {
             trace.child = Some(context::new_id(worker));
         }
-        trace.tell(&self.plan.kind, &mut exchange.request.headers);
+        if !tracing.no_context_propagation {
+            trace.tell(&self.plan.kind, &mut exchange.request.headers);
+        }
     }
 
     /// Records a request that is over.

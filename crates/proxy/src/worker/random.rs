@@ -3,7 +3,10 @@
 use std::{
     cell::Cell,
     hash::{BuildHasher, RandomState},
+    time::Duration,
 };
+
+use crate::plan::matcher::Percent;
 
 /// A generator (SplitMix64) that belongs to one thread.
 #[derive(Debug)]
@@ -29,6 +32,12 @@ impl Random {
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// A duration, longer by up to a share of itself: what begins together does not end together.
+    pub fn jittered(&self, least: Duration, share: Percent) -> Duration {
+        let most = least.mul_f64(share.ratio());
+        least + Duration::from_millis(self.below(most.as_millis() as u64 + 1))
     }
 
     /// A number in `0..limit`; 0 where `limit` is 0.

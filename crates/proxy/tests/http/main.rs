@@ -404,6 +404,9 @@ fn faults_delay_and_abort() {
             "          - match: {{path: /abort}}
             route: {{cluster: a}}
             typed_per_filter_config: {{fault: {{\"@type\": {fault}, abort: {{http_status: 555, percentage: {{numerator: 100}}}}}}}}
+          - match: {{path: /own}}
+            route: {{cluster: a}}
+            typed_per_filter_config: {{fault: {{\"@type\": {fault}, abort: {{http_status: 500, percentage: {{numerator: 100}}, response_body: own words}}}}}}
           - match: {{path: /delay}}
             route: {{cluster: a}}
             typed_per_filter_config: {{fault: {{\"@type\": {fault}, delay: {{fixed_delay: 0.05s, percentage: {{numerator: 100}}}}}}}}"
@@ -426,6 +429,7 @@ fn faults_delay_and_abort() {
             mesh.server.store.number("http.test.fault.delays_injected"),
             1
         );
+        assert!(mesh.get("/own").await.ends_with("\r\n\r\nown words"));
     });
 }
 

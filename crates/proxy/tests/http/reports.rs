@@ -245,6 +245,26 @@ const ROUTE: &str = "          - match: {prefix: /}
             metadata: {filter_metadata: {own: {place: here}}}";
 
 #[test]
+fn a_trace_can_end_at_the_mesh() {
+    run(async {
+        let (port, seen) = server().await;
+        let origin = Origin::new(&[ANSWER]).await;
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let quiet = OTEL.replacen(
+            "tracing:",
+            "tracing:\n        no_context_propagation: true",
+            1,
+        );
+        let mesh = Mesh::new(ROUTE, &quiet, "", &clusters).await;
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 200 "));
+        assert_eq!(header(&origin.seen()[0], "traceparent"), None);
+        let (_, message) = calls(&seen, 1).await.remove(0);
+        let message = ExportTraceServiceRequest::decode(&*message).unwrap();
+        assert_eq!(message.resource_spans[0].scope_spans[0].spans.len(), 1);
+    });
+}
+
+#[test]
 fn a_trace_goes_on_and_its_span_is_collected() {
     run(async {
         let (port, seen) = server().await;
@@ -292,10 +312,7 @@ fn a_trace_goes_on_and_its_span_is_collected() {
         assert_eq!(tag(&resource, "service.name").as_deref(), Some("shop"));
         assert_eq!(tag(&resource, "a").as_deref(), Some("b"));
         let [good, bad] = &*spans.scope_spans[0].spans else {
-            panic!(
-                "two are recorded: {spans:?}",
-                spans = spans.scope_spans
-            );
+            panic!("two are recorded: {spans:?}", spans = spans.scope_spans);
         };
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         assert_eq!(
@@ -512,9 +529,7 @@ fn records_that_still_wait_when_the_proxy_ends_are_delivered() {
                 logged.extend(paths.map(|request| request.unwrap().path));
             } else {
                 let message = ExportTraceServiceRequest::decode(&message[5..]).unwrap();
-                traced += message.resource_spans[0].scope_spans[0]
-                    .spans
-                    .len();
+                traced += message.resource_spans[0].scope_spans[0].spans.len();
             }
         }
         assert_eq!(logged, ["/done", "/begun"]);

@@ -44,7 +44,7 @@ fn header_mutations_of_filter_and_route_come_in_their_order() {
 #[test]
 fn a_local_rate_limit_refuses_what_is_over_it() {
     run(async {
-        let origin = Origin::new(&[OK, OK, OK]).await;
+        let origin = Origin::new(&[OK; 5]).await;
         let limit = |tokens: u32, more: &str| {
             format!(
                 "{TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: limit, \
@@ -58,10 +58,29 @@ fn a_local_rate_limit_refuses_what_is_over_it() {
             route: {{cluster: a, rate_limits: [{{actions: [{{request_headers: {{header_name: x-user, descriptor_key: user}}}}]}}]}}
             typed_per_filter_config:
               limit: {{{}}}
+          - match: {{prefix: /net}}
+            route:
+              cluster: a
+              rate_limits:
+              - actions:
+                - {{remote_address_match: {{descriptor_value: \"%REQ(x-none)%\", default_value: here, address_matcher: {{ranges: [{{address_prefix: 127.0.0.0, prefix_len: 8}}]}}}}}}
+              - actions:
+                - {{remote_address_match: {{descriptor_value: elsewhere, address_matcher: {{ranges: [{{address_prefix: 127.0.0.0, prefix_len: 8}}], invert_match: true}}}}}}
+              - actions:
+                - {{generic_key: {{descriptor_value: \"%REQ(x-none)%\", default_value: stood in}}}}
+            typed_per_filter_config:
+              limit: {{{}}}
 {TO_A}",
             limit(
                 9,
                 "descriptors: [{entries: [{key: user, value: greedy}], token_bucket: {max_tokens: 1, fill_interval: 3600s}}]"
+            ),
+            limit(
+                9,
+                "enable_retry_after_header: true, descriptors: [\
+                 {entries: [{key: remote_address_match, value: here}], token_bucket: {max_tokens: 3, fill_interval: 3600s}}, \
+                 {entries: [{key: remote_address_match, value: elsewhere}], token_bucket: {max_tokens: 1, fill_interval: 3600s}}, \
+                 {entries: [{key: generic_key, value: stood in}], token_bucket: {max_tokens: 2, fill_interval: 3600s}}]"
             )
         );
         let filters = format!(
@@ -88,7 +107,18 @@ fn a_local_rate_limit_refuses_what_is_over_it() {
                 "{user}: {answer}"
             );
         }
-        let log = mesh.log(5).await;
+        for _ in 0..2 {
+            assert!(mesh.get("/net").await.starts_with("HTTP/1.1 200"));
+        }
+        let refused = mesh.get("/net").await;
+        assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+        let (_, wait) = refused.split_once("retry-after: ").expect("it says when");
+        let wait = wait.lines().next().and_then(|wait| wait.parse().ok());
+        assert!(
+            wait.is_some_and(|wait| (1700..=3600).contains(&wait)),
+            "{refused}"
+        );
+        let log = mesh.log(8).await;
         assert!(log.contains("429 RL local_rate_limited"), "{log}");
     });
 }

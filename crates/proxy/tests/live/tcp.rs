@@ -371,7 +371,7 @@ live! {
         let log = dir.path().join("log");
         let server = server(1);
         let (name, config) = tcp_proxy("a", &format!(
-            ", access_log_options: {{flush_access_log_on_connected: true, access_log_flush_interval: 0.02s}}, access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%ACCESS_LOG_TYPE% %BYTES_SENT%\\n\"}}}}}}}}]",
+            ", access_log_options: {{flush_access_log_on_start: true, flush_access_log_on_connected: true, access_log_flush_interval: 0.02s}}, access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%ACCESS_LOG_TYPE% %BYTES_SENT%\\n\"}}}}}}}}]",
             type_url("access_loggers.file.v3.FileAccessLog"), log
         ));
         apply(&server, vec![static_cluster("a", &[port], ""), tcp_listener("l", 0, &chain(&[(name, &config)]), "")]).await;
@@ -385,9 +385,39 @@ live! {
         server.shut_down();
         let lines = std::fs::read_to_string(&log).expect("it was written");
         let lines: Vec<_> = lines.lines().collect();
-        assert_eq!(lines.first(), Some(&"TcpUpstreamConnected 0"));
+        assert_eq!(lines[..2], ["TcpConnectionStart 0", "TcpUpstreamConnected 0"]);
         assert!(lines.contains(&"TcpPeriodic 1"), "{lines:?}");
         assert_eq!(lines.last(), Some(&"TcpConnectionEnd 6"));
+    }
+
+    async fn connections_of_a_listener_with_keepalive_are_probed() {
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        let chain = chain(&[(name, &config)]);
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            tcp_listener("l", 0, &chain, "tcp_keepalive: {keepalive_time: 60, keepalive_probes: 3}"),
+            tcp_listener("off", 0, &chain, "tcp_keepalive: {keepalive_time: 0}"),
+        ]).await;
+        for (listener, timer) in [("l", "02"), ("off", "00")] {
+            let mut stream = connect(&server, listener).await;
+            assert_eq!(read(&mut stream, 1).await, "a");
+            let (own, peer) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            let ends = format!(":{:04X} 0100007F:{:04X} 01 ", peer.port(), own.port());
+            // What was written is acknowledged at some time; the timer is that of keep-alive from then on.
+            let mut shown = String::new();
+            for _ in 0..500 {
+                let table = std::fs::read_to_string("/proc/net/tcp").expect("it can be read");
+                let line = table.lines().find(|line| line.contains(&ends)).expect("it is open");
+                shown = line.split_whitespace().nth(5).unwrap_or_default()[..2].to_owned();
+                if shown == timer {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(shown, timer, "{listener}");
+        }
     }
 
     async fn a_socket_option_that_the_system_refuses_is_named() {

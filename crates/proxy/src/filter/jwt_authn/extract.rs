@@ -4,12 +4,9 @@ use std::borrow::Cow;
 
 use outrigger_http::RequestHead;
 
-use crate::{
-    plan::{
-        jwt_authn::{JwtProvider, Location},
-        matcher::query_parameter,
-    },
-    router::hash::cookie,
+use crate::plan::{
+    jwt_authn::{JwtProvider, Location},
+    matcher::{cookie, query_parameter},
 };
 
 /// A token in a request.

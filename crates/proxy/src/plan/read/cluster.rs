@@ -16,7 +16,7 @@ use proto::envoy::{
 use super::{
     common::{
         above_zero, address, ads_source, duration, enumeration, extension, json, metadata, percent,
-        typed_config,
+        positive, typed_config,
     },
     endpoint::load_assignment,
     health_check::health_check,
@@ -436,6 +436,7 @@ fn circuit_breakers(at: At<'_>, m: &pb::CircuitBreakers) -> Step<CircuitBreakers
         let usual = Thresholds::default();
         let budget = at.optional("retry_budget", &m.retry_budget, |at, m| {
             Ok(RetryBudget {
+                interval: positive(&at, "budget_interval", &m.budget_interval)?,
                 budget: at
                     .optional("budget_percent", &m.budget_percent, percent)?
                     .unwrap_or(Percent::whole(20)),

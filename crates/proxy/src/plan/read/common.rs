@@ -20,9 +20,9 @@ use crate::plan::{
     bootstrap::{ConfigSource, ConfigSourceKind},
     error::{At, Reported, Step, unsupported},
     matcher::{
-        FilterStateCondition, FilterStateMatcher, Finite, Fraction, HeaderCondition, HeaderMatcher,
-        MetadataMatcher, Percent, QueryCondition, QueryMatcher, StringMatcher, StringPattern,
-        ValueMatcher,
+        AddressMatcher, CookieMatcher, FilterStateCondition, FilterStateMatcher, Finite, Fraction,
+        HeaderCondition, HeaderMatcher, MetadataMatcher, Percent, QueryCondition, QueryMatcher,
+        StringMatcher, StringPattern, ValueMatcher,
     },
     metadata::Metadata,
     regex::Regex,
@@ -572,6 +572,38 @@ pub(super) fn metadata_matcher(at: At<'_>, m: &matcher::MetadataMatcher) -> Step
     })
 }
 
+/// `AddressMatcher`.
+pub(super) fn address_matcher(at: At<'_>, m: &matcher::AddressMatcher) -> Step<AddressMatcher> {
+    let matcher::AddressMatcher {
+        ranges,
+        invert_match,
+    } = m;
+    Ok(AddressMatcher {
+        ranges: at.each("ranges", ranges, |at, m| {
+            let same = core::CidrRange {
+                address_prefix: m.address_prefix.clone(),
+                prefix_len: m.prefix_len,
+            };
+            cidr(at, &same)
+        }),
+        invert: *invert_match,
+    })
+}
+
+/// `CookieMatcher`.
+pub(super) fn cookie_matcher(at: At<'_>, m: &route::CookieMatcher) -> Step<CookieMatcher> {
+    let route::CookieMatcher {
+        name,
+        string_match,
+        invert_match,
+    } = m;
+    Ok(CookieMatcher {
+        name: (*at.text("name", name)?).into(),
+        value: at.required("string_match", string_match, string_matcher)?,
+        invert: *invert_match,
+    })
+}
+
 /// `FilterStateMatcher`.
 pub(super) fn filter_state_matcher(
     at: At<'_>,
@@ -582,17 +614,9 @@ pub(super) fn filter_state_matcher(
         Some(M::StringMatch(m)) => {
             FilterStateCondition::Text(string_matcher(at.field("string_match"), m)?)
         }
-        Some(M::AddressMatch(m)) => FilterStateCondition::Address(at.field("address_match").each(
-            "ranges",
-            &m.ranges,
-            |at, m| {
-                let same = core::CidrRange {
-                    address_prefix: m.address_prefix.clone(),
-                    prefix_len: m.prefix_len,
-                };
-                cidr(at, &same)
-            },
-        )),
+        Some(M::AddressMatch(m)) => {
+            FilterStateCondition::Address(address_matcher(at.field("address_match"), m)?)
+        }
         None => return Err(at.error("needs one of string_match, address_match")),
     };
     Ok(FilterStateMatcher {

@@ -287,7 +287,6 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
         at,
         local_rate_limit_per_downstream_connection,
         local_cluster_rate_limit,
-        enable_retry_after_header,
     );
     use ratelimit::{VhRateLimitsOptions as V, XRateLimitHeadersRfcVersion as X};
     let bucket = at.optional("token_bucket", token_bucket, token_bucket_of)?;
@@ -316,6 +315,8 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
         ),
         response_headers: header_adds(&at, "response_headers_to_add", response_headers_to_add),
         descriptors: at.each("descriptors", descriptors, |at, m| {
+            let shadow_mode = &m.shadow_mode;
+            unsupported!(at, shadow_mode);
             let entries = at.each("entries", &m.entries, |at, m| {
                 if m.value.is_empty() {
                     return Err(at.field("value").not_implemented(
@@ -340,6 +341,7 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
             "enable_x_ratelimit_headers",
             *enable_x_ratelimit_headers,
         )? == X::DraftVersion03,
+        retry_after: *enable_retry_after_header,
         virtual_host: match enumeration(&at, "vh_rate_limits", *vh_rate_limits)? {
             V::Override => VirtualHostLimits::Override,
             V::Include => VirtualHostLimits::Include,

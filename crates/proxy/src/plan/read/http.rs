@@ -15,7 +15,8 @@ use proto::envoy::{
 use super::{
     access_log::{access_log, body_format},
     common::{
-        above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, positive,
+        above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, percent,
+        positive,
     },
     header::header_adds,
     http_filter::http_filters,
@@ -25,11 +26,12 @@ use super::{
 use crate::plan::{
     error::{At, Step, unsupported},
     http::{
-        ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, HeaderCase, Http1Options,
-        Http2Keepalive, Http2Options, HttpConnectionManager, HttpOptions, InternalAddresses,
-        RouteSource, ServerHeader, StripPort, Underscores, Upgrade,
+        ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, ForwardProto, HeaderCase,
+        Http1Options, Http2Keepalive, Http2Options, HttpConnectionManager, HttpOptions,
+        InternalAddresses, RouteSource, ServerHeader, StripPort, Underscores, Upgrade,
     },
     local_reply::{LocalReplyConfig, ResponseMapper},
+    matcher::Percent,
     scoped_route::Scope,
 };
 
@@ -112,8 +114,6 @@ pub(super) fn connection_manager(
         proxy_status_config,
         typed_header_validation_config,
         append_local_overload,
-        drain_timeout_jitter,
-        forward_proto_config,
         record_route_resolution_stats,
     );
     let stat_prefix = at.text("stat_prefix", stat_prefix);
@@ -201,15 +201,26 @@ pub(super) fn connection_manager(
             enabled: enabled.unwrap_or(true),
         })
     });
-    let details = set_current_client_cert_details
-        .as_ref()
-        .map(|m| ClientCertDetails {
-            subject: m.subject.unwrap_or(false),
-            cert: m.cert,
-            chain: m.chain,
-            dns: m.dns,
-            uri: m.uri,
-        });
+    let details = set_current_client_cert_details.as_ref().map(|m| {
+        let nested::SetCurrentClientCertDetails {
+            subject,
+            cert,
+            chain,
+            dns,
+            uri,
+            issuer,
+            format,
+        } = m;
+        let at = at.field("set_current_client_cert_details");
+        unsupported!(at, issuer, format);
+        ClientCertDetails {
+            subject: subject.unwrap_or(false),
+            cert: *cert,
+            chain: *chain,
+            dns: *dns,
+            uri: *uri,
+        }
+    });
     let strip_port = match (strip_matching_host_port, strip_port_mode) {
         (true, Some(nested::StripPortMode::StripAnyHostPort(true))) => {
             return Err(
@@ -269,6 +280,10 @@ pub(super) fn connection_manager(
         drain_timeout: at
             .optional("drain_timeout", drain_timeout, duration)?
             .unwrap_or(Duration::from_secs(5)),
+        drain_timeout_jitter: at
+            .optional("drain_timeout_jitter", drain_timeout_jitter, percent)?
+            .unwrap_or(Percent::whole(0)),
+        forward_proto: at.optional("forward_proto_config", forward_proto_config, forward_proto)?,
         delayed_close_timeout: or_disabled(
             &at,
             "delayed_close_timeout",
@@ -328,6 +343,27 @@ pub(super) fn connection_manager(
         add_user_agent: add_user_agent.unwrap_or(false),
         stream_error_on_invalid_http_message: stream_error_on_invalid_http_message.unwrap_or(false),
     })
+}
+
+fn forward_proto(at: At<'_>, m: &pb::ForwardProtoConfig) -> Step<ForwardProto> {
+    let pb::ForwardProtoConfig {
+        https_destination_ports,
+        http_destination_ports,
+    } = m;
+    let ports = |field: &str, list: &[u32]| {
+        at.each(field, list, |at, port| {
+            let port = u16::try_from(*port).ok().filter(|port| *port > 0);
+            port.ok_or_else(|| at.error("must be a port from 1 to 65535"))
+        })
+    };
+    let plan = ForwardProto {
+        https: ports("https_destination_ports", https_destination_ports),
+        http: ports("http_destination_ports", http_destination_ports),
+    };
+    if let Some(port) = plan.https.iter().find(|port| plan.http.contains(port)) {
+        return Err(at.error(format!("has port {port} in both of its lists")));
+    }
+    Ok(plan)
 }
 
 fn route_source(at: &At<'_>, m: &Option<nested::RouteSpecifier>) -> Step<RouteSource> {
@@ -426,7 +462,6 @@ pub(super) fn http_options(at: At<'_>, m: &core::HttpProtocolOptions) -> Step<Ht
         max_requests_per_connection,
         max_connection_duration_jitter,
     } = m;
-    unsupported!(at, max_connection_duration_jitter);
     let default = HttpOptions::default();
     if *max_headers_count == Some(0) {
         at.field("max_headers_count").error("must be at least 1");
@@ -434,6 +469,13 @@ pub(super) fn http_options(at: At<'_>, m: &core::HttpProtocolOptions) -> Step<Ht
     Ok(HttpOptions {
         idle_timeout: or_disabled(&at, "idle_timeout", idle_timeout, default.idle_timeout)?,
         max_connection_duration: positive(&at, "max_connection_duration", max_connection_duration)?,
+        max_connection_duration_jitter: at
+            .optional(
+                "max_connection_duration_jitter",
+                max_connection_duration_jitter,
+                percent,
+            )?
+            .unwrap_or(Percent::whole(0)),
         max_headers_count: max_headers_count.unwrap_or(default.max_headers_count),
         max_response_headers_kb: max_response_headers_kb.unwrap_or(default.max_response_headers_kb),
         max_stream_duration: positive(&at, "max_stream_duration", max_stream_duration)?,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use proto::{
     Any,
     envoy::{
@@ -265,7 +266,15 @@ fn fault_abort(at: At<'_>, m: &fault_pb::FaultAbort) -> Step<FaultAbort> {
     let percentage = at
         .optional("percentage", &m.percentage, fraction)?
         .unwrap_or(Fraction::NONE);
-    Ok(FaultAbort { percentage, source })
+    let body = match m.response_body.as_str() {
+        "" => Bytes::from_static(b"fault filter abort"),
+        given => Bytes::copy_from_slice(given.as_bytes()),
+    };
+    Ok(FaultAbort {
+        percentage,
+        source,
+        body,
+    })
 }
 
 fn grpc_stats(at: At<'_>, m: &grpc_stats_pb::FilterConfig) -> Step<GrpcStats> {

@@ -283,6 +283,8 @@ fn provider(at: At<'_>, name: &str, m: &pb::JwtProvider) -> Step<JwtProvider> {
         cache_size: or(cache.map_or(0, |m| m.jwt_cache_size), 100).min(MAX_CACHE),
         cache_max_token: or(cache.map_or(0, |m| m.jwt_max_token_size), 4096),
         claim_to_headers: at.each("claim_to_headers", claim_to_headers, |at, m| {
+            let claim_path = &m.claim_path;
+            unsupported!(at, claim_path);
             Ok((
                 header_name(&at, "header_name", &m.header_name)?,
                 at.text("claim_name", &m.claim_name)?,

@@ -241,6 +241,8 @@ fn typed_policy(
         }
         "override_host.v3.OverrideHost" => {
             let m: ext::override_host::v3::OverrideHost = found.decode(at)?;
+            let selected_host_key = &m.selected_host_key;
+            unsupported!(at, selected_host_key);
             let sources = at.each(
                 "override_host_sources",
                 &m.override_host_sources,

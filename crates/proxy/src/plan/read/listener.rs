@@ -16,7 +16,7 @@ use super::{
     },
     network::filters_of,
     route::option,
-    socket::{proxy_protocol_filter, socket_options},
+    socket::{keepalive_options, proxy_protocol_filter, socket_options},
     tls::downstream_tls,
 };
 use crate::plan::{
@@ -82,7 +82,6 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         listener_specifier,
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
-        tcp_keepalive,
     );
     let address_at = |at: At<'_>, m: &core::Address| address(at, m, false);
     let bound = at.required("address", bound, address_at);
@@ -171,7 +170,15 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         reuse_port: enable_reuse_port.unwrap_or(true),
         tcp_backlog: *tcp_backlog_size,
         tcp_fast_open: *tcp_fast_open_queue_length,
-        socket_options: socket_options(&at, "socket_options", options),
+        socket_options: tcp_keepalive
+            .iter()
+            .flat_map(keepalive_options)
+            .chain(
+                socket_options(&at, "socket_options", options)
+                    .iter()
+                    .cloned(),
+            )
+            .collect(),
         max_connections_per_event: *max_connections_to_accept_per_socket_event,
         exact_balance: exact_balance.unwrap_or(false),
         listener_filters: filters,

@@ -336,6 +336,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         access_log_flush_interval,
         duration,
     )?;
+    let mut flush_on_start = false;
     let mut flush_on_connected = *flush_access_log_on_connected;
     if let Some(options) = access_log_options {
         let at = at.field("access_log_options");
@@ -344,6 +345,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
             &options.access_log_flush_interval,
             duration,
         )?;
+        flush_on_start = options.flush_access_log_on_start;
         flush_on_connected |= options.flush_access_log_on_connected;
     }
     let hashes = at.each("hash_policy", hash_policy, |at, m| {
@@ -397,6 +399,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         hash_source_ip: hashes.contains(&true),
         access_logs: at.each("access_log", logs, access_log),
         access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
+        flush_access_log_on_start: flush_on_start,
         flush_access_log_on_connected: flush_on_connected,
     })
 }

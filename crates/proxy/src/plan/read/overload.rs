@@ -123,12 +123,16 @@ fn monitor(at: At<'_>, m: &pb::ResourceMonitor) -> Step<Measured> {
         }
         "envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig" => {
             let m: FixedHeapConfig = found.decode(&at)?;
-            if m.max_heap_size_bytes == 0 {
+            let most = match m.max_heap_size_bytes_runtime {
+                Some(runtime) => runtime.default_value,
+                None => m.max_heap_size_bytes,
+            };
+            if most == 0 {
                 return Err(at
                     .field("max_heap_size_bytes")
                     .error("must be greater than 0"));
             }
-            MonitorKind::FixedHeap(m.max_heap_size_bytes)
+            MonitorKind::FixedHeap(most)
         }
         "envoy.extensions.resource_monitors.cgroup_memory.v3.CgroupMemoryConfig" => {
             let m: CgroupMemoryConfig = found.decode(&at)?;

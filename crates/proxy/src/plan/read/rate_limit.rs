@@ -7,7 +7,7 @@ use proto::envoy::{
     r#type::metadata::v3 as types,
 };
 
-use super::common::{enumeration, header_matcher, header_name, query_matcher};
+use super::common::{address_matcher, enumeration, header_matcher, header_name, query_matcher};
 use crate::plan::{
     error::{At, Step, unsupported},
     format::Template,
@@ -48,6 +48,8 @@ fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
         None => Err(at.error("needs dynamic_metadata")),
     })?;
     let hits_addend = at.optional("hits_addend", hits_addend, |at, m| {
+        let is_negative_hits = &m.is_negative_hits;
+        unsupported!(at, is_negative_hits);
         match (m.number, m.format.as_str()) {
             (Some(_), format) if !format.is_empty() => {
                 Err(at.error("only one of number, format can be given"))
@@ -109,6 +111,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             RateLimitAction::GenericKey {
                 key: or(&m.descriptor_key, "generic_key"),
                 value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                default: m.default_value.as_str().into(),
             }
         }
         Some(A::HeaderValueMatch(m)) => {
@@ -116,6 +119,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             RateLimitAction::HeaderValueMatch {
                 key: or(&m.descriptor_key, "header_match"),
                 value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                default: m.default_value.as_str().into(),
                 expect: m.expect_match.unwrap_or(true),
                 headers: at.each("headers", &m.headers, header_matcher),
             }
@@ -125,6 +129,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             RateLimitAction::QueryParameterValueMatch {
                 key: or(&m.descriptor_key, "query_match"),
                 value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                default: m.default_value.as_str().into(),
                 expect: m.expect_match.unwrap_or(true),
                 parameters: at.each("query_parameters", &m.query_parameters, query_matcher),
             }
@@ -155,10 +160,14 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
                 m.name
             )));
         }
-        Some(A::RemoteAddressMatch(_)) => {
-            return Err(at
-                .field("remote_address_match")
-                .not_implemented("is not implemented; remove it"));
+        Some(A::RemoteAddressMatch(m)) => {
+            let at = at.field("remote_address_match");
+            RateLimitAction::RemoteAddressMatch {
+                key: or(&m.descriptor_key, "remote_address_match"),
+                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                default: m.default_value.as_str().into(),
+                addresses: at.required("address_matcher", &m.address_matcher, address_matcher)?,
+            }
         }
         None => return Err(at.error("needs an action such as request_headers")),
     })

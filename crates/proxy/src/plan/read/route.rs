@@ -28,6 +28,7 @@ use super::{
 };
 use crate::plan::{
     error::{At, Step, collect_lenient, unsupported},
+    format::Template,
     http_filter::{PerFilterConfig, RouteFilterConfig},
     lazy::LazyVirtualHost,
     matcher_tree::Matcher,
@@ -336,11 +337,10 @@ fn redirect(at: At<'_>, m: &pb::RedirectAction) -> Step<Redirect> {
         Some(P::PathRedirect(text) | P::PrefixRewrite(text)) if text.is_empty() => {
             RedirectPath::Keep
         }
-        Some(P::PathRewrite(_)) => {
-            return Err(at
-                .field("path_rewrite")
-                .not_implemented("is not implemented; write path_redirect"));
-        }
+        Some(P::PathRewrite(text)) if text.is_empty() => RedirectPath::Keep,
+        Some(P::PathRewrite(text)) => RedirectPath::Format(
+            Template::parse(text).map_err(|why| at.field("path_rewrite").error(why))?,
+        ),
         Some(P::PathRedirect(path)) => RedirectPath::Path(path.as_str().into()),
         Some(P::PrefixRewrite(prefix)) => RedirectPath::Prefix(prefix.as_str().into()),
         Some(P::RegexRewrite(m)) => {

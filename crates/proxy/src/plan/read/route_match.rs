@@ -5,11 +5,11 @@ use proto::envoy::{
 };
 
 use super::common::{
-    filter_state_matcher, header_matcher, metadata_matcher, query_matcher, regex, runtime_fraction,
-    typed_config,
+    cookie_matcher, filter_state_matcher, header_matcher, metadata_matcher, query_matcher, regex,
+    runtime_fraction, typed_config,
 };
 use crate::plan::{
-    error::{At, Step, unsupported},
+    error::{At, Step},
     matcher::RuntimeFraction,
     route::{PathMatch, RouteMatch, TlsMatch},
     uri_template::UriTemplate,
@@ -30,7 +30,6 @@ pub(super) fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
         path_specifier,
         cookies,
     } = m;
-    unsupported!(at, cookies);
     let path = match path_specifier {
         Some(P::Prefix(text)) => PathMatch::Prefix(text.as_str().into()),
         Some(P::Path(text)) => PathMatch::Path(text.as_str().into()),
@@ -70,6 +69,7 @@ pub(super) fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
         case_sensitive: case_sensitive.unwrap_or(true),
         headers: at.each("headers", headers, header_matcher),
         query_parameters: at.each("query_parameters", query_parameters, query_matcher),
+        cookies: at.each("cookies", cookies, cookie_matcher),
         grpc: grpc.is_some(),
         runtime_fraction: at.optional("runtime_fraction", fraction, |at, m| {
             Ok(RuntimeFraction {

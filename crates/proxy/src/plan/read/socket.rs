@@ -79,6 +79,35 @@ fn socket_option(at: At<'_>, m: &core::SocketOption) -> Step<Option<SocketOption
     }))
 }
 
+/// `TcpKeepalive` of a listener, as the options of its sockets that those of connections inherit. A value of 0 turns it
+/// off.
+pub(super) fn keepalive_options(m: &core::TcpKeepalive) -> Vec<SocketOption> {
+    let option = |level, name, value: u32| SocketOption {
+        level,
+        name,
+        value: SocketOptionValue::Int(i32::try_from(value).unwrap_or(i32::MAX)),
+        state: SocketState::Prebind,
+    };
+    let fields = [
+        (libc::TCP_KEEPCNT, m.keepalive_probes),
+        (libc::TCP_KEEPIDLE, m.keepalive_time),
+        (libc::TCP_KEEPINTVL, m.keepalive_interval),
+    ];
+    let off = fields.iter().any(|(_, value)| *value == Some(0));
+    let mut options = vec![option(
+        libc::SOL_SOCKET,
+        libc::SO_KEEPALIVE,
+        u32::from(!off),
+    )];
+    if !off {
+        let given = fields
+            .iter()
+            .filter_map(|(name, value)| Some((*name, (*value)?)));
+        options.extend(given.map(|(name, value)| option(libc::IPPROTO_TCP, name, value)));
+    }
+    options
+}
+
 /// `BindConfig`.
 pub(super) fn bind_config(at: At<'_>, m: &core::BindConfig) -> Step<BindConfig> {
     let core::BindConfig {

@@ -5,6 +5,7 @@ use proto::envoy::r#type::{
     tracing::v3::{self as pb, custom_tag},
 };
 
+use super::common::enumeration;
 use super::rate_limit::metadata_key;
 use crate::plan::{
     error::{At, Step},
@@ -16,6 +17,16 @@ use crate::plan::{
 pub(super) fn custom_tag(at: At<'_>, m: &pb::CustomTag) -> Step<CustomTag> {
     use custom_tag::Type as T;
     let name = at.text("tag", &m.tag)?;
+    // Both are texts, as all values are here.
+    use custom_tag::ValueType as V;
+    if !matches!(
+        enumeration(&at, "value_type", m.value_type)?,
+        V::Unspecified | V::String
+    ) {
+        return Err(at
+            .field("value_type")
+            .not_implemented("is not implemented; write STRING"));
+    }
     let source = match &m.r#type {
         Some(T::Literal(m)) => TagSource::Text(at.field("literal").text("value", &m.value)?),
         Some(T::Environment(m)) => {

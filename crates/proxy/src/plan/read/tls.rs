@@ -443,6 +443,8 @@ fn spiffe(at: At<'_>, m: &core::TypedExtensionConfig) -> Step<Vec<(Arc<str>, Dat
     } = &found.decode(&at)?;
     unsupported!(at, trust_bundles);
     let planned: Vec<(Arc<str>, DataSource)> = at.each("trust_domains", trust_domains, |at, m| {
+        let workload_trust_domain = &m.workload_trust_domain;
+        unsupported!(at, workload_trust_domain);
         let name = at.text("name", &m.name)?;
         let bundle = at.required("trust_bundle", &m.trust_bundle, data_source)?;
         Ok((name, bundle))

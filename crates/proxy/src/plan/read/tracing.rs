@@ -42,7 +42,6 @@ pub(super) fn tracing(at: At<'_>, m: &nested::Tracing) -> Step<Tracing> {
         upstream_operation,
         no_context_propagation,
     } = m;
-    unsupported!(at, no_context_propagation);
     let all = Percent::whole(100);
     Ok(Tracing {
         client_sampling: at
@@ -56,6 +55,7 @@ pub(super) fn tracing(at: At<'_>, m: &nested::Tracing) -> Step<Tracing> {
             .unwrap_or(all),
         max_path_tag_length: max_path_tag_length.unwrap_or(256) as usize,
         tags: at.each("custom_tags", custom_tags, custom_tag),
+        no_context_propagation: *no_context_propagation,
         spawn_upstream_span: spawn_upstream_span.unwrap_or(false),
         operation: name(&at, "operation", operation)?,
         upstream_operation: name(&at, "upstream_operation", upstream_operation)?,
