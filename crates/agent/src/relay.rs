@@ -32,7 +32,7 @@ use tokio_stream::{
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap, transport::Channel};
 use tracing::{info, warn};
 
-use xds::type_url::NDS;
+use xds::{client::MAX_RESPONSE, type_url::NDS};
 
 use crate::{AgentError, control_plane::ControlPlane, dns::Dns};
 
@@ -112,7 +112,7 @@ impl Relay {
         let metadata = self.control_plane.metadata().map_err(unavailable)?;
         let channel = self.control_plane.connect().await.map_err(unavailable)?;
         let client = AggregatedDiscoveryServiceClient::new(channel)
-            .max_decoding_message_size(usize::MAX)
+            .max_decoding_message_size(MAX_RESPONSE)
             .max_encoding_message_size(usize::MAX);
         Ok((client, metadata))
     }

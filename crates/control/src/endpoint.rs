@@ -4,7 +4,7 @@
 mod failover;
 mod locality;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proto::{
     Struct, Value,
@@ -30,7 +30,7 @@ use crate::{
         Resource, Service, destination_rule::subset_policy, endpoint::canonical_service,
         kubernetes::keeps_sessions, proxy::locality_from_text, service::TrafficDistribution,
     },
-    names,
+    names, weights,
 };
 
 /// Label of a workload that is to get no new sessions.
@@ -244,10 +244,22 @@ impl<'a> Source<'a> {
         setting: Option<&LbSetting>,
         outliers: bool,
     ) -> ClusterLoadAssignment {
-        let endpoints = match setting {
+        let mut endpoints = match setting {
             Some(setting) => failover::apply(setting, places, self.proxy, outliers),
             None => places.into_iter().map(|p| p.lb).collect(),
         };
+        for place in &mut endpoints {
+            weights::fit(&mut place.lb_endpoints, |e| {
+                e.load_balancing_weight.as_mut()
+            });
+        }
+        let priorities: BTreeSet<u32> = endpoints.iter().map(|p| p.priority).collect();
+        for priority in priorities {
+            weights::fit(&mut endpoints, |place| {
+                let weight = place.load_balancing_weight.as_mut();
+                weight.filter(|_| place.priority == priority)
+            });
+        }
         ClusterLoadAssignment {
             cluster_name: name.to_owned(),
             endpoints,

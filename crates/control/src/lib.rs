@@ -24,3 +24,4 @@ pub mod server;
 pub mod translate;
 mod unserved;
 pub mod webhook;
+mod weights;

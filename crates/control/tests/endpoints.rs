@@ -144,6 +144,75 @@ endpoints:
     assert_eq!(priorities(&sticky).len(), 3);
 }
 
+/// What the API server takes, and no proxy would: one such resource must not keep its neighbours from changing.
+#[test]
+fn what_a_slice_holds_that_is_no_endpoint_spoils_nothing() {
+    let yaml = "apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: one}
+spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-1, namespace: one, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{name: http, port: 8080}, {name: other, port: 1}]
+endpoints:
+- {addresses: [10.0.0.1]}
+- {addresses: [nowhere, 10.0.0.999, '', '10.0.0.2']}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-2, namespace: one, labels: {kubernetes.io/service-name: a}}
+addressType: IPv4
+ports: [{name: http}]
+endpoints: [{addresses: [10.0.0.3]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: a-3, namespace: one, labels: {kubernetes.io/service-name: a}}
+addressType: FQDN
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [a.example.com]}]
+";
+    assert_eq!(
+        priorities(yaml),
+        ranked(&[("10.0.0.1", 0), ("10.0.0.2", 0)])
+    );
+}
+
+#[test]
+fn weights_of_many_entries_stay_within_what_a_proxy_takes() {
+    let entry = |name: &str, ip: &str, place: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: one}}\n\
+             spec: {{address: {ip}, labels: {{app: a}}, locality: {place}, weight: 4294967295}}\n---\n"
+        )
+    };
+    let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: one}\n\
+                spec: {clusterIP: 10.96.0.1, selector: {app: a}, ports: [{name: http, port: 80}]}\n---\n"
+        .to_owned()
+        + &entry("e1", "10.50.0.1", "eu/eu-1")
+        + &entry("e2", "10.50.0.2", "eu/eu-1")
+        + &entry("e3", "10.50.0.3", "us/us-1");
+    let mesh = mesh(&yaml);
+    let got = endpoints_of(&mesh, &client(&mesh), A);
+    let places = got["endpoints"].as_array().unwrap();
+    let weights = |list: &[Value]| -> Vec<u64> {
+        let of = |v: &Value| v["loadBalancingWeight"].as_u64().unwrap();
+        list.iter().map(of).collect()
+    };
+    let fits = |list: &[Value]| weights(list).iter().sum::<u64>() <= u64::from(u32::MAX);
+    assert_eq!(places.len(), 2);
+    assert!(fits(places), "{places:?}");
+    for place in places {
+        let own = place["lbEndpoints"].as_array().unwrap();
+        assert!(fits(own), "{own:?}");
+        let all = weights(own);
+        assert!(all.iter().all(|w| *w == all[0]), "{all:?}");
+    }
+}
+
 #[test]
 fn pods_whose_nodes_have_only_not_reported_count_where_no_other_is_left() {
     // What the node controller makes of a pod: `Ready` alone becomes False.

@@ -384,6 +384,52 @@ metadata: {name: second, namespace: shop}
 spec: {hosts: [a.com], gateways: [gw], http: [{name: some, match: [{uri: {prefix: /x}}], route: [{destination: {host: web}}]}]}
 ";
 
+/// Each of a tenant's weights is legal; their sum would make proxies refuse all routes of the port.
+#[test]
+fn weights_of_a_route_stay_within_what_a_proxy_takes() {
+    let most = i32::MAX;
+    let split = |weights: [i32; 3]| {
+        let mut gateway = GATEWAY.replace(
+            "{name: all, route: [{destination: {host: web}}]}",
+            &format!(
+                "{{name: all, route: [{{destination: {{host: web}}, weight: {}}}, {{destination: {{host: other, port: {{number: 81}}}}, weight: {}}}, \
+                 {{destination: {{host: away.com}}, weight: {}}}]}}",
+                weights[0], weights[1], weights[2]
+            ),
+        );
+        gateway = gateway.replace("weight: 3}", &format!("weight: {most}}}, {{destination: {{host: web}}, weight: {most}}}, {{destination: {{host: web}}, weight: {most}}}"));
+        let mesh = mesh(&gateway);
+        let proxy = self::gateway(&mesh);
+        let routes = routes_of(&mesh, &proxy, "http.8080");
+        let hosts = routes["virtualHosts"].as_array().unwrap();
+        let of = |route: &Value| route["route"]["weightedClusters"]["clusters"].clone();
+        let all = hosts.iter().flat_map(|h| h["routes"].as_array().unwrap());
+        let clusters = all.map(of).find(|c| !c.is_null()).unwrap();
+        let tcp = listener_of(&mesh, &proxy, "0.0.0.0_7000");
+        let tcp =
+            &tcp["filterChains"][0]["filters"][0]["typedConfig"]["weightedClusters"]["clusters"];
+        [clusters, tcp.clone()].map(|list| {
+            let of = |c: &Value| c["weight"].as_u64().unwrap();
+            list.as_array()
+                .unwrap()
+                .iter()
+                .map(of)
+                .collect::<Vec<u64>>()
+        })
+    };
+    let [http, tcp] = split([most, most, most]);
+    for weights in [&http, &tcp] {
+        assert!(
+            weights.iter().sum::<u64>() <= u64::from(u32::MAX),
+            "{weights:?}"
+        );
+    }
+    assert!(http.iter().all(|w| *w == http[0]));
+    // Who has next to nothing still has something.
+    assert_eq!(tcp[0], 1);
+    assert_eq!(split([80, 20, 1])[0], [80, 20, 1]);
+}
+
 #[test]
 fn a_gateway_serves_tls_and_tcp_by_sni_and_port() {
     let mesh = mesh(GATEWAY);

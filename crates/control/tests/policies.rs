@@ -72,12 +72,20 @@ fn snapshot(text: &str) -> Snapshot {
 
 /// The HTTP filters and the network filters of the chain of port 8080 and of the catch-all chain.
 fn filters(text: &str) -> (Vec<Value>, Vec<Value>) {
+    filters_of(text, json!({}))
+}
+
+/// The same for a proxy that says more of itself.
+fn filters_of(text: &str, more: Value) -> (Vec<Value>, Vec<Value>) {
+    let mut metadata = json!({
+        "NAMESPACE": "shop", "CLUSTER_ID": "Kubernetes", "INSTANCE_IPS": "10.1.0.1", "LABELS": {"app": "web"}
+    });
+    let more = more.as_object().expect("an object").clone();
+    metadata.as_object_mut().expect("an object").extend(more);
     let mesh = Mesh::new(Arc::new(snapshot(text)), Settings::default(), None);
     let node: EnvoyNode = proto::json::from_value(&json!({
         "id": "sidecar~10.1.0.1~web-0.shop~shop.svc.cluster.local",
-        "metadata": {
-            "NAMESPACE": "shop", "CLUSTER_ID": "Kubernetes", "INSTANCE_IPS": "10.1.0.1", "LABELS": {"app": "web"}
-        },
+        "metadata": metadata,
     }))
     .expect("node");
     let proxy = Proxy::new(&mesh, Arc::new(Node::parse(&node).expect("node")));
@@ -322,4 +330,39 @@ fn names_are_no_patterns() {
     ] {
         assert!(text.contains(wanted), "{wanted} is missing in {text}");
     }
+}
+
+/// Proxies are older or newer than their control plane for as long as an upgrade takes: what they enforce is the same.
+#[test]
+fn a_proxy_of_another_version_enforces_the_same() {
+    let all = policy(
+        "allow",
+        "{rules: [{from: [{source: {principals: ['*/ns/shop/sa/web'], notNamespaces: [x]}}], \
+         to: [{operation: {methods: [GET], paths: ['/a/*']}}], when: [{key: 'request.headers[x]', values: [y]}]}]}",
+    ) + &policy(
+        "deny",
+        "{action: DENY, rules: [{to: [{operation: {ports: ['8080']}}]}]}",
+    ) + &policy(
+        "ask",
+        "{action: CUSTOM, provider: {name: opa}, rules: [{to: [{operation: {paths: [/admin*]}}]}]}",
+    ) + &policy(
+        "dry",
+        "{action: DENY, rules: [{from: [{source: {ipBlocks: [10.0.0.0/8]}}]}]}",
+    );
+    let ours = filters_of(&all, json!({"ISTIO_VERSION": "1.30.0"}));
+    assert!(ours.0.len() > 2 && ours.1.len() > 1, "{ours:?}");
+    for version in [
+        "1.26.0",
+        "1.28.0",
+        "1.29.9",
+        "1.31.0-beta.1",
+        "1.32.0",
+        "2.0.0",
+        "latest",
+        "",
+    ] {
+        let theirs = filters_of(&all, json!({"ISTIO_VERSION": version}));
+        assert_eq!(ours, theirs, "{version:?}");
+    }
+    assert_eq!(ours, filters(&all));
 }

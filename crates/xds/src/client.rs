@@ -3,5 +3,7 @@
 mod connect;
 mod session;
 
-pub use connect::{ConnectError, Connection, Incoming, Service, Target, connect, connect_to};
-pub use session::{Outgoing, Received, ReceivedResource, Session, Want};
+pub use connect::{
+    ConnectError, Connection, Incoming, MAX_RESPONSE, Service, Target, connect, connect_to,
+};
+pub use session::{Outgoing, Received, ReceivedResource, Session, Want, shown};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use outrigger_xds::{
     Mode, Resource, ResourceSet,
     client::{self, Session, Target, Want},
-    server::{Event, Handler, Incoming, Phase, Responses, Service, Stream},
+    server::{Event, Handler, Incoming, Phase, Response, Responses, Service, Stream},
     type_url::CDS,
 };
 use proto::envoy::config::core::v3::Node;
@@ -95,6 +95,50 @@ async fn a_stream_over_tcp_and_over_a_unix_socket_in_both_modes() {
             assert_eq!(received.resources[0].resource.value, b"\x0a\x01a");
         }
     }
+}
+
+/// Answers everything with 200 MB.
+struct Large;
+
+impl Handler for Large {
+    async fn open(
+        &self,
+        mode: Mode,
+        _: tonic::Request<Incoming>,
+    ) -> Result<Responses, tonic::Status> {
+        // Every part is the same megabyte.
+        let part = Arc::new(Resource::new("a", CDS, &vec![0; 1 << 20]));
+        let response = Response::answer(mode, CDS, "1", "n".to_owned(), &[], &vec![part; 200]);
+        Ok(Box::pin(tokio_stream::once(Ok(response))))
+    }
+}
+
+#[tokio::test]
+async fn a_response_beyond_measure_is_refused_by_its_length() {
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::Tcp(tcp.local_addr().unwrap().to_string());
+    let server = tonic::transport::Server::builder().add_service(Service::new(Arc::new(Large)));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(tcp)));
+    let mut session = Session::new(Mode::Delta, Node::default());
+    session.watch(CDS, Want::All);
+    session.connected();
+    let first = vec![session.next_request().unwrap()];
+    let connection = client::connect(&target, Mode::Delta, &[], first)
+        .await
+        .unwrap();
+    let client::Incoming::Delta(mut stream) = connection.responses else {
+        panic!("a delta stream was asked for");
+    };
+    let refused = stream.message().await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::OutOfRange);
+    // Its length and ours.
+    assert!(refused.message().contains("found 2097"), "{refused}");
+    assert!(
+        refused
+            .message()
+            .contains(&client::MAX_RESPONSE.to_string()),
+        "{refused}"
+    );
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ use crate::{
     model::{Port, Protocol, Resolution, Routes, Service, host},
     names,
     route::Client,
+    weights,
 };
 
 /// Name of the filter.
@@ -90,9 +91,10 @@ impl Target<'_> {
     pub fn weighted(
         &self,
         env: &Env<'_>,
-        clusters: Vec<(String, u32)>,
+        mut clusters: Vec<(String, u32)>,
         stat_prefix: &str,
     ) -> Vec<Filter> {
+        weights::fit(&mut clusters, |(_, weight)| Some(weight));
         let mut config = self.tcp_proxy(env, stat_prefix, "");
         config.tunneling_config = tunnel(self.rule, "");
         config.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(WeightedCluster {

@@ -207,13 +207,15 @@ pub(super) fn endpoints(
                     reported => reported,
                 };
                 for port in &slice.spec.ports {
-                    let Some(of_service) = service.port_named(&port.name) else {
+                    // Without a number it is no port; an address with port 0 is a socket's path elsewhere.
+                    let (Some(of_service), Some(number)) =
+                        (service.port_named(&port.name), port.port)
+                    else {
                         continue;
                     };
-                    let number = port.port.map_or(0, u32::from);
                     out.push(workload.endpoint(
                         address,
-                        number,
+                        u32::from(number),
                         &port.name,
                         of_service.number,
                         health,

@@ -38,7 +38,7 @@ use super::{
     per_filter::{hundredths, millionths},
     retry,
 };
-use crate::{compat::Compat, names};
+use crate::{compat::Compat, names, weights};
 
 /// Envoy would give up after 15 s unless told otherwise; Istio never does.
 pub const NO_TIMEOUT: Duration = Duration {
@@ -97,12 +97,13 @@ pub(super) fn forward(
     if let [only] = rule.route.as_slice() {
         consistent_hash = one_destination(out, &mut action, only, rules);
     } else {
-        let clusters = rule
+        let mut clusters: Vec<ClusterWeight> = rule
             .route
             .iter()
             .filter(|d| d.weight > 0)
             .map(|d| weighted_destination(&mut action, d, rules))
             .collect();
+        weights::fit(&mut clusters, |c| c.weight.as_mut());
         action.cluster_specifier = Some(ClusterSpecifier::WeightedClusters(WeightedCluster {
             clusters,
             ..Default::default()

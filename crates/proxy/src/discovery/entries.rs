@@ -195,7 +195,7 @@ pub(super) const SECRETS_WAIT: Duration = Duration::from_secs(2);
 
 pub(super) fn finish<T>(config: &mut Config<T>, received: &Received, errors: &[(String, String)]) {
     config.answered = true;
-    if errors.is_empty() {
+    if errors.is_empty() && received.refused.is_empty() {
         config.version.clone_from(&received.version);
     }
 }

@@ -278,6 +278,7 @@ fn read(path: &Path) -> Result<Received, String> {
         nonce: String::new(),
         resources,
         removed: Vec::new(),
+        refused: Vec::new(),
         malformed: None,
     })
 }

@@ -16,7 +16,7 @@ use proto::envoy::{
 };
 use xds::{
     Mode,
-    client::{ConnectError, Incoming, Outgoing, Received, Session, Target, Want, connect},
+    client::{ConnectError, Incoming, Outgoing, Received, Session, Target, Want, connect, shown},
     type_url::{CDS, EDS, LDS, RDS, SDS, short},
 };
 
@@ -287,7 +287,8 @@ impl Discovery {
         } else {
             self.with_truth(|truth, apply| truth.receive(received, now, apply))
         };
-        let rejected = !errors.is_empty() || received.malformed.is_some();
+        let rejected =
+            !errors.is_empty() || !received.refused.is_empty() || received.malformed.is_some();
         if let Some(prefix) = prefix {
             stats.counter(&format!("{prefix}.update_attempt")).inc();
             let result = if rejected {
@@ -308,8 +309,9 @@ impl Discovery {
         if received.type_url == SDS {
             self.tell_secrets(received, &errors);
         }
-        for (name, why) in &errors {
-            tracing::warn!("{} {name} refused: {why}", short(&received.type_url));
+        for (name, why) in received.refused.iter().chain(&errors) {
+            let (kind, name) = (short(&received.type_url), shown(name));
+            tracing::warn!("{kind} {name} refused: {why}");
         }
         self.session.answer(received, &errors);
         self.follow();

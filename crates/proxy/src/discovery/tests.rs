@@ -5,8 +5,10 @@ use proto::{
     Any,
     envoy::{
         config::{
-            bootstrap::v3::Bootstrap as BootstrapMessage, cluster::v3::Cluster,
-            endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+            bootstrap::v3::Bootstrap as BootstrapMessage,
+            cluster::v3::Cluster,
+            endpoint::v3::{ClusterLoadAssignment, LbEndpoint, LocalityLbEndpoints},
+            listener::v3::Listener,
             route::v3::RouteConfiguration,
         },
         extensions::transport_sockets::tls::v3::Secret,
@@ -118,6 +120,7 @@ fn response(type_url: &str, resources: Vec<ReceivedResource>, removed: &[&str]) 
         nonce: "n".to_owned(),
         resources,
         removed: removed.iter().map(|n| (*n).to_owned()).collect(),
+        refused: Vec::new(),
         malformed: None,
     }
 }
@@ -346,6 +349,148 @@ fn what_is_wrong_is_refused_by_itself_and_keeps_its_former_version() {
         Vec::<String>::new()
     );
     assert!(f.truth.clusters.entries["xds"].fixed);
+}
+
+/// Each is one mistake among sound neighbours; the path of its field is told, and the neighbours are in force.
+#[test]
+fn one_mistake_costs_one_resource() {
+    let tls = "transport_socket: { name: t, typed_config: { \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: { tls_params: { tls_minimum_protocol_version: 77 } } } }";
+    let foreign = "transport_socket: { name: t, typed_config: { \"@type\": type.googleapis.com/google.protobuf.Struct, value: {} } }";
+    let place = |endpoint: &str, more: &str| {
+        format!("{{ lb_endpoints: [{{ endpoint: {endpoint} }}]{more} }}")
+    };
+    let at = |address: &str| {
+        format!("address: {{ socket_address: {{ address: '{address}', port_value: 80 }} }}")
+    };
+    let fine = format!("{{ {} }}", at("10.0.0.1"));
+    let heavy = |weight: u32| format!("{{ load_balancing_weight: {weight}, endpoint: {fine} }}");
+    let clusters = [
+        (
+            format!("{tls}"),
+            "transport_socket.typed_config.common_tls_context.tls_params.tls_minimum_protocol_version",
+        ),
+        (foreign.to_owned(), "transport_socket.typed_config"),
+        ("type: EDS".to_owned(), "eds_cluster_config"),
+        ("type: 77".to_owned(), "type"),
+        ("lb_policy: 77".to_owned(), "lb_policy"),
+    ];
+    for (wrong, path) in clusters {
+        let mut f = Fixture::new(ADS);
+        f.log.clear();
+        let bad = resource::<Cluster>("b", &format!("{{ name: b, {wrong} }}"));
+        let good = |name: &str| resource::<Cluster>(name, &format!("{{ name: {name} }}"));
+        let (log, errors) = f.receive(response(CDS, vec![good("a"), bad, good("c")], &[]));
+        assert_eq!(log, ["cluster a", "cluster c"], "{wrong}");
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].starts_with(&format!("b: {path}: ")), "{errors:?}");
+    }
+    let assignments = [
+        (
+            place(&fine, ", load_balancing_weight: 0"),
+            "endpoints[0].load_balancing_weight",
+        ),
+        (place(&fine, ", priority: 1"), "endpoints"),
+        (
+            place("{}", ""),
+            "endpoints[0].lb_endpoints[0].endpoint.address",
+        ),
+        (
+            place(
+                &format!(
+                    "{{ {}, additional_addresses: [{{ {} }}] }}",
+                    at("10.0.0.1"),
+                    at("nowhere")
+                ),
+                "",
+            ),
+            "endpoints[0].lb_endpoints[0].endpoint.additional_addresses[0].address.socket_address.address",
+        ),
+        (
+            format!("{{ lb_endpoints: [{{ load_balancing_weight: 0, endpoint: {fine} }}] }}"),
+            "endpoints[0].lb_endpoints[0].load_balancing_weight",
+        ),
+        (
+            format!("{{ lb_endpoints: [{}, {}] }}", heavy(u32::MAX), heavy(1)),
+            "endpoints[0].lb_endpoints",
+        ),
+        (
+            format!(
+                "{}, {}",
+                place(
+                    &fine,
+                    ", locality: { zone: x }, load_balancing_weight: 4294967295"
+                ),
+                place(&fine, ", load_balancing_weight: 1")
+            ),
+            "endpoints",
+        ),
+        (
+            "{ lb_endpoints: [{ endpoint_name: x }] }".to_owned(),
+            "endpoints[0].lb_endpoints[0].endpoint_name",
+        ),
+    ];
+    for (wrong, path) in assignments {
+        let mut f = Fixture::new(ADS);
+        f.told(response(
+            CDS,
+            vec![eds_cluster("a", "1s"), eds_cluster("b", "1s")],
+            &[],
+        ));
+        f.told(response(
+            EDS,
+            vec![endpoints("a", 80), endpoints("b", 80)],
+            &[],
+        ));
+        let bad = resource::<ClusterLoadAssignment>(
+            "b",
+            &format!("{{ cluster_name: b, endpoints: [{wrong}] }}"),
+        );
+        let (log, errors) = f.receive(response(EDS, vec![bad, endpoints("a", 81)], &[]));
+        assert_eq!(log, ["endpoints a"], "{wrong}");
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].starts_with(&format!("b: {path}: ")), "{errors:?}");
+        // Those that it had are still in use.
+        assert!(f.truth.endpoints.entries["b"].active.is_some());
+    }
+}
+
+#[test]
+fn a_million_endpoints_with_a_mistake_each_are_told_in_few_words() {
+    let endpoint = LbEndpoint {
+        load_balancing_weight: Some(0),
+        ..LbEndpoint::default()
+    };
+    let assignment = ClusterLoadAssignment {
+        cluster_name: "a".to_owned(),
+        endpoints: vec![LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint; 1_000_000],
+            ..LocalityLbEndpoints::default()
+        }],
+        ..ClusterLoadAssignment::default()
+    };
+    let bad = ReceivedResource {
+        name: "a".to_owned(),
+        version: "1".to_owned(),
+        resource: Any {
+            type_url: ClusterLoadAssignment::type_url(),
+            value: assignment.encode_to_vec(),
+        },
+    };
+    let mut f = Fixture::new(ADS);
+    f.told(response(CDS, vec![eds_cluster("a", "1s")], &[]));
+    let (_, errors) = f.receive(response(EDS, vec![bad], &[]));
+    assert!(errors[0].len() < 20_000, "{}", errors[0].len());
+    assert!(errors[0].ends_with("and more mistakes of this kind or others"));
+}
+
+#[test]
+fn nobody_waits_for_what_the_protocol_refuses() {
+    let mut f = Fixture::new(ADS);
+    f.told(response(CDS, vec![eds_cluster("a", "1s")], &[]));
+    let mut twice = response(EDS, vec![], &[]);
+    twice.refused = vec![("a".to_owned(), "twice".to_owned())];
+    assert_eq!(f.told(twice), ["cluster a"]);
+    assert_eq!(f.truth.endpoints.version, "");
 }
 
 #[test]

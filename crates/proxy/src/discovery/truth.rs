@@ -203,6 +203,11 @@ impl Truth {
             SDS => self.receive_secrets(received, &ConfigSourceKind::Ads, apply),
             _ => Vec::new(),
         };
+        // As with a refused version: nobody waits for it any longer.
+        for kind in [EDS, RDS].into_iter().filter(|k| *k == received.type_url) {
+            let names = received.refused.iter().map(|(name, _)| name);
+            self.absent.extend(names.map(|name| (kind, name.clone())));
+        }
         self.settle(now, apply);
         self.failures.retain(|f| {
             let own = f.type_url == received.type_url;

@@ -95,10 +95,18 @@ impl<'a> At<'a> {
 
     /// Reports a mistake here.
     pub(crate) fn error(&self, message: impl Into<String>) -> Reported {
-        self.errors.mistakes.borrow_mut().push(PlanError {
-            path: self.path(),
-            message: message.into(),
-        });
+        let mut mistakes = self.errors.mistakes.borrow_mut();
+        if mistakes.len() < MOST {
+            mistakes.push(PlanError {
+                path: self.path(),
+                message: message.into(),
+            });
+        } else if mistakes.len() == MOST {
+            mistakes.push(PlanError {
+                path: String::new(),
+                message: "and more mistakes of this kind or others".to_owned(),
+            });
+        }
         Reported
     }
 
@@ -176,6 +184,9 @@ impl<'a> At<'a> {
         path
     }
 }
+
+/// How many mistakes of one resource are told: there may be a million endpoints, each with one.
+const MOST: usize = 100;
 
 /// What a conversion reports to.
 #[derive(Default)]

@@ -19,6 +19,11 @@ use tonic::{
 use super::Outgoing;
 use crate::Mode;
 
+/// The largest response that is read, in bytes. A whole configuration is far beyond gRPC's default of 4 MiB: all endpoints
+/// of the largest cluster that Kubernetes supports (150,000 pods) are some 40 MB. What is larger is refused by its length,
+/// before it is read.
+pub const MAX_RESPONSE: usize = 128 << 20;
+
 /// Where the server is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -114,9 +119,8 @@ pub async fn connect_to(
         target: target.clone(),
         status: Box::new(status),
     };
-    // A full configuration of a large mesh is far beyond gRPC's default of 4 MiB.
     let mut all = AggregatedDiscoveryServiceClient::new(channel.clone())
-        .max_decoding_message_size(usize::MAX);
+        .max_decoding_message_size(MAX_RESPONSE);
     let mut secrets = SecretDiscoveryServiceClient::new(channel);
     let responses = match mode {
         Mode::Delta => {

@@ -5,7 +5,10 @@
 //! answered exactly once and in order; an answer carries no subscription, and a request of its own accord always
 //! changes one.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+};
 
 use proto::{
     Any,
@@ -51,7 +54,10 @@ pub struct Received {
     pub resources: Vec<ReceivedResource>,
     /// Names that are gone. In the state-of-the-world form: of a wildcard type, what is held and was not sent.
     pub removed: Vec<String>,
-    /// Why the response breaks the protocol as a whole (a name twice, a wrong type inside): to be rejected.
+    /// What in it breaks the protocol (a name twice, a wrong type inside), by name and why. It is not among `resources`
+    /// and `removed`, keeps its former version, and [`Session::answer`] rejects it.
+    pub refused: Vec<(String, String)>,
+    /// Why the response breaks the protocol as a whole: to be rejected.
     pub malformed: Option<String>,
 }
 
@@ -251,23 +257,10 @@ impl Session {
         version: String,
         nonce: String,
         mut resources: Vec<ReceivedResource>,
-        removed: Vec<String>,
+        mut removed: Vec<String>,
     ) -> Received {
+        let refused = refuse(&type_url, &mut resources, &mut removed);
         let mut malformed = None;
-        let mut seen = HashSet::new();
-        for r in &resources {
-            if r.resource.type_url != type_url {
-                malformed = Some(format!(
-                    "resource {:?} is a {:?} in a response of type {type_url:?}",
-                    r.name, r.resource.type_url
-                ));
-            } else if !seen.insert(r.name.as_str()) {
-                malformed = Some(format!(
-                    "duplicate resource name {:?} in one response",
-                    r.name
-                ));
-            }
-        }
         match self.types.get_mut(&type_url) {
             Some(s) => {
                 s.nonce.clone_from(&nonce);
@@ -284,12 +277,13 @@ impl Session {
             nonce,
             resources,
             removed,
+            refused,
             malformed,
         }
     }
 
-    /// Answers a response: ACK when `errors` is empty, else NACK with all of them, while the resources that are not
-    /// named in `errors` count as taken (Envoy applies the good ones of a rejected response, too).
+    /// Answers a response: ACK when nothing was refused and `errors` is empty, else NACK with all of it, while the
+    /// resources that are not named in `errors` count as taken (Envoy applies the good ones of a rejected response, too).
     pub fn answer(&mut self, received: &Received, errors: &[(String, String)]) {
         let Some(s) = self.types.get_mut(&received.type_url) else {
             return;
@@ -305,13 +299,9 @@ impl Session {
                 s.held.remove(name);
             }
         }
-        let message = malformed.cloned().or_else(|| {
-            let lines: Vec<_> = errors
-                .iter()
-                .map(|(name, why)| format!("{name}: {why}"))
-                .collect();
-            (!lines.is_empty()).then(|| lines.join("\n"))
-        });
+        let message = malformed
+            .cloned()
+            .or_else(|| told(received.refused.iter().chain(errors)));
         if message.is_none() {
             s.version.clone_from(&received.version);
         }
@@ -393,6 +383,89 @@ impl Session {
         self.outbox.push_back(request);
     }
 }
+
+/// Takes out what no one version can be told of: names that came twice, names that are both there and gone, names beyond
+/// measure, and resources of another type.
+fn refuse(
+    type_url: &str,
+    resources: &mut Vec<ReceivedResource>,
+    removed: &mut Vec<String>,
+) -> Vec<(String, String)> {
+    let mut wrong: BTreeMap<String, String> = BTreeMap::new();
+    {
+        let gone: HashSet<&str> = removed.iter().map(String::as_str).collect();
+        let mut seen = HashSet::new();
+        for r in resources.iter() {
+            let why = if r.resource.type_url != type_url {
+                format!(
+                    "is a {:?} in a response of type {type_url:?}",
+                    r.resource.type_url
+                )
+            } else if r.name.len() > LONGEST_NAME {
+                format!(
+                    "the name has {} bytes; at most {LONGEST_NAME} are taken",
+                    r.name.len()
+                )
+            } else if !seen.insert(r.name.as_str()) {
+                "duplicate resource name in one response".to_owned()
+            } else if gone.contains(r.name.as_str()) {
+                "is both sent and removed in one response".to_owned()
+            } else {
+                continue;
+            };
+            wrong.entry(r.name.clone()).or_insert(why);
+        }
+    }
+    if wrong.is_empty() {
+        return Vec::new();
+    }
+    resources.retain(|r| !wrong.contains_key(&r.name));
+    removed.retain(|name| !wrong.contains_key(name));
+    wrong.into_iter().collect()
+}
+
+/// The text of a rejection, or none. It is bounded: a control plane refuses a request that is too large, and with it the
+/// whole stream.
+fn told<'a>(errors: impl Iterator<Item = &'a (String, String)>) -> Option<String> {
+    let mut out = String::new();
+    let mut more = 0;
+    for (name, why) in errors {
+        let line = format!("{}: {why}", shown(name));
+        if !out.is_empty() && out.len() + line.len() > LONGEST_ANSWER {
+            more += 1;
+            continue;
+        }
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.push_str(&line);
+    }
+    if out.len() > LONGEST_ANSWER {
+        out.truncate(out.floor_char_boundary(LONGEST_ANSWER));
+        out.push('…');
+    }
+    if more > 0 {
+        out.push_str(&format!("\nand {more} more"));
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+/// A resource's name as logs and answers tell it: not all of one that is beyond measure.
+pub fn shown(name: &str) -> Cow<'_, str> {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) if name.len() > LONGEST_NAME => format!("{}…", &name[..end]).into(),
+        _ => name.into(),
+    }
+}
+
+/// The longest name of a resource in bytes; Istio's have at most some hundreds.
+const LONGEST_NAME: usize = 4096;
+
+/// How many bytes of reasons a rejection tells; gRPC servers take 4 MiB unless told otherwise.
+const LONGEST_ANSWER: usize = 256 << 10;
+
+/// How many characters of a name beyond measure are told in an answer.
+const SHOWN: usize = 100;
 
 fn names(want: Option<&Want>) -> Vec<String> {
     match want {

@@ -229,6 +229,57 @@ fn addresses_and_ports() {
     assert!(decide(80, "::ffff:192.0.2.7"));
 }
 
+/// A control plane of a later version may ask in ways that are not known here. To forget such a part would let in, or
+/// shut out, others than were meant: the policy as a whole is refused, and the former one stays.
+#[test]
+fn a_rule_of_a_later_version_is_refused_and_not_forgotten() {
+    use prost::Message;
+    use proto::envoy::{
+        config::rbac::v3 as pb, extensions::filters::http::rbac::v3::Rbac as Message_,
+    };
+    let plan = |action: i32, policy: &[u8]| {
+        let policy = pb::Policy::decode(policy).expect("a policy");
+        let rules = pb::Rbac {
+            action,
+            policies: [("p".to_owned(), policy)].into(),
+            ..pb::Rbac::default()
+        };
+        read::rbac_for_tests(&Message_ {
+            rules: Some(rules),
+            ..Message_::default()
+        })
+        .map_err(|e| e.to_string())
+    };
+    // Field 1: permissions, field 2: principals; `any` is field 3 of each; nobody has a field 99.
+    let (any, later): (&[u8], &[u8]) = (&[0x18, 1], &[0x9a, 0x06, 0x01, 0x00]);
+    let policy = |permission: &[u8], principal: &[u8]| {
+        let part = |number: u8, of: &[u8]| [&[number << 3 | 2, of.len() as u8], of].concat();
+        [part(1, permission), part(2, principal)].concat()
+    };
+    plan(0, &policy(any, any)).expect("a sound policy");
+    for (action, policy, words) in [
+        (
+            0,
+            policy(any, later),
+            r#"rules.policies["p"].principals[0]: needs an identifier"#,
+        ),
+        (
+            1,
+            policy(any, later),
+            r#"rules.policies["p"].principals[0]: needs an identifier"#,
+        ),
+        (
+            0,
+            policy(later, any),
+            r#"rules.policies["p"].permissions[0]: needs a rule"#,
+        ),
+        (77, policy(any, any), "rules.action"),
+    ] {
+        let refused = plan(action, &policy).expect_err(words);
+        assert!(refused.starts_with(words), "{refused}");
+    }
+}
+
 #[test]
 fn what_is_not_implemented_is_refused_by_its_path() {
     let message = proto::json::from_value(&json!({"rules": {"policies": {

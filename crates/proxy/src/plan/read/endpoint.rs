@@ -46,6 +46,14 @@ pub(super) fn load_assignment(
             .error("has a gap in its priorities; they must count up from 0");
     }
     localities.sort_by_key(|l| l.priority);
+    for level in localities.chunk_by(|a, b| a.priority == b.priority) {
+        let weights = level.iter().filter_map(|l| l.weight);
+        fits(
+            &at.field("endpoints"),
+            weights,
+            "the localities of a priority",
+        );
+    }
     let mut overprovisioning_factor = 140;
     let mut drop_overloads = Vec::new();
     let mut weighted = false;
@@ -103,6 +111,9 @@ fn locality_endpoints(
         at.field("load_balancing_weight")
             .error("must be at least 1");
     }
+    let weights = lb_endpoints.iter().filter_map(|e| e.load_balancing_weight);
+    let lb = at.field("lb_endpoints");
+    fits(&lb, weights, "the endpoints of a locality");
     Ok(LocalityEndpoints {
         locality: Arc::new(locality.as_ref().map(locality_of).unwrap_or_default()),
         priority: *priority,
@@ -111,6 +122,17 @@ fn locality_endpoints(
             endpoint(at, m, names, seen)
         }),
     })
+}
+
+/// Weights are shares of a sum that has 32 bits on the wire of others as well.
+fn fits(at: &At<'_>, weights: impl Iterator<Item = u32>, of: &str) {
+    let sum: u64 = weights.map(u64::from).sum();
+    if sum > u64::from(u32::MAX) {
+        at.error(format!(
+            "has weights of {of} whose sum is more than {}",
+            u32::MAX
+        ));
+    }
 }
 
 /// `HealthStatus`.

@@ -131,25 +131,94 @@ fn a_rejected_resource_is_not_held_but_its_neighbours_are() {
 }
 
 #[test]
-fn a_name_twice_or_a_foreign_type_spoils_the_response() {
+fn what_breaks_the_protocol_is_refused_by_itself() {
     let mut session = Session::new(Mode::Delta, node());
     session.watch(CDS, Want::All);
     session.connected();
     next_delta(&mut session);
-    let received = session.received_delta(response(CDS, &["a", "a"], "n1"));
-    assert!(
-        received
-            .malformed
-            .as_deref()
-            .unwrap()
-            .contains("duplicate resource name \"a\"")
+    let long = "n".repeat(4097);
+    let fine = "f".repeat(4096);
+    let mut message = response(CDS, &["a", "twice", &long, "twice", &fine, "gone"], "n1");
+    message.resources.push(named(LDS, "foreign"));
+    message.removed_resources = vec!["gone".into(), "old".into()];
+    let received = session.received_delta(message);
+    assert_eq!(received.malformed, None);
+    let taken: Vec<_> = received.resources.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(taken, ["a", &fine]);
+    assert_eq!(received.removed, ["old"]);
+    session.answer(&received, &[("a".into(), "no".into())]);
+    let nack = next_delta(&mut session).error_detail.unwrap().message;
+    let lines: Vec<&str> = nack.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "foreign: is a \"type.googleapis.com/envoy.config.listener.v3.Listener\" in a response of type \
+             \"type.googleapis.com/envoy.config.cluster.v3.Cluster\"",
+            "gone: is both sent and removed in one response",
+            &format!(
+                "{}…: the name has 4097 bytes; at most 4096 are taken",
+                "n".repeat(100)
+            ),
+            "twice: duplicate resource name in one response",
+            "a: no",
+        ]
     );
+    assert!(session.held(CDS, &fine).is_some());
+    for name in ["a", "twice", "gone", "foreign"] {
+        assert_eq!(session.held(CDS, name), None);
+    }
+    // A response of a type that nobody asked for has nothing that could be taken.
+    let foreign = session.received_delta(response(EDS, &["e"], "n2"));
+    assert!(foreign.malformed.is_some());
+}
+
+#[test]
+fn a_rejection_is_short_enough_to_be_taken() {
+    let mut session = Session::new(Mode::Delta, node());
+    session.watch(CDS, Want::All);
+    session.connected();
+    next_delta(&mut session);
+    let received = session.received_delta(response(CDS, &["a"], "n1"));
+    let errors: Vec<_> = (0..10_000)
+        .map(|i| (format!("c{i}"), "ä".repeat(100)))
+        .collect();
+    session.answer(&received, &errors);
+    let told = next_delta(&mut session).error_detail.unwrap().message;
+    assert!(told.len() < 300 << 10, "{}", told.len());
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].starts_with("c0: ä"));
+    assert_eq!(
+        lines[lines.len() - 1],
+        format!("and {} more", 10_000 - (lines.len() - 1))
+    );
+    let received = session.received_delta(response(CDS, &["a"], "n2"));
+    session.answer(&received, &[("a".into(), "ä".repeat(1 << 20))]);
+    let told = next_delta(&mut session).error_detail.unwrap().message;
+    assert!(told.len() < 300 << 10 && told.ends_with('…'));
+}
+
+#[test]
+fn a_name_that_came_twice_is_not_taken_for_one_that_is_gone() {
+    let mut session = Session::new(Mode::Sotw, node());
+    session.watch(CDS, Want::All);
+    session.connected();
+    session.next_request();
+    let message = |nonce: &str, names: &[&str]| DiscoveryResponse {
+        version_info: nonce.into(),
+        type_url: CDS.into(),
+        nonce: nonce.into(),
+        resources: names
+            .iter()
+            .filter_map(|n| named(CDS, n).resource)
+            .collect(),
+        ..Default::default()
+    };
+    let received = session.received_sotw(message("n1", &["a", "b"]));
     session.answer(&received, &[]);
-    assert!(next_delta(&mut session).error_detail.is_some());
-    assert_eq!(session.held(CDS, "a"), None);
-    let mut foreign = response(CDS, &[], "n2");
-    foreign.resources.push(named(LDS, "l"));
-    assert!(session.received_delta(foreign).malformed.is_some());
+    let received = session.received_sotw(message("n2", &["a", "a", "b"]));
+    assert_eq!(received.removed, Vec::<String>::new());
+    assert_eq!(received.refused.len(), 1);
+    assert_eq!(received.resources.len(), 1);
 }
 
 #[test]
