@@ -20,14 +20,25 @@ pub(super) fn holds(expression: &Expr, exchange: &Exchange<'_>) -> bool {
     matches!(value(expression, exchange), Some(Value::Bool(true)))
 }
 
-/// Writes what `%CEL(…)%` prints; structures and what has no value are absent.
+/// Writes what `%CEL(…)%` prints; what has no value is absent. `typed` (`%TYPED_CEL(…)%`): what is no text keeps its
+/// type in JSON.
 pub(super) fn write(
     expression: &Expr,
+    typed: bool,
     exchange: &Exchange<'_>,
     out: &mut Vec<u8>,
 ) -> super::format::Presence {
     use super::format::Presence;
-    let text: Cow<'_, str> = match value(expression, exchange).map(Value::plain) {
+    let value = value(expression, exchange).map(Value::plain);
+    let presence =
+        match value {
+            Some(
+                Value::Int(_) | Value::Float(_) | Value::Bool(_) | Value::Json(_) | Value::Null,
+            ) if typed => Presence::Json,
+            _ => Presence::Text,
+        };
+    let text: Cow<'_, str> = match value {
+        Some(Value::Null) if typed => "null".into(),
         Some(Value::Text(text)) => text,
         Some(Value::Int(number)) => number.to_string().into(),
         Some(Value::Float(number)) => number.to_string().into(),
@@ -37,7 +48,7 @@ pub(super) fn write(
         _ => return Presence::Absent,
     };
     out.extend_from_slice(text.as_bytes());
-    Presence::Text
+    presence
 }
 
 /// A value while it is looked at.

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipnet::IpNet;
 use outrigger_http::Headers;
 use serde_json::Value;
 
@@ -15,8 +16,8 @@ use crate::{
     plan::{
         Metadata,
         format::{
-            AddressPart, DurationUnit, GrpcStatusForm, Operator, OperatorKind, Original, Part,
-            Template, TimePoint,
+            AddressPart, DurationUnit, GrpcStatusForm, NameOrder, Operator, OperatorKind, Original,
+            Part, Template, TimePoint,
         },
         matcher::query_parameter,
     },
@@ -363,11 +364,61 @@ fn value(
                 .unwrap_or_default(),
             out,
         ),
-        Op::RequestedServerName => text_of(
-            connection
-                .requested_server_name
-                .as_deref()
-                .map(str::as_bytes),
+        Op::RequestedServerName { name, host } => {
+            let sni = connection.requested_server_name.as_deref();
+            let sni = sni.map(str::as_bytes);
+            let host = || {
+                let old = exchange.request.headers.get("x-envoy-original-host");
+                let now = || exchange.request.get(":authority");
+                match host {
+                    _ if exchange.tcp => None,
+                    Original::OrPath => old.or_else(now),
+                    Original::Path => now(),
+                    Original::Only => old,
+                }
+            };
+            let found = match name {
+                NameOrder::SniOnly => sni,
+                NameOrder::SniFirst => sni.or_else(host),
+                NameOrder::HostFirst => host().or(sni),
+            };
+            text_of(found, out)
+        }
+        Op::Coalesce(operators) => {
+            let at = out.len();
+            for operator in operators {
+                let presence = self::operator(operator, exchange, response, out);
+                if presence != Presence::Absent && out.len() > at {
+                    return presence;
+                }
+                out.truncate(at);
+            }
+            Presence::Absent
+        }
+        // None of these can be set here.
+        Op::CustomFlags | Op::EndpointId | Op::ClientFingerprint => Presence::Absent,
+        Op::DownstreamHandshakeDuration => {
+            let over = connection.secured.filter(|_| exchange.tcp);
+            let lasted = over.map(|over| over.saturating_duration_since(connection.accepted));
+            millis(lasted, out)
+        }
+        Op::UpstreamConnectionId => match upstream.established {
+            Some(established) => number(established.id, out),
+            None => Presence::Absent,
+        },
+        Op::UpstreamConnectionIdsAttempted => {
+            let ids: Vec<String> = upstream.connections.iter().map(u64::to_string).collect();
+            not_empty(&ids.join(","), out)
+        }
+        Op::UpstreamPoolReadyDuration => millis(upstream.pool_ready, out),
+        Op::DownstreamDetectedCloseType => word(upstream.closed.downstream, out),
+        Op::DownstreamLocalCloseReason => word(upstream.closed.downstream_why, out),
+        Op::UpstreamDetectedCloseType => word(upstream.closed.upstream, out),
+        Op::UpstreamLocalCloseReason => word(upstream.closed.upstream_why, out),
+        Op::FilterChainMetadata { namespace, path } => metadata(
+            connection.chain.as_ref().map(|chain| &chain.metadata),
+            namespace,
+            path,
             out,
         ),
         Op::RouteName => not_empty(route.map_or("", |(_, route)| &route.name), out),
@@ -377,7 +428,7 @@ fn value(
             out,
         ),
         Op::AccessLogType => not_empty(exchange.log_type, out),
-        Op::Cel(expression) => super::cel::write(expression, exchange, out),
+        Op::Cel { expression, typed } => super::cel::write(expression, *typed, exchange, out),
         Op::TraceId => match exchange.trace {
             None => Presence::Absent,
             Some(trace) if trace.id >> 64 == 0 => not_empty(&format!("{:016x}", trace.id), out),
@@ -464,6 +515,12 @@ fn point(point: TimePoint, exchange: &Exchange<'_>) -> Option<Instant> {
     match point {
         TimePoint::DownstreamReceivedFirst => Some(progress.start),
         TimePoint::DownstreamReceivedLast => progress.request_received,
+        TimePoint::UpstreamConnectFirst => Some(exchange.upstream.established?.begun),
+        TimePoint::UpstreamConnected => Some(exchange.upstream.established?.connected),
+        TimePoint::UpstreamSecured => exchange.upstream.established?.secured,
+        TimePoint::DownstreamConnected => exchange.tcp.then_some(progress.start),
+        TimePoint::DownstreamClosed => progress.end.filter(|_| exchange.tcp),
+        TimePoint::DownstreamSecured => exchange.connection.secured,
         TimePoint::UpstreamSentFirst => progress.upstream_first_sent,
         TimePoint::UpstreamSentLast => progress.upstream_last_sent,
         TimePoint::UpstreamReceivedFirst => progress.upstream_first_received,
@@ -531,6 +588,10 @@ fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
     )
 }
 
+fn word(value: Option<&'static str>, out: &mut Vec<u8>) -> Presence {
+    text_of(value.map(str::as_bytes), out)
+}
+
 fn number(value: u64, out: &mut Vec<u8>) -> Presence {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     Presence::Json
@@ -566,6 +627,11 @@ fn address(value: Option<SocketAddr>, part: AddressPart, out: &mut Vec<u8>) -> P
         AddressPart::Whole => write!(out, "{value}"),
         AddressPart::WithoutPort => write!(out, "{}", value.ip()),
         AddressPart::Port => return number(value.port().into(), out),
+        AddressPart::Network(bits) => match IpNet::new(value.ip(), bits) {
+            Ok(net) => write!(out, "{}", net.trunc()),
+            // So many bits the family does not have.
+            Err(_) => return Presence::Absent,
+        },
     };
     Presence::Text
 }

@@ -15,6 +15,8 @@ pub(super) fn write(session: Option<&Session>, value: &TlsValue, out: &mut Vec<u
     match value {
         TlsValue::Version => text(session.version, out),
         TlsValue::Cipher => text(session.cipher, out),
+        TlsValue::Group => text(session.group.unwrap_or_default(), out),
+        TlsValue::ServerName => text(session.server_name.as_deref().unwrap_or_default(), out),
         TlsValue::SessionId => Presence::Absent,
         TlsValue::Peer(value) => match value {
             CertificateValue::ChainFingerprints256 => chain(session, Certificate::fingerprint, out),

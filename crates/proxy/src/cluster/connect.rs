@@ -6,7 +6,10 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -45,10 +48,27 @@ use crate::{
 #[derive(Debug)]
 pub struct Upstream {
     pub(crate) stream: Stream,
-    /// Our address of it: asking the system for it with each request would be one call more.
-    pub(crate) local: Option<SocketAddr>,
+    pub(crate) established: Established,
     pub(crate) account: Account,
 }
+
+/// How a connection came to be, for logs.
+#[derive(Debug, Clone, Copy)]
+pub struct Established {
+    /// Unique in the process among connections to hosts.
+    pub id: u64,
+    /// Our address of it: asking the system for it with each request would be one call more.
+    pub local: Option<SocketAddr>,
+    /// When it was begun.
+    pub begun: std::time::Instant,
+    /// When TCP had connected.
+    pub connected: std::time::Instant,
+    /// When the handshake of TLS was over.
+    pub secured: Option<std::time::Instant>,
+}
+
+/// The id of the next connection.
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Upstream {
     /// Counts the bytes of a connection that carries HTTP.
@@ -152,6 +172,7 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
         since,
         _permit: permit,
     };
+    let mut connected = since;
     let result = timeout(plan.connect_timeout, async {
         let mut stream = match &host.additional_addresses[..] {
             [] => one(plan, with.source, &host.address).await?,
@@ -160,6 +181,7 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
                 race(all, |address| one(plan, with.source, address)).await?
             }
         };
+        connected = Instant::now();
         if let Some(proxy) = proxy {
             let mut header = BytesMut::new();
             proxy_header(proxy, with.downstream).write_to(&mut header);
@@ -193,11 +215,18 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
     .await;
     match result {
         Ok(Ok(stream)) => {
+            let now = Instant::now();
             stats
                 .upstream_cx_connect_ms()
-                .record(since.elapsed().as_millis() as u64);
+                .record((now - since).as_millis() as u64);
             Ok(Upstream {
-                local: stream.local_address(),
+                established: Established {
+                    id: NEXT.fetch_add(1, Relaxed),
+                    local: stream.local_address(),
+                    begun: since.into_std(),
+                    connected: connected.into_std(),
+                    secured: stream.session().map(|_| now.into_std()),
+                },
                 stream,
                 account,
             })

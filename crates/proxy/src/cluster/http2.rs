@@ -15,7 +15,7 @@ use tls::session::Session;
 use tokio::time::Instant;
 
 use super::{
-    connect::{Upstream, connect},
+    connect::{Established, Upstream, connect},
     error::UpstreamError,
     pool::{Acquire, HostPool, Pending},
     shared::Permit,
@@ -36,7 +36,7 @@ pub(crate) struct Http2Connection {
     born: Instant,
     closed: Rc<Cell<bool>>,
     retired: Cell<bool>,
-    local: Option<std::net::SocketAddr>,
+    established: Established,
     session: Option<Arc<Session>>,
 }
 
@@ -86,9 +86,9 @@ impl Http2 {
         self.connection.session.clone()
     }
 
-    /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
-    pub fn local_address(&self) -> Option<std::net::SocketAddr> {
-        self.connection.local
+    /// How the connection came to be.
+    pub fn established(&self) -> Established {
+        self.connection.established
     }
 }
 
@@ -295,7 +295,7 @@ impl HostPool {
         with: Acquire<'_>,
         upstream: Upstream,
     ) -> Result<Rc<Http2Connection>, UpstreamError> {
-        let local = upstream.stream.local_address();
+        let established = upstream.established;
         let session = upstream.stream.session().cloned();
         let settings = http2_settings(
             &with.plan.http2,
@@ -358,7 +358,7 @@ impl HostPool {
             born: Instant::now(),
             closed,
             retired: Cell::new(false),
-            local,
+            established,
             session,
         }))
     }

@@ -41,6 +41,7 @@ use std::{
     time::Duration,
 };
 
+pub use connect::Established;
 pub(crate) use dns::Names;
 pub use entry::ClusterEntry;
 pub use error::UpstreamError;
@@ -604,7 +605,8 @@ impl Cluster {
         match connect(with, permit).await {
             Ok(upstream) => {
                 self.report(host, Outcome::Connected);
-                Ok((upstream.stream, UpstreamAccount::new(upstream.account)))
+                let account = UpstreamAccount::new(upstream.account, upstream.established);
+                Ok((upstream.stream, account))
             }
             Err(error) => {
                 self.failed(host, &error);

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    connect::{Account, Upstream, connect},
+    connect::{Account, Established, Upstream, connect},
     error::UpstreamError,
     host::Host,
     http2::Http2Connection,
@@ -486,9 +486,9 @@ impl Http1 {
         self.connection.io().stream.session().cloned()
     }
 
-    /// The local address, for `%UPSTREAM_LOCAL_ADDRESS%`.
-    pub fn local_address(&mut self) -> Option<std::net::SocketAddr> {
-        self.connection.io().local
+    /// How the connection came to be.
+    pub fn established(&mut self) -> Established {
+        self.connection.io().established
     }
 
     /// Gives the connection back after a complete exchange. It is closed instead where the codec or its peer is not done
@@ -542,11 +542,20 @@ impl Drop for Lease {
 #[derive(Debug)]
 pub struct UpstreamAccount {
     _account: Account,
+    established: Established,
 }
 
 impl UpstreamAccount {
-    pub(crate) fn new(account: Account) -> Self {
-        Self { _account: account }
+    pub(crate) fn new(account: Account, established: Established) -> Self {
+        Self {
+            _account: account,
+            established,
+        }
+    }
+
+    /// How the connection came to be.
+    pub fn established(&self) -> Established {
+        self.established
     }
 }
 

@@ -366,7 +366,7 @@ fn one_mistake_costs_one_resource() {
     let heavy = |weight: u32| format!("{{ load_balancing_weight: {weight}, endpoint: {fine} }}");
     let clusters = [
         (
-            format!("{tls}"),
+            tls.to_string(),
             "transport_socket.typed_config.common_tls_context.tls_params.tls_minimum_protocol_version",
         ),
         (foreign.to_owned(), "transport_socket.typed_config"),

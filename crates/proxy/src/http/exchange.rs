@@ -15,7 +15,7 @@ use tls::session::Session;
 
 use super::Flags;
 use crate::{
-    cluster::Host,
+    cluster::{Established, Host},
     filter::FilterData,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
@@ -107,6 +107,14 @@ pub struct UpstreamInfo {
     pub tried: SmallVec<[Arc<Host>; 2]>,
     /// Our side of the connection to it.
     pub local: Option<SocketAddr>,
+    /// How the connection came to be.
+    pub established: Option<Established>,
+    /// The connections of all attempts, in order.
+    pub connections: SmallVec<[u64; 2]>,
+    /// How long the last attempt waited for its connection.
+    pub pool_ready: Option<Duration>,
+    /// How the connections ended, where that is known when the line is written (TCP).
+    pub closed: CloseTypes,
     /// What TLS agreed on with it.
     pub tls: Option<Arc<Session>>,
     /// The protocol spoken to it.
@@ -117,6 +125,19 @@ pub struct UpstreamInfo {
     pub failure: String,
     /// From the head of the last attempt to the first byte of the response.
     pub response_time: Option<Duration>,
+}
+
+/// How the two connections of a TCP proxy ended, in Envoy's words.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CloseTypes {
+    /// How the client's ended.
+    pub downstream: Option<&'static str>,
+    /// Why this side ended it.
+    pub downstream_why: Option<&'static str>,
+    /// How the host's ended.
+    pub upstream: Option<&'static str>,
+    /// Why this side ended it.
+    pub upstream_why: Option<&'static str>,
 }
 
 /// Times and sizes.

@@ -413,6 +413,8 @@ impl Forward<'_, '_, '_, '_> {
             .map_err(AttemptError::NoConnection)?;
         self.exchange.upstream.host = Some(host.clone());
         self.exchange.upstream.tried.push(host.clone());
+        // A connection that is there at once is not waited for, which needs no clock.
+        let mut waits = None;
         let mut upstream = {
             let terminate = self.exchange.terminates_connect();
             let mut acquired = pin!(async {
@@ -430,6 +432,7 @@ impl Forward<'_, '_, '_, '_> {
                 if let Poll::Ready(gone) = failure::poll_gone(cx, reader, writer) {
                     return Poll::Ready(Err(AttemptError::Downstream(gone)));
                 }
+                waits.get_or_insert_with(Instant::now);
                 // What the choice of the host still reads cannot be logged now.
                 deadlines
                     .poll(cx, timer.as_mut(), || {})
@@ -438,9 +441,10 @@ impl Forward<'_, '_, '_, '_> {
             .await
         }?;
         tried.push(host.clone());
-        self.exchange.upstream.local = upstream.local;
-        self.exchange.upstream.tls = upstream.session();
-        self.exchange.upstream.protocol = upstream.version();
+        self.connected(&mut upstream);
+        self.exchange.upstream.pool_ready = Some(waits.map_or(Duration::ZERO, |w| w.elapsed()));
+        let id = upstream.established.id;
+        self.exchange.upstream.connections.push(id);
         self.attempt_headers(&host);
         let sent = Instant::now();
         let longest = self.target.cluster.plan.http.max_stream_duration;
@@ -520,6 +524,15 @@ impl Forward<'_, '_, '_, '_> {
                 Err(error)
             }
         }
+    }
+
+    /// Notes which connection carries the attempt.
+    pub(super) fn connected(&mut self, upstream: &mut Upstream) {
+        let info = &mut self.exchange.upstream;
+        info.local = upstream.established.local;
+        info.established = Some(upstream.established);
+        info.tls = upstream.session();
+        info.protocol = upstream.version();
     }
 
     /// What changes from attempt to attempt.

@@ -73,8 +73,8 @@ impl Forward<'_, '_, '_, '_> {
 
     /// An older attempt has won: it is the one that is told of.
     pub(super) fn take_over(&mut self, older: Hedged) -> Upstream {
-        self.exchange.upstream.local = older.upstream.local;
-        self.exchange.upstream.protocol = older.upstream.version();
+        let mut older = older;
+        self.connected(&mut older.upstream);
         self.exchange.upstream.host = Some(older.host);
         // All of the request went up on it.
         self.pump = Pump::finished();

@@ -29,7 +29,7 @@ mod xfcc;
 
 use std::{cell::Cell, rc::Rc, sync::Arc};
 
-pub use exchange::{Exchange, Progress, RouteRef, UpstreamInfo};
+pub use exchange::{CloseTypes, Exchange, Progress, RouteRef, UpstreamInfo};
 pub use flags::Flags;
 pub(crate) use prepare::{append, split_port};
 pub use reply::LocalReply;

@@ -1,7 +1,6 @@
 //! One attempt's stream to an upstream, whichever protocol it speaks.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -14,7 +13,8 @@ use tls::session::Session;
 use super::prepare::split_port;
 use crate::{
     cluster::{
-        self, Cluster, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
+        self, Cluster, Established, Host, Http1, Http2, LbContext, RequestGuard, UpstreamAccount,
+        UpstreamError,
     },
     io::Stream,
     plan::Cluster as Plan,
@@ -28,7 +28,7 @@ pub(super) struct Upstream {
     call: Call,
     /// Counts the request as under way.
     _guard: RequestGuard,
-    pub(super) local: Option<SocketAddr>,
+    pub(super) established: Established,
     pub(super) reused: bool,
 }
 
@@ -85,7 +85,7 @@ impl Upstream {
         if cluster.negotiate_http2(host, context, asked).await? {
             let place = cluster.http2(host, context).await?;
             let guard = cluster.request(host, context)?;
-            let (local, reused) = (place.local_address(), place.is_reused());
+            let (established, reused) = (place.established(), place.is_reused());
             let call = Call::H2(Box::new(H2Call {
                 place,
                 stream: None,
@@ -94,17 +94,17 @@ impl Upstream {
             return Ok(Upstream {
                 call,
                 _guard: guard,
-                local,
+                established,
                 reused,
             });
         }
         let mut http1 = cluster.http1(host, context).await?;
         let guard = cluster.request(host, context)?;
-        let (local, reused) = (http1.local_address(), http1.is_reused());
+        let (established, reused) = (http1.established(), http1.is_reused());
         Ok(Upstream {
             call: Call::H1(http1),
             _guard: guard,
-            local,
+            established,
             reused,
         })
     }
@@ -122,14 +122,14 @@ impl Upstream {
             stats.upstream_cx_tx_bytes_total(),
         );
         let guard = cluster.request(host, context)?;
-        let local = stream.local_address();
+        let established = account.established();
         Ok(Upstream {
             call: Call::Tcp(Box::new(TcpCall {
                 connection: h1::ClientConnection::tunnel(stream),
                 _account: account,
             })),
             _guard: guard,
-            local,
+            established,
             reused: false,
         })
     }

@@ -219,6 +219,7 @@ fn begin(
         chain: None,
         response_flag: None,
         tls: None,
+        secured: None,
         xfcc: Default::default(),
         peer: None,
         transport_failure: None,
@@ -292,6 +293,7 @@ async fn serve(
         match shaken {
             Ok(encrypted) => {
                 info.tls = encrypted.session().cloned();
+                info.secured = Some(Instant::now());
                 stream = encrypted;
             }
             Err(error) => {

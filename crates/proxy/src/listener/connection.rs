@@ -59,6 +59,8 @@ pub struct ConnectionInfo {
     pub response_flag: Option<&'static str>,
     /// What TLS agreed on, where the chain terminates it.
     pub tls: Option<Arc<Session>>,
+    /// When its handshake was over.
+    pub secured: Option<Instant>,
     /// What `x-forwarded-client-cert` says of it, made with the first request.
     pub xfcc: std::cell::OnceCell<Box<str>>,
     /// Who the client is, by Istio's metadata exchange.
@@ -137,6 +139,7 @@ impl ConnectionInfo {
             chain: None,
             response_flag: None,
             tls: None,
+            secured: None,
             xfcc: Default::default(),
             peer: None,
             transport_failure: None,

@@ -288,6 +288,10 @@ fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64)
         exchange.upstream.cluster = tcp.cluster.clone();
         exchange.upstream.host = tcp.host.clone();
         exchange.upstream.local = tcp.upstream_local;
+        exchange.upstream.established = tcp.established;
+        exchange.upstream.connections = tcp.connections.clone();
+        exchange.upstream.pool_ready = tcp.pool_ready;
+        exchange.upstream.closed = tcp.closed;
         exchange.upstream.tls = tcp.upstream_tls.clone();
         if let Some(peer) = &tcp.upstream_peer {
             exchange.set_state(UPSTREAM_PEER.into(), Value::clone(peer));

@@ -4,6 +4,7 @@ use std::{borrow::Cow, cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
 use serde_json::Value;
+use smallvec::SmallVec;
 use tls::session::Session;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -13,8 +14,9 @@ use super::{
 };
 use crate::{
     access_log::Logger,
-    cluster::{Cluster, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
+    cluster::{Cluster, Established, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
     filter::{IstioTcpStats, TcpReport},
+    http::CloseTypes,
     io::Stream,
     listener::{Connection, ConnectionInfo, LiveChain},
     plan::{self, FilterChain, network::NetworkFilterConfig, route::MetadataMatch},
@@ -124,6 +126,14 @@ pub struct TcpOutcome {
     pub attempts: u32,
     /// Our address of the upstream connection.
     pub upstream_local: Option<std::net::SocketAddr>,
+    /// How the upstream connection came to be.
+    pub established: Option<Established>,
+    /// The connections of all attempts.
+    pub connections: SmallVec<[u64; 2]>,
+    /// How long the upstream connection was waited for.
+    pub pool_ready: Option<Duration>,
+    /// How the connections ended.
+    pub closed: CloseTypes,
     /// What TLS agreed on with it.
     pub upstream_tls: Option<Arc<Session>>,
     /// Who it is, by Istio's metadata exchange.
@@ -205,6 +215,7 @@ impl TcpProxy {
                 End::TooOld => {
                     self.stats.max_downstream_connection_duration().inc();
                     outcome.response_flags.push("DT");
+                    outcome.closed.downstream_why = Some("max_connection_duration_reached");
                 }
                 End::Denied(why, flag) => {
                     info.termination_details = Some(why.into());
@@ -305,7 +316,7 @@ impl TcpProxy {
         };
         outcome.cluster = Some(cluster.plan.clone());
         let connected = self.connect(&cluster, wanted, info, outcome).await;
-        let (mut upstream, _account) = match connected {
+        let (mut upstream, account) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 outcome.response_flags.push(error.response_flag());
@@ -314,10 +325,12 @@ impl TcpProxy {
                 return;
             }
         };
-        // Asked of the kernel only for whoever writes it down.
-        if !self.logs.is_empty() || !info.listener.access_logs.is_empty() {
-            outcome.upstream_local = upstream.local_address();
-        }
+        let established = account.established();
+        outcome.upstream_local = established.local;
+        outcome.established = Some(established);
+        outcome.connections.push(established.id);
+        let ready = established.secured.unwrap_or(established.connected);
+        outcome.pool_ready = Some(ready.saturating_duration_since(established.begun));
         outcome.upstream_tls = upstream.session().cloned();
         outcome.upstream_peer = upstream.peer().cloned();
         if self.plan.flush_access_log_on_connected {
@@ -372,17 +385,38 @@ impl TcpProxy {
         stats.upstream_cx_tx_bytes_total().add(progress.forth.get());
         stats.upstream_cx_rx_bytes_total().add(progress.back.get());
         match ended {
-            None => self.stats.idle_timeout().inc(),
-            Some(Ok(())) => {}
+            None => {
+                self.stats.idle_timeout().inc();
+                outcome.closed = CloseTypes {
+                    downstream: Some("Normal"),
+                    downstream_why: Some("tcp_session_idle_timeout"),
+                    upstream: Some("Normal"),
+                    upstream_why: Some("tcp_session_idle_timeout"),
+                };
+            }
+            Some(Ok(())) => {
+                outcome.closed.downstream = Some("Normal");
+                outcome.closed.upstream = Some("Normal");
+            }
             // A reset on one side is passed on as a reset, so that the other does not take what it got for all.
             Some(Err(error @ CopyError::First(_))) => {
                 tracing::debug!(reason = %error.reason(), "the client broke the connection");
                 outcome.response_flags.push("DC");
+                outcome.closed = CloseTypes {
+                    downstream: Some("RemoteReset"),
+                    upstream: Some("LocalReset"),
+                    ..CloseTypes::default()
+                };
                 upstream.reset_on_close();
             }
             Some(Err(error @ CopyError::Second(_))) => {
                 tracing::debug!(reason = %error.reason(), "the upstream broke the connection");
                 outcome.response_flags.push("UC");
+                outcome.closed = CloseTypes {
+                    downstream: Some("LocalReset"),
+                    upstream: Some("RemoteReset"),
+                    ..CloseTypes::default()
+                };
                 stream.reset_on_close();
             }
         }

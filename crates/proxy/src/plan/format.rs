@@ -75,6 +75,19 @@ pub enum OperatorKind {
     },
     /// A number of this log line alone.
     UniqueId,
+    /// The first of these that has a value.
+    Coalesce(Vec<Operator>),
+    /// Flags that filters set: none here does.
+    CustomFlags,
+    /// The number of an address inside the process: no address here has one.
+    EndpointId,
+    /// Hash of a ClientHello, which only a setting of `tls_inspector` makes that is rejected.
+    ClientFingerprint,
+    /// From the start of a connection to the end of its handshake (TCP).
+    DownstreamHandshakeDuration,
+    UpstreamConnectionIdsAttempted,
+    UpstreamLocalCloseReason,
+    UpstreamDetectedCloseType,
     UpstreamHostsAttempted(AddressPart),
     UpstreamHostNamesAttempted {
         with_port: bool,
@@ -133,7 +146,11 @@ pub enum OperatorKind {
     Tls(TlsOperator),
     ConnectionId,
     StreamId,
-    RequestedServerName,
+    /// Server name, and which header stands in for it.
+    RequestedServerName {
+        name: NameOrder,
+        host: Original,
+    },
     RouteName,
     VirtualHostName,
     VirtualClusterName,
@@ -143,7 +160,11 @@ pub enum OperatorKind {
     LocalReplyBody,
     TraceId,
     SpanId,
-    Cel(Box<super::cel::Expr>),
+    /// `typed`: numbers, booleans and null keep their type in JSON.
+    Cel {
+        expression: Box<super::cel::Expr>,
+        typed: bool,
+    },
     /// Environment variable.
     Environment(Arc<str>),
     /// Dynamic metadata of the request.
@@ -171,6 +192,11 @@ pub enum OperatorKind {
         namespace: Arc<str>,
         path: Vec<Arc<str>>,
     },
+    /// Metadata of the filter chain.
+    FilterChainMetadata {
+        namespace: Arc<str>,
+        path: Vec<Arc<str>>,
+    },
     /// Metadata of the virtual host.
     VirtualHostMetadata {
         namespace: Arc<str>,
@@ -190,15 +216,27 @@ pub enum OperatorKind {
     },
 }
 
-/// Which path `%PATH()%` means.
+/// What `%REQUESTED_SERVER_NAME()%` prefers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NameOrder {
+    /// The server name alone.
+    #[default]
+    SniOnly,
+    /// The server name, else the host.
+    SniFirst,
+    /// The host, else the server name.
+    HostFirst,
+}
+
+/// Which of a changed header's two values is meant: of the path, of the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Original {
-    /// x-envoy-original-path, else the path.
+    /// The one before it was rewritten (x-envoy-original-…), else the present one.
     #[default]
     OrPath,
-    /// The path alone.
+    /// The present one.
     Path,
-    /// x-envoy-original-path alone.
+    /// The one before it was rewritten.
     Only,
 }
 
@@ -212,6 +250,8 @@ pub enum AddressPart {
     WithoutPort,
     /// `80`.
     Port,
+    /// `1.2.0.0/16`: so many bits of it.
+    Network(u8),
 }
 
 /// Form of `%GRPC_STATUS%`.
@@ -232,12 +272,20 @@ pub enum GrpcStatusForm {
 pub enum TimePoint {
     DownstreamReceivedFirst,
     DownstreamReceivedLast,
+    UpstreamConnectFirst,
+    UpstreamConnected,
+    UpstreamSecured,
     UpstreamSentFirst,
     UpstreamSentLast,
     UpstreamReceivedFirst,
     UpstreamReceivedLast,
     DownstreamSentFirst,
     DownstreamSentLast,
+    /// Of a TCP proxy's connection.
+    DownstreamConnected,
+    /// Of a TCP proxy's connection.
+    DownstreamClosed,
+    DownstreamSecured,
 }
 
 /// Unit of a duration.
@@ -384,8 +432,17 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         None | Some("") => TimeFormat::Rfc3339Millis,
         Some(format) => TimeFormat::Strftime(format.into()),
     };
+    let bare = || -> Result<AddressPart, String> {
+        match argument {
+            None | Some("") => Ok(WithoutPort),
+            Some(length) => match length.parse() {
+                Ok(length) if length <= 128 => Ok(AddressPart::Network(length)),
+                _ => Err(format!("`{length}` is no number of bits from 0 to 128")),
+            },
+        }
+    };
     let simple = match name {
-        "REQ" => {
+        "REQ" | "REQUEST_HEADER" => {
             let (name, alternative) = headers()?;
             return Ok(K::Req { name, alternative });
         }
@@ -393,11 +450,11 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
             let (name, alternative) = headers()?;
             return Ok(K::ReqWithoutQuery { name, alternative });
         }
-        "RESP" => {
+        "RESP" | "RESPONSE_HEADER" => {
             let (name, alternative) = headers()?;
             return Ok(K::Resp { name, alternative });
         }
-        "TRAILER" => {
+        "TRAILER" | "RESPONSE_TRAILER" => {
             let (name, alternative) = headers()?;
             return Ok(K::Trailer { name, alternative });
         }
@@ -460,6 +517,7 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
                 "UPSTREAM_HOST" => K::UpstreamMetadata { namespace, path },
                 "ROUTE" => K::RouteMetadata { namespace, path },
                 "LISTENER" => K::ListenerMetadata { namespace, path },
+                "LISTENER_FILTER_CHAIN" => K::FilterChainMetadata { namespace, path },
                 "VIRTUAL_HOST" => K::VirtualHostMetadata { namespace, path },
                 other => return Err(format!("`{other}` is no kind of metadata")),
             });
@@ -472,6 +530,17 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
             let (key, plain, field) = state()?;
             return Ok(K::UpstreamFilterState { key, plain, field });
         }
+        "REQUESTED_SERVER_NAME" => return requested_server_name(argument.unwrap_or_default()),
+        "COALESCE" => return coalesce(needed()?),
+        "CUSTOM_FLAGS" => K::CustomFlags,
+        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID"
+        | "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => K::EndpointId,
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => K::ClientFingerprint,
+        "DOWNSTREAM_HANDSHAKE_DURATION" => K::DownstreamHandshakeDuration,
+        "UPSTREAM_CONNECTION_IDS_ATTEMPTED" => K::UpstreamConnectionIdsAttempted,
+        "UPSTREAM_LOCAL_CLOSE_REASON" => K::UpstreamLocalCloseReason,
+        "UPSTREAM_DETECTED_CLOSE_TYPE" => K::UpstreamDetectedCloseType,
         "UNIQUE_ID" => K::UniqueId,
         "UPSTREAM_HOSTS_ATTEMPTED" => K::UpstreamHostsAttempted(Whole),
         "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => K::UpstreamHostsAttempted(WithoutPort),
@@ -519,29 +588,29 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "UPSTREAM_CLUSTER" => K::UpstreamCluster,
         "UPSTREAM_CLUSTER_RAW" => K::UpstreamClusterRaw,
         "UPSTREAM_LOCAL_ADDRESS" => K::UpstreamLocalAddress(Whole),
-        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => K::UpstreamLocalAddress(WithoutPort),
+        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => return Ok(K::UpstreamLocalAddress(bare()?)),
         "UPSTREAM_LOCAL_PORT" => K::UpstreamLocalAddress(Port),
         "UPSTREAM_REMOTE_ADDRESS" => K::UpstreamRemoteAddress(Whole),
-        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => K::UpstreamRemoteAddress(WithoutPort),
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(K::UpstreamRemoteAddress(bare()?)),
         "UPSTREAM_REMOTE_PORT" => K::UpstreamRemoteAddress(Port),
         "UPSTREAM_REQUEST_ATTEMPT_COUNT" => K::UpstreamRequestAttemptCount,
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => K::UpstreamTransportFailureReason,
         "UPSTREAM_CONNECTION_ID" => K::UpstreamConnectionId,
         "UPSTREAM_CONNECTION_POOL_READY_DURATION" => K::UpstreamPoolReadyDuration,
         "DOWNSTREAM_REMOTE_ADDRESS" => K::DownstreamRemoteAddress(Whole),
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => K::DownstreamRemoteAddress(WithoutPort),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => return Ok(K::DownstreamRemoteAddress(bare()?)),
         "DOWNSTREAM_REMOTE_PORT" => K::DownstreamRemoteAddress(Port),
         "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => K::DownstreamDirectRemoteAddress(Whole),
         "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => {
-            K::DownstreamDirectRemoteAddress(WithoutPort)
+            return Ok(K::DownstreamDirectRemoteAddress(bare()?));
         }
         "DOWNSTREAM_DIRECT_REMOTE_PORT" => K::DownstreamDirectRemoteAddress(Port),
         "DOWNSTREAM_LOCAL_ADDRESS" => K::DownstreamLocalAddress(Whole),
-        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => K::DownstreamLocalAddress(WithoutPort),
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => return Ok(K::DownstreamLocalAddress(bare()?)),
         "DOWNSTREAM_LOCAL_PORT" => K::DownstreamLocalAddress(Port),
         "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => K::DownstreamDirectLocalAddress(Whole),
         "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT" => {
-            K::DownstreamDirectLocalAddress(WithoutPort)
+            return Ok(K::DownstreamDirectLocalAddress(bare()?));
         }
         "DOWNSTREAM_DIRECT_LOCAL_PORT" => K::DownstreamDirectLocalAddress(Port),
         "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => K::DownstreamTransportFailureReason,
@@ -549,7 +618,6 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "DOWNSTREAM_DETECTED_CLOSE_TYPE" => K::DownstreamDetectedCloseType,
         "CONNECTION_ID" => K::ConnectionId,
         "STREAM_ID" => K::StreamId,
-        "REQUESTED_SERVER_NAME" => K::RequestedServerName,
         "ROUTE_NAME" => K::RouteName,
         "VIRTUAL_HOST_NAME" => K::VirtualHostName,
         "VIRTUAL_CLUSTER_NAME" => K::VirtualClusterName,
@@ -559,7 +627,12 @@ fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, String> {
         "LOCAL_REPLY_BODY" => K::LocalReplyBody,
         "TRACE_ID" => K::TraceId,
         "SPAN_ID" => K::SpanId,
-        "CEL" => return Ok(K::Cel(Box::new(super::cel::parse(needed()?)?))),
+        "CEL" | "TYPED_CEL" => {
+            return Ok(K::Cel {
+                expression: Box::new(super::cel::parse(needed()?)?),
+                typed: name == "TYPED_CEL",
+            });
+        }
         _ => match TlsOperator::named(name, time) {
             // Only times take an argument, and theirs is read.
             Some(operator) if operator.value.takes_argument() => return Ok(K::Tls(operator)),
@@ -580,6 +653,12 @@ fn common_duration(argument: &str) -> Result<OperatorKind, String> {
         Ok(match word {
             Some("DS_RX_BEG") => TimePoint::DownstreamReceivedFirst,
             Some("DS_RX_END") => TimePoint::DownstreamReceivedLast,
+            Some("US_CX_BEG") => TimePoint::UpstreamConnectFirst,
+            Some("US_CX_END") => TimePoint::UpstreamConnected,
+            Some("US_HS_END") => TimePoint::UpstreamSecured,
+            Some("DS_CX_BEG") => TimePoint::DownstreamConnected,
+            Some("DS_CX_END") => TimePoint::DownstreamClosed,
+            Some("DS_HS_END") => TimePoint::DownstreamSecured,
             Some("US_TX_BEG") => TimePoint::UpstreamSentFirst,
             Some("US_TX_END") => TimePoint::UpstreamSentLast,
             Some("US_RX_BEG") => TimePoint::UpstreamReceivedFirst,
@@ -602,6 +681,74 @@ fn common_duration(argument: &str) -> Result<OperatorKind, String> {
         Some(other) => return Err(format!("`{other}` is none of ms, us, ns")),
     };
     Ok(OperatorKind::CommonDuration { from, to, unit })
+}
+
+/// `%REQUESTED_SERVER_NAME(SNI_ONLY|SNI_FIRST|HOST_FIRST:ORIG|HOST|ORIG_OR_HOST)%`.
+fn requested_server_name(argument: &str) -> Result<OperatorKind, String> {
+    let mut words = argument.splitn(2, ':');
+    let name = match words.next() {
+        None | Some("" | "SNI_ONLY") => NameOrder::SniOnly,
+        Some("SNI_FIRST") => NameOrder::SniFirst,
+        Some("HOST_FIRST") => NameOrder::HostFirst,
+        Some(other) => {
+            return Err(format!(
+                "`{other}` is none of SNI_ONLY, SNI_FIRST, HOST_FIRST"
+            ));
+        }
+    };
+    let host = match words.next() {
+        None | Some("" | "ORIG_OR_HOST") => Original::OrPath,
+        Some("HOST") => Original::Path,
+        Some("ORIG") => Original::Only,
+        Some(other) => return Err(format!("`{other}` is none of ORIG, HOST, ORIG_OR_HOST")),
+    };
+    Ok(OperatorKind::RequestedServerName { name, host })
+}
+
+/// `%COALESCE({"operators": […]})%`: names of operators, or objects with `command`, `param` and `max_length`.
+fn coalesce(argument: &str) -> Result<OperatorKind, String> {
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Config {
+        operators: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Entry {
+        Name(String),
+        Full(Full),
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Full {
+        command: String,
+        param: Option<String>,
+        max_length: Option<usize>,
+    }
+    let config: Config = serde_json::from_str(argument)
+        .map_err(|why| format!("needs {{\"operators\": [...]}} with names or objects: {why}"))?;
+    if config.operators.is_empty() {
+        return Err("needs at least one operator".into());
+    }
+    let operators = config.operators.into_iter().map(|entry| {
+        let entry = match entry {
+            Entry::Name(command) => Full {
+                command,
+                param: None,
+                max_length: None,
+            },
+            Entry::Full(full) => full,
+        };
+        if entry.command == "COALESCE" {
+            return Err("cannot hold itself".to_owned());
+        }
+        let kind = kind(&entry.command, entry.param.as_deref());
+        Ok(Operator {
+            kind: kind.map_err(|why| format!("{}: {why}", entry.command))?,
+            max_length: entry.max_length,
+        })
+    });
+    Ok(OperatorKind::Coalesce(operators.collect::<Result<_, _>>()?))
 }
 
 /// `%PATH(WQ|NQ:ORIG|PATH|ORIG_OR_PATH)%`.
@@ -674,6 +821,19 @@ mod tests {
             ("50% off", "percent sign"),
             ("%DURATION(x)%", "no argument"),
             ("%REQ(a):x%", "no length"),
+            ("%COALESCE({})%", "operators"),
+            ("%COALESCE({\"operators\": []})%", "at least one"),
+            ("%COALESCE({\"operators\": [\"NOPE\"]})%", "NOPE"),
+            (
+                "%COALESCE({\"operators\": [{\"command\": \"COALESCE\", \"param\": \"{}\"}]})%",
+                "itself",
+            ),
+            (
+                "%UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT(129)%",
+                "number of bits",
+            ),
+            ("%REQUESTED_SERVER_NAME(SNI)%", "SNI_ONLY"),
+            ("%COMMON_DURATION(DS_RX_BEG:NEVER)%", "NEVER"),
         ] {
             let error = Template::parse(text).expect_err(text);
             assert!(error.contains(word), "{text}: {error}");

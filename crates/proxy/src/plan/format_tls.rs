@@ -18,6 +18,10 @@ pub enum TlsValue {
     Version,
     /// OpenSSL's name.
     Cipher,
+    /// The group of the key exchange.
+    Group,
+    /// The server name of the handshake.
+    ServerName,
     /// The session's id. The library keeps it for itself, so there is none.
     SessionId,
     /// Of the peer's certificate.
@@ -74,6 +78,8 @@ impl TlsOperator {
         let value = match rest {
             "TLS_VERSION" => TlsValue::Version,
             "TLS_CIPHER" => TlsValue::Cipher,
+            "TLS_GROUP" => TlsValue::Group,
+            "SERVER_NAME" if upstream => TlsValue::ServerName,
             "TLS_SESSION_ID" => TlsValue::SessionId,
             _ => {
                 let (peer, field) = match rest.strip_prefix("PEER_") {

@@ -323,6 +323,10 @@ fn log_lines_know_their_moment_their_virtual_cluster_and_what_was_tried() {
         let log = format!(
             "{{name: typed, filter: {{log_type_filter: {{types: [DownstreamEnd, DownstreamStart]}}}}, typed_config: {{{TYPE}.access_loggers.file.v3.FileAccessLog, \
              path: {}, log_format: {{json_format: {{type: \"%ACCESS_LOG_TYPE%\", code: \"%RESPONSE_CODE%\", hosts: \"%UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT%\", \
+             same: \"%REQUEST_HEADER(X-NONE?HOST)% %RESPONSE_HEADER(:STATUS)% %RESPONSE_TRAILER(X-NONE)%\", net: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(8)%\", \
+             either: '%COALESCE({{\"operators\": [\"REQUESTED_SERVER_NAME\", {{\"command\": \"REQ\", \"param\": \"x-none\"}}, {{\"command\": \"REQ\", \"param\": \":authority\", \"max_length\": 1}}]}})%', \
+             neither: '%COALESCE({{\"operators\": [\"UPSTREAM_TLS_VERSION\"]}})%', host: \"%REQUESTED_SERVER_NAME(SNI_FIRST)%\", typed: \"%TYPED_CEL(response.code)%\", told: \"%CEL(response.code)%\", \
+             ready: \"%UPSTREAM_CONNECTION_POOL_READY_DURATION%\", own: \"%CUSTOM_FLAGS%\", \
              query: \"%QUERY_PARAMS(DECODED)%\", cluster: \"%VIRTUAL_CLUSTER_NAME%\", took: \"%COMMON_DURATION(DS_RX_BEG:DS_TX_BEG:us)%\", \
              nested: {{list: [\"%PROTOCOL%\", 7, true]}}}}}}}}}}",
             path.display()
@@ -354,6 +358,20 @@ fn log_lines_know_their_moment_their_virtual_cluster_and_what_was_tried() {
         assert_eq!(lines[1]["code"], 200);
         assert_eq!(lines[1]["hosts"], "127.0.0.1");
         assert_eq!(lines[1]["query"], "a= b");
+        let null = serde_json::Value::Null;
+        for (member, value) in [
+            ("same", "h 200 -".into()),
+            ("net", "127.0.0.0/8".into()),
+            ("either", "h".into()),
+            ("neither", null.clone()),
+            ("host", "h".into()),
+            ("typed", 200.into()),
+            ("told", "200".into()),
+            ("own", null),
+        ] {
+            assert_eq!(lines[1][member], value, "{member}: {text}");
+        }
+        assert!(lines[1]["ready"].as_u64().is_some(), "{text}");
         assert_eq!(lines[1]["cluster"], "things");
         assert!(lines[1]["took"].as_u64().is_some(), "{text}");
         assert_eq!(

@@ -371,7 +371,7 @@ live! {
         let log = dir.path().join("log");
         let server = server(1);
         let (name, config) = tcp_proxy("a", &format!(
-            ", access_log_options: {{flush_access_log_on_start: true, flush_access_log_on_connected: true, access_log_flush_interval: 0.02s}}, access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%ACCESS_LOG_TYPE% %BYTES_SENT%\\n\"}}}}}}}}]",
+            ", access_log_options: {{flush_access_log_on_start: true, flush_access_log_on_connected: true, access_log_flush_interval: 0.02s}}, access_log: [{{name: f, typed_config: {{{}, path: {:?}, log_format: {{text_format_source: {{inline_string: \"%ACCESS_LOG_TYPE% %BYTES_SENT% %DOWNSTREAM_DETECTED_CLOSE_TYPE%\\n\"}}}}}}}}]",
             type_url("access_loggers.file.v3.FileAccessLog"), log
         ));
         apply(&server, vec![static_cluster("a", &[port], ""), tcp_listener("l", 0, &chain(&[(name, &config)]), "")]).await;
@@ -385,9 +385,46 @@ live! {
         server.shut_down();
         let lines = std::fs::read_to_string(&log).expect("it was written");
         let lines: Vec<_> = lines.lines().collect();
-        assert_eq!(lines[..2], ["TcpConnectionStart 0", "TcpUpstreamConnected 0"]);
-        assert!(lines.contains(&"TcpPeriodic 1"), "{lines:?}");
-        assert_eq!(lines.last(), Some(&"TcpConnectionEnd 6"));
+        assert_eq!(lines[..2], ["TcpConnectionStart 0 -", "TcpUpstreamConnected 0 -"]);
+        assert!(lines.contains(&"TcpPeriodic 1 -"), "{lines:?}");
+        assert_eq!(lines.last(), Some(&"TcpConnectionEnd 6 Normal"));
+    }
+
+    async fn a_log_tells_how_the_connections_ended() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        tokio::task::spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.expect("one comes");
+            stream.read_u8().await.expect("a byte comes");
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it is open");
+            drop(stream);
+            // The next one is silent.
+            let (_stream, _) = listener.accept().await.expect("another comes");
+            std::future::pending::<()>().await;
+        });
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", &format!(
+            ", idle_timeout: 0.2s, access_log: [{{name: f, typed_config: {{{}, path: {log:?}, log_format: {{text_format_source: {{inline_string: \"%DOWNSTREAM_DETECTED_CLOSE_TYPE% %DOWNSTREAM_LOCAL_CLOSE_REASON% %UPSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_LOCAL_CLOSE_REASON% %COMMON_DURATION(US_CX_BEG:US_CX_END:us)% %DOWNSTREAM_HANDSHAKE_DURATION%\\n\"}}}}}}}}]",
+            type_url("access_loggers.file.v3.FileAccessLog")
+        ));
+        apply(&server, vec![static_cluster("a", &[port], ""), tcp_listener("l", 0, &chain(&[(name, &config)]), "")]).await;
+        let mut stream = connect(&server, "l").await;
+        stream.write_all(b"x").await.expect("it is open");
+        assert!(rest(&mut stream).await.is_none(), "the reset is passed on");
+        let mut stream = connect(&server, "l").await;
+        assert_eq!(rest(&mut stream).await.as_deref(), Some(&b""[..]));
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        server.shut_down();
+        let lines = std::fs::read_to_string(&log).expect("it was written");
+        let words: Vec<Vec<&str>> = lines.lines().map(|line| line.split(' ').collect()).collect();
+        assert_eq!(words[0][..4], ["LocalReset", "-", "RemoteReset", "-"]);
+        assert_eq!(words[1][..4], ["Normal", "tcp_session_idle_timeout", "Normal", "tcp_session_idle_timeout"]);
+        for line in words {
+            assert!(line[4].parse::<u64>().is_ok(), "{lines}");
+            assert_eq!(line[5], "-");
+        }
     }
 
     async fn connections_of_a_listener_with_keepalive_are_probed() {

@@ -77,6 +77,88 @@ live! {
     }
 }
 
+/// An access log of a connection manager, as JSON with these members.
+fn log_of(path: &std::path::Path, members: &str) -> String {
+    format!(
+        "access_log: [{{name: f, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+         path: {path:?}, log_format: {{json_format: {{{members}}}}}}}}}],"
+    )
+}
+
+live! {
+    async fn what_tls_agreed_on_stands_in_logs() {
+        let ca = Authority::new("root");
+        let dir = tempfile::tempdir().expect("a directory");
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        let (server, client) = (ca.issue(&[SERVER, "server.test"]), ca.issue(&[CLIENT, "client.test"]));
+        let fingerprint = sha256(&client);
+        let log = log_of(&inside, "version: \"%DOWNSTREAM_TLS_VERSION%\", cipher: \"%DOWNSTREAM_TLS_CIPHER%\", group: \"%DOWNSTREAM_TLS_GROUP%\", \
+            sni: \"%REQUESTED_SERVER_NAME%\", host: \"%REQUESTED_SERVER_NAME(HOST_FIRST:HOST)%\", uri: \"%DOWNSTREAM_PEER_URI_SAN%\", dns: \"%DOWNSTREAM_PEER_DNS_SAN%\", \
+            own: \"%DOWNSTREAM_LOCAL_URI_SAN%\", issuer: \"%DOWNSTREAM_PEER_ISSUER%\", subject: \"%DOWNSTREAM_PEER_SUBJECT%\", hash: \"%DOWNSTREAM_PEER_FINGERPRINT_256%\", \
+            hashes: \"%DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256%\", mail: \"%DOWNSTREAM_PEER_EMAIL_SAN%\", until: \"%DOWNSTREAM_PEER_CERT_V_END(%s)%\", ja3: \"%TLS_JA3_FINGERPRINT%\"");
+        let back = proxy(vec![
+            cluster("app", origin().await, ""),
+            listener("in", &format!("- {{{}, {}}}",
+                http_to("app", &log),
+                downstream(&mutual(&server, &ca, &[CLIENT]), ", require_client_certificate: true")), INSPECTOR),
+        ]).await;
+        let port = address(&back, "in").port();
+        let log = log_of(&outside, "version: \"%UPSTREAM_TLS_VERSION%\", group: \"%UPSTREAM_TLS_GROUP%\", name: \"%UPSTREAM_SERVER_NAME%\", \
+            uri: \"%UPSTREAM_PEER_URI_SAN%\", own: \"%UPSTREAM_LOCAL_DNS_SAN%\", shaken: \"%COMMON_DURATION(US_CX_END:US_HS_END:ns)%\", \
+            id: \"%UPSTREAM_CONNECTION_ID%\", ids: \"%UPSTREAM_CONNECTION_IDS_ATTEMPTED%\", none: \"%DOWNSTREAM_TLS_VERSION%\"");
+        let front = proxy(vec![
+            cluster("a", port, &upstream(&mutual(&client, &ca, &[SERVER]), ", sni: in.test")),
+            listener("out", &format!("- {{{}}}", http_to("a", &log)), ""),
+        ]).await;
+        let answer = get(address(&front, "out"), "").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        for server in [&front, &back] {
+            server.shut_down();
+        }
+        let line = |path| -> serde_json::Value {
+            let text = std::fs::read_to_string(path).expect("it was written");
+            serde_json::from_str(text.lines().next().expect("one line")).expect("JSON")
+        };
+        let day = std::time::SystemTime::now() + std::time::Duration::from_secs(24 * 3600);
+        let day = day.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+        let seen = line(&inside);
+        for (member, value) in [
+            ("version", "TLSv1.3"),
+            ("cipher", "TLS_AES_128_GCM_SHA256"),
+            ("group", "X25519"),
+            ("sni", "in.test"),
+            ("host", "h"),
+            ("uri", CLIENT),
+            ("dns", "client.test"),
+            ("own", SERVER),
+            ("issuer", "CN=root"),
+            ("hash", &fingerprint),
+            ("hashes", &fingerprint),
+        ] {
+            assert_eq!(seen[member], value, "{member}: {seen}");
+        }
+        assert_eq!(seen["subject"], format!("CN={CLIENT}"));
+        let until: u64 = seen["until"].as_str().and_then(|until| until.parse().ok()).expect("a number");
+        assert!(until.abs_diff(day) < 3600, "{seen}");
+        for member in ["mail", "ja3"] {
+            assert!(seen[member].is_null(), "{member}: {seen}");
+        }
+        let seen = line(&outside);
+        for (member, value) in [
+            ("version", "TLSv1.3"),
+            ("group", "X25519"),
+            ("name", "in.test"),
+            ("uri", SERVER),
+            ("own", "client.test"),
+        ] {
+            assert_eq!(seen[member], value, "{member}: {seen}");
+        }
+        assert!(seen["shaken"].as_u64().is_some_and(|took| took > 0), "{seen}");
+        assert_eq!(seen["id"].to_string(), seen["ids"].as_str().expect("a text"));
+        assert!(seen["none"].is_null(), "{seen}");
+    }
+}
+
 /// A listener with mutual TLS before an origin.
 async fn mutual_server(
     ca: &Authority,
