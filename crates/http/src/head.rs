@@ -247,6 +247,8 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     /// For how long it keeps it when nothing happens (`Keep-Alive: timeout`), where it says so.
     pub keep_alive_timeout: Option<Duration>,
+    /// The phrase behind the status in HTTP/1, where it is not the one that goes with it. No control characters.
+    pub reason: Option<Box<str>>,
 }
 
 impl ResponseHead {
@@ -259,6 +261,7 @@ impl ResponseHead {
             framing: Framing::None,
             keep_alive: true,
             keep_alive_timeout: None,
+            reason: None,
         }
     }
 

@@ -127,7 +127,15 @@ impl WriteState {
         }
         let (closing, spelling) = (self.closing, self.spelling);
         let out = self.out();
-        status_line(out, head.status);
+        match &head.reason {
+            None => status_line(out, head.status),
+            Some(phrase) => {
+                let phrase = phrase.chars().filter(|letter| !letter.is_control());
+                let _ = write!(out, "HTTP/1.1 {} ", head.status);
+                phrase.for_each(|letter| drop(write!(out, "{letter}")));
+                out.extend_from_slice(b"\r\n");
+            }
+        }
         let fields = out.len();
         match framing {
             // What a HEAD would have got is told by the fields that the upstream sent.
