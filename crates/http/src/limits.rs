@@ -11,7 +11,8 @@ pub struct Limits {
     pub chunk_overhead: usize,
     /// Informational (1xx) responses before a final one.
     pub informational: usize,
-    /// Whether trailers of HTTP/1 messages are handed on (`enable_trailers`); Envoy drops them.
+    /// Whether trailers of HTTP/1 messages are handed on when they are read, and sent (`enable_trailers`); else they are
+    /// dropped.
     pub trailers: bool,
     /// What HTTP/1 alone may say.
     pub http1: Http1Grammar,

@@ -34,8 +34,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     pub fn new(io: S, limits: Limits) -> Self {
         ClientConnection {
             io: RefCell::new(io),
+            write: WriteState::new(&limits),
             read: ReadState::new(BytesMut::new(), limits),
-            write: WriteState::new(),
             requests: 0,
             method: Method::Get,
             informational: 0,
@@ -46,6 +46,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
 
     /// Changes what the next response may be.
     pub fn set_limits(&mut self, limits: Limits) {
+        self.write.set_limits(&limits);
         self.read.limits = limits;
     }
 

@@ -33,8 +33,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     pub fn new(io: S, read: BytesMut, limits: Limits) -> Self {
         ServerConnection {
             io: RefCell::new(io),
+            write: WriteState::new(&limits),
             read: ReadState::new(read, limits),
-            write: WriteState::new(),
             client: Client {
                 version: Version::Http11,
                 keep_alive: true,

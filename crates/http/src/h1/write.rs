@@ -14,7 +14,9 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-use crate::{Error, Framing, Headers, RequestHead, ResponseHead, Version, buffer, head::reason};
+use crate::{
+    Error, Framing, Headers, Limits, RequestHead, ResponseHead, Version, buffer, head::reason,
+};
 
 /// State of the writing half.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(super) struct WriteState {
     /// Bytes of body data written for the current message.
     written: u64,
     pub(super) spelling: Spelling,
+    /// Trailers are written, and not dropped.
+    trailers: bool,
 }
 
 /// How heads are written; what the peer wrote is kept otherwise.
@@ -46,7 +50,7 @@ pub struct Spelling {
 }
 
 impl WriteState {
-    pub(super) fn new() -> WriteState {
+    pub(super) fn new(limits: &Limits) -> WriteState {
         WriteState {
             buffer: Vec::new(),
             sent: 0,
@@ -57,7 +61,12 @@ impl WriteState {
             closing: false,
             written: 0,
             spelling: Spelling::default(),
+            trailers: limits.trailers,
         }
+    }
+
+    pub(super) fn set_limits(&mut self, limits: &Limits) {
+        self.trailers = limits.trailers;
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -215,6 +224,7 @@ impl WriteState {
             Framing::Length(length) if length != self.written => return Err(Error::Length),
             Framing::Chunked => {
                 let mut last = Vec::new();
+                let trailers = trailers.filter(|_| self.trailers);
                 let spelling = self.spelling;
                 let behind_tail = !self.tail.is_empty() || !self.suffix.is_empty();
                 let out = if behind_tail { &mut last } else { self.out() };
