@@ -226,7 +226,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 /// As `/server_info` and `--version` print it: revision, version, state of the tree, build type, TLS library.
 pub fn version() -> String {
-    let revision = option_env!("OUTRIGGER_REVISION").unwrap_or("unknown");
+    let revision = REVISION.unwrap_or("unknown");
     let build = if cfg!(debug_assertions) {
         "DEBUG"
     } else {
@@ -236,6 +236,15 @@ pub fn version() -> String {
         "{revision}/{}/Clean/{build}/AWS-LC",
         env!("CARGO_PKG_VERSION")
     )
+}
+
+const REVISION: Option<&str> = option_env!("OUTRIGGER_REVISION");
+
+/// The first six hexadecimal digits of the revision as a number, which is what `server.version` says; 0 where the revision
+/// is unknown.
+pub(crate) fn revision_number() -> u64 {
+    let digits = REVISION.and_then(|revision| revision.get(..6));
+    digits.map_or(0, |digits| u64::from_str_radix(digits, 16).unwrap_or(0))
 }
 
 impl Arguments {

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use serde_json::Value;
-use stats::{Counter, Tally};
+use stats::{Counter, Gauge, Part, Tally};
 use tls::session::Session;
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
@@ -38,11 +38,22 @@ pub struct Stream {
     copies: Cell<bool>,
 }
 
+/// Who has ended a connection, and whether there was something on it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ended {
+    /// The peer; else we.
+    pub(crate) remote: bool,
+    /// Something was under way that could not be finished.
+    pub(crate) active: bool,
+}
+
 /// Counts the bytes of a stream.
 #[derive(Debug)]
 struct Meter {
     read: Tally,
     written: Tally,
+    /// What a writer has and the kernel does not take.
+    waiting: Part,
 }
 
 /// What carries the bytes.
@@ -85,12 +96,14 @@ impl Stream {
         };
     }
 
-    /// Counts the bytes that are read and written from now on, those that were put back among them.
-    pub(crate) fn count(&mut self, read: &Counter, written: &Counter) {
+    /// Counts the bytes that are read and written from now on, those that were put back among them, and in `waiting` those
+    /// that have to wait since the peer takes no more.
+    pub(crate) fn count(&mut self, read: &Counter, written: &Counter, waiting: &Gauge) {
         read.add(self.ahead.len() as u64);
         self.meter = Some(Box::new(Meter {
             read: read.tally(),
             written: written.tally(),
+            waiting: waiting.part(),
         }));
     }
 
@@ -105,6 +118,19 @@ impl Stream {
     pub(crate) fn count_written(&self, count: usize) {
         if let Some(meter) = &self.meter {
             meter.written.add(count as u64);
+        }
+    }
+
+    /// Counts what came of a write of so many bytes.
+    fn written(&self, outcome: &Poll<io::Result<usize>>, all: impl FnOnce() -> usize) {
+        let Some(meter) = &self.meter else { return };
+        match outcome {
+            Poll::Ready(Ok(count)) => {
+                meter.written.add(*count as u64);
+                meter.waiting.set(0);
+            }
+            Poll::Ready(Err(_)) => meter.waiting.set(0),
+            Poll::Pending => meter.waiting.set(all() as i64),
         }
     }
 
@@ -344,9 +370,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let written =
             each!(&mut self.inner, stream => Pin::new(stream).poll_write(context, buffer));
-        if let Poll::Ready(Ok(count)) = written {
-            self.count_written(count);
-        }
+        self.written(&written, || buffer.len());
         written
     }
 
@@ -364,9 +388,7 @@ impl AsyncWrite for Stream {
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = each!(&mut self.inner, stream => Pin::new(stream).poll_write_vectored(context, buffers));
-        if let Poll::Ready(Ok(count)) = written {
-            self.count_written(count);
-        }
+        self.written(&written, || buffers.iter().map(|buffer| buffer.len()).sum());
         written
     }
 

@@ -21,11 +21,13 @@ use crate::{
     },
 };
 
-/// A socket for a connection to `address`, bound to its source: the given one, else the configuration's.
+/// A socket for a connection to `address`, bound to its source: the given one, else the configuration's. `bind_failed` is
+/// called where the source cannot be had.
 pub(crate) fn upstream(
     bind: Option<&BindConfig>,
     source: Option<UpstreamSource>,
     address: SocketAddr,
+    bind_failed: impl FnOnce(),
 ) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
@@ -68,7 +70,7 @@ pub(crate) fn upstream(
             // Two connections to different hosts may come from the same address and port.
             socket.set_reuseaddr(true)?;
         }
-        socket.bind(from)?;
+        socket.bind(from).inspect_err(|_| bind_failed())?;
     }
     if let Some(bind) = bind {
         set_all(&options, &bind.socket_options, SocketState::Bound, address)?;

@@ -385,6 +385,148 @@ fn a_grpc_check_asks_for_a_service() {
 }
 
 #[test]
+fn a_check_expects_the_statuses_that_are_named() {
+    block_on(async {
+        let origin = Origin::default();
+        let says = |status: &str| {
+            let answer = format!("HTTP/1.1 {status} Is\r\ncontent-length: 0\r\n\r\n");
+            origin.check.replace(answer)
+        };
+        says("204");
+        let port = origin.start().await;
+        let cluster = format!(
+            "health_checks: [{{{FAST}, unhealthy_threshold: 3, http_health_check: {{path: /check, expected_statuses: \
+             [{{start: 200, end: 201}}, {{start: 429, end: 431}}], retriable_statuses: [{{start: 500, end: 501}}]}}}}]"
+        );
+        let mesh = Mesh::new("{}", &cluster, &[port]).await;
+        assert_eq!(mesh.stat("health_check.healthy"), 0);
+        for (status, healthy) in [
+            ("200", 1),
+            ("431", 0),
+            ("430", 1),
+            ("201", 0),
+            ("429", 1),
+            ("500", 0),
+        ] {
+            says(status);
+            mesh.stat_is("health_check.healthy", |n| n == healthy).await;
+        }
+        // A status that may be a matter of the moment takes as many failures as no answer does.
+        says("200");
+        mesh.stat_is("health_check.healthy", |n| n == 1).await;
+        let before = mesh.stat("health_check.failure");
+        says("500");
+        mesh.stat_is("health_check.healthy", |n| n == 0).await;
+        assert!(mesh.stat("health_check.failure") >= before + 3);
+    });
+}
+
+#[test]
+fn a_check_speaks_http2_where_it_should() {
+    block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let status = Rc::new(RefCell::new(200));
+        let shared = status.clone();
+        spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let status = shared.clone();
+                spawn_local(async move {
+                    let mut server = h2::server::handshake(stream)
+                        .await
+                        .expect("it speaks HTTP/2");
+                    while let Some(Ok((request, mut respond))) = server.accept().await {
+                        assert_eq!(request.uri().path(), "/check");
+                        let head = http::Response::builder().status(*status.borrow());
+                        respond
+                            .send_response(head.body(()).expect("a head"), true)
+                            .expect("it is open");
+                    }
+                });
+            }
+        });
+        let cluster = format!(
+            "health_checks: [{{{FAST}, unhealthy_threshold: 3, http_health_check: {{path: /check, codec_client_type: HTTP2}}}}]"
+        );
+        let mesh = Mesh::new("{}", &cluster, &[port]).await;
+        assert_eq!(mesh.stat("health_check.healthy"), 1);
+        status.replace(503);
+        mesh.stat_is("health_check.healthy", |n| n == 0).await;
+        status.replace(200);
+        mesh.stat_is("health_check.healthy", |n| n == 1).await;
+        assert_eq!(mesh.stat("health_check.network_failure"), 0);
+    });
+}
+
+/// A port where nobody listens.
+async fn closed_port() -> u16 {
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    gone.local_addr().expect("it is bound").port()
+}
+
+#[test]
+fn failures_on_this_side_are_counted_apart_where_they_should_be() {
+    block_on(async {
+        let good = Origin::default();
+        good.other.replace(OK.to_owned());
+        for split in [true, false] {
+            let ports = [closed_port().await, good.start().await];
+            let cluster = format!(
+                "outlier_detection: {{split_external_local_origin_errors: {split}, consecutive_local_origin_failure: 2, \
+                 consecutive_5xx: 4, consecutive_gateway_failure: 1000, enforcing_success_rate: 0, base_ejection_time: 100s, max_ejection_percent: 50}}"
+            );
+            let mesh = Mesh::new("{}", &cluster, &ports).await;
+            let enforced =
+                |what: &str| mesh.stat(&format!("outlier_detection.ejections_enforced_{what}"));
+            while enforced("total") == 0 {
+                mesh.get().await;
+                mesh.server.settled().await;
+            }
+            let (local, bad) = (
+                enforced("consecutive_local_origin_failure"),
+                enforced("consecutive_5xx"),
+            );
+            assert_eq!((local, bad), if split { (1, 0) } else { (0, 1) });
+            let failed = mesh.stat("upstream_cx_connect_fail");
+            assert!(failed >= if split { 2 } else { 4 }, "{failed}");
+            mesh.server.settled().await;
+            for _ in 0..6 {
+                assert_eq!(mesh.get().await.0, 200);
+            }
+        }
+    });
+}
+
+#[test]
+fn gateway_failures_in_a_row_put_a_host_aside_and_other_errors_do_not() {
+    block_on(async {
+        let cluster = "outlier_detection: {consecutive_gateway_failure: 3, enforcing_consecutive_gateway_failure: 100, \
+            consecutive_5xx: 1000, enforcing_success_rate: 0, base_ejection_time: 100s, max_ejection_percent: 100}\n\
+            common_lb_config: {healthy_panic_threshold: {value: 0}}";
+        let origin = Origin::default();
+        let mesh = Mesh::new("{}", cluster, &[origin.start().await]).await;
+        let ask = async |status: &str| {
+            let answer = format!("HTTP/1.1 {status} No\r\ncontent-length: 0\r\n\r\n");
+            origin.other.replace(answer);
+            let found = mesh.get().await.0;
+            mesh.server.settled().await;
+            found.to_string()
+        };
+        // An error of another kind ends the row.
+        for status in ["502", "503", "500", "504", "502", "500", "500", "500"] {
+            assert_eq!(ask(status).await, status);
+        }
+        let ejections = "outlier_detection.ejections_enforced_consecutive_gateway_failure";
+        assert_eq!(mesh.stat(ejections), 0);
+        for status in ["502", "503", "504"] {
+            assert_eq!(ask(status).await, status);
+        }
+        mesh.stat_is(ejections, |n| n == 1).await;
+        assert_eq!(mesh.get().await, (503, "no healthy upstream".to_owned()));
+    });
+}
+
+#[test]
 fn hosts_that_refuse_connections_are_unhealthy() {
     block_on(async {
         let gone = TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -1,7 +1,7 @@
 //! Handles: what the code that counts holds.
 
 use std::{
-    cell::OnceCell,
+    cell::{Cell, OnceCell},
     marker::PhantomData,
     rc::Rc,
     sync::{
@@ -112,6 +112,40 @@ impl Gauge {
     /// This thread's share of the sum.
     pub fn value(&self) -> i64 {
         self.cell.value.load(Relaxed)
+    }
+
+    /// A part of it for inside of something that can be sent. It has to be used on this thread, as a [`Tally`] has.
+    pub fn part(&self) -> Part {
+        Part {
+            cell: self.cell.clone(),
+            value: Cell::new(0),
+        }
+    }
+}
+
+/// What one holder adds to a [`Gauge`]; taken away again when it is dropped.
+#[derive(Debug)]
+pub struct Part {
+    cell: Arc<GaugeCell>,
+    value: Cell<i64>,
+}
+
+impl Part {
+    /// Replaces what the holder adds.
+    pub fn set(&self, value: i64) {
+        let before = self.value.replace(value);
+        if value != before {
+            let sum = self.cell.value.load(Relaxed);
+            let sum = sum.wrapping_add(value.wrapping_sub(before));
+            self.cell.value.store(sum, Relaxed);
+            self.cell.used.store(true, Relaxed);
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

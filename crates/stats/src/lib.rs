@@ -15,7 +15,7 @@ mod store;
 mod tags;
 mod text;
 
-pub use handle::{Counter, Gauge, Histogram, Scope, Tally, Text};
+pub use handle::{Counter, Gauge, Histogram, Part, Scope, Tally, Text};
 pub use histogram::{Distribution, QUANTILES};
 pub use store::{BucketRules, Kind, Matcher, Sample, Stats, Store, Value};
 pub use tags::{TagError, TagRules};

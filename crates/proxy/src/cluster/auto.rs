@@ -39,7 +39,8 @@ impl HostPool {
         let permit = Permit::acquire(&with.breaker.connections, with.thresholds.max_connections)
             .unwrap_or_else(|| Permit::force(&with.breaker.connections));
         let _connecting = super::http2::Connecting::new(self);
-        let upstream = connect(with, permit).await?.counted();
+        let upstream = connect(with, permit).await;
+        let upstream = upstream.inspect_err(|_| with.ejected())?.counted();
         let http2 = speaks_http2(&upstream);
         self.http2_negotiated.set(Some(http2));
         match http2 {

@@ -1,6 +1,7 @@
 //! Opening a connection to a host.
 
 use std::{
+    cell::Cell,
     hash::{BuildHasher, Hash, Hasher},
     io::{self, IoSlice},
     net::SocketAddr,
@@ -32,7 +33,7 @@ use super::{
     stats::ClusterStats,
 };
 use crate::{
-    io::{Stream, connect_unix},
+    io::{Ended, Stream, connect_unix},
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Address, Cluster,
@@ -77,6 +78,7 @@ impl Upstream {
         self.stream.count(
             stats.upstream_cx_rx_bytes_total(),
             stats.upstream_cx_tx_bytes_total(),
+            stats.upstream_cx_tx_bytes_buffered(),
         );
         self
     }
@@ -128,6 +130,7 @@ pub(crate) struct Account {
     stats: Rc<ClusterStats>,
     host: Arc<HostShared>,
     since: Instant,
+    ended: Cell<Ended>,
     _permit: Permit,
 }
 
@@ -136,13 +139,30 @@ impl Account {
     pub(crate) fn age(&self) -> std::time::Duration {
         self.since.elapsed()
     }
+
+    /// Says how the connection has ended. Where nobody does, we have closed it at rest.
+    pub(crate) fn ended(&self, ended: Ended) {
+        self.ended.set(ended);
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
         self.stats.upstream_cx_active().dec();
-        self.stats.upstream_cx_destroy().inc();
-        self.stats
+        let (stats, Ended { remote, active }) = (&self.stats, self.ended.get());
+        match remote {
+            true => stats.upstream_cx_destroy_remote().inc(),
+            false => stats.upstream_cx_destroy_local().inc(),
+        }
+        if active {
+            stats.upstream_cx_destroy_with_active_rq().inc();
+            match remote {
+                true => stats.upstream_cx_destroy_remote_with_active_rq().inc(),
+                false => stats.upstream_cx_destroy_local_with_active_rq().inc(),
+            }
+        }
+        stats.upstream_cx_destroy().inc();
+        stats
             .upstream_cx_length_ms()
             .record(self.since.elapsed().as_millis() as u64);
         self.host.cx_active.fetch_sub(1, Relaxed);
@@ -170,15 +190,16 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
         stats: stats.clone(),
         host: host.shared.clone(),
         since,
+        ended: Cell::default(),
         _permit: permit,
     };
     let mut connected = since;
     let result = timeout(plan.connect_timeout, async {
         let mut stream = match &host.additional_addresses[..] {
-            [] => one(plan, with.source, &host.address).await?,
+            [] => one(plan, with.source, &host.address, Some(stats)).await?,
             more => {
                 let all = std::iter::once(&host.address).chain(more);
-                race(all, |address| one(plan, with.source, address)).await?
+                race(all, |address| one(plan, with.source, address, Some(stats))).await?
             }
         };
         connected = Instant::now();
@@ -234,6 +255,11 @@ pub(crate) async fn connect(with: Acquire<'_>, permit: Permit) -> Result<Upstrea
         failed => {
             stats.upstream_cx_connect_fail().inc();
             host.shared.cx_connect_fail.fetch_add(1, Relaxed);
+            // At the end of the time it is us who give up.
+            account.ended(Ended {
+                remote: failed.is_ok(),
+                active: false,
+            });
             match failed {
                 Ok(Err(Failed::Connect(error))) => Err(UpstreamError::Connect(reason(&error))),
                 Ok(Err(Failed::Handshake(error))) => Err(error.into()),
@@ -319,7 +345,7 @@ pub(crate) async fn open(
     alpn: Option<&[Arc<str>]>,
 ) -> io::Result<Stream> {
     let (transport, proxy) = host.transport.after_header();
-    let mut stream = one(plan, None, address).await?;
+    let mut stream = one(plan, None, address, None).await?;
     if let Some(proxy) = proxy {
         let mut header = BytesMut::new();
         proxy_header(proxy, None).write_to(&mut header);
@@ -345,10 +371,16 @@ async fn one(
     plan: &Cluster,
     source: Option<UpstreamSource>,
     address: &Address,
+    stats: Option<&ClusterStats>,
 ) -> io::Result<Stream> {
     match address {
         Address::Socket(address) => {
-            let socket = socket::upstream(plan.bind.as_ref(), source, *address)?;
+            let bind_failed = || {
+                if let Some(stats) = stats {
+                    stats.bind_errors().inc();
+                }
+            };
+            let socket = socket::upstream(plan.bind.as_ref(), source, *address, bind_failed)?;
             if let Some(options) = &plan.tcp_keepalive {
                 keep_alive(&socket, options)?;
             }

@@ -9,6 +9,9 @@ pub enum UpstreamError {
     /// The cluster is to be relieved of a share of its requests (DO).
     #[error("drop overload")]
     DropOverload,
+    /// The runtime says that the cluster is under maintenance (UO).
+    #[error("maintenance mode")]
+    MaintenanceMode,
     /// A limit of the cluster's circuit breakers is reached (UO).
     #[error("circuit breaker: {0} reached; raise it in the cluster's connection pool settings")]
     Overflow(&'static str),
@@ -35,7 +38,7 @@ impl UpstreamError {
         match self {
             Self::NoHealthyHost => "UH",
             Self::DropOverload => "DO",
-            Self::Overflow(_) => "UO",
+            Self::MaintenanceMode | Self::Overflow(_) => "UO",
             Self::Connect(_)
             | Self::ConnectTimeout
             | Self::NoCertificate(_)
@@ -47,9 +50,11 @@ impl UpstreamError {
     /// Envoy's `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; empty where the transport did not fail.
     pub fn transport_failure_reason(&self) -> String {
         match self {
-            Self::NoHealthyHost | Self::DropOverload | Self::Overflow(_) | Self::ConnectTimeout => {
-                String::new()
-            }
+            Self::NoHealthyHost
+            | Self::DropOverload
+            | Self::MaintenanceMode
+            | Self::Overflow(_)
+            | Self::ConnectTimeout => String::new(),
             Self::Connect(reason) => format!("delayed connect error: {reason}"),
             Self::NoCertificate(_) | Self::Tls(_) | Self::Protocol(_) => self.to_string(),
         }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     codec::{Http2Meter, Http2Stats, http2_settings},
+    io::Ended,
     transport::AutoName,
 };
 
@@ -30,7 +31,7 @@ use crate::{
 pub(crate) struct Http2Connection {
     handle: ClientHandle,
     meter: Http2Meter,
-    active: Cell<u32>,
+    active: Rc<Cell<u32>>,
     uses: Cell<u32>,
     rests_since: Cell<Instant>,
     born: Instant,
@@ -158,7 +159,8 @@ impl HostPool {
                 Some(permit) => permit,
             };
             let _connecting = Connecting::new(self);
-            let connection = self.open(with, permit).await?;
+            let connection = self.open(with, permit).await;
+            let connection = connection.inspect_err(|_| with.ejected())?;
             if self.is_closed() {
                 return Err(UpstreamError::NoHealthyHost);
             }
@@ -312,6 +314,8 @@ impl HostPool {
         let (flag, account, stats) = (closed.clone(), upstream.account, with.stats.clone());
         let pool = Rc::downgrade(self);
         let facts = handle.facts().clone();
+        let active = Rc::new(Cell::new(0));
+        let under_way = active.clone();
         tokio::task::spawn_local(async move {
             let mut driver = pin!(driver);
             let mut received = 0;
@@ -334,6 +338,14 @@ impl HostPool {
                 Poll::Pending
             })
             .await;
+            account.ended(Ended {
+                // With the last handle it ends by itself; a host says GOAWAY before it closes.
+                remote: match &ended {
+                    Ok(()) => facts.goaways_received.get() > 0,
+                    Err(error) => matches!(error, Error::Io(_) | Error::Closed),
+                },
+                active: under_way.get() > 0,
+            });
             match ended {
                 Ok(()) => {}
                 Err(Error::Unresponsive) => http2_stats.keepalive_timeout().inc(),
@@ -352,7 +364,7 @@ impl HostPool {
         Ok(Rc::new(Http2Connection {
             handle,
             meter,
-            active: Cell::new(0),
+            active,
             uses: Cell::new(0),
             rests_since: Cell::new(Instant::now()),
             born: Instant::now(),

@@ -331,6 +331,8 @@ pub struct Cluster {
     reports: mpsc::UnboundedSender<Report>,
     /// Some host has just become bad.
     failures: Notify,
+    /// How many percent of the requests are refused.
+    maintenance: u64,
 }
 
 impl Cluster {
@@ -352,6 +354,10 @@ impl Cluster {
             random: clusters.random.clone(),
             reports: clusters.reports.clone(),
             failures: Notify::new(),
+            maintenance: {
+                let all = &clusters.shared.maintenance;
+                all.get(&*entry.plan.plan().name).copied().unwrap_or(0)
+            },
         };
         cluster.set_hosts(entry.hosts().clone());
         cluster
@@ -609,6 +615,7 @@ impl Cluster {
                 Ok((upstream.stream, account))
             }
             Err(error) => {
+                with.ejected();
                 self.failed(host, &error);
                 Err(error)
             }

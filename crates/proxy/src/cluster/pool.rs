@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use outrigger_http::{Limits, h1};
+use outrigger_http::{Error, Limits, h1};
 use tls::session::Session;
 use tokio::{
     sync::{Notify, oneshot},
@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     codec::{http1_grammar, http1_spelling},
+    io::Ended,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
     transport::{AutoName, Upstreams},
@@ -127,6 +128,11 @@ impl Acquire<'_> {
             None => Some(permit),
         }
     }
+
+    /// The connection that a request waited for did not come about.
+    pub(crate) fn ejected(&self) {
+        self.stats.upstream_rq_pending_failure_eject().inc();
+    }
 }
 
 impl Pools {
@@ -146,7 +152,7 @@ impl Pools {
                 let mut permit = Permit::acquire(tally, limit);
                 if permit.is_none() {
                     // One that is not in use makes room.
-                    hosts.retain(|_, pool| !pool.make_room(with.stats));
+                    hosts.retain(|_, pool| !pool.make_room());
                     permit = Permit::acquire(tally, limit);
                 }
                 permit.ok_or_else(|| {
@@ -203,7 +209,7 @@ impl Pools {
                 if quiet {
                     pool.origin.alive_after(idle.since.elapsed());
                 } else {
-                    pool.lost(idle, stats);
+                    pool.lost(idle);
                 }
                 quiet
             });
@@ -239,7 +245,7 @@ impl HostPool {
     }
 
     /// Closes connections at rest for the sake of another pool; `true` when nothing is left.
-    fn make_room(&self, stats: &ClusterStats) -> bool {
+    fn make_room(&self) -> bool {
         let resting = self.idle.borrow().len() as u32;
         let http2 = self
             .http2
@@ -248,9 +254,6 @@ impl HostPool {
             .all(|connection| connection.rested().is_some());
         if self.open.get() != resting || !http2 || self.http2_connecting.get() > 0 {
             return false;
-        }
-        for _ in 0..resting {
-            stats.upstream_cx_destroy_local().inc();
         }
         self.close();
         true
@@ -278,7 +281,7 @@ impl HostPool {
             let quiet =
                 stream.is_quiet() && (rested < ASK_KERNEL_AFTER || stream.is_quiet_in_kernel());
             if !quiet {
-                self.lost(&mut idle, stats);
+                self.lost(&mut idle);
                 continue;
             }
             self.origin.alive_after(rested);
@@ -292,8 +295,11 @@ impl HostPool {
     }
 
     /// The host has closed a connection that rested.
-    fn lost(&self, idle: &mut Idle, stats: &ClusterStats) {
-        stats.upstream_cx_destroy_remote().inc();
+    fn lost(&self, idle: &mut Idle) {
+        idle.connection.io().account.ended(Ended {
+            remote: true,
+            active: false,
+        });
         self.open.set(self.open.get() - 1);
         // What the kernel heard last was the close.
         let silent = idle.connection.io().stream.since_last_segment();
@@ -352,7 +358,8 @@ impl HostPool {
                 }
             };
             let open = Open::new(self);
-            let upstream = connect(with, permit).await?.counted();
+            let upstream = connect(with, permit).await;
+            let upstream = upstream.inspect_err(|_| with.ejected())?.counted();
             self.expect(with, &upstream, false)?;
             with.stats.upstream_cx_http1_total().inc();
             open.keep();
@@ -475,6 +482,16 @@ impl Http1 {
         }
     }
 
+    /// The connection has ended in the middle of an exchange: by the host, or by us since it broke the protocol.
+    pub fn broken(&mut self, error: &Error) {
+        let remote = matches!(error, Error::Closed | Error::Io(_));
+        let ended = Ended {
+            remote,
+            active: true,
+        };
+        self.connection.io().account.ended(ended);
+    }
+
     /// Whether this connection has served a request before: only then can the peer have closed it in the meantime, so
     /// that a request that got no answer at all may be sent again.
     pub fn is_reused(&self) -> bool {
@@ -516,7 +533,13 @@ impl Http1 {
         if old {
             lease.stats.upstream_cx_max_duration_reached().inc();
         }
-        if spent || old || pool.closed.get() || !upstream.stream.is_quiet() {
+        let quiet = upstream.stream.is_quiet();
+        if spent || old || pool.closed.get() || !quiet {
+            // What is heard of a host that has answered is its close.
+            upstream.account.ended(Ended {
+                remote: !quiet,
+                active: false,
+            });
             pool.closed_one();
             return;
         }
@@ -532,7 +555,6 @@ impl Http1 {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            self.stats.upstream_cx_destroy_local().inc();
             pool.closed_one();
         }
     }
@@ -541,21 +563,29 @@ impl Drop for Lease {
 /// Keeps the counts of a connection that left its pool.
 #[derive(Debug)]
 pub struct UpstreamAccount {
-    _account: Account,
+    account: Account,
     established: Established,
 }
 
 impl UpstreamAccount {
     pub(crate) fn new(account: Account, established: Established) -> Self {
-        Self {
-            _account: account,
+        let account = Self {
+            account,
             established,
-        }
+        };
+        account.ended(false);
+        account
     }
 
     /// How the connection came to be.
     pub fn established(&self) -> Established {
         self.established
+    }
+
+    /// Says who has ended the connection. There was always something under way on it: it was nobody else's.
+    pub fn ended(&self, remote: bool) {
+        let active = true;
+        self.account.ended(Ended { remote, active });
     }
 }
 

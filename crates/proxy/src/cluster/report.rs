@@ -5,6 +5,16 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use super::{Cluster, Host, Outcome, Report, outlier::Ejection, shared::HealthFlag};
 
 impl Cluster {
+    /// Whether a request is refused since the cluster is under maintenance; asked once for each request.
+    pub fn is_maintained(&self) -> bool {
+        let refuses = self.maintenance > 0 && self.random.below(100) < self.maintenance;
+        if refuses {
+            self.stats.upstream_rq_maintenance_mode().inc();
+            self.count_response(503);
+        }
+        refuses
+    }
+
     /// Whether a request is refused to relieve the cluster (`drop_overloads`); asked once for each request.
     pub fn drops(&self) -> bool {
         let drops = self.hosts.borrow().drops(|| self.random.bits());

@@ -4,6 +4,7 @@
 //! against are the user's.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, OnceLock,
         atomic::{
@@ -33,6 +34,8 @@ pub struct ProcessShared {
     pub next_connection: AtomicU64,
     /// What is given up under overload.
     pub overload: Overload,
+    /// Clusters of which so many percent of the requests are refused (`upstream.maintenance_mode.NAME` of the runtime).
+    pub(crate) maintenance: HashMap<String, u64>,
     /// What network filters count over all workers.
     pub limits: SharedLimits,
     /// Certificates, keys and authorities: read by the main thread, used by handshakes.

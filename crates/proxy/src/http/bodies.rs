@@ -106,6 +106,7 @@ impl Forward<'_, '_, '_, '_> {
                     self.target.cluster.report(&host, Outcome::Reset);
                 }
                 stats.rq_reset_after_downstream_response_started().inc();
+                stats.downstream_rq_tx_reset().inc();
                 respond::abort(self.writer);
             }
             Some(End::Downstream(gone)) => {
@@ -123,6 +124,7 @@ impl Forward<'_, '_, '_, '_> {
                 failure::tell_expired(expired, self.exchange, stats);
                 self.target.cluster.stats().upstream_rq_tx_reset().inc();
                 upstream.cancel();
+                stats.downstream_rq_tx_reset().inc();
                 respond::abort(self.writer);
             }
             None => {}

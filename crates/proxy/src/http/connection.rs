@@ -14,12 +14,12 @@ use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2}
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    ConnectionManager, ConnectionManagerStats, Context, LocalReply, failure, serve as exchange,
-    streams, timers::Expired,
+    ConnectionManager, ConnectionManagerStats, Context, Flags, LocalReply, failure,
+    serve as exchange, streams, timers::Expired,
 };
 use crate::{
     codec::{http1_grammar, http1_spelling},
-    io::Stream,
+    io::{Ended, Stream},
     listener::{Connection, ConnectionInfo},
     plan::{
         http::{CodecType, HttpOptions},
@@ -42,7 +42,7 @@ pub(super) async fn serve(
     worker: &Rc<Worker>,
 ) {
     let plan = &live.plan;
-    let _open = Open::new(live.clone());
+    let open = Open::new(live.clone());
     let Connection {
         mut stream,
         info,
@@ -51,6 +51,7 @@ pub(super) async fn serve(
     stream.count(
         live.stats.downstream_cx_rx_bytes_total(),
         live.stats.downstream_cx_tx_bytes_total(),
+        live.stats.downstream_cx_tx_bytes_buffered(),
     );
     if worker
         .shared
@@ -75,7 +76,8 @@ pub(super) async fn serve(
         CodecType::Auto => None,
     };
     if http2 == Some(true) {
-        return streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
+        let ended = streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
+        return open.ended.set(ended);
     }
     let limits = Limits {
         head_bytes: plan.max_request_headers_kb as usize * 1024,
@@ -87,29 +89,35 @@ pub(super) async fn serve(
     let mut http1 = h1::ServerConnection::new(stream, BytesMut::new(), limits);
     http1.set_spelling(http1_spelling(&plan.http1));
     if http2.is_none() {
-        match speaks_http2(&mut http1, &live, &drain).await {
-            None => return,
-            Some(false) => {}
-            Some(true) => {
+        match speaks_http2(&mut http1, &live, worker, &info, &drain).await {
+            Err(ended) => return open.ended.set(ended),
+            Ok(false) => {}
+            Ok(true) => {
                 let (mut stream, read) = http1.into_parts();
                 stream.put_back(Bytes::from(read));
-                return streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
+                let ended = streams::serve(live.clone(), worker.clone(), stream, info, drain).await;
+                return open.ended.set(ended);
             }
         }
     }
     live.stats.downstream_cx_http1_total().inc();
     live.stats.downstream_cx_http1_active().inc();
-    http1_connection(&live, worker, &mut http1, &info, &drain).await;
+    let ended = http1_connection(&live, worker, &mut http1, &info, &drain).await;
+    open.ended.set(ended);
     live.stats.downstream_cx_http1_active().dec();
 }
 
-/// Looks at the first bytes; `None` when there are none.
+/// Looks at the first bytes; the error is the end of a connection that brings none.
 async fn speaks_http2(
     connection: &mut h1::ServerConnection<Stream>,
     live: &ConnectionManager,
+    worker: &Worker,
+    info: &ConnectionInfo,
     drain: &Drain,
-) -> Option<bool> {
+) -> Result<bool, Ended> {
     let mut idle = Idle::new(live.plan.common.idle_timeout);
+    let longest = longest_life(&live.plan.common, worker);
+    idle.until = longest.map(|age| Instant::from_std(info.accepted) + age);
     let mut closed = pin!(drain.closed());
     let mut timer = pin!(None);
     if drain.is_ending() {
@@ -117,10 +125,12 @@ async fn speaks_http2(
     }
     loop {
         if let Some(answer) = connection.has_prefix(h2::PREFACE) {
-            return Some(answer);
+            return Ok(answer);
         }
+        let mut remote = false;
         let more = poll_fn(|cx| {
             if let Poll::Ready(more) = connection.poll_more(cx) {
+                remote = true;
                 return Poll::Ready(more.unwrap_or(false));
             }
             if closed.as_mut().poll(cx).is_ready() {
@@ -138,7 +148,8 @@ async fn speaks_http2(
         idle.touch();
         if !more {
             // A client that says less than a preface and ends says nothing.
-            return None;
+            let active = false;
+            return Err(Ended { remote, active });
         }
     }
 }
@@ -149,7 +160,7 @@ async fn http1_connection(
     connection: &mut h1::ServerConnection<Stream>,
     info: &ConnectionInfo,
     drain: &Drain,
-) {
+) -> Ended {
     let plan = &live.plan;
     let stats = &live.stats;
     let draining = Cell::new(false);
@@ -160,11 +171,12 @@ async fn http1_connection(
         drain,
         draining: &draining,
     };
-    let born = Instant::now();
+    let born = Instant::from_std(info.accepted);
     let mut requests = 0;
     let mut idle = Idle::new(plan.common.idle_timeout);
     let mut closed = pin!(drain.closed());
     let longest = longest_life(&plan.common, worker);
+    idle.until = longest.map(|age| born + age + plan.drain_timeout);
     // Whether this task is woken by it.
     let mut listens = false;
     if drain.is_ending() {
@@ -174,10 +186,12 @@ async fn http1_connection(
     let mut timer = pin!(None);
     loop {
         idle.touch();
+        let mut remote = false;
         let readable = {
             let mut readable = pin!(connection.readable());
             poll_fn(|cx| {
                 if let Poll::Ready(readable) = readable.as_mut().poll(cx) {
+                    remote = true;
                     return Poll::Ready(readable.unwrap_or(false));
                 }
                 if closed.as_mut().poll(cx).is_ready() {
@@ -194,9 +208,11 @@ async fn http1_connection(
             })
             .await
         };
+        let active = false;
         if !readable {
-            return;
+            return Ended { remote, active };
         }
+        let mut left = Ended::default();
         let shed = ShedPoint::Http1AbortDispatch;
         let head = match worker.shared.overload.sheds(shed, worker) {
             true => Err(exchange::overloaded(stats)),
@@ -204,7 +220,7 @@ async fn http1_connection(
         };
         stats.downstream_rq_http1_total().inc();
         match head {
-            Ok(Ok(None)) => return,
+            Ok(Ok(None)) => return Ended { remote, active },
             Ok(Ok(Some(head))) => {
                 requests += 1;
                 let (reader, writer) = connection.split();
@@ -234,12 +250,17 @@ async fn http1_connection(
                 };
                 let (reader, writer) = (&mut reader, &mut writer);
                 let is_over: &mut exchange::IsOver<'_> = &mut is_over;
-                exchange::request(&cx, head, reader, writer, timer.as_mut(), Some(is_over)).await;
+                let flags =
+                    exchange::request(&cx, head, reader, writer, timer.as_mut(), Some(is_over))
+                        .await;
                 if over {
                     stats.downstream_cx_drain_close().inc();
                     connection.io().reset_on_close();
-                    return;
+                    let (remote, active) = (false, true);
+                    return Ended { remote, active };
                 }
+                let gone = flags.has(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
+                (left.remote, left.active) = (gone, gone);
             }
             Ok(Err(Error::Refused(refusal))) => {
                 let (_, writer) = connection.split();
@@ -251,21 +272,21 @@ async fn http1_connection(
             }
             Ok(Err(error)) => {
                 tracing::debug!(connection = info.id, %error, "a request ended in its head");
-                stats.downstream_cx_destroy_remote().inc();
-                return;
+                let active = true;
+                return Ended { remote, active };
             }
         }
         if cx.draining.get() || !connection.is_reusable() {
             if !connection.is_complete() {
                 // The client must not take what it has got for all of the response.
                 connection.io().reset_on_close();
-                return;
+                return left;
             }
             let limit = plan.delayed_close_timeout.unwrap_or(Duration::ZERO);
             if timeout(limit, connection.close(LINGER)).await.is_err() && !limit.is_zero() {
                 stats.downstream_cx_delayed_close_timeout().inc();
             }
-            return;
+            return left;
         }
     }
 }
@@ -307,6 +328,9 @@ const LINGER: usize = 1024 * 1024;
 pub(super) struct Idle {
     limit: Option<Duration>,
     since: Instant,
+    /// When a rest is over in any case, since the connection is too old. A request that comes before is answered as its
+    /// last one.
+    until: Option<Instant>,
     /// The limit is there since the process ends.
     ends: bool,
 }
@@ -316,6 +340,7 @@ impl Idle {
         Idle {
             limit,
             since: Instant::now(),
+            until: None,
             ends: false,
         }
     }
@@ -335,9 +360,12 @@ impl Idle {
 
     /// Counts a connection that has been at rest for too long.
     fn count(&self, stats: &ConnectionManagerStats) {
-        match self.ends {
-            true => stats.downstream_cx_drain_close().inc(),
-            false => stats.downstream_cx_idle_timeout().inc(),
+        if self.ends {
+            stats.downstream_cx_drain_close().inc();
+        } else if self.until.is_some_and(|until| Instant::now() >= until) {
+            stats.downstream_cx_max_duration_reached().inc();
+        } else {
+            stats.downstream_cx_idle_timeout().inc();
         }
     }
 
@@ -352,10 +380,10 @@ impl Idle {
         cx: &mut TaskContext<'_>,
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Poll<()> {
-        let Some(limit) = self.limit else {
+        let rest = self.limit.map(|limit| self.since + limit);
+        let Some(at) = rest.into_iter().chain(self.until).min() else {
             return Poll::Pending;
         };
-        let at = self.since + limit;
         loop {
             if timer
                 .as_ref()
@@ -382,6 +410,7 @@ impl Idle {
 struct Open {
     live: Rc<ConnectionManager>,
     since: Instant,
+    ended: Cell<Ended>,
 }
 
 impl Open {
@@ -391,6 +420,7 @@ impl Open {
         Open {
             live,
             since: Instant::now(),
+            ended: Cell::default(),
         }
     }
 }
@@ -399,6 +429,18 @@ impl Drop for Open {
     fn drop(&mut self) {
         let stats = &self.live.stats;
         stats.downstream_cx_active().dec();
+        let Ended { remote, active } = self.ended.get();
+        match remote {
+            true => stats.downstream_cx_destroy_remote().inc(),
+            false => stats.downstream_cx_destroy_local().inc(),
+        }
+        if active {
+            stats.downstream_cx_destroy_active_rq().inc();
+            match remote {
+                true => stats.downstream_cx_destroy_remote_active_rq().inc(),
+                false => stats.downstream_cx_destroy_local_active_rq().inc(),
+            }
+        }
         stats.downstream_cx_destroy().inc();
         stats
             .downstream_cx_length_ms()

@@ -70,7 +70,10 @@ pub(super) fn poll_gone(
 pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
     Some(match error {
         AttemptError::NoConnection(
-            UpstreamError::NoHealthyHost | UpstreamError::DropOverload | UpstreamError::Overflow(_),
+            UpstreamError::NoHealthyHost
+            | UpstreamError::DropOverload
+            | UpstreamError::MaintenanceMode
+            | UpstreamError::Overflow(_),
         ) => Failure::Overflow,
         AttemptError::NoConnection(_) => Failure::Connect,
         AttemptError::Broken {
@@ -135,6 +138,10 @@ pub(super) fn reply(
             LocalReply::new(503, "drop overload", "drop_overload")
                 .flag(Flags::DROP_OVERLOAD)
                 .header("x-envoy-drop-overload", "true"),
+        ),
+        AttemptError::NoConnection(UpstreamError::MaintenanceMode) => Some(
+            LocalReply::new(503, "maintenance mode", "maintenance_mode")
+                .flag(Flags::UPSTREAM_OVERFLOW),
         ),
         AttemptError::NoConnection(error) => {
             let transport = error.transport_failure_reason();

@@ -373,8 +373,13 @@ impl Forward<'_, '_, '_, '_> {
         let avoid = policy.is_some_and(|policy| policy.avoid_previous_hosts);
         let omit =
             policy.filter(|policy| policy.omit_canary_hosts || policy.omit_host_metadata.is_some());
-        if self.exchange.upstream.attempts == 1 && cluster.drops() {
-            return Err(AttemptError::NoConnection(UpstreamError::DropOverload));
+        if self.exchange.upstream.attempts == 1 {
+            if cluster.is_maintained() {
+                return Err(AttemptError::NoConnection(UpstreamError::MaintenanceMode));
+            }
+            if cluster.drops() {
+                return Err(AttemptError::NoConnection(UpstreamError::DropOverload));
+            }
         }
         let preferred = router::preferred::hosts(&cluster, self.exchange);
         let context = LbContext {

@@ -48,7 +48,10 @@ pub(super) async fn reply(
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a reply could not be sent"),
         // Nobody takes it.
-        Err(_) => abort(writer),
+        Err(_) => {
+            cx.live.stats.downstream_rq_tx_reset().inc();
+            abort(writer);
+        }
     }
 }
 

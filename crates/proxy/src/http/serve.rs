@@ -30,7 +30,7 @@ use crate::{
     worker::Worker,
 };
 
-/// Serves one request; its limits of time share the timer with the connection. `true` when an HTTP/2 client took it back.
+/// Serves one request; its limits of time share the timer with the connection. Gives what is to be said of how it went.
 ///
 /// On a connection whose chain drains it goes by the chain that has followed: the old one is kept for the bytes alone.
 pub(super) async fn request(
@@ -40,7 +40,7 @@ pub(super) async fn request(
     writer: &mut BodyWriter<'_, Stream>,
     timer: Pin<&mut Option<Sleep>>,
     is_over: Option<&mut IsOver<'_>>,
-) -> bool {
+) -> Flags {
     let drains = cx.drain.begun();
     let newest = match drains {
         true => cx.worker.listeners.newest_manager(cx.connection, cx.worker),
@@ -79,7 +79,7 @@ pub(super) async fn request(
         respond::reply(cx, &mut exchange, reader, writer, reply).await;
     }
     finish(cx, &mut exchange);
-    exchange.flags.has(Flags::DOWNSTREAM_REMOTE_RESET)
+    exchange.flags
 }
 
 /// Whether a connection has to close now, whatever is being done on it; the task is woken when that changes.

@@ -61,6 +61,7 @@ stats::group! {
         gauge downstream_cx_active,
         gauge downstream_cx_http1_active,
         gauge downstream_cx_http2_active,
+        gauge downstream_cx_tx_bytes_buffered,
         gauge downstream_cx_upgrades_active,
         gauge downstream_rq_active,
         histogram downstream_cx_length_ms,

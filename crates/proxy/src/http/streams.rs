@@ -13,17 +13,17 @@ use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Error, RequestHead, h2};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, Sleep, sleep},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 
 use super::{
-    ConnectionManager, Context,
+    ConnectionManager, Context, Flags,
     connection::{Idle, longest_life},
     serve as exchange,
 };
 use crate::{
     codec::{Http2Meter, http2_settings},
-    io::Stream,
+    io::{Ended, Stream},
     listener::ConnectionInfo,
     plan::overload::ShedPoint,
     worker::{Worker, drain::Drain},
@@ -36,7 +36,7 @@ pub(super) async fn serve(
     stream: Stream,
     info: Box<ConnectionInfo>,
     drain: Drain,
-) {
+) -> Ended {
     let stats = &live.stats;
     stats.downstream_cx_http2_total().inc();
     stats.downstream_cx_http2_active().inc();
@@ -66,18 +66,23 @@ pub(super) async fn serve(
         () = drain.over(plan.drain_timeout) => {
             stats.downstream_cx_drain_close().inc();
             stats.downstream_cx_http2_active().dec();
-            return;
+            return Ended::default();
         }
     };
-    match shaken {
+    let ended = match shaken {
         Ok(Ok(connection)) => streams(&live, &worker, connection, Rc::from(info), &drain).await,
         Ok(Err(error)) => {
             tracing::debug!(connection = info.id, %error, "no HTTP/2 connection");
             stats.downstream_cx_protocol_error().inc();
+            Ended::default()
         }
-        Err(_) => stats.downstream_cx_idle_timeout().inc(),
-    }
+        Err(_) => {
+            stats.downstream_cx_idle_timeout().inc();
+            Ended::default()
+        }
+    };
     stats.downstream_cx_http2_active().dec();
+    ended
 }
 
 /// For the preface where there is no idle timeout.
@@ -127,7 +132,7 @@ async fn streams(
     mut connection: h2::ServerConnection<Stream>,
     info: Rc<ConnectionInfo>,
     drain: &Drain,
-) {
+) -> Ended {
     let stats = &live.stats;
     let options = &live.plan.common;
     let strict = !live.plan.http2.stream_error_on_invalid_http_message;
@@ -135,10 +140,11 @@ async fn streams(
     let shared = Rc::new(Shared::default());
     let mut idle = Idle::new(options.idle_timeout);
     let mut timer = pin!(None);
-    let mut age = pin!(longest_life(options, worker).map(sleep));
+    let age = longest_life(options, worker);
+    let mut age = pin!(age.map(|age| sleep_until(Instant::from_std(info.accepted) + age)));
     let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
     let (mut last_words, mut patience) = (pin!(None), pin!(None));
-    let (mut requests, mut drained, mut timed_out) = (0, false, false);
+    let (mut requests, mut drained, mut timed_out) = (0_u64, false, false);
     loop {
         let accepted = poll_fn(|cx| {
             if !drained {
@@ -151,7 +157,7 @@ async fn streams(
                 }
                 let spent = options
                     .max_requests_per_connection
-                    .is_some_and(|n| requests >= n);
+                    .is_some_and(|n| requests >= n.into());
                 if spent {
                     stats.downstream_cx_max_requests_reached().inc();
                 }
@@ -231,7 +237,7 @@ async fn streams(
                 let overload = &worker.shared.overload;
                 if overload.sheds(ShedPoint::Http2GoAwayAndClose, worker) {
                     stats.downstream_cx_overload_close().inc();
-                    return;
+                    return shared.ended(false, requests);
                 }
                 if !drained && overload.sheds(ShedPoint::Http2GoAway, worker) {
                     drained = true;
@@ -250,15 +256,18 @@ async fn streams(
                 // A task is moved on its way to its place, which a pointer is cheaper for.
                 tokio::task::spawn_local(Box::pin(task));
             }
-            Some(Ok(None)) | None => return,
+            // After our GOAWAY it ends by itself.
+            Some(Ok(None)) => return shared.ended(!drained, requests),
+            None => return shared.ended(false, requests),
             Some(Err(error)) => {
                 tracing::debug!(connection = info.id, %error, "HTTP/2 connection ended");
+                let remote = matches!(error, Error::Io(_) | Error::Closed);
                 match error {
                     Error::Io(_) | Error::Closed => {}
                     Error::Unresponsive => live.http2_stats.keepalive_timeout().inc(),
                     _ => stats.downstream_cx_protocol_error().inc(),
                 }
-                return;
+                return shared.ended(remote, requests);
             }
         }
     }
@@ -296,7 +305,8 @@ async fn stream(
         let mut timer = shared.timers.borrow_mut().pop().unwrap_or_default();
         let writer = &mut BodyWriter::H2(writer);
         // The connection's task ends its streams.
-        let reset = exchange::request(&cx, head, &mut reader, writer, timer.as_mut(), None).await;
+        let flags = exchange::request(&cx, head, &mut reader, writer, timer.as_mut(), None).await;
+        let reset = flags.has(Flags::DOWNSTREAM_REMOTE_RESET);
         let mut timers = shared.timers.borrow_mut();
         if timers.len() < TIMERS {
             timers.push(timer);
@@ -318,6 +328,14 @@ struct Shared {
     /// Timers that ended streams have left running: most streams end long before their limits of time, and the next one
     /// takes the timer as it is instead of setting one more.
     timers: RefCell<Vec<Pin<Box<Option<Sleep>>>>>,
+}
+
+impl Shared {
+    /// How the connection has ended after so many streams.
+    fn ended(&self, remote: bool, streams: u64) -> Ended {
+        let active = streams > self.resets.closed.get();
+        Ended { remote, active }
+    }
 }
 
 /// Timers that are kept for streams to come.

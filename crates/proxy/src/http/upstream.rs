@@ -120,6 +120,7 @@ impl Upstream {
         stream.count(
             stats.upstream_cx_rx_bytes_total(),
             stats.upstream_cx_tx_bytes_total(),
+            stats.upstream_cx_tx_bytes_buffered(),
         );
         let guard = cluster.request(host, context)?;
         let established = account.established();
@@ -172,7 +173,8 @@ impl Upstream {
     ) -> Poll<Result<ResponseHead, Error>> {
         match &mut self.call {
             Call::H1(http1) => {
-                let head = ready!(http1.connection.poll_head(cx, upgrade))?;
+                let head = ready!(http1.connection.poll_head(cx, upgrade));
+                let head = head.inspect_err(|error| http1.broken(error))?;
                 if let Some(timeout) = head.keep_alive_timeout {
                     http1.told_timeout(timeout);
                 }
@@ -207,7 +209,13 @@ impl Upstream {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame, Error>>> {
         match &mut self.call {
-            Call::H1(http1) => http1.connection.reader().poll_frame(cx),
+            Call::H1(http1) => {
+                let frame = http1.connection.reader().poll_frame(cx);
+                if let Poll::Ready(Some(Err(error))) = &frame {
+                    http1.broken(error);
+                }
+                frame
+            }
             Call::H2(call) => match &mut call.body {
                 Some(body) => body.poll_frame(cx),
                 None => Poll::Ready(None),

@@ -67,7 +67,7 @@ pub(super) fn spawn(socket: ListenSocket, slot: Weak<Slot>, worker: Rc<Worker>) 
 async fn accept_tcp(socket: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
     let mut pace = Pace::new(&worker);
     loop {
-        let accepted = pace.next(|cx| socket.poll_accept(cx)).await;
+        let accepted = pace.next(&slot, |cx| socket.poll_accept(cx)).await;
         let Some(slot) = slot.upgrade() else {
             return Ok(());
         };
@@ -92,7 +92,7 @@ async fn accept_tcp(socket: TcpListener, slot: Weak<Slot>, worker: Rc<Worker>) -
 async fn accept_unix(socket: UnixListener, slot: Weak<Slot>, worker: Rc<Worker>) -> io::Result<()> {
     let mut pace = Pace::new(&worker);
     loop {
-        let accepted = pace.next(|cx| socket.poll_accept(cx)).await;
+        let accepted = pace.next(&slot, |cx| socket.poll_accept(cx)).await;
         let Some(slot) = slot.upgrade() else {
             return Ok(());
         };
@@ -128,14 +128,19 @@ impl Pace {
     /// The next connection.
     async fn next<T>(
         &mut self,
+        slot: &Weak<Slot>,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> io::Result<T> {
         let at_once = &mut self.at_once;
         let accept = poll_fn(|cx| {
             let accepted = poll(cx);
-            match accepted.is_pending() {
-                true => *at_once = 0,
-                false => *at_once += 1,
+            if accepted.is_ready() {
+                *at_once += 1;
+            } else if *at_once > 0 {
+                if let Some(slot) = slot.upgrade() {
+                    told(&slot.current(), *at_once);
+                }
+                *at_once = 0;
             }
             accepted
         });
@@ -157,12 +162,21 @@ impl Pace {
     /// Lets the connections have a turn once the listener has accepted as many at once as it should.
     async fn rest(&mut self, listener: Rc<LiveListener>) {
         let limit = listener.plan.max_connections_per_event;
-        drop(listener);
         if limit.is_some_and(|limit| self.at_once >= limit) {
+            told(&listener, self.at_once);
+            drop(listener);
             self.at_once = 0;
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// Counts how many connections one wake-up of the listening socket has brought.
+fn told(listener: &LiveListener, at_once: u32) {
+    let stats = &listener.stats;
+    stats
+        .connections_accepted_per_socket_event()
+        .record(at_once.into());
 }
 
 /// A connection that another worker accepted for this one.

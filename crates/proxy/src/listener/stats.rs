@@ -3,7 +3,6 @@
 stats::group! {
     /// Counts of one listener in one worker.
     pub(crate) struct ListenerStats {
-        counter connections_accepted_per_socket_event,
         counter downstream_cx_destroy,
         counter downstream_cx_overflow,
         counter downstream_cx_overload_reject,
@@ -16,6 +15,7 @@ stats::group! {
         counter no_filter_chain_match,
         gauge downstream_cx_active,
         gauge downstream_pre_cx_active,
+        histogram connections_accepted_per_socket_event,
         histogram downstream_cx_length_ms,
     }
 }

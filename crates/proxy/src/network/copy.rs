@@ -5,7 +5,7 @@
 //! stream between two plain TCP connections they go through a pipe of the kernel instead ([`super::splice`]).
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     future::poll_fn,
     io,
     mem::MaybeUninit,
@@ -13,6 +13,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use stats::Part;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -35,6 +36,8 @@ pub(crate) struct Progress {
     /// How often the first stream was not read any more because the second took no more, and was read again.
     pub(crate) paused: Cell<u64>,
     pub(crate) resumed: Cell<u64>,
+    /// Where bytes count that the second stream does not take, and those that the first does not.
+    pub(crate) waiting: [OnceCell<Part>; 2],
 }
 
 impl Default for Progress {
@@ -45,6 +48,7 @@ impl Default for Progress {
             last: Cell::new(Instant::now()),
             paused: Cell::new(0),
             resumed: Cell::new(0),
+            waiting: Default::default(),
         }
     }
 }
@@ -94,6 +98,11 @@ pub(crate) async fn both_ways(
             .map_err(|error| error.on(CopyError::Second, CopyError::First))?;
         if had != (progress.forth.get(), progress.back.get()) {
             progress.last.set(Instant::now());
+        }
+        for (part, direction) in progress.waiting.iter().zip([&forth, &back]) {
+            if let Some(part) = part.get() {
+                part.set(direction.waiting() as i64);
+            }
         }
         match (was_paused, forth.is_paused()) {
             (false, true) => progress.paused.set(progress.paused.get() + 1),
@@ -166,7 +175,13 @@ impl Direction {
 
     /// Whether bytes wait that the writer does not take.
     fn is_paused(&self) -> bool {
-        !self.left.is_empty() || self.pipe.as_ref().is_some_and(|pipe| pipe.filled() > 0)
+        self.waiting() > 0
+    }
+
+    /// How many bytes the writer has not taken yet.
+    fn waiting(&self) -> usize {
+        let piped = self.pipe.as_ref().map_or(0, |pipe| pipe.filled());
+        self.left.len() - self.start + piped
     }
 
     fn poll(

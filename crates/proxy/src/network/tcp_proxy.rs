@@ -32,13 +32,9 @@ stats::group! {
         counter downstream_cx_tx_bytes_total,
         counter downstream_flow_control_paused_reading_total,
         counter downstream_flow_control_resumed_reading_total,
-        counter early_data_received_count_total,
         counter idle_timeout,
         counter max_downstream_connection_duration,
-        counter upstream_flush_total,
-        gauge downstream_cx_rx_bytes_buffered,
         gauge downstream_cx_tx_bytes_buffered,
-        gauge upstream_flush_active,
     }
 }
 
@@ -190,6 +186,9 @@ impl TcpProxy {
             log_connection(&self.logs, &info, None, "TcpConnectionStart", worker);
         }
         let progress = Progress::default();
+        let waiting = self.stats.downstream_cx_tx_bytes_buffered().part();
+        // It is new, so there is none yet.
+        let _ = progress.waiting[1].set(waiting);
         let reported = Reported::default();
         {
             let work = self.proxy(
@@ -331,6 +330,9 @@ impl TcpProxy {
         outcome.connections.push(established.id);
         let ready = established.secured.unwrap_or(established.connected);
         outcome.pool_ready = Some(ready.saturating_duration_since(established.begun));
+        let waiting = cluster.stats().upstream_cx_tx_bytes_buffered().part();
+        // There was no upstream before.
+        let _ = progress.waiting[0].set(waiting);
         outcome.upstream_tls = upstream.session().cloned();
         outcome.upstream_peer = upstream.peer().cloned();
         if self.plan.flush_access_log_on_connected {
@@ -372,7 +374,10 @@ impl TcpProxy {
                 }
             };
             tokio::select! {
-                ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice) => ended,
+                ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice) => {
+                    // Both have ended, so the upstream has said so itself.
+                    ended.inspect(|()| account.ended(true))
+                }
                 () = failed => Ok(()),
             }
         };
@@ -417,6 +422,7 @@ impl TcpProxy {
                     upstream: Some("RemoteReset"),
                     ..CloseTypes::default()
                 };
+                account.ended(true);
                 stream.reset_on_close();
             }
         }

@@ -38,6 +38,8 @@ pub struct Bootstrap {
     pub admin: Option<Admin>,
     /// Which stats exist, and their tags.
     pub stats: StatsConfig,
+    /// What `server.version` says in place of the revision.
+    pub server_version: Option<u64>,
     /// How often stats are flushed to sinks. Default 5 s.
     pub stats_flush_interval: Duration,
     /// Values of the static runtime layers, merged in order.

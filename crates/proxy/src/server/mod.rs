@@ -30,6 +30,7 @@ use tokio::{
 
 use crate::{
     cluster::{ClusterEntry, Rates, registry::Registry, shared::ProcessShared},
+    command,
     plan::{
         Address, Bootstrap, ClusterLoadAssignment, LazyCluster, Listener, RouteConfiguration,
         tls::{SdsSecret, Secret},
@@ -172,6 +173,14 @@ impl Server {
             workers: (0..count).map(|_| Default::default()).collect(),
             peer_metadata: transport::own(&bootstrap.node),
             secrets: Arc::new(transport::Secrets::new(options.clock.clone())),
+            maintenance: bootstrap
+                .runtime
+                .keys()
+                .filter_map(|key| {
+                    let name = key.strip_prefix("upstream.maintenance_mode.")?;
+                    Some((name.to_owned(), bootstrap.runtime_number(key)?))
+                })
+                .collect(),
             ..ProcessShared::default()
         });
         let (reports, mut reported) = mpsc::unbounded_channel();
@@ -224,6 +233,8 @@ impl Server {
         });
         server.set_state(State::PreInitializing);
         server.stats.gauge("server.concurrency").set(count as i64);
+        let version = (server.bootstrap.server_version).unwrap_or_else(command::revision_number);
+        server.stats.gauge("server.version").set(version as i64);
         if let Some(plan) = &server.bootstrap.overload {
             let watch = crate::overload::watch(plan.clone(), Rc::downgrade(&server));
             spawn_local(watch);

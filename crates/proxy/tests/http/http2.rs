@@ -28,19 +28,19 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const STATUS_200: &[u8] = &[0x88];
 
 #[derive(Debug)]
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// One side of a connection, by hand.
-struct Peer(TcpStream);
+pub(crate) struct Peer(TcpStream);
 
 impl Peer {
     /// A client that has said its preface and settings.
-    async fn client(mesh: &Mesh) -> Peer {
+    pub(crate) async fn client(mesh: &Mesh) -> Peer {
         let mut stream = mesh.connect().await;
         stream.write_all(PREFACE).await.unwrap();
         let mut peer = Peer(stream);
@@ -58,7 +58,7 @@ impl Peer {
         peer
     }
 
-    async fn say(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(crate) async fn say(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         // A peer that has gone away is seen by who reads.
         let _ = self.0.write_all(&frame(kind, flags, stream, payload)).await;
     }
@@ -78,7 +78,7 @@ impl Peer {
     }
 
     /// The next frame of one of these kinds; `None` at the end.
-    async fn find(&mut self, kinds: &[u8]) -> Option<Frame> {
+    pub(crate) async fn find(&mut self, kinds: &[u8]) -> Option<Frame> {
         within(async {
             loop {
                 let frame = self.next().await?;
@@ -91,14 +91,14 @@ impl Peer {
     }
 
     /// Whether the stream is answered with 200 and no more.
-    async fn is_answered(&mut self) -> bool {
+    pub(crate) async fn is_answered(&mut self) -> bool {
         let frame = self.find(&[HEADERS, RST_STREAM, GOAWAY]).await;
         frame.is_some_and(|frame| frame.kind == HEADERS && frame.payload.starts_with(STATUS_200))
     }
 }
 
 /// Waits until a stat has this value: what a peer sees may come before it is counted.
-async fn counted(mesh: &Mesh, name: &str, value: i64) {
+pub(crate) async fn counted(mesh: &Mesh, name: &str, value: i64) {
     let wait = async {
         while mesh.server.store.number(name) != value {
             tokio::time::sleep(Duration::from_millis(2)).await;

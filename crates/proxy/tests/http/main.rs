@@ -1,8 +1,10 @@
 //! HTTP through a running proxy: scripted clients and origins, bytes on both sides.
 
 mod cases;
+mod counts;
 mod durations;
 mod edits;
+mod ends;
 mod ext_authz;
 mod extended_connect;
 mod grpc;
@@ -10,6 +12,7 @@ mod heads;
 mod http2;
 mod jwt;
 mod large;
+mod limits;
 mod options;
 mod reports;
 mod routing;

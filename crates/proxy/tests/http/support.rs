@@ -297,7 +297,9 @@ pub(crate) async fn request(stream: &mut TcpStream) -> Option<String> {
                 })
                 .unwrap_or(0);
             let chunked = text.to_lowercase().contains("transfer-encoding: chunked");
-            if bytes.len() >= end + 4 + length && (!chunked || text.ends_with("0\r\n\r\n")) {
+            if bytes.len() >= end + 4 + length
+                && (!chunked || is_last_chunk(&String::from_utf8_lossy(&bytes[end..])))
+            {
                 return Some(text);
             }
         }
@@ -305,6 +307,11 @@ pub(crate) async fn request(stream: &mut TcpStream) -> Option<String> {
             return None;
         }
     }
+}
+
+/// Whether a chunked body ends here, with trailers or without.
+fn is_last_chunk(body: &str) -> bool {
+    body.contains("\r\n0\r\n") && body.ends_with("\r\n\r\n")
 }
 
 pub(crate) const OK: Act = Act::Say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");

@@ -173,6 +173,85 @@ live! {
         }
     }
 
+    async fn a_heap_beyond_its_limit_sheds_requests() {
+        for (limit, status) in [(1, "503"), (1_u64 << 60, "200")] {
+            let server = with(&format!(
+                "overload_manager:\n  refresh_interval: 0.01s\n  resource_monitors: [{{name: heap, typed_config: {{\"@type\": \
+                 type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: {limit}}}}}]\n  \
+                 loadshed_points: [{{name: envoy.load_shed_points.http_connection_manager_decode_headers, triggers: [{{name: heap, threshold: {{value: 0.9}}}}]}}]"
+            ));
+            apply(&server, vec![http("")]).await;
+            let shed = i64::from(status == "503");
+            let percent = "overload.envoy.load_shed_points.http_connection_manager_decode_headers.scale_percent";
+            stat(&server, percent, 100 * shed).await;
+            let answer = ask(&server, CLOSE).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            assert_eq!(server.store.number("http.h.downstream_rq_overload_close"), shed);
+            assert_eq!(server.store.number("overload.heap.pressure") >= 90, shed == 1);
+        }
+    }
+
+    async fn the_process_has_no_more_connections_than_it_may() {
+        let server = with(
+            "overload_manager: {resource_monitors: [{name: envoy.resource_monitors.global_downstream_max_connections, typed_config: \
+             {\"@type\": type.googleapis.com/envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig, \
+             max_active_downstream_connections: 2}}]}",
+        );
+        apply(&server, vec![http("")]).await;
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(&server, "l").await;
+            head(&mut stream).await;
+            open.push(stream);
+        }
+        assert_eq!(ask(&server, CLOSE).await, "");
+        stat(&server, "listener.127.0.0.1_0.downstream_global_cx_overflow", 1).await;
+        open.pop();
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 1).await;
+        assert!(ask(&server, CLOSE).await.starts_with("HTTP/1.1 200 "));
+        // A listener that does not count is served all the same, and leaves the others their room.
+        apply(&server, vec![http("ignore_global_conn_limit: true")]).await;
+        for _ in 0..3 {
+            let mut stream = connect(&server, "l").await;
+            head(&mut stream).await;
+            open.push(stream);
+        }
+    }
+
+    async fn a_cluster_under_maintenance_takes_no_requests() {
+        let a = origin("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        let server = with(
+            "layered_runtime: {layers: [{name: s, static_layer: {upstream.maintenance_mode.closed: 100, upstream: {maintenance_mode: {open: 0}}}}]}",
+        );
+        let route = |path: &str, cluster: &str| format!("{{match: {{path: {path}}}, route: {{cluster: {cluster}}}}}");
+        let filters = format!(
+            "- filters: [{{name: h, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+             stat_prefix: h, route_config: {{virtual_hosts: [{{name: v, domains: [\"*\"], routes: [{}, {}]}}]}}, \
+             http_filters: [{{name: r, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]",
+            route("/open", "open"), route("/closed", "closed"),
+        );
+        apply(&server, vec![
+            static_cluster("open", &[a], ""),
+            static_cluster("closed", &[a], ""),
+            tcp_listener("l", 0, &filters, ""),
+        ]).await;
+        for (name, status) in [("open", "200"), ("closed", "503")] {
+            let mut stream = connect(&server, "l").await;
+            let get = format!("GET /{name} HTTP/1.1\r\nhost: a\r\n{CLOSE}\r\n");
+            stream.write_all(get.as_bytes()).await.expect("it is open");
+            let answer = rest(&mut stream).await.unwrap_or_default();
+            let answer = String::from_utf8(answer).expect("text");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            let closed = i64::from(status == "503");
+            assert_eq!(answer.ends_with("\r\n\r\nmaintenance mode"), closed == 1, "{answer}");
+            assert_eq!(answer.contains("x-envoy-overloaded: true\r\n"), closed == 1, "{answer}");
+            let number = |what: &str| server.store.number(&format!("cluster.{name}.{what}"));
+            assert_eq!(number("upstream_rq_maintenance_mode"), closed);
+            assert_eq!(number("upstream_rq_503"), closed);
+            assert_eq!(number("upstream_cx_total"), 1 - closed);
+        }
+    }
+
     async fn a_listener_has_no_more_connections_than_it_may() {
         let server = with("layered_runtime: {layers: [{name: s, static_layer: {envoy.resource_limits.listener.l.connection_limit: 3}}]}");
         apply(&server, vec![http("max_connections_to_accept_per_socket_event: 1")]).await;

@@ -90,6 +90,44 @@ live! {
         stat(&server, "tcp.a.downstream_cx_no_route", 1).await;
     }
 
+    async fn bytes_that_nobody_takes_are_counted_while_they_wait() {
+        let waits = async |server: &Server, name: &str| {
+            within(async {
+                while server.store.number(name) <= 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+            .await;
+        };
+        // By copies and by splice(2).
+        for splice in [false, true] {
+            let bootstrap = format!("layered_runtime: {{layers: [{{name: s, static_layer: {{outrigger.tcp_proxy.splice: {splice}}}}}]}}");
+            let plan = Bootstrap::try_from(&message::<config::bootstrap::v3::Bootstrap>(&bootstrap));
+            let server = Server::start(Arc::new(plan.expect("it is good")), Options::default(), stats::Store::default());
+            let server = server.expect("it starts");
+            let sink = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+            let port = sink.local_addr().expect("it is bound").port();
+            let (name, config) = tcp_proxy("a", "");
+            apply(&server, vec![static_cluster("a", &[port], ""), tcp_listener("l", 0, &chain(&[(name, &config)]), "")]).await;
+            for to_upstream in [true, false] {
+                let mut client = connect(&server, "l").await;
+                let (mut upstream, _) = within(sink.accept()).await.expect("it comes");
+                let (from, gauge) = match to_upstream {
+                    true => (&mut client, "cluster.a.upstream_cx_tx_bytes_buffered"),
+                    false => (&mut upstream, "tcp.a.downstream_cx_tx_bytes_buffered"),
+                };
+                tokio::select! {
+                    () = async { while from.write_all(&[b'x'; 0x10000]).await.is_ok() {} } => panic!("it is open"),
+                    () = waits(&server, gauge) => {}
+                }
+                drop((client, upstream));
+                stat(&server, gauge, 0).await;
+            }
+            // Each was closed with bytes under way.
+            stat(&server, "cluster.a.upstream_cx_destroy_with_active_rq", 2).await;
+        }
+    }
+
     async fn a_proxy_header_goes_in_and_out() {
         let text = b"PROXY TCP4 192.0.2.7 198.51.100.2 40000 443\r\nhello";
         let (port, told) = first_bytes(text.len()).await;

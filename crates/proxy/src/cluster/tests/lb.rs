@@ -415,3 +415,33 @@ fn endpoints_get_stale() {
     bench.tell(changes);
     assert_eq!(bench.cluster().hosts().hosts().len(), 0);
 }
+
+#[test]
+fn random_takes_every_host_alike_whatever_it_has_to_do() {
+    let hosts: Vec<_> = (1..=3).map(|number| (number, "")).collect();
+    let mut bench = Bench::new(eds("lb_policy: RANDOM"));
+    bench.assign(&group("priority: 0", &hosts));
+    let busy = bench.cluster().hosts().hosts()[0].clone();
+    busy.shared.rq_active.store(1000, Relaxed);
+    let spread = bench.spread(3000, &ANY);
+    assert_eq!(spread.len(), 3);
+    for (host, times) in spread {
+        assert!((850..1150).contains(&times), "{host}: {times}");
+    }
+}
+
+#[test]
+fn least_request_compares_as_many_hosts_as_it_is_told() {
+    // One host of eight is idle. Two draws find it in 15 of 64 cases, forty in nearly all.
+    let hosts: Vec<_> = (1..=8).map(|number| (number, "")).collect();
+    for (choices, range) in [("", 380..560), ("choice_count: 40", 1950..2001)] {
+        let policy = format!("lb_policy: LEAST_REQUEST\nleast_request_lb_config: {{{choices}}}");
+        let mut bench = Bench::new(eds(&policy));
+        bench.assign(&group("priority: 0", &hosts));
+        for host in &bench.cluster().hosts().hosts()[1..] {
+            host.shared.rq_active.store(5, Relaxed);
+        }
+        let spread = bench.spread(2000, &ANY);
+        assert!(range.contains(&spread[&1]), "{choices}: {spread:?}");
+    }
+}
