@@ -267,6 +267,39 @@ live! {
         assert_eq!(read(&mut kept, 4).await, "kept");
     }
 
+    async fn an_ipv6_socket_takes_ipv4_clients_where_it_should() {
+        let a = origin("a").await;
+        let server = server(2);
+        let version = |address: &str| {
+            let chain = format!("- {}", tcp_to("a"));
+            listener(&format!("name: l\naddress: {{socket_address: {{{address}}}}}\nfilter_chains:\n{chain}"))
+        };
+        let wildcard = "address: '::', port_value: 0";
+        apply(&server, vec![static_cluster("a", &[a], ""), version(&format!("{wildcard}, ipv4_compat: true"))]).await;
+        let port = server.listener_address("l").expect("it has a socket").port();
+        for client in ["127.0.0.1", "::1"] {
+            let mut stream = TcpStream::connect((client, port)).await.expect(client);
+            assert_eq!(read(&mut stream, 1).await, "a", "{client}");
+        }
+        // Without it the same port takes IPv6 alone: the sockets are others.
+        apply(&server, vec![version(wildcard)]).await;
+        let port = server.listener_address("l").expect("it has a socket").port();
+        assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
+        let mut stream = TcpStream::connect(("::1", port)).await.expect("it listens");
+        assert_eq!(read(&mut stream, 1).await, "a");
+    }
+
+    async fn the_version_is_told_as_a_number() {
+        let with = |yaml: &str| {
+            let plan = Bootstrap::try_from(&message::<config::bootstrap::v3::Bootstrap>(yaml));
+            let plan = Arc::new(plan.expect("it is good"));
+            Server::start(plan, Options::default(), stats::Store::default()).expect("it starts")
+        };
+        assert_eq!(with("stats_server_version_override: 123456").store.number("server.version"), 123_456);
+        let text = with("{}").store.prometheus(&stats::Query::default());
+        assert!(text.contains("envoy_server_version{} "), "{text}");
+    }
+
     async fn what_drains_is_counted_until_its_last_connection_has_gone() {
         let a = origin("a").await;
         let server = draining_for(Duration::from_secs(600), 2);

@@ -19,6 +19,8 @@ pub struct Listener {
     pub address: Address,
     /// Further addresses of the same listener (dual stack, more VIPs).
     pub additional_addresses: Vec<Address>,
+    /// Those of its IPv6 addresses that take IPv4 clients, too (`ipv4_compat`).
+    pub dual_stack: Vec<Address>,
     /// Replaces the address in `listener.<address>.` stats.
     pub stat_prefix: Option<Arc<str>>,
     /// Whether it opens sockets itself; else connections reach it by hand-off only. Default true.

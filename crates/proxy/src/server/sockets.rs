@@ -106,6 +106,7 @@ pub(super) fn plan_addresses(plan: &Listener) -> impl Iterator<Item = &Address> 
 /// Whether a new version can go on with the sockets of the old one.
 pub(super) fn same_sockets(old: &Listener, new: &Listener) -> bool {
     plan_addresses(old).eq(plan_addresses(new))
+        && old.dual_stack == new.dual_stack
         && old.bind_to_port == new.bind_to_port
         && old.reuse_port == new.reuse_port
         && old.transparent == new.transparent
@@ -126,6 +127,7 @@ fn open_tcp(
     workers: usize,
     shared: bool,
 ) -> io::Result<BoundSocket> {
+    let v6_alone = !plan.dual_stack.contains(&Address::Socket(address));
     let count = if plan.reuse_port { workers } else { 1 };
     let mut sockets: Vec<TcpListener> = Vec::new();
     for _ in 0..count {
@@ -141,8 +143,7 @@ fn open_tcp(
         // Accepted sockets inherit it.
         socket.set_tcp_nodelay(true)?;
         if address.is_ipv6() {
-            // Envoy's `ipv4_compat` is off by default: [::] does not take v4.
-            socket.set_only_v6(true)?;
+            socket.set_only_v6(v6_alone)?;
         }
         if plan.freebind || plan.transparent {
             match address {

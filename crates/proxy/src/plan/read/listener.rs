@@ -1,6 +1,6 @@
 //! Listeners, filter chains and listener filters.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::envoy::{
     config::{core::v3 as core, listener::v3 as pb},
@@ -20,6 +20,7 @@ use super::{
     tls::downstream_tls,
 };
 use crate::plan::{
+    Address,
     chain_match::ChainTable,
     error::{At, Step, unsupported},
     listener::{
@@ -83,8 +84,18 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         stats_matcher,
         per_connection_buffer_high_watermark_timeout,
     );
-    let address_at = |at: At<'_>, m: &core::Address| address(at, m, false);
-    let bound = at.required("address", bound, address_at);
+    let mut dual_stack = Vec::new();
+    let mut address_at = |at: At<'_>, m: &core::Address| {
+        let found = address(at, m, false)?;
+        if let (Some(core::address::Address::SocketAddress(m)), Address::Socket(SocketAddr::V6(_))) =
+            (&m.address, &found)
+            && m.ipv4_compat
+        {
+            dual_stack.push(found.clone());
+        }
+        Ok(found)
+    };
+    let bound = at.required("address", bound, &mut address_at);
     let additional = at.each("additional_addresses", additional_addresses, |at, m| {
         let pb::AdditionalAddress {
             address,
@@ -92,7 +103,7 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
             tcp_keepalive,
         } = m;
         unsupported!(at, socket_options, tcp_keepalive);
-        at.required("address", address, address_at)
+        at.required("address", address, &mut address_at)
     });
     let use_original_dst = use_original_dst.unwrap_or(false);
     let mut filters = at.each("listener_filters", listener_filters, listener_filter);
@@ -160,6 +171,7 @@ pub(super) fn listener(at: At<'_>, m: &pb::Listener) -> Step<Listener> {
         name: at.text("name", name)?,
         address: bound?,
         additional_addresses: additional,
+        dual_stack,
         stat_prefix: option(stat_prefix),
         bind_to_port: bind_to_port
             .or(deprecated_v1.as_ref().and_then(|m| m.bind_to_port))
