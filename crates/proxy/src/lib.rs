@@ -13,6 +13,7 @@ pub mod http;
 pub mod io;
 pub mod listener;
 pub mod logging;
+pub mod lua;
 pub mod network;
 pub mod overload;
 pub mod plan;

@@ -95,7 +95,7 @@ const COMPONENTS: &[(&str, &[&str])] = &[
     ("io", &[]),
     ("jwt", &[]),
     ("kafka", &[]),
-    ("lua", &[]),
+    ("lua", &["lua"]),
     ("matcher", &[]),
     ("mongo", &[]),
     ("multi_connection", &[]),

@@ -16,6 +16,7 @@ mod health_check;
 mod istio_stats;
 mod jwt_authn;
 mod local_rate_limit;
+mod lua;
 mod metadata;
 mod original_src;
 mod peer_metadata;
@@ -24,13 +25,13 @@ mod stateful_session;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
 
-use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use outrigger_http::{Headers, Refusal, ResponseHead, Version};
 
 use crate::{
-    http::{Exchange, LocalReply},
+    http::{Exchange, LocalReply, SideCallError, SideResponse},
     plan::{
         Cluster, HttpConnectionManager,
         filter_config::HeaderToMetadata,
@@ -82,6 +83,8 @@ pub(crate) enum Answer {
     Ready,
     /// What a service has decided.
     Authorization(Box<ext_authz::Verdict>),
+    /// What a cluster has said to a script.
+    Call(Box<Result<SideResponse, SideCallError>>),
 }
 
 /// Where a filter stands with a request.
@@ -107,6 +110,8 @@ impl Interests {
     pub(crate) const RESPONSE: Interests = Interests(4);
     pub(crate) const RESPONSE_DATA: Interests = Interests(8);
     pub(crate) const COMPLETE: Interests = Interests(16);
+    /// Whole bodies and trailers, to change them; waits on the way down as well.
+    pub(crate) const BODIES: Interests = Interests(32);
 
     /// Both.
     pub(crate) const fn and(self, other: Interests) -> Interests {
@@ -179,6 +184,30 @@ pub(crate) trait Filter: fmt::Debug {
         Ok(())
     }
 
+    /// All of the request's body has gone up. Gives what the filter adds to it; `trailers` follow.
+    fn request_end(
+        &self,
+        exchange: &mut Exchange<'_>,
+        trailers: Option<&mut Headers>,
+    ) -> Option<Bytes> {
+        let _ = (exchange, trailers);
+        None
+    }
+
+    /// [`Filter::response`] of a filter with [`Interests::BODIES`]: it may want the body, or ask somebody else.
+    fn response_step(
+        &self,
+        exchange: &mut Exchange<'_>,
+        response: &mut ResponseHead,
+        config: Option<&RouteFilterConfig>,
+        at: Stage,
+        worker: &Worker,
+    ) -> Step {
+        let _ = (config, at);
+        self.response(exchange, response, worker);
+        Step::Continue
+    }
+
     /// The response's head, ours or the upstream's, before it goes to the client.
     fn response(&self, exchange: &mut Exchange<'_>, response: &mut ResponseHead, worker: &Worker) {
         let _ = (exchange, response, worker);
@@ -187,6 +216,16 @@ pub(crate) trait Filter: fmt::Debug {
     /// A piece of the response's body, on its way down.
     fn response_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) {
         let _ = (exchange, data);
+    }
+
+    /// All of the response's body has gone down. Gives what the filter adds to it; `trailers` follow.
+    fn response_end(
+        &self,
+        exchange: &mut Exchange<'_>,
+        trailers: Option<&mut Headers>,
+    ) -> Option<Bytes> {
+        let _ = (exchange, trailers);
+        None
     }
 
     /// The response's trailers.
@@ -206,6 +245,16 @@ pub(crate) trait Filter: fmt::Debug {
     }
 }
 
+/// A body that is in the proxy's hands while a filter with [`Interests::BODIES`] looks at its message.
+#[derive(Debug, Default)]
+pub(crate) struct InHand {
+    /// All of it.
+    pub(crate) body: Bytes,
+    /// A filter has put another in its place.
+    pub(crate) changed: bool,
+    pub(crate) trailers: Option<Headers>,
+}
+
 /// What filters remember about one request.
 #[derive(Debug, Default)]
 pub(crate) struct FilterData {
@@ -222,6 +271,10 @@ pub(crate) struct FilterData {
     pub(crate) authorized: Option<Vec<ext_authz::Mutation>>,
     /// It is a check of this proxy's health.
     pub(crate) health_check: Option<HealthCheckRequest>,
+    /// Scripts that wait.
+    pub(crate) lua: lua::Runs,
+    /// The body of the message that a filter looks at, lent to it.
+    pub(crate) in_hand: Option<Box<InHand>>,
     /// Filters that the route has switched off, as bits of their position.
     off: u64,
 }
@@ -321,6 +374,13 @@ impl Filters {
                     Box::new(health_check::HealthCheckFilter::new(config.clone()))
                 }
                 HttpFilterConfig::Buffer(limit) => Box::new(buffer::BufferFilter(*limit)),
+                HttpFilterConfig::Lua(config) => Box::new(lua::LuaFilter::new(
+                    filter.name.clone(),
+                    filters.len(),
+                    config.clone(),
+                    &plan.stat_prefix,
+                    worker,
+                )),
             };
             filters.push(Live {
                 name: filter.name.clone(),
@@ -400,7 +460,9 @@ impl Filters {
     pub(crate) fn pass_response_data(&self, exchange: &Exchange<'_>) -> bool {
         // Those who look at data look at some messages alone, and remember which.
         !self.interests.has(Interests::RESPONSE_DATA)
-            || exchange.filters.grpc.is_none() && exchange.filters.grpc_web.is_none()
+            || exchange.filters.grpc.is_none()
+                && exchange.filters.grpc_web.is_none()
+                && !exchange.filters.lua.wait_for_response()
     }
 
     /// Shows a piece of the request's body to the filters, in their order; nothing may be left of it.
@@ -434,10 +496,81 @@ impl Filters {
         });
     }
 
-    pub(crate) fn response_data(&self, exchange: &mut Exchange<'_>, data: &mut Bytes) {
-        self.each(Interests::RESPONSE_DATA, exchange, |filter, exchange| {
-            filter.response_data(exchange, data);
+    /// Whether a filter may want the bodies of messages, or wait with a response.
+    pub(crate) fn take_bodies(&self) -> bool {
+        self.interests.has(Interests::BODIES)
+    }
+
+    /// Whether this one may.
+    pub(crate) fn takes_bodies(&self, index: usize) -> bool {
+        self.filters[index].interests.has(Interests::BODIES)
+    }
+
+    /// Runs one filter on the head of a response.
+    pub(crate) fn response_step(
+        &self,
+        index: usize,
+        exchange: &mut Exchange<'_>,
+        head: &mut ResponseHead,
+        at: Stage,
+        worker: &Worker,
+    ) -> Step {
+        let live = &self.filters[index];
+        if !live.sees(Interests::RESPONSE, index, exchange) {
+            return Step::Continue;
+        }
+        let route = exchange.route.clone();
+        let config = route_config(&route, &live.name);
+        live.filter
+            .response_step(exchange, head, config, at, worker)
+    }
+
+    /// Tells the filters that all of the request's body has gone by; gives what they add to it.
+    pub(crate) fn request_end(
+        &self,
+        exchange: &mut Exchange<'_>,
+        mut trailers: Option<&mut Headers>,
+    ) -> Option<Bytes> {
+        let mut added = None;
+        for (index, live) in self.filters.iter().enumerate() {
+            if live.sees(Interests::BODIES, index, exchange) {
+                let own = live.filter.request_end(exchange, trailers.as_deref_mut());
+                added = added.or(own);
+            }
+        }
+        added
+    }
+
+    /// Tells the filters that all of the response's body has gone by; gives what they add to it.
+    pub(crate) fn response_end(
+        &self,
+        exchange: &mut Exchange<'_>,
+        mut trailers: Option<&mut Headers>,
+    ) -> Option<Bytes> {
+        let mut added = None;
+        self.each(Interests::BODIES, exchange, |filter, exchange| {
+            let own = filter.response_end(exchange, trailers.as_deref_mut());
+            added = added.take().or(own);
         });
+        added
+    }
+
+    /// Shows a piece of the response's body to some of the filters, the last first.
+    pub(crate) fn response_data_to(
+        &self,
+        which: Range<usize>,
+        exchange: &mut Exchange<'_>,
+        data: &mut Bytes,
+    ) {
+        if !self.interests.has(Interests::RESPONSE_DATA) {
+            return;
+        }
+        for index in which.rev() {
+            let live = &self.filters[index];
+            if live.sees(Interests::RESPONSE_DATA, index, exchange) {
+                live.filter.response_data(exchange, data);
+            }
+        }
     }
 
     /// Shows the response's trailers to the filters; gives what goes to the client in their place.

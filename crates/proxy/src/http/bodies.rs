@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use outrigger_http::{Error, Frame, Framing, ResponseHead};
 use tokio::time::Sleep;
 
@@ -42,6 +43,19 @@ impl Forward<'_, '_, '_, '_> {
         self.deadlines.per_try = None;
         self.deadlines.touch();
         self.response_headers(&mut head);
+        match self.cx.live.filters.take_bodies() {
+            false => {
+                let filters = &self.cx.live.filters;
+                filters.response(self.exchange, &mut head, self.cx.worker);
+            }
+            true => {
+                let filtered = self.filter_response(&mut upstream, &mut head, timer.as_mut());
+                if let Err(why) = Box::pin(filtered).await {
+                    return self.unheld(upstream, why).await;
+                }
+            }
+        }
+        respond::finish_head(self.cx, self.exchange, &mut head, true);
         let tunnel = head.framing == Framing::Tunnel;
         let stats = &self.cx.live.stats;
         if tunnel {
@@ -131,7 +145,7 @@ impl Forward<'_, '_, '_, '_> {
         }
     }
 
-    /// The response's head as the client gets it.
+    /// What the router adds to the response's head.
     fn response_headers(&mut self, head: &mut ResponseHead) {
         let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
@@ -157,11 +171,6 @@ impl Forward<'_, '_, '_, '_> {
             head.headers.append("set-cookie", cookie);
         }
         router::headers::response(self.exchange, &mut head.headers);
-        self.cx
-            .live
-            .filters
-            .response(self.exchange, head, self.cx.worker);
-        respond::finish_head(self.cx, self.exchange, head, true);
     }
 
     fn poll_bodies(
@@ -187,6 +196,12 @@ impl Forward<'_, '_, '_, '_> {
         self.poll_deadlines(cx, timer).map(End::Expired)
     }
 
+    /// Sends what filters add.
+    fn send(&mut self, data: Bytes) -> Result<(), Error> {
+        self.exchange.progress.sent += data.len() as u64;
+        self.writer.send_data(data)
+    }
+
     /// Moves the response's body.
     fn poll_response(
         &mut self,
@@ -207,6 +222,7 @@ impl Forward<'_, '_, '_, '_> {
                 return gone(error);
             }
             if self.cx.live.may_splice
+                && self.held.is_none()
                 && let Some(reader) = &mut upstream.http1()
                 && filters.pass_response_data(self.exchange)
             {
@@ -221,7 +237,11 @@ impl Forward<'_, '_, '_, '_> {
                     Passed::Downstream(error) => return gone(error),
                 }
             }
-            let sent = match upstream.poll_frame(cx) {
+            let (frame, seen_by) = match &mut self.held {
+                Some(held) => (Poll::Ready(held.frame().map(Ok)), held.seen_by),
+                None => (upstream.poll_frame(cx), filters.len()),
+            };
+            let sent = match frame {
                 Poll::Pending => {
                     if let Err(error) = ready!(self.writer.poll_flush(cx)) {
                         return gone(error);
@@ -230,13 +250,23 @@ impl Forward<'_, '_, '_, '_> {
                 }
                 Poll::Ready(Some(Ok(Frame::Data(mut data)))) => {
                     self.deadlines.touch();
-                    filters.response_data(self.exchange, &mut data);
+                    filters.response_data_to(0..seen_by, self.exchange, &mut data);
+                    if data.is_empty() {
+                        continue;
+                    }
                     self.exchange.progress.sent += data.len() as u64;
                     self.writer.send_data(data)
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(mut trailers)))) => {
+                    let added = filters.response_end(self.exchange, Some(&mut trailers));
                     let end = filters.trailers(self.exchange, &mut trailers);
+                    let sent = match added {
+                        Some(added) => self.send(added),
+                        None => Ok(()),
+                    };
+                    self.ended = true;
                     let sent = match end {
+                        _ if sent.is_err() => sent,
                         None => self.writer.send_end(Some(&trailers)),
                         // The end of the stream itself comes next.
                         Some(end) => {
@@ -256,7 +286,16 @@ impl Forward<'_, '_, '_, '_> {
                         Err(error) => gone(error),
                     };
                 }
-                Poll::Ready(None) => self.writer.send_end(None),
+                Poll::Ready(None) => {
+                    let added = match std::mem::replace(&mut self.ended, true) {
+                        false => filters.response_end(self.exchange, None),
+                        true => None,
+                    };
+                    match added.map_or(Ok(()), |added| self.send(added)) {
+                        Ok(()) => self.writer.send_end(None),
+                        failed => failed,
+                    }
+                }
             };
             match sent {
                 Ok(()) => {}

@@ -226,6 +226,16 @@ impl<'c> Exchange<'c> {
         };
     }
 
+    /// Bytes of a body that may be held back: as the route says, else the listener's.
+    pub(crate) fn buffer_limit(&self) -> u64 {
+        let route = self.route.get().and_then(|(virtual_host, route)| {
+            route
+                .request_buffer_limit
+                .or(virtual_host.request_buffer_limit)
+        });
+        route.unwrap_or(self.connection.listener.per_connection_buffer_limit.into())
+    }
+
     /// Whether this is a CONNECT whose payload goes to the upstream as raw bytes.
     pub(super) fn terminates_connect(&self) -> bool {
         self.request.method == Method::Connect
@@ -263,7 +273,7 @@ impl<'c> Exchange<'c> {
 }
 
 /// What listener filters and network filters have left; most connections have nothing.
-fn metadata_of(connection: &ConnectionInfo) -> BTreeMap<String, Value> {
+pub(crate) fn metadata_of(connection: &ConnectionInfo) -> BTreeMap<String, Value> {
     let header = connection.proxy.as_ref().map(|proxy| &proxy.metadata);
     let mut all = header.cloned().unwrap_or_default();
     if let Some(own) = &connection.metadata {

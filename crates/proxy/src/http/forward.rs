@@ -18,6 +18,7 @@ use super::{
     Context, Exchange, Flags,
     failure::{self, Gone},
     hedge::Hedged,
+    hold::Held,
     mirror,
     pass::Pass,
     pump::{Kept, Pump, PumpError},
@@ -67,6 +68,10 @@ pub(super) struct Forward<'a, 'c, 'r, 'w> {
     pub(super) keeps: bool,
     pub(super) pump: Pump,
     pub(super) pass: Pass,
+    /// The response's body, where filters have read it.
+    pub(super) held: Option<Held>,
+    /// Filters have been told of the end of the response's body.
+    pub(super) ended: bool,
     pub(super) deadlines: Deadlines,
     /// Attempts that came to nothing without anybody's fault: on resting connections that turned out closed, and such
     /// that the upstream said it had not looked at.
@@ -104,18 +109,7 @@ pub(super) async fn forward(
     );
     let hedge = retry::hedges(exchange);
     let mirrors = mirror::chosen(exchange, cx.worker);
-    let limit = exchange.route.get().and_then(|(virtual_host, route)| {
-        route
-            .request_buffer_limit
-            .or(virtual_host.request_buffer_limit)
-    });
-    let limit = limit.unwrap_or(
-        exchange
-            .connection
-            .listener
-            .per_connection_buffer_limit
-            .into(),
-    );
+    let limit = exchange.buffer_limit();
     let follows = exchange
         .route
         .action()
@@ -152,6 +146,8 @@ pub(super) async fn forward(
         keeps,
         pump: Pump::default(),
         pass: Pass::default(),
+        held: None,
+        ended: false,
         deadlines,
         stale: 0,
         sent: false,

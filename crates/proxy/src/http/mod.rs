@@ -11,6 +11,7 @@ mod failure;
 mod flags;
 mod forward;
 mod hedge;
+mod hold;
 mod mirror;
 mod pass;
 mod prepare;
@@ -29,6 +30,7 @@ mod xfcc;
 
 use std::{cell::Cell, rc::Rc, sync::Arc};
 
+pub(crate) use exchange::metadata_of;
 pub use exchange::{CloseTypes, Exchange, Progress, RouteRef, UpstreamInfo};
 pub use flags::Flags;
 pub(crate) use prepare::{append, split_port};

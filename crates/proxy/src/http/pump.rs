@@ -90,6 +90,17 @@ impl Kept {
         self.pieces.clear();
     }
 
+    /// A filter has put another body in the place of what was read.
+    pub(super) fn replace(&mut self, body: Bytes) {
+        self.size = body.len() as u64;
+        self.keep = true;
+        self.limit = self.limit.max(self.size);
+        self.pieces = match body.is_empty() {
+            true => Vec::new(),
+            false => vec![body],
+        };
+    }
+
     /// The request goes on without its body.
     pub(super) fn drop_body(&mut self) {
         self.pieces.clear();
@@ -161,6 +172,7 @@ impl Pump {
             }
             let mut now = None;
             if !kept.complete {
+                let mut added = None;
                 match reader.poll_frame(cx) {
                     Poll::Pending => {
                         ready!(upstream.poll_flush(cx)).map_err(PumpError::Upstream)?;
@@ -182,14 +194,27 @@ impl Pump {
                         upstream.send_data(data).map_err(PumpError::Upstream)?;
                         continue;
                     }
-                    Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                    Poll::Ready(Some(Ok(Frame::Trailers(mut trailers)))) => {
+                        if !self.tunnel && filters.take_bodies() {
+                            added = filters.request_end(exchange, Some(&mut trailers));
+                        }
                         kept.trailers = Some(trailers);
                         kept.complete = true;
                     }
-                    Poll::Ready(None) => kept.complete = true,
+                    Poll::Ready(None) => {
+                        if !self.tunnel && filters.take_bodies() {
+                            added = filters.request_end(exchange, None);
+                        }
+                        kept.complete = true;
+                    }
                 }
                 now = Some(Instant::now());
                 exchange.progress.request_received = now;
+                if let Some(added) = added {
+                    kept.add(&added);
+                    self.position = kept.pieces.len();
+                    upstream.send_data(added).map_err(PumpError::Upstream)?;
+                }
             }
             if self.tunnel {
                 ready!(upstream.poll_shutdown(cx)).map_err(PumpError::Upstream)?;

@@ -8,7 +8,7 @@ use outrigger_http::{
 };
 use tokio::time::timeout;
 
-use super::{Context, Exchange, LocalReply};
+use super::{Context, Exchange, LocalReply, hold};
 use crate::{
     io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
@@ -31,7 +31,24 @@ pub(super) async fn reply(
     if exchange.route.route().is_some() {
         router::headers::response(exchange, &mut head.headers);
     }
-    cx.live.filters.response(exchange, &mut head, cx.worker);
+    let body = match cx.live.filters.take_bodies() {
+        true => Box::pin(hold::filter_local(cx, exchange, &mut head, body)).await,
+        false => {
+            cx.live.filters.response(exchange, &mut head, cx.worker);
+            body
+        }
+    };
+    send_reply(cx, exchange, reader, writer, (head, body)).await;
+}
+
+/// Sends a reply that no filter sees (any more).
+pub(super) async fn send_reply(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    reader: &mut BodyReader<'_, Stream>,
+    writer: &mut BodyWriter<'_, Stream>,
+    (mut head, body): (ResponseHead, Bytes),
+) {
     finish_head(cx, exchange, &mut head, false);
     if !request_is_over(reader).await {
         // The rest of the request may still come; what follows it could not be told from it.

@@ -16,7 +16,7 @@ use super::{
     stats::ConnectionManagerStats,
 };
 use crate::{
-    filter::{Stage, Step},
+    filter::{InHand, Stage, Step},
     io::Stream,
     plan::{
         HttpConnectionManager, RouteConfiguration,
@@ -183,26 +183,27 @@ async fn filtered(
     kept: &mut Option<Kept>,
 ) -> Result<Option<router::Target>, LocalReply> {
     for index in 0..cx.live.filters.len() {
-        let mut step = cx
-            .live
-            .filters
-            .request(index, exchange, Stage::Head, cx.worker);
+        let mut step = ask_filter(cx, exchange, kept, index, Stage::Head);
         loop {
             match step {
                 Step::Continue => break,
                 Step::Reply(reply) => return Err(reply),
                 Step::Buffer(limit) => {
                     if kept.is_none() && !exchange.request.upgrade {
-                        let all = read_body(cx, exchange, reader, limit.into(), false).await?;
+                        let all =
+                            read_body(cx, exchange, reader, limit.into(), false, None).await?;
                         tell_length(&all, exchange);
                         *kept = Some(all);
                     }
                     break;
                 }
                 Step::Body { limit, partial } => {
-                    if kept.is_none() {
+                    // Another filter may have wanted less of it.
+                    let enough = |kept: &Kept| kept.complete || partial || !kept.is_whole();
+                    if !kept.as_ref().is_some_and(enough) {
                         let limit = limit.into();
-                        *kept = Some(read_body(cx, exchange, reader, limit, partial).await?);
+                        let begun = kept.take();
+                        *kept = Some(read_body(cx, exchange, reader, limit, partial, begun).await?);
                     }
                     let body = kept.as_ref();
                     let seen = body.map_or_else(Bytes::new, |kept| kept.first(limit as usize));
@@ -211,21 +212,21 @@ async fn filtered(
                         return Err(too_large(&cx.live.stats));
                     }
                     let stage = Stage::Buffered(seen, whole);
-                    step = cx.live.filters.request(index, exchange, stage, cx.worker);
+                    step = ask_filter(cx, exchange, kept, index, stage);
                 }
                 Step::Wait(pause) => {
                     let slept = tokio::time::sleep(pause);
                     if while_there(slept, reader, writer).await.is_none() {
                         return Ok(gone(exchange, writer));
                     }
-                    step = (cx.live.filters).request(index, exchange, Stage::Resumed, cx.worker);
+                    step = ask_filter(cx, exchange, kept, index, Stage::Resumed);
                 }
                 Step::Ask(answer) => {
                     let Some(answer) = while_there(answer, reader, writer).await else {
                         return Ok(gone(exchange, writer));
                     };
                     let stage = Stage::Answered(answer);
-                    step = cx.live.filters.request(index, exchange, stage, cx.worker);
+                    step = ask_filter(cx, exchange, kept, index, stage);
                 }
             }
         }
@@ -245,15 +246,50 @@ async fn filtered(
     Ok(Some(target))
 }
 
-/// Reads a request's body: all of it, or with `partial` at least so many bytes.
+/// Runs one filter on the request; one that may change bodies is lent what was read of it.
+fn ask_filter(
+    cx: &Context<'_>,
+    exchange: &mut Exchange<'_>,
+    kept: &mut Option<Kept>,
+    index: usize,
+    at: Stage,
+) -> Step {
+    let filters = &cx.live.filters;
+    if !filters.takes_bodies(index) {
+        return filters.request(index, exchange, at, cx.worker);
+    }
+    if let Some(kept) = kept.as_mut().filter(|kept| kept.complete) {
+        exchange.filters.in_hand = Some(Box::new(InHand {
+            body: kept.first(usize::MAX),
+            changed: false,
+            trailers: kept.trailers.take(),
+        }));
+    }
+    let step = filters.request(index, exchange, at, cx.worker);
+    if let Some(hand) = exchange.filters.in_hand.take() {
+        // A request without a body may have got one.
+        let kept = kept.get_or_insert_with(|| Kept::new(true, u64::MAX));
+        kept.complete = true;
+        kept.trailers = hand.trailers;
+        if hand.changed {
+            kept.replace(hand.body);
+        }
+    }
+    step
+}
+
+/// Reads a request's body, or more of it: all, or with `partial` at least so many bytes.
 async fn read_body(
     cx: &Context<'_>,
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, Stream>,
     limit: u64,
     partial: bool,
+    begun: Option<Kept>,
 ) -> Result<Kept, LocalReply> {
-    let mut kept = Kept::new(true, if partial { u64::MAX } else { limit });
+    let most = if partial { u64::MAX } else { limit };
+    let mut kept = begun.unwrap_or_else(|| Kept::new(true, most));
+    kept.limit_to(most);
     let filters = &cx.live.filters;
     let read = async {
         loop {
@@ -275,11 +311,19 @@ async fn read_body(
                         return Ok(false);
                     }
                 }
-                Some(Ok(Frame::Trailers(trailers))) => {
+                Some(Ok(Frame::Trailers(mut trailers))) => {
+                    if let Some(added) = filters.request_end(exchange, Some(&mut trailers)) {
+                        kept.add(&added);
+                    }
                     kept.trailers = Some(trailers);
                     break;
                 }
-                None => break,
+                None => {
+                    if let Some(added) = filters.request_end(exchange, None) {
+                        kept.add(&added);
+                    }
+                    break;
+                }
                 Some(Err(_)) => {
                     return Err(LocalReply::new(
                         400,

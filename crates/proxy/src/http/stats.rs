@@ -43,6 +43,7 @@ stats::group! {
         counter downstream_rq_rx_reset,
         counter downstream_rq_timeout,
         counter downstream_rq_too_large,
+        counter rs_too_large,
         counter downstream_rq_too_many_premature_resets,
         counter downstream_rq_total,
         counter downstream_rq_tx_reset,

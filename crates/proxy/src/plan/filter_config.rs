@@ -1,6 +1,7 @@
 //! Configuration of the HTTP filters that change heads and metadata, limit rates, pin sessions and buffer bodies.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -16,6 +17,7 @@ use super::{
     rate_limit::{Descriptor, RateLimit},
     route::RegexRewrite,
 };
+use crate::lua::Script;
 
 /// `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -112,6 +114,41 @@ pub struct SetMetadata {
     pub value: Value,
     /// What is there is joined with it; else it stays alone.
     pub allow_overwrite: bool,
+}
+
+/// `envoy.extensions.filters.http.lua.v3.Lua`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lua {
+    /// The script where a route names no other.
+    pub default: Option<Arc<Script>>,
+    /// Scripts that routes may name.
+    pub named: BTreeMap<Arc<str>, Arc<Script>>,
+    /// A part of the names of its stats.
+    pub stat_prefix: Arc<str>,
+    /// Changes of request headers choose the route anew. Default true.
+    pub clear_route_cache: bool,
+    /// What `filterContext()` gives where the route says nothing.
+    pub context: Option<Arc<Value>>,
+}
+
+/// `envoy.extensions.filters.http.lua.v3.LuaPerRoute`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LuaPerRoute {
+    /// Which script runs.
+    pub script: RouteScript,
+    /// What `filterContext()` gives.
+    pub context: Option<Arc<Value>>,
+}
+
+/// Which script runs on a route's streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RouteScript {
+    /// The filter's default.
+    Default,
+    /// One of the filter's; none where it has no such.
+    Named(Arc<str>),
+    /// The route's own.
+    Own(Arc<Script>),
 }
 
 /// `envoy.extensions.filters.http.stateful_session.v3.StatefulSession`.

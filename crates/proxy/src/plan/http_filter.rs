@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::{
     ext_authz::{CheckSettings, ExtAuthz},
     filter_config::{
-        HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Mutations, SetMetadata,
-        StatefulSession,
+        HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Lua, LuaPerRoute, Mutations,
+        SetMetadata, StatefulSession,
     },
     health_check::HealthCheckFilter,
     jwt_authn::JwtAuthn,
@@ -64,6 +64,8 @@ pub enum HttpFilterConfig {
     LocalRateLimit(Arc<LocalRateLimit>),
     /// `envoy.filters.http.buffer`: bytes of a request at most.
     Buffer(u32),
+    /// `envoy.filters.http.lua`.
+    Lua(Arc<Lua>),
     /// `envoy.filters.http.health_check`.
     HealthCheck(Arc<HealthCheckFilter>),
     /// `envoy.filters.http.original_src`.
@@ -318,6 +320,8 @@ pub enum RouteFilterConfig {
     Rbac(Arc<Rbac>),
     /// What `ext_authz` tells its service of a route, and whether with the body.
     ExtAuthz(Arc<CheckSettings>),
+    /// Which script runs, and what it is told.
+    Lua(Arc<LuaPerRoute>),
     /// What `jwt_authn` needs, by the name of a requirement.
     JwtRequirement(Arc<str>),
 }

@@ -13,6 +13,7 @@ mod http2;
 mod jwt;
 mod large;
 mod limits;
+mod lua;
 mod options;
 mod reports;
 mod routing;

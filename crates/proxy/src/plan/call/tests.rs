@@ -169,7 +169,7 @@ fn headers_and_weights_are_looked_at() {
                         { "name": "v1", "weight": 80 }, { "name": "v3", "weight": 20 }] } } },
                 ] }] },
                 "httpFilters": [
-                    { "name": "later", "typedConfig": { "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua" } },
+                    { "name": "later", "typedConfig": { "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm" } },
                     { "name": "r", "typedConfig": { "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router" } },
                 ],
             } }] }],

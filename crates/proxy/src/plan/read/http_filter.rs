@@ -15,6 +15,7 @@ use proto::{
                 fault::v3 as fault_pb,
                 grpc_stats::v3 as grpc_stats_pb,
                 header_mutation::v3::HeaderMutationPerRoute,
+                lua::v3 as lua_pb,
                 original_src::v3::OriginalSrc,
                 router::v3::Router,
                 stateful_session::v3::{StatefulSessionPerRoute, stateful_session_per_route},
@@ -33,6 +34,7 @@ use super::{
     filter_config,
     health_check::health_check_filter,
     jwt_authn::{self, jwt_authn},
+    lua::{lua, lua_per_route},
     rbac::{http_rbac, http_rbac_per_route},
     route::option,
 };
@@ -150,6 +152,10 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         }
         "envoy.extensions.filters.http.buffer.v3.Buffer" => {
             HttpFilterConfig::Buffer(filter_config::buffer(at, &found.decode(&at)?)?)
+        }
+        "envoy.extensions.filters.http.lua.v3.Lua" => {
+            let m: lua_pb::Lua = found.decode(&at)?;
+            HttpFilterConfig::Lua(Arc::new(lua(at, &m)?))
         }
         // Answers are sent as they are: see docs/accepted-without-effect.md.
         "envoy.extensions.filters.http.compressor.v3.Compressor" => return Ok(None),
@@ -496,6 +502,10 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
                 _ => return Err(at.error("needs one of disabled: true, buffer")),
             }
         }
+        "envoy.extensions.filters.http.lua.v3.LuaPerRoute" => {
+            let m: lua_pb::LuaPerRoute = found.decode(&at)?;
+            lua_per_route(at, &m)?
+        }
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute" => {
             match http_rbac_per_route(at, &found.decode(&at)?)? {
                 Some(rbac) => RouteFilterConfig::Rbac(Arc::new(rbac)),
@@ -523,6 +533,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
         "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig",
         "envoy.extensions.filters.http.rbac.v3.RBACPerRoute",

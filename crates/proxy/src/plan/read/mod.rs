@@ -23,6 +23,7 @@ mod jwt_authn;
 mod lb;
 mod listener;
 mod log_service;
+mod lua;
 mod matcher_tree;
 mod network;
 mod outlier;

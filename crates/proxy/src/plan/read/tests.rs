@@ -25,7 +25,6 @@ use crate::plan::{
 
 /// Extensions of later versions, with the word that names them in a rejection.
 const LATER: &[&str] = &[
-    "envoy.extensions.filters.http.lua.v3.Lua",
     "envoy.extensions.filters.http.wasm.v3.Wasm",
     "envoy.extensions.filters.network.wasm.v3.Wasm",
 ];
@@ -179,7 +178,7 @@ filter_chains:
             route: { cluster: c, flush_timeout: 5s }
       http_filters:
       - name: x
-        typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua }
+        typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm }
 "#,
     ));
     let config = "filter_chains[0].filters[0].typed_config";
@@ -189,7 +188,7 @@ filter_chains:
         format!("{host}.routes[0].route.flush_timeout: is not implemented"),
         format!("{host}.domains[1]: `A` is a domain of another"),
         format!(
-            "{config}.http_filters[0].typed_config: HTTP filter envoy.extensions.filters.http.lua.v3.Lua"
+            "{config}.http_filters[0].typed_config: HTTP filter envoy.extensions.filters.http.wasm.v3.Wasm"
         ),
     ];
     assert_eq!(wrong.len(), expected.len(), "{wrong:#?}");
