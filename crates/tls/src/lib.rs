@@ -17,6 +17,7 @@ mod pem;
 pub mod request;
 pub mod server;
 pub mod session;
+pub mod signature;
 pub mod trust;
 pub mod verify;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outrigger_proxy::server::Change;
 use testkit::envoy::message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -671,6 +672,89 @@ end";
         assert!(answer.contains("x-my: twotruenil0.5\r\n"), "{answer}");
         assert!(answer.contains("x-names: 7\r\n"), "{answer}");
         assert_eq!(number(&mesh, "errors"), 0);
+    });
+}
+
+#[test]
+fn signatures_are_verified_with_keys_that_a_script_has() {
+    run(async {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let escaped =
+            |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("\\{byte:03}")).collect() };
+        let key = escaped(&rcgen::PublicKeyData::subject_public_key_info(&pair));
+        let signature = escaped(&rcgen::SigningKey::sign(&pair, b"some data").unwrap());
+        let script = format!(
+            "local der, signature = '{key}', '{signature}'
+function envoy_on_request(handle)
+  local key = handle:importPublicKey(der, #der)
+  local h = handle:headers()
+  for index, given in ipairs({{
+    {{'sha256', 'some data'}}, {{'SHA256', 'some date'}}, {{'md5', 'some data'}},
+  }}) do
+    local ok, why = handle:verifySignature(given[1], key, signature, #signature, given[2], #given[2])
+    h:add('x-' .. index, tostring(ok) .. why)
+  end
+  h:add('x-key', tostring(key:get() == der) .. tostring(handle:importPublicKey('', 0):get()))
+  h:add('x-length', tostring(pcall(handle.importPublicKey, handle, der, #der + 1)))
+end"
+        );
+        let (seen, _, mesh) = once(&script, GET, OK).await;
+        for line in [
+            "x-1: true",
+            "x-2: falseFailed to verify digest.",
+            "x-3: falsemd5 is not supported.",
+            "x-key: truenil",
+            "x-length: false",
+        ] {
+            assert!(seen.contains(&format!("\r\n{line}\r\n")), "{line}: {seen}");
+        }
+        assert_eq!(number(&mesh, "errors"), 0);
+    });
+}
+
+#[test]
+fn a_script_chooses_the_host() {
+    run(async {
+        let (one, two) = (Origin::new(&[]).await, Origin::new(&[OK, OK]).await);
+        let script = format!(
+            "function envoy_on_request(handle)
+  handle:setUpstreamOverrideHost('127.0.0.1:{}', true)
+  local ok, why = pcall(handle.setUpstreamOverrideHost, handle, 'name', true)
+  handle:headers():add('x-why', why)
+end",
+            two.port
+        );
+        let cluster = |port: u16| {
+            format!(
+                "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
+            )
+        };
+        let both = format!(
+            "name: both\ntype: STATIC\nload_assignment: {{cluster_name: both, endpoints: [{{lb_endpoints: [{}, {}]}}]}}",
+            cluster(one.port),
+            cluster(two.port)
+        );
+        let filters = filter("lua", "", &script);
+        let routes = TO_A.replace("cluster: a", "cluster: both");
+        let mesh = Mesh::new(&routes, "", &filters, &[]).await;
+        let plan = outrigger_proxy::plan::Cluster::try_from(&message::<
+            proto::envoy::config::cluster::v3::Cluster,
+        >(&both));
+        let change = Change::UpsertCluster(std::sync::Arc::new(plan.unwrap().into()));
+        for result in mesh.server.apply(vec![change]) {
+            result.unwrap();
+        }
+        mesh.server.settled().await;
+        for _ in 0..2 {
+            assert!(mesh.get("/").await.ends_with("ok"));
+        }
+        let seen = two.seen();
+        assert_eq!(seen.len(), 2);
+        assert!(
+            seen[0].contains("host is not a valid IP address"),
+            "{}",
+            seen[0]
+        );
     });
 }
 

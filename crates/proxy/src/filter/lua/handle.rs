@@ -19,6 +19,7 @@ use super::{
     buffer::Buffer,
     call::{self, Call},
     headers::HeaderMap,
+    key::{self, PublicKey},
     stream::{Connection, ConnectionStreamInfo, StreamInfo},
     values::{RouteMetadata, to_lua},
     view::{Slot, Token, View, Wants, token, with},
@@ -138,11 +139,11 @@ impl UserData for Handle {
         methods.add_method("timestampString", |_, _, resolution: LuaValue| {
             Ok(now(&resolution)?.to_string())
         });
-        for name in ["importPublicKey", "verifySignature"] {
-            methods.add_method(name, move |_, _, _: MultiValue| {
-                Err::<LuaValue, _>(Error::runtime(format!("{name}() is not implemented")))
-            });
-        }
+        methods.add_method(
+            "importPublicKey",
+            |_, _, (der, length): (LuaString, usize)| PublicKey::import(&der, length),
+        );
+        methods.add_method("verifySignature", |lua, _, signed| key::verify(lua, signed));
         for name in LOGS {
             methods.add_method(name, move |_, _, line: LuaString| {
                 log(name, &line.to_string_lossy());

@@ -8,6 +8,7 @@ mod buffer;
 mod call;
 mod handle;
 mod headers;
+mod key;
 mod run;
 mod ssl;
 mod stream;

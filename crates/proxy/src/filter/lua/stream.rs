@@ -37,9 +37,10 @@ impl UserData for StreamInfo {
                 Ok(route.map_or_else(String::new, |route| route.name.to_string()))
             })
         });
-        // Virtual clusters are taken without effect.
         methods.add_method("virtualClusterName", |lua, this, ()| {
-            with(lua, this.0, |_| Ok(""))
+            with(lua, this.0, |view| {
+                Ok(view.about.virtual_cluster.clone().unwrap_or_default())
+            })
         });
         for name in ["downstreamLocalAddress", "downstreamDirectLocalAddress"] {
             methods.add_method(name, |lua, this, ()| this.address(lua, |about| about.local));

@@ -96,6 +96,7 @@ pub(super) struct About {
     pub(super) filter: Arc<str>,
     pub(super) context: Option<Arc<Value>>,
     pub(super) route: RouteRef,
+    pub(super) virtual_cluster: Option<String>,
     pub(super) version: Version,
     pub(super) tls: Option<Arc<Session>>,
     pub(super) local: Option<SocketAddr>,
@@ -119,6 +120,10 @@ impl About {
             filter: filter.clone(),
             context,
             route: exchange.route.clone(),
+            virtual_cluster: exchange.route.get().and_then(|(host, _)| {
+                let name = host.virtual_cluster(exchange)?;
+                Some(name.to_owned())
+            }),
             version: exchange.request.version,
             tls: connection.tls.clone(),
             local: connection.local,
