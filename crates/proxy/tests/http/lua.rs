@@ -890,6 +890,40 @@ end";
 }
 
 #[test]
+fn what_a_run_holds_goes_with_it() {
+    run(async {
+        // Twice of what a state may hold, were it kept: by those that end and by those that wait when the client leaves.
+        let script = "function envoy_on_request(handle)
+  local held = string.rep('x', 32768) .. handle:headers():get('x-id')
+  handle:body()
+  if #held > 40000 then handle:logErr('never') end
+end";
+        let origin = Origin::new(&[OK; 1100]).await;
+        let mesh = mesh(script, &origin).await;
+        let mut stream = mesh.connect().await;
+        let mut bytes = Vec::new();
+        for id in 0..1100 {
+            let request =
+                format!("POST / HTTP/1.1\r\nHost: h\r\nX-Id: {id}\r\nContent-Length: 1\r\n\r\nx");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            bytes.clear();
+            while !bytes.ends_with(b"\r\n\r\nok") {
+                assert!(within(stream.read_buf(&mut bytes)).await.unwrap() > 0);
+            }
+        }
+        for id in 0..1100 {
+            let mut stream = mesh.connect().await;
+            let request =
+                format!("POST / HTTP/1.1\r\nHost: h\r\nX-Id: {id}\r\nContent-Length: 1\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+        }
+        mesh.log(2200).await;
+        assert_eq!(number(&mesh, "executions"), 2200);
+        assert_eq!(number(&mesh, "errors"), 0);
+    });
+}
+
+#[test]
 fn scripts_as_they_are_written_for_others_run_unchanged() {
     run(async {
         // A header with the route's metadata; a body that is compared; a response that is rebuilt; an authorization by a
