@@ -78,10 +78,10 @@ pub(super) async fn filter_local(
             };
         }
     }
-    if exchange.request.method == Method::Head || exchange.request.is_grpc() {
-        return Bytes::new();
+    match exchange.request.method {
+        Method::Head => Bytes::new(),
+        _ => body,
     }
-    body
 }
 
 impl Forward<'_, '_, '_, '_> {

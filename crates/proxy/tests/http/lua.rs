@@ -362,6 +362,31 @@ end";
 }
 
 #[test]
+fn replies_of_the_proxy_are_changed_as_well() {
+    run(async {
+        let script = "function envoy_on_response(handle)
+  handle:body(true):setBytes('own')
+  handle:headers():replace('content-type', 'text/plain')
+end";
+        let filters = filter("lua", "", script);
+        let mesh = Mesh::new(TO_A, "", &filters, &[]).await;
+        for (request, body) in [
+            (GET.to_owned(), "own"),
+            (GET.replace("GET", "HEAD"), ""),
+            (
+                GET.replace("X-Gone: 1", "Content-Type: application/grpc"),
+                "own",
+            ),
+        ] {
+            let answer = mesh.ask(&request).await;
+            assert!(answer.contains("content-length: 3\r\n"), "{answer}");
+            assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{answer}");
+        }
+        assert_eq!(number(&mesh, "errors"), 0);
+    });
+}
+
+#[test]
 fn bodies_have_the_connections_limit() {
     run(async {
         let script = "function envoy_on_request(handle) handle:body() end

@@ -275,7 +275,7 @@ impl View {
     /// Whether bytes of this stream are no message any more.
     pub(super) fn is_tunnel(&self) -> bool {
         match &self.head {
-            Head::Request(head) => head.upgrade,
+            Head::Request(head) => head.upgrade || head.method == Method::Connect,
             Head::Response(head) => head.framing == Framing::Tunnel,
             Head::Away => false,
         }
