@@ -50,6 +50,43 @@ fn who_ended_an_upstream_connection_and_whether_in_the_middle() {
 }
 
 #[test]
+fn an_http2_upstream_that_breaks_off_is_counted_by_what_it_left_unanswered() {
+    const TO_H2: &str = "          - {match: {prefix: /}, route: {cluster: a-h2}}";
+    run(async {
+        for (answers, status, active) in [(false, "503", 1), (true, "200", 0)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let port = listener.local_addr().expect("it is bound").port();
+            let mesh = Mesh::new(TO_H2, "", "", &[("a-h2", port)]).await;
+            let server = async {
+                let (stream, _) = listener.accept().await.expect("it comes");
+                let mut peer = Peer::server(stream, &[]).await;
+                let head = peer.find(&[HEADERS]).await.expect("a request");
+                if answers {
+                    let (flags, ok) = (END_HEADERS | END_STREAM, &[0x88]);
+                    peer.say(HEADERS, flags, head.stream, ok).await;
+                    counted(&mesh, "cluster.a-h2.upstream_rq_active", 0).await;
+                }
+            };
+            let (answer, ()) = tokio::join!(mesh.get("/"), server);
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            counted(&mesh, "cluster.a-h2.upstream_cx_destroy", 1).await;
+            for (name, value) in [
+                ("remote", 1),
+                ("local", 0),
+                ("with_active_rq", active),
+                ("remote_with_active_rq", active),
+            ] {
+                let name = format!("cluster.a-h2.upstream_cx_destroy_{name}");
+                assert_eq!(mesh.server.store.number(&name), value, "{name}");
+            }
+        }
+    });
+}
+
+#[test]
 fn who_ended_a_downstream_connection_and_whether_in_the_middle() {
     run(async {
         let ended = async |mesh: &Mesh, remote: i64, active: i64| {

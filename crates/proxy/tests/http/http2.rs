@@ -49,7 +49,7 @@ impl Peer {
     }
 
     /// A server that has read the preface and sent these settings.
-    async fn server(mut stream: TcpStream, settings: &[u8]) -> Peer {
+    pub(crate) async fn server(mut stream: TcpStream, settings: &[u8]) -> Peer {
         let mut preface = [0; 24];
         stream.read_exact(&mut preface).await.unwrap();
         assert_eq!(preface, PREFACE);
