@@ -1,6 +1,7 @@
 //! HTTP through a running proxy: scripted clients and origins, bytes on both sides.
 
 mod cases;
+mod choices;
 mod counts;
 mod durations;
 mod edits;
