@@ -21,7 +21,10 @@ const HOSTS: [&str; 12] =
     ["a.b", "A.b", "x.a.b", "y.x.a.b", "xa.b", "a.c", "a.b.c", "a.b:80", "b", "b:80", "", ".b"];
 const PATHS: [&str; 12] =
     ["/", "/a", "/A", "/a/", "/a/b", "/ab", "/a?q=1", "/a?q", "/a/b?q=2&q=1", "/a#f", "", "/a;p"];
-const VALUES: [&str; 4] = ["", "v", "V", "v,v"];
+const VALUES: [&str; 7] = ["", "v", "V", "v,v", "10", "-3", "vv"];
+const METHODS: [&str; 3] = ["GET", "get", "POST"];
+const PATTERNS: [&str; 4] = ["v+", "[vV]", ".*", "-?[0-9]+"];
+const COOKIES: [&str; 6] = ["", "c=v", "a=b; c=V", "c=vv; c=v", "C=v", "c=\"v\""];
 const QUERIES: [&str; 3] = ["1", "2", ""];
 
 #[derive(Arbitrary, Debug)]
@@ -30,6 +33,8 @@ struct Input {
     ignore_port: bool,
     host: u8,
     path: u8,
+    method: u8,
+    cookie: u8,
     fields: Vec<u8>,
 }
 
@@ -40,11 +45,15 @@ struct Route {
     any_case: bool,
     header: Option<(u8, u8, bool, bool)>,
     query: Option<(u8, bool)>,
+    method: Option<(u8, bool)>,
+    cookie: Option<(u8, bool)>,
 }
 
 struct Request<'a> {
     host: &'a str,
     path: &'a str,
+    method: &'a str,
+    cookie: &'a str,
     value: Option<String>,
 }
 
@@ -52,7 +61,8 @@ impl RequestView for Request<'_> {
     fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         match name {
             "x-v" => self.value.as_ref().map(|value| Cow::Borrowed(value.as_bytes())),
-            ":method" => Some(Cow::Borrowed(b"GET")),
+            ":method" => Some(Cow::Borrowed(self.method.as_bytes())),
+            "cookie" if !self.cookie.is_empty() => Some(Cow::Borrowed(self.cookie.as_bytes())),
             _ => None,
         }
     }
@@ -68,6 +78,19 @@ impl RequestView for Request<'_> {
 
 fn of<'a>(words: &[&'a str], number: u8) -> &'a str {
     words[number as usize % words.len()]
+}
+
+/// Whether a whole text is what one of the patterns says.
+fn is_pattern(pattern: &str, text: &str) -> bool {
+    match pattern {
+        "v+" => !text.is_empty() && text.chars().all(|c| c == 'v'),
+        "[vV]" => text == "v" || text == "V",
+        ".*" => !text.contains('\n'),
+        _ => {
+            let digits = text.strip_prefix('-').unwrap_or(text);
+            !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
+        }
+    }
 }
 
 /// The path a route is matched with, as configured: no query, no fragment.
@@ -92,19 +115,33 @@ impl Route {
     fn message(&self, cluster: usize) -> Value {
         let kind = ["prefix", "path", "path_separated_prefix"][self.kind() as usize];
         let mut found = json!({kind: self.wanted(), "case_sensitive": !self.any_case});
-        if let Some((how, value, invert, empty)) = self.header {
-            let value = of(&VALUES, value);
-            let mut header = match how % 5 {
+        let mut headers = Vec::new();
+        if let Some((how, number, invert, empty)) = self.header {
+            let value = of(&VALUES, number);
+            let mut header = match how % 9 {
                 0 => json!({"string_match": {"exact": value}}),
                 1 => json!({"string_match": {"prefix": format!("{value}v")}}),
                 2 => json!({"string_match": {"exact": value, "ignore_case": true}}),
                 3 => json!({"present_match": true}),
-                _ => json!({"present_match": false}),
+                4 => json!({"present_match": false}),
+                5 => json!({"string_match": {"suffix": format!("v{value}")}}),
+                6 => json!({"string_match": {"contains": format!("{value}v")}}),
+                7 => json!({"range_match": {"start": -3, "end": 10 + i64::from(value.is_empty())}}),
+                _ => json!({"string_match": {"safe_regex": {"regex": of(&PATTERNS, number)}}}),
             };
             header["name"] = json!("x-v");
             header["invert_match"] = json!(invert);
             header["treat_missing_header_as_empty"] = json!(empty);
-            found["headers"] = json!([header]);
+            headers.push(header);
+        }
+        if let Some((method, invert)) = self.method {
+            let exact = json!({"exact": of(&METHODS, method)});
+            headers.push(json!({"name": ":method", "string_match": exact, "invert_match": invert}));
+        }
+        found["headers"] = json!(headers);
+        if let Some((pattern, invert)) = self.cookie {
+            let regex = json!({"safe_regex": {"regex": of(&PATTERNS, pattern)}});
+            found["cookies"] = json!([{"name": "c", "string_match": regex, "invert_match": invert}]);
         }
         if let Some((value, present)) = self.query {
             let query = match present {
@@ -128,25 +165,49 @@ impl Route {
                 1 => path == wanted,
                 _ => path == wanted || path.starts_with(&format!("{wanted}/")),
             };
-        path_fits && self.header_fits(request) && self.query_fits(request.path)
+        let method_fits = self.method.is_none_or(|(method, invert)| (of(&METHODS, method) == request.method) != invert);
+        path_fits
+            && self.header_fits(request)
+            && method_fits
+            && self.query_fits(request.path)
+            && self.cookie_fits(request.cookie)
+    }
+
+    fn cookie_fits(&self, cookies: &str) -> bool {
+        let Some((pattern, invert)) = self.cookie else {
+            return true;
+        };
+        let first = cookies.split(';').filter_map(|pair| pair.trim().split_once('=')).find(|pair| pair.0 == "c");
+        let fits = first.is_some_and(|(_, value)| {
+            let bare = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+            is_pattern(of(&PATTERNS, pattern), bare.unwrap_or(value))
+        });
+        fits != invert
     }
 
     fn header_fits(&self, request: &Request<'_>) -> bool {
-        let Some((how, value, invert, empty)) = self.header else {
+        let Some((how, number, invert, empty)) = self.header else {
             return true;
         };
         let told = match empty {
             true => Some(request.value.clone().unwrap_or_default()),
             false => request.value.clone(),
         };
-        let value = of(&VALUES, value);
-        let fits = match (how % 5, told) {
+        let value = of(&VALUES, number);
+        let fits = match (how % 9, told) {
             (3, told) => told.is_some(),
             (4, told) => told.is_none(),
             // A value that is not there fits nothing, turned round or not.
             (_, None) => return false,
             (0, Some(told)) => told == value,
             (1, Some(told)) => told.starts_with(&format!("{value}v")),
+            (5, Some(told)) => told.ends_with(&format!("v{value}")),
+            (6, Some(told)) => told.contains(&format!("{value}v")),
+            (7, Some(told)) => {
+                let end = 10 + i64::from(value.is_empty());
+                told.parse::<i64>().is_ok_and(|told| (-3..end).contains(&told))
+            }
+            (8, Some(told)) => is_pattern(of(&PATTERNS, number), &told),
             (_, Some(told)) => told.eq_ignore_ascii_case(value),
         };
         fits != invert
@@ -209,6 +270,8 @@ fuzz_target!(|input: Input| {
     let request = Request {
         host: of(&HOSTS, input.host),
         path: of(&PATHS, input.path),
+        method: of(&METHODS, input.method),
+        cookie: of(&COOKIES, input.cookie),
         value: (!values.is_empty()).then(|| values.join(",")),
     };
     let mut host = request.host.to_ascii_lowercase();
