@@ -23,6 +23,7 @@ pub mod error;
 pub mod ext_authz;
 pub mod filter_config;
 pub mod format;
+mod format_arguments;
 pub mod format_tls;
 pub mod header;
 pub mod health_check;
