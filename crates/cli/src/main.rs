@@ -16,7 +16,13 @@ mod proxy_status;
 mod router_check;
 mod validate;
 
-use std::{env, ffi::OsString, path::Path, process::ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -172,7 +178,8 @@ fn main() -> ExitCode {
     let name = args.get(1).map(|a| a.to_string_lossy().into_owned());
     match name.as_deref() {
         None | Some("help" | "-h" | "--help") => {
-            print!("{}", help());
+            // Whoever reads only the first lines has closed the pipe: no reason to panic.
+            let _ = write!(io::stdout(), "{}", help());
             ExitCode::SUCCESS
         }
         Some(name) => match find(name) {
@@ -181,7 +188,11 @@ fn main() -> ExitCode {
                 (command.run)(args)
             }
             None => {
-                eprintln!("outrigger: unknown command {name:?}\n\n{}", help());
+                let _ = writeln!(
+                    io::stderr(),
+                    "outrigger: unknown command {name:?}\n\n{}",
+                    help()
+                );
                 ExitCode::from(2)
             }
         },
