@@ -180,9 +180,10 @@ fn value(
             }
         }
         Op::CommonDuration { from, to, unit } => {
-            match point(*from, exchange).zip(point(*to, exchange)) {
-                Some((from, to)) => {
-                    let lasted = to.saturating_duration_since(from);
+            let points = point(*from, exchange).zip(point(*to, exchange));
+            // The other way round there is none, as in Envoy.
+            match points.and_then(|(from, to)| to.checked_duration_since(from)) {
+                Some(lasted) => {
                     let number_of = match unit {
                         DurationUnit::Milliseconds => lasted.as_millis(),
                         DurationUnit::Microseconds => lasted.as_micros(),
@@ -524,6 +525,7 @@ fn point(point: TimePoint, exchange: &Exchange<'_>) -> Option<Instant> {
         TimePoint::UpstreamSentFirst => progress.upstream_first_sent,
         TimePoint::UpstreamSentLast => progress.upstream_last_sent,
         TimePoint::UpstreamReceivedFirst => progress.upstream_first_received,
+        TimePoint::UpstreamReceivedBody => progress.upstream_first_body,
         TimePoint::UpstreamReceivedLast => progress.upstream_last_received,
         TimePoint::DownstreamSentFirst => progress.downstream_first_sent,
         TimePoint::DownstreamSentLast => progress.end,

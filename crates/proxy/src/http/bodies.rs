@@ -230,6 +230,7 @@ impl Forward<'_, '_, '_, '_> {
                     Passed::Done => {}
                     Passed::Some(count) => {
                         self.deadlines.touch();
+                        self.exchange.progress.body_received();
                         self.exchange.progress.sent += count as u64;
                         continue;
                     }
@@ -250,6 +251,9 @@ impl Forward<'_, '_, '_, '_> {
                 }
                 Poll::Ready(Some(Ok(Frame::Data(mut data)))) => {
                     self.deadlines.touch();
+                    if self.held.is_none() {
+                        self.exchange.progress.body_received();
+                    }
                     filters.response_data_to(0..seen_by, self.exchange, &mut data);
                     if data.is_empty() {
                         continue;

@@ -155,6 +155,8 @@ pub struct Progress {
     pub upstream_last_sent: Option<Instant>,
     /// When the response's head came.
     pub upstream_first_received: Option<Instant>,
+    /// When the first bytes of its body came.
+    pub upstream_first_body: Option<Instant>,
     /// When the response was complete.
     pub upstream_last_received: Option<Instant>,
     /// When the head of the response went to the client.
@@ -345,12 +347,18 @@ impl Progress {
             upstream_first_sent: None,
             upstream_last_sent: None,
             upstream_first_received: None,
+            upstream_first_body: None,
             upstream_last_received: None,
             downstream_first_sent: None,
             end: None,
             received: 0,
             sent: 0,
         }
+    }
+
+    /// Bytes of the response's body have come.
+    pub(super) fn body_received(&mut self) {
+        self.upstream_first_body.get_or_insert_with(Instant::now);
     }
 }
 

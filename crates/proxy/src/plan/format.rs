@@ -281,6 +281,7 @@ pub enum TimePoint {
     UpstreamSentFirst,
     UpstreamSentLast,
     UpstreamReceivedFirst,
+    UpstreamReceivedBody,
     UpstreamReceivedLast,
     DownstreamSentFirst,
     DownstreamSentLast,

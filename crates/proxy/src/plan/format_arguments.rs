@@ -2,7 +2,8 @@
 
 use super::format::{self, DurationUnit, NameOrder, Operator, OperatorKind, Original, TimePoint};
 
-/// `%COMMON_DURATION(FROM:TO:UNIT)%`.
+/// `%COMMON_DURATION(FROM:TO:UNIT)%`. Envoy takes any other name for a point that an extension may set; nothing here sets
+/// one, so it is rejected.
 pub(super) fn common_duration(argument: &str) -> Result<OperatorKind, String> {
     let mut words = argument.split(':');
     let point = |word: Option<&str>| {
@@ -18,6 +19,7 @@ pub(super) fn common_duration(argument: &str) -> Result<OperatorKind, String> {
             Some("US_TX_BEG") => TimePoint::UpstreamSentFirst,
             Some("US_TX_END") => TimePoint::UpstreamSentLast,
             Some("US_RX_BEG") => TimePoint::UpstreamReceivedFirst,
+            Some("US_RX_BODY_BEG") => TimePoint::UpstreamReceivedBody,
             Some("US_RX_END") => TimePoint::UpstreamReceivedLast,
             Some("DS_TX_BEG") => TimePoint::DownstreamSentFirst,
             Some("DS_TX_END") => TimePoint::DownstreamSentLast,
@@ -36,6 +38,9 @@ pub(super) fn common_duration(argument: &str) -> Result<OperatorKind, String> {
         Some("ns") => DurationUnit::Nanoseconds,
         Some(other) => return Err(format!("`{other}` is none of ms, us, ns")),
     };
+    if words.next().is_some() {
+        return Err("takes two points of time and a unit".into());
+    }
     Ok(OperatorKind::CommonDuration { from, to, unit })
 }
 

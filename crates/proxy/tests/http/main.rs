@@ -14,6 +14,7 @@ mod http2;
 mod jwt;
 mod large;
 mod limits;
+mod logs;
 mod lua;
 mod options;
 mod reports;

@@ -1,0 +1,101 @@
+//! What single operators of log lines tell of a request.
+
+use std::path::PathBuf;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    task::spawn_local,
+};
+
+use crate::support::{Mesh, TO_A, request, run, within};
+
+/// A further access log of a format, in a file of its own.
+struct Lines {
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Lines {
+    /// The log and its configuration.
+    fn of(format: &str) -> (Lines, String) {
+        Lines::with(format, "")
+    }
+
+    /// [`Lines::of`] with further fields of the format.
+    fn with(format: &str, fields: &str) -> (Lines, String) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("lines");
+        let log = format!(
+            "{{name: own, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+             path: {}, log_format: {{text_format_source: {{inline_string: '{format}\n\n'}}{fields}}}}}}}",
+            path.display()
+        );
+        let lines = Lines {
+            path,
+            _folder: folder,
+        };
+        (lines, log)
+    }
+
+    /// What was written, once there are so many lines.
+    async fn read(&self, count: usize) -> Vec<String> {
+        within(async {
+            loop {
+                let text = std::fs::read_to_string(&self.path).unwrap_or_default();
+                if text.matches('\n').count() >= count {
+                    return text.lines().map(str::to_owned).collect();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        })
+        .await
+    }
+}
+
+#[test]
+fn the_first_bytes_of_a_body_have_a_time_of_their_own() {
+    run(async {
+        // The first has its body behind a head that the client has seen, the second none.
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let (seen, head_seen) = tokio::sync::oneshot::channel::<()>();
+        spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            request(&mut stream).await.expect("a request");
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n";
+            stream.write_all(head).await.expect("it is there");
+            head_seen.await.expect("the client sees it");
+            stream
+                .write_all(&vec![b'x'; 200_000])
+                .await
+                .expect("it is there");
+            request(&mut stream).await.expect("another request");
+            let head = b"HTTP/1.1 204 No Content\r\n\r\n";
+            stream.write_all(head).await.expect("it is there");
+            std::future::pending::<()>().await;
+        });
+        let (lines, log) = Lines::of(
+            "%COMMON_DURATION(US_RX_BEG:US_RX_BODY_BEG:ns)% %COMMON_DURATION(DS_TX_BEG:US_RX_BODY_BEG:ns)% \
+             %COMMON_DURATION(US_RX_BODY_BEG:DS_RX_BEG:ns)%",
+        );
+        let mesh = Mesh::with_log(TO_A, "", &log, &[("a", port)]).await;
+        let mut client = mesh.connect().await;
+        let get = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        client.write_all(get).await.expect("it is there");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            within(client.read_buf(&mut answer)).await.expect("a head");
+        }
+        seen.send(()).expect("the origin waits");
+        let mut body = vec![0; 200_000];
+        within(client.read_exact(&mut body)).await.expect("a body");
+        assert!(mesh.get("/none").await.starts_with("HTTP/1.1 204 "));
+        let lines = lines.read(2).await;
+        let words: Vec<_> = lines[0].split(' ').collect();
+        let number = |at: usize| words[at].parse::<u64>().expect("nanoseconds");
+        assert!(number(0) > 0 && number(1) > 0, "{lines:?}");
+        assert_eq!(words[2], "-", "backwards there is no duration");
+        assert_eq!(lines[1], "- - -");
+    });
+}
