@@ -1,6 +1,9 @@
 //! What a handshake came to.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     AlertDescription, CertificateError, CipherSuite, CommonState, Error, HandshakeKind,
@@ -10,7 +13,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{
     certificate::Certificate,
-    verify::{self, Refusal},
+    verify::{self, Issuer, Refusal, Validation},
 };
 
 /// An established session, in the words of logs and stats.
@@ -36,6 +39,10 @@ pub struct Session {
     pub peer_trusted: bool,
     /// The certificate that we presented.
     pub local: Option<Arc<Certificate>>,
+    /// By what the peer was judged, where its issuer may be asked for.
+    judge: Option<Arc<Validation>>,
+    /// Who issued its certificate, once it was asked for.
+    issuer: OnceLock<Option<Box<Issuer>>>,
 }
 
 impl Session {
@@ -66,7 +73,21 @@ impl Session {
             peer: peer.map(Arc::new),
             peer_chain: chain.iter().map(|der| der.clone().into_owned()).collect(),
             local,
+            judge: None,
+            issuer: OnceLock::new(),
         }
+    }
+
+    /// By what the peer was judged: then its issuer can be told.
+    pub fn judged_by(mut self, validation: Option<Arc<Validation>>) -> Self {
+        self.judge = validation.filter(|_| self.peer.is_some());
+        self
+    }
+
+    /// The verified issuer of the peer's certificate; it is looked for at the first question.
+    pub fn peer_issuer(&self) -> Option<&Issuer> {
+        let find = || self.judge.as_ref()?.issuer(&self.peer_chain).map(Box::new);
+        self.issuer.get_or_init(find).as_deref()
     }
 }
 

@@ -18,10 +18,14 @@ use webpki::{
     RevocationOptionsBuilder,
 };
 
+mod issuer;
+
 use crate::{
     certificate::{Certificate, hex},
     trust::Trust,
 };
+
+pub use issuer::Issuer;
 
 /// A revocation list.
 pub type RevocationList = CertRevocationList<'static>;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use tls::{certificate::Certificate, session::Session};
+use tls::{
+    certificate::{Certificate, hex},
+    session::Session,
+};
 
 use super::{format::Presence, time};
 use crate::plan::format_tls::{CertificateValue, TlsValue};
@@ -24,6 +27,14 @@ pub(super) fn write(session: Option<&Session>, value: &TlsValue, out: &mut Vec<u
                 chain(session, Certificate::fingerprint_sha1, out)
             }
             CertificateValue::ChainSerials => chain(session, |c| c.serial.to_string(), out),
+            CertificateValue::IssuerFingerprint256 => match session.peer_issuer() {
+                Some(issuer) => text(&hex(&issuer.sha256), out),
+                None => Presence::Absent,
+            },
+            CertificateValue::IssuerSerial => match session.peer_issuer() {
+                Some(issuer) => text(&issuer.serial, out),
+                None => Presence::Absent,
+            },
             value => certificate(session.peer.as_deref(), value, out),
         },
         TlsValue::Local(value) => certificate(session.local.as_deref(), value, out),
@@ -52,9 +63,12 @@ fn certificate(
         C::Pem => text(&certificate.url_encoded_pem(), out),
         C::From(format) => date(format, certificate.not_before, out),
         C::Until(format) => date(format, certificate.not_after, out),
-        C::Other | C::ChainFingerprints256 | C::ChainFingerprints1 | C::ChainSerials => {
-            Presence::Absent
-        }
+        C::Other
+        | C::IssuerFingerprint256
+        | C::IssuerSerial
+        | C::ChainFingerprints256
+        | C::ChainFingerprints1
+        | C::ChainSerials => Presence::Absent,
     }
 }
 

@@ -51,6 +51,10 @@ pub enum CertificateValue {
     Serial,
     /// SHA-256 in hex.
     Fingerprint256,
+    /// SHA-256 of the certificate that verified it, in hex.
+    IssuerFingerprint256,
+    /// Serial number of the certificate that verified it.
+    IssuerSerial,
     /// SHA-1 in hex.
     Fingerprint1,
     /// PEM, percent-encoded.
@@ -100,6 +104,8 @@ impl TlsOperator {
                     ("CERT", true) => C::Pem,
                     ("CERT_V_START", true) => C::From(time()),
                     ("CERT_V_END", true) => C::Until(time()),
+                    ("ISSUER_FINGERPRINT_256", true) if !upstream => C::IssuerFingerprint256,
+                    ("ISSUER_SERIAL", true) if !upstream => C::IssuerSerial,
                     ("CHAIN_FINGERPRINTS_256", true) => C::ChainFingerprints256,
                     ("CHAIN_FINGERPRINTS_1", true) => C::ChainFingerprints1,
                     ("CHAIN_SERIALS", true) => C::ChainSerials,

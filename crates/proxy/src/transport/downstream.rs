@@ -12,6 +12,7 @@ use rustls::server::Acceptor;
 use tls::{
     server::{Server, ServerOptions},
     session::{Failure, FailureKind, Session},
+    verify::Validation,
 };
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
@@ -40,6 +41,8 @@ struct Built {
     generation: Cell<u64>,
     materials: Vec<Arc<Material>>,
     server: Server,
+    /// By what clients are judged.
+    validation: Option<Arc<Validation>>,
     /// Who is accepted is trusted.
     trusts: bool,
     /// A client's certificate must be good now.
@@ -125,7 +128,8 @@ impl Downstream {
         let (choice, config) = built.server.choose(&hello);
         let stream = start.into_stream(config).await?;
         let local = Some(choice.identity.leaf().clone());
-        let session = Session::of(stream.get_ref().1, name, local, built.trusts);
+        let session = Session::of(stream.get_ref().1, name, local, built.trusts)
+            .judged_by(built.validation.clone());
         // A session that is taken up again judges no certificate: the one that it began with may have ended since.
         // Clients with a newer one begin anew, so that none that is good comes here.
         let until = session.peer.as_ref().map(|peer| peer.not_after);
@@ -194,6 +198,7 @@ impl Downstream {
             generation: generation.into(),
             materials: parts.materials,
             server,
+            validation,
             trusts,
             expires,
         })

@@ -92,10 +92,12 @@ live! {
         let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
         let (server, client) = (ca.issue(&[SERVER, "server.test"]), ca.issue(&[CLIENT, "client.test"]));
         let fingerprint = sha256(&client);
+        let issuer = read(&ca.pem());
         let log = log_of(&inside, "version: \"%DOWNSTREAM_TLS_VERSION%\", cipher: \"%DOWNSTREAM_TLS_CIPHER%\", group: \"%DOWNSTREAM_TLS_GROUP%\", \
             sni: \"%REQUESTED_SERVER_NAME%\", host: \"%REQUESTED_SERVER_NAME(HOST_FIRST:HOST)%\", uri: \"%DOWNSTREAM_PEER_URI_SAN%\", dns: \"%DOWNSTREAM_PEER_DNS_SAN%\", \
             own: \"%DOWNSTREAM_LOCAL_URI_SAN%\", issuer: \"%DOWNSTREAM_PEER_ISSUER%\", subject: \"%DOWNSTREAM_PEER_SUBJECT%\", hash: \"%DOWNSTREAM_PEER_FINGERPRINT_256%\", \
-            hashes: \"%DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256%\", mail: \"%DOWNSTREAM_PEER_EMAIL_SAN%\", until: \"%DOWNSTREAM_PEER_CERT_V_END(%s)%\", ja3: \"%TLS_JA3_FINGERPRINT%\"");
+            hashes: \"%DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256%\", mail: \"%DOWNSTREAM_PEER_EMAIL_SAN%\", until: \"%DOWNSTREAM_PEER_CERT_V_END(%s)%\", ja3: \"%TLS_JA3_FINGERPRINT%\", \
+            vouched: \"%DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256%\", serial: \"%DOWNSTREAM_PEER_ISSUER_SERIAL%\"");
         let back = proxy(vec![
             cluster("app", origin().await, ""),
             listener("in", &format!("- {{{}, {}}}",
@@ -134,6 +136,8 @@ live! {
             ("issuer", "CN=root"),
             ("hash", &fingerprint),
             ("hashes", &fingerprint),
+            ("vouched", &issuer.fingerprint()),
+            ("serial", &issuer.serial),
         ] {
             assert_eq!(seen[member], value, "{member}: {seen}");
         }
@@ -518,7 +522,12 @@ async fn said(server: &outrigger_proxy::server::Server, reason: &str) {
 }
 
 fn sha256(leaf: &Leaf) -> String {
+    read(&leaf.chain).fingerprint()
+}
+
+/// The first certificate of a PEM text.
+fn read(pem: &str) -> tls::certificate::Certificate {
     use rustls::pki_types::{CertificateDer, pem::PemObject};
-    let der = CertificateDer::from_pem_slice(leaf.chain.as_bytes()).expect("PEM");
-    tls::certificate::hex(&tls::certificate::sha256(&der))
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+    tls::certificate::Certificate::read(&der).expect("a certificate")
 }

@@ -7,9 +7,9 @@ use rcgen::{
 use super::*;
 use crate::trust::revocation_lists;
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Issuer {
+fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -20,7 +20,7 @@ fn authority(name: &str) -> Issuer {
 }
 
 fn leaf(
-    issuer: &Issuer,
+    issuer: &Authority,
     uris: &[&str],
     edit: impl FnOnce(&mut CertificateParams),
 ) -> CertificateDer<'static> {
@@ -38,7 +38,7 @@ fn leaf(
         .clone()
 }
 
-fn trust(issuer: &Issuer) -> Arc<Trust> {
+fn trust(issuer: &Authority) -> Arc<Trust> {
     Arc::new(Trust::from_pem(issuer.pem().as_bytes()).expect("a bundle"))
 }
 
@@ -169,7 +169,7 @@ fn a_trust_domain_vouches_for_its_own_alone() {
         trust_domains: vec![("one".into(), trust(&one)), ("two".into(), trust(&two))],
         ..Validation::default()
     };
-    let of = |issuer: &Issuer, uris: &[&str]| judge(&validation, &leaf(issuer, uris, |_| {}));
+    let of = |issuer: &Authority, uris: &[&str]| judge(&validation, &leaf(issuer, uris, |_| {}));
     assert_eq!(of(&one, &[A]), Ok(Standing::Trusted));
     assert_eq!(of(&two, &["spiffe://two/x"]), Ok(Standing::Trusted));
     // The right authority for the wrong domain.
@@ -187,4 +187,46 @@ fn a_trust_domain_vouches_for_its_own_alone() {
     }
     // An authority is nobody's client.
     assert!(judge(&validation, one.der()).is_err());
+}
+
+#[test]
+fn the_issuer_is_the_one_that_signed() {
+    // Both authorities have one name: only the signature tells them apart.
+    let (ca, other) = (authority("root"), authority("root"));
+    let both = format!("{}{}", other.pem(), ca.pem());
+    let validation = Validation {
+        trust: Some(Arc::new(
+            Trust::from_pem(both.as_bytes()).expect("a bundle"),
+        )),
+        ..Validation::default()
+    };
+    let of = |chain: &[CertificateDer<'_>]| validation.issuer(chain);
+    let known = |der: &CertificateDer<'_>| {
+        let read = Certificate::read(der).expect("a certificate");
+        Some(Issuer {
+            sha256: read.sha256,
+            serial: read.serial,
+        })
+    };
+    let good = leaf(&ca, &[A], |_| {});
+    assert_eq!(of(std::slice::from_ref(&good)), known(ca.der()));
+    // Its time is over, which was another's to judge.
+    let old = leaf(&ca, &[A], |params| {
+        params.not_after = date_time_ymd(2020, 1, 1)
+    });
+    assert_eq!(of(&[old]), known(ca.der()));
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let name = rcgen::DnType::CommonName;
+    params.distinguished_name.push(name, "between");
+    let key = KeyPair::generate().expect("a key");
+    let between = CertifiedIssuer::signed_by(params, key, &ca).expect("signed");
+    let below = leaf(&between, &[A], |_| {});
+    let chain = [below.clone(), between.der().clone()];
+    assert_eq!(of(&chain), known(between.der()));
+    assert_eq!(of(&[below]), None, "the path is not whole");
+    assert_eq!(of(&[ca.der().clone()]), None, "trusted by itself");
+    assert_eq!(of(&[]), None);
+    assert_eq!(Validation::default().issuer(&[good]), None);
 }
