@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    io,
     task::{Context, Poll},
 };
 
@@ -85,7 +86,7 @@ impl<S: AsyncRead + Unpin> BodyReader<'_, S> {
 
     /// Resolves when an HTTP/1 peer has gone away after its message; never for HTTP/2, where the
     /// writer is told.
-    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             BodyReader::H1(reader) if reader.is_end() => reader.poll_closed(cx),
             _ => Poll::Pending,

@@ -273,13 +273,15 @@ impl<S: AsyncRead + Unpin> Reader<'_, S> {
     }
 
     /// Resolves when the peer has gone away while we are not interested in its bytes. Bytes of a
-    /// next, pipelined request are kept; with such bytes waiting it never resolves.
-    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// next, pipelined request are kept; with such bytes waiting it never resolves. The error is that of a peer that
+    /// did not just end its stream.
+    pub fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.state.has_bytes() {
             return Poll::Pending;
         }
         match self.state.poll_fill(self.io, cx) {
-            Poll::Ready(Ok(0)) | Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Ready(Ok(0)) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             _ => Poll::Pending,
         }
     }

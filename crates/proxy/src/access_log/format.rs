@@ -298,7 +298,16 @@ fn value(
             out,
         ),
         Op::ResponseCode => number(exchange.status().into(), out),
-        Op::ResponseCodeDetails => not_empty(&exchange.details, out),
+        Op::ResponseCodeDetails { white_space } => {
+            let at = out.len();
+            let presence = not_empty(&exchange.details, out);
+            if !white_space {
+                for byte in out[at..].iter_mut().filter(|b| b.is_ascii_whitespace()) {
+                    *byte = b'_';
+                }
+            }
+            presence
+        }
         Op::ConnectionTerminationDetails => text_of(
             connection.termination_details.as_deref().map(str::as_bytes),
             out,
@@ -422,6 +431,8 @@ fn value(
             path,
             out,
         ),
+        Op::RouteResolutionCount => number(exchange.resolution.count.into(), out),
+        Op::RouteResolutionTime => number(exchange.resolution.lasted.as_micros() as u64, out),
         Op::RouteName => not_empty(route.map_or("", |(_, route)| &route.name), out),
         Op::VirtualHostName => not_empty(route.map_or("", |(host, _)| &host.name), out),
         Op::FilterChainName => not_empty(

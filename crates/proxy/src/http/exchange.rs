@@ -52,6 +52,8 @@ pub struct Exchange<'c> {
     pub upstream: UpstreamInfo,
     /// When, and how much.
     pub progress: Progress,
+    /// How its routes were found.
+    pub(crate) resolution: Resolution,
     /// The stream's one random number.
     pub random: u64,
     /// What filters tell each other and the log.
@@ -113,7 +115,8 @@ pub struct UpstreamInfo {
     pub connections: SmallVec<[u64; 2]>,
     /// How long the last attempt waited for its connection.
     pub pool_ready: Option<Duration>,
-    /// How the connections ended, where that is known when the line is written (TCP).
+    /// How the connections ended, where that is known when the line is written: those of TCP, and that of a client
+    /// that went away from its request.
     pub closed: CloseTypes,
     /// What TLS agreed on with it.
     pub tls: Option<Arc<Session>>,
@@ -127,7 +130,7 @@ pub struct UpstreamInfo {
     pub response_time: Option<Duration>,
 }
 
-/// How the two connections of a TCP proxy ended, in Envoy's words.
+/// How the two connections ended, in Envoy's words.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct CloseTypes {
     /// How the client's ended.
@@ -138,6 +141,15 @@ pub struct CloseTypes {
     pub upstream: Option<&'static str>,
     /// Why this side ended it.
     pub upstream_why: Option<&'static str>,
+}
+
+/// What it took to find the routes of a request.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Resolution {
+    /// How often one was looked for.
+    pub(crate) count: u32,
+    /// How long that lasted, where somebody wants to know ([`crate::plan::format::wants_route_times`]).
+    pub(crate) lasted: Duration,
 }
 
 /// Times and sizes.
@@ -184,6 +196,7 @@ impl<'c> Exchange<'c> {
             route: RouteRef::default(),
             upstream: UpstreamInfo::default(),
             progress: Progress::new(),
+            resolution: Resolution::default(),
             random,
             filter_state: Vec::new(),
             dynamic_metadata: metadata_of(connection),

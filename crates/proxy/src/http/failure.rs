@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    io::ErrorKind,
     task::{Context, Poll},
 };
 
@@ -17,7 +18,10 @@ use crate::{cluster::UpstreamError, io::Stream, router::retry::Failure};
 #[derive(Debug)]
 pub(super) enum Gone {
     /// Its connection ended.
-    Closed,
+    Closed {
+        /// It broke the connection instead of ending its stream.
+        reset: bool,
+    },
     /// It reset the stream.
     Reset,
     /// It broke the protocol in the middle of its request.
@@ -29,7 +33,10 @@ impl From<Error> for Gone {
         match error {
             Error::Reset(_) | Error::Unprocessed => Gone::Reset,
             Error::Refused(refusal) => Gone::Protocol(refusal.detail),
-            _ => Gone::Closed,
+            Error::Io(error) => Gone::Closed {
+                reset: error.kind() == ErrorKind::ConnectionReset,
+            },
+            _ => Gone::Closed { reset: false },
         }
     }
 }
@@ -38,7 +45,9 @@ impl Gone {
     /// Writes down why the exchange ended.
     pub(super) fn tell(&self, exchange: &mut Exchange<'_>) {
         match self {
-            Gone::Closed => {
+            Gone::Closed { reset } => {
+                let how = if *reset { "RemoteReset" } else { "Normal" };
+                exchange.upstream.closed.downstream = Some(how);
                 exchange.flags.add(Flags::DOWNSTREAM_CONNECTION_TERMINATION);
                 exchange.details = "downstream_remote_disconnect".into();
             }
@@ -60,8 +69,10 @@ pub(super) fn poll_gone(
     reader: &mut BodyReader<'_, Stream>,
     writer: &mut BodyWriter<'_, Stream>,
 ) -> Poll<Gone> {
-    if reader.poll_closed(cx).is_ready() {
-        return Poll::Ready(Gone::Closed);
+    if let Poll::Ready(closed) = reader.poll_closed(cx) {
+        return Poll::Ready(Gone::from(
+            closed.map_or_else(Error::Io, |()| Error::Closed),
+        ));
     }
     writer.poll_reset(cx).map(Gone::from)
 }

@@ -14,6 +14,7 @@ use crate::{
         HttpConnectionManager,
         http::{self, ForwardProto, StripPort, Underscores},
     },
+    router,
     worker::Worker,
 };
 
@@ -27,11 +28,12 @@ pub(super) fn prepare(
     check(plan, exchange)?;
     path(plan, worker, stats, exchange)?;
     strip_host(plan, exchange);
+    router::headers::mutate_request(&plan.early_header_mutations, exchange);
     let edge = client(plan, exchange);
     if !exchange.internal {
         clean(exchange, edge);
     }
-    xfcc::set(plan, exchange.connection, &mut exchange.request.headers);
+    xfcc::set(plan, exchange);
     request_id(plan, worker, exchange, edge);
     if plan.add_user_agent {
         add_user_agent(worker, exchange);

@@ -118,7 +118,7 @@ fn is_allowed(
     to_https: bool,
 ) -> bool {
     let stats = &cx.live.stats;
-    exchange.find_route(serve::routes(&cx.live.plan, cx.worker, exchange));
+    serve::resolve(cx, exchange);
     let name: Option<Arc<str>> = exchange
         .route
         .action()

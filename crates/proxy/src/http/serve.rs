@@ -5,6 +5,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context as TaskContext, Poll},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -12,14 +13,15 @@ use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, Re
 use tokio::time::Sleep;
 
 use super::{
-    Context, Exchange, Flags, LocalReply, forward, prepare, pump::Kept, respond, route_stats,
-    stats::ConnectionManagerStats,
+    Context, Exchange, Flags, LocalReply, failure::Gone, forward, prepare, pump::Kept, respond,
+    route_stats, stats::ConnectionManagerStats,
 };
 use crate::{
     filter::{InHand, Stage, Step},
     io::Stream,
     plan::{
         HttpConnectionManager, RouteConfiguration,
+        format::wants_route_times,
         http::RouteSource,
         listener::TrafficDirection,
         overload::{Action, ShedPoint},
@@ -144,7 +146,7 @@ async fn handle(
         return Err(overloaded(&cx.live.stats));
     }
     prepare::prepare(plan, cx.worker, &cx.live.stats, exchange)?;
-    exchange.find_route(routes(plan, cx.worker, exchange));
+    resolve(cx, exchange);
     begin_trace(cx, exchange);
     clean_internal_only(exchange);
     if plan.flush_access_log_on_new_request {
@@ -216,14 +218,15 @@ async fn filtered(
                 }
                 Step::Wait(pause) => {
                     let slept = tokio::time::sleep(pause);
-                    if while_there(slept, reader, writer).await.is_none() {
-                        return Ok(gone(exchange, writer));
+                    if let Err(how) = while_there(slept, reader, writer).await {
+                        return Ok(gone(how, exchange, writer));
                     }
                     step = ask_filter(cx, exchange, kept, index, Stage::Resumed);
                 }
                 Step::Ask(answer) => {
-                    let Some(answer) = while_there(answer, reader, writer).await else {
-                        return Ok(gone(exchange, writer));
+                    let answer = match while_there(answer, reader, writer).await {
+                        Ok(answer) => answer,
+                        Err(how) => return Ok(gone(how, exchange, writer)),
                     };
                     let stage = Stage::Answered(answer);
                     step = ask_filter(cx, exchange, kept, index, stage);
@@ -231,7 +234,7 @@ async fn filtered(
             }
         }
         if std::mem::take(&mut exchange.clear_route) {
-            exchange.find_route(routes(&cx.live.plan, cx.worker, exchange));
+            resolve(cx, exchange);
         }
     }
     let target = match router::target(exchange, cx.worker) {
@@ -358,7 +361,7 @@ async fn read_body(
     };
     kept.complete = complete;
     if complete {
-        exchange.progress.request_received = Some(std::time::Instant::now());
+        exchange.progress.request_received = Some(Instant::now());
     }
     Ok(kept)
 }
@@ -394,8 +397,20 @@ fn clean_internal_only(exchange: &mut Exchange<'_>) {
     }
 }
 
+/// Finds the route of a request. Clocks are read for it only where the answer is wanted.
+pub(super) fn resolve(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
+    let plan = &cx.live.plan;
+    let timed = plan.record_route_resolution_stats || wants_route_times();
+    let begun = timed.then(Instant::now);
+    exchange.find_route(routes(plan, cx.worker, exchange));
+    exchange.resolution.count += 1;
+    if let Some(begun) = begun {
+        exchange.resolution.lasted += begun.elapsed();
+    }
+}
+
 /// The route configuration of a request.
-pub(super) fn routes(
+fn routes(
     plan: &HttpConnectionManager,
     worker: &Worker,
     exchange: &Exchange<'_>,
@@ -416,26 +431,27 @@ pub(super) fn overloaded(stats: &ConnectionManagerStats) -> LocalReply {
     LocalReply::new(503, "envoy overloaded", "overload").flag(Flags::OVERLOAD_MANAGER)
 }
 
-/// What a filter waits for; `None` when the client went away before.
+/// What a filter waits for; the error is a client that went away before.
 async fn while_there<T>(
     what: impl Future<Output = T>,
     reader: &mut BodyReader<'_, Stream>,
     writer: &mut BodyWriter<'_, Stream>,
-) -> Option<T> {
+) -> Result<T, Gone> {
     let gone = std::future::poll_fn(|cx| super::failure::poll_gone(cx, reader, writer));
     tokio::select! {
         biased;
-        value = what => Some(value),
-        _ = gone => None,
+        value = what => Ok(value),
+        gone = gone => Err(gone),
     }
 }
 
 /// Nobody waits for an answer any more.
 fn gone(
+    how: Gone,
     exchange: &mut Exchange<'_>,
     writer: &mut BodyWriter<'_, Stream>,
 ) -> Option<router::Target> {
-    super::failure::Gone::Closed.tell(exchange);
+    how.tell(exchange);
     respond::abort(writer);
     None
 }
@@ -482,7 +498,7 @@ fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> boo
 
 /// Counts and logs what has happened.
 fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
-    exchange.progress.end = Some(std::time::Instant::now());
+    exchange.progress.end = Some(Instant::now());
     let stats = &cx.live.stats;
     stats.downstream_rq_active().dec();
     match exchange.status() {
@@ -492,6 +508,15 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
     stats
         .downstream_rq_time()
         .record(exchange.duration().as_millis() as u64);
+    if cx.live.plan.record_route_resolution_stats {
+        let found = exchange.resolution;
+        stats
+            .downstream_rq_route_resolution_time_us()
+            .record(found.lasted.as_micros() as u64);
+        stats
+            .downstream_rq_route_resolutions()
+            .record(found.count.into());
+    }
     route_stats::count(cx, exchange);
     cx.live.filters.complete(exchange, cx.worker);
     if let (Some(tracer), Some(tracing)) = (&cx.live.tracer, &cx.live.plan.tracing) {

@@ -66,6 +66,8 @@ stats::group! {
         gauge downstream_cx_upgrades_active,
         gauge downstream_rq_active,
         histogram downstream_cx_length_ms,
+        histogram downstream_rq_route_resolution_time_us,
+        histogram downstream_rq_route_resolutions,
         histogram downstream_rq_time,
     }
 }

@@ -1,42 +1,43 @@
 //! `x-forwarded-client-cert`: who the client is, told to whoever comes next.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
-use outrigger_http::Headers;
 use tls::{certificate::url_encoded_pem, session::Session};
 
-use crate::{
-    listener::ConnectionInfo,
-    plan::{
-        HttpConnectionManager,
-        http::{ClientCertDetails, ForwardClientCert},
-    },
+use super::Exchange;
+use crate::plan::{
+    HttpConnectionManager,
+    http::{ClientCertDetails, ForwardClientCert},
 };
 
 /// Brings the header in line with the connection: on one whose client showed no certificate nobody vouches for it.
-pub(super) fn set(
-    plan: &HttpConnectionManager,
-    connection: &ConnectionInfo,
-    headers: &mut Headers,
-) {
+pub(super) fn set(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) {
     const NAME: &str = "x-forwarded-client-cert";
+    let connection = exchange.connection;
     let session = connection
         .tls
         .as_deref()
         .filter(|session| session.peer.is_some());
-    match (plan.forward_client_cert, session) {
+    let own = plan.forward_client_cert_matcher.as_deref();
+    let own = own.and_then(|matcher| matcher.find(&*exchange)).copied();
+    let (forward, _) = own.unwrap_or((plan.forward_client_cert, plan.client_cert_details));
+    let headers = &mut exchange.request.headers;
+    // What the connection keeps says what the connection manager wants of all requests.
+    let element = |session: &Session| match &own {
+        Some((_, details)) => Cow::Owned(element(session, details).into()),
+        None => Cow::Borrowed(
+            &**connection
+                .xfcc
+                .get_or_init(|| element(session, &plan.client_cert_details)),
+        ),
+    };
+    match (forward, session) {
         (ForwardClientCert::AlwaysForwardOnly, _) | (ForwardClientCert::ForwardOnly, Some(_)) => {}
         (ForwardClientCert::AppendForward, Some(session)) => {
-            let element = connection
-                .xfcc
-                .get_or_init(|| element(session, &plan.client_cert_details));
-            super::append(headers, NAME, element.as_bytes(), ",");
+            super::append(headers, NAME, element(session).as_bytes(), ",");
         }
         (ForwardClientCert::SanitizeSet, Some(session)) => {
-            let element = connection
-                .xfcc
-                .get_or_init(|| element(session, &plan.client_cert_details));
-            headers.set(NAME, element.as_bytes());
+            headers.set(NAME, element(session).as_bytes());
         }
         _ => {
             headers.remove(NAME);
@@ -44,7 +45,7 @@ pub(super) fn set(
     }
 }
 
-/// One element, in Envoy's order: By, Hash, Cert, Chain, Subject, URI, DNS.
+/// One element, in Envoy's order: By, Hash, Cert, Chain, Subject, URI, DNS, Issuer.
 fn element(session: &Session, details: &ClientCertDetails) -> Box<str> {
     let mut out = String::new();
     let mut put = |key: &str, value: &str| {
@@ -85,6 +86,9 @@ fn element(session: &Session, details: &ClientCertDetails) -> Box<str> {
     }
     if details.dns {
         peer.dns.iter().for_each(|name| put("DNS", &quoted(name)));
+    }
+    if details.issuer {
+        put("Issuer", &format!("\"{}\"", escaped(&peer.issuer)));
     }
     out.into()
 }

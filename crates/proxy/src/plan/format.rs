@@ -3,7 +3,10 @@
 //! The plan reads a format once; whoever knows the request gives the values. An operator that does not exist here is
 //! an error with its name, so that a log never silently misses a column.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use super::{
     format_arguments::{coalesce, common_duration, path, requested_server_name},
@@ -121,7 +124,10 @@ pub enum OperatorKind {
     Protocol,
     UpstreamProtocol,
     ResponseCode,
-    ResponseCodeDetails,
+    /// With `_` for white space, unless it shall stay.
+    ResponseCodeDetails {
+        white_space: bool,
+    },
     ConnectionTerminationDetails,
     ResponseFlags,
     ResponseFlagsLong,
@@ -155,6 +161,10 @@ pub enum OperatorKind {
         host: Original,
     },
     RouteName,
+    /// How often a route was looked for.
+    RouteResolutionCount,
+    /// How long that took, in microseconds.
+    RouteResolutionTime,
     VirtualHostName,
     VirtualClusterName,
     FilterChainName,
@@ -399,6 +409,15 @@ fn operator(text: &str) -> Result<(Operator, &str), String> {
     Ok((Operator { kind, max_length }, after))
 }
 
+/// Whether a format that was read asks how long it took to find routes: where none does, no request reads a clock for it.
+/// Formats stand in listeners, routes and filters alike, so that it is told for the whole process, and for good.
+static ROUTE_TIMES: AtomicBool = AtomicBool::new(false);
+
+/// Whether the time is to be taken that finding a route takes.
+pub(crate) fn wants_route_times() -> bool {
+    ROUTE_TIMES.load(Relaxed)
+}
+
 /// Key of a filter state, whether it is printed plainly, and one field of it.
 type State = (Arc<str>, bool, Option<Arc<str>>);
 
@@ -581,7 +600,16 @@ pub(super) fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, S
         "PROTOCOL" => K::Protocol,
         "UPSTREAM_PROTOCOL" => K::UpstreamProtocol,
         "RESPONSE_CODE" => K::ResponseCode,
-        "RESPONSE_CODE_DETAILS" => K::ResponseCodeDetails,
+        "RESPONSE_CODE_DETAILS" => {
+            return Ok(K::ResponseCodeDetails {
+                // Envoy takes any other word without effect.
+                white_space: match argument {
+                    None | Some("") => false,
+                    Some("ALLOW_WHITESPACES") => true,
+                    Some(other) => return Err(format!("`{other}` is not ALLOW_WHITESPACES")),
+                },
+            });
+        }
         "CONNECTION_TERMINATION_DETAILS" => K::ConnectionTerminationDetails,
         "RESPONSE_FLAGS" => K::ResponseFlags,
         "RESPONSE_FLAGS_LONG" => K::ResponseFlagsLong,
@@ -623,6 +651,11 @@ pub(super) fn kind(name: &str, argument: Option<&str>) -> Result<OperatorKind, S
         "CONNECTION_ID" => K::ConnectionId,
         "STREAM_ID" => K::StreamId,
         "ROUTE_NAME" => K::RouteName,
+        "ROUTE_RESOLUTION_COUNT" => K::RouteResolutionCount,
+        "ROUTE_RESOLUTION_TIME_US" => {
+            ROUTE_TIMES.store(true, Relaxed);
+            K::RouteResolutionTime
+        }
         "VIRTUAL_HOST_NAME" => K::VirtualHostName,
         "VIRTUAL_CLUSTER_NAME" => K::VirtualClusterName,
         "FILTER_CHAIN_NAME" => K::FilterChainName,
@@ -713,6 +746,8 @@ mod tests {
             ),
             ("%REQUESTED_SERVER_NAME(SNI)%", "SNI_ONLY"),
             ("%COMMON_DURATION(DS_RX_BEG:NEVER)%", "NEVER"),
+            ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ms:x)%", "two points"),
+            ("%RESPONSE_CODE_DETAILS(SPACES)%", "ALLOW_WHITESPACES"),
         ] {
             let error = Template::parse(text).expect_err(text);
             assert!(error.contains(word), "{text}: {error}");

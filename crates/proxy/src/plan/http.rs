@@ -7,9 +7,11 @@ use ipnet::IpNet;
 use super::{
     access_log::AccessLog,
     bootstrap::ConfigSource,
+    header::HeaderMutation,
     http_filter::HttpFilter,
     local_reply::LocalReplyConfig,
     matcher::Percent,
+    matcher_tree::Matcher,
     route::RouteConfiguration,
     scoped_route::{Scope, ScopedRoutes},
 };
@@ -89,6 +91,12 @@ pub struct HttpConnectionManager {
     pub forward_client_cert: ForwardClientCert,
     /// What is put into x-forwarded-client-cert.
     pub client_cert_details: ClientCertDetails,
+    /// Both for single requests; where it finds nothing the two above hold.
+    pub forward_client_cert_matcher: Option<Box<Matcher<(ForwardClientCert, ClientCertDetails)>>>,
+    /// Changes of the request's head before anything but its form is looked at.
+    pub early_header_mutations: Vec<HeaderMutation>,
+    /// Histograms of how often, and for how long, a route is looked for.
+    pub record_route_resolution_stats: bool,
     /// Forwards `100-continue` instead of answering it. Default false.
     pub proxy_100_continue: bool,
     /// Upgrade types that are let through (lower case: `websocket`, `connect`), with their switch.
@@ -379,6 +387,8 @@ pub struct ClientCertDetails {
     pub dns: bool,
     /// `URI=…`.
     pub uri: bool,
+    /// `Issuer="…"`.
+    pub issuer: bool,
 }
 
 /// An upgrade type and whether it is let through.

@@ -8,7 +8,7 @@ use tokio::{
     task::spawn_local,
 };
 
-use crate::support::{Mesh, TO_A, request, run, within};
+use crate::support::{Act, Mesh, OK, Origin, TO_A, request, run, within};
 
 /// A further access log of a format, in a file of its own.
 struct Lines {
@@ -97,5 +97,97 @@ fn the_first_bytes_of_a_body_have_a_time_of_their_own() {
         assert!(number(0) > 0 && number(1) > 0, "{lines:?}");
         assert_eq!(words[2], "-", "backwards there is no duration");
         assert_eq!(lines[1], "- - -");
+    });
+}
+
+#[test]
+fn routes_that_are_looked_for_are_counted_and_timed() {
+    run(async {
+        let origin = Origin::new(&[OK; 2]).await;
+        let format = "%ROUTE_RESOLUTION_COUNT% %ROUTE_RESOLUTION_TIME_US% %RESPONSE_CODE%";
+        let (lines, log) = Lines::of(format);
+        let routes = "          - {match: {prefix: /moved}, route: {cluster: a, internal_redirect_policy: {}}}
+          - {match: {prefix: /}, route: {cluster: a}}";
+        let moved =
+            Act::Say("HTTP/1.1 302 Found\r\nLocation: http://h/\r\nContent-Length: 0\r\n\r\n");
+        let mover = Origin::new(&[OK, moved, OK]).await;
+        let options = "record_route_resolution_stats: true";
+        let mesh = Mesh::with_log(routes, options, &log, &[("a", mover.port)]).await;
+        mesh.get("/").await;
+        assert!(mesh.get("/moved").await.ends_with("ok"));
+        let hostless = "GET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+        assert!(mesh.ask(hostless).await.starts_with("HTTP/1.1 400 "));
+        let lines = lines.read(3).await;
+        let counts: Vec<_> = lines
+            .iter()
+            .map(|line| {
+                let words: Vec<_> = line.split(' ').collect();
+                words[1].parse::<u64>().expect("microseconds");
+                format!("{} {}", words[0], words[2])
+            })
+            .collect();
+        assert_eq!(counts, ["1 200", "2 200", "0 400"]);
+        assert!(lines[2].starts_with("0 0 "), "{lines:?}");
+        mesh.server.publish();
+        let text = mesh.server.store.text(&Default::default());
+        for name in [
+            "downstream_rq_route_resolutions",
+            "downstream_rq_route_resolution_time_us",
+        ] {
+            assert!(
+                text.contains(&format!("http.test.{name}: P0")),
+                "{name}: {text}"
+            );
+        }
+        // Without the option there are no histograms.
+        let mesh = Mesh::with_log(TO_A, "", &log, &[("a", origin.port)]).await;
+        mesh.get("/").await;
+        mesh.server.publish();
+        let text = mesh.server.store.text(&Default::default());
+        assert!(!text.contains("route_resolution"), "{text}");
+    });
+}
+
+#[test]
+fn a_line_tells_how_the_client_went_away() {
+    run(async {
+        let origin = Origin::new(&[Act::Hang, Act::Hang, OK]).await;
+        let (lines, log) = Lines::of(
+            "%DOWNSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_DETECTED_CLOSE_TYPE% %RESPONSE_FLAGS%",
+        );
+        let mesh = Mesh::with_log(TO_A, "", &log, &[("a", origin.port)]).await;
+        for (count, reset) in [(1, false), (2, true)] {
+            let mut client = mesh.connect().await;
+            let get = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+            client.write_all(get).await.expect("it is there");
+            within(async {
+                while origin.seen().len() < count {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            if reset {
+                let socket = socket2::SockRef::from(&client);
+                let now = Some(std::time::Duration::ZERO);
+                socket.set_linger(now).expect("it is open");
+            }
+            drop(client);
+            lines.read(count).await;
+        }
+        assert!(mesh.get("/").await.ends_with("ok"));
+        let lines = lines.read(3).await;
+        // The connection of the last is open when its line is written.
+        assert_eq!(lines, ["Normal - DC", "RemoteReset - DC", "- - -"]);
+    });
+}
+
+#[test]
+fn details_may_be_asked_for_with_their_white_space() {
+    run(async {
+        let (lines, log) =
+            Lines::of("%RESPONSE_CODE_DETAILS% %RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%");
+        let mesh = Mesh::with_log(TO_A, "", &log, &[]).await;
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 503 "));
+        assert_eq!(lines.read(1).await, ["cluster_not_found cluster_not_found"]);
     });
 }

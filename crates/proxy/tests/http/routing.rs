@@ -496,3 +496,33 @@ fn log_lines_are_written_where_an_expression_holds() {
         }
     });
 }
+
+#[test]
+fn early_mutations_come_before_all_that_reads_heads() {
+    run(async {
+        let origin = Origin::new(&[OK; 2]).await;
+        let options = format!(
+            "early_header_mutation_extensions:
+      - name: envoy.http.early_header_mutation.header_mutation
+        typed_config:
+          {TYPE}.http.early_header_mutation.header_mutation.v3.HeaderMutation
+          mutations:
+          - {{append: {{header: {{key: x-tenant, value: '%REQ(x-old)%'}}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}}}}
+          - {{remove: x-old}}
+      - name: second
+        typed_config:
+          {TYPE}.http.early_header_mutation.header_mutation.v3.HeaderMutation
+          mutations: [{{append: {{header: {{key: x-request-id, value: mine}}, append_action: ADD_IF_ABSENT}}}}]"
+        );
+        // The route goes by what was changed.
+        let routes = "          - {match: {prefix: /, headers: [{name: x-tenant, string_match: {exact: blue}}, {name: x-old, present_match: false}]}, route: {cluster: a}}";
+        let mesh = Mesh::new(routes, &options, "", &[("a", origin.port)]).await;
+        let ask = "GET / HTTP/1.1\r\nHost: h\r\nX-Old: blue\r\nX-Tenant: red\r\nConnection: close\r\n\r\n";
+        assert!(mesh.ask(ask).await.starts_with("HTTP/1.1 200 "));
+        let seen = origin.seen()[0].to_lowercase();
+        assert!(seen.contains("x-tenant: blue\r\n"), "{seen}");
+        assert!(!seen.contains("x-old"), "{seen}");
+        assert!(seen.contains("x-request-id: mine\r\n"), "{seen}");
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 404 "));
+    });
+}

@@ -289,6 +289,38 @@ live! {
         assert!(!answer.contains("x-forwarded-client-cert"), "{answer}");
     }
 
+    async fn requests_choose_what_is_told_of_the_client() {
+        let ca = Authority::new("root");
+        let input = "input: {name: i, typed_config: {\"@type\": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x-what}}";
+        let action = |config: &str| format!("{{action: {{name: a, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertConfig, {config}}}}}}}");
+        let hcm = format!(
+            "forward_client_cert_details: SANITIZE_SET, set_current_client_cert_details: {{uri: true}}, \
+             forward_client_cert_matcher: {{matcher_tree: {{{input}, exact_match_map: {{map: {{\
+             issuer: {}, nothing: {}, append: {}}}}}}}}},",
+            action("forward_client_cert_details: SANITIZE_SET, set_current_client_cert_details: {issuer: true, dns: true}"),
+            action("forward_client_cert_details: SANITIZE"),
+            action("forward_client_cert_details: APPEND_FORWARD"),
+        );
+        let server = mutual_server(&ca, &ca.issue(&[SERVER, "h"]), &hcm).await;
+        let leaf = ca.issue(&[CLIENT, "a.example"]);
+        let hash = sha256(&leaf);
+        let config = client(&ca, Some(&leaf), &["http/1.1"]);
+        for (what, want) in [
+            ("issuer", Some(format!("By={SERVER};Hash={hash};DNS=a.example;Issuer=\"CN=root\""))),
+            ("other", Some(format!("By={SERVER};Hash={hash};URI={CLIENT}"))),
+            ("nothing", None),
+            ("append", Some(format!("By=x,By={SERVER};Hash={hash}"))),
+            ("other", Some(format!("By={SERVER};Hash={hash};URI={CLIENT}"))),
+        ] {
+            let mut stream = handshake(&config, address(&server, "in"), "h").await.expect("it is let in");
+            let answer = exchange(&mut stream, &format!("x-forwarded-client-cert: By=x\r\nx-what: {what}\r\n")).await;
+            match want {
+                Some(want) => assert!(answer.contains(&format!("x-forwarded-client-cert: {want}\r\n")), "{what}: {answer}"),
+                None => assert!(!answer.contains("x-forwarded-client-cert"), "{what}: {answer}"),
+            }
+        }
+    }
+
     async fn a_port_takes_both_and_strange_protocols_do_no_harm() {
         let ca = Authority::new("root");
         let leaf = ca.issue(&[SERVER, "h"]);

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use proto::envoy::config::{common::mutation_rules::v3 as rules, core::v3 as core};
+use proto::envoy::{
+    config::{common::mutation_rules::v3 as rules, core::v3 as core},
+    extensions::http::early_header_mutation::header_mutation::v3 as early,
+};
 
-use super::common::{enumeration, header_name, string_matcher};
+use super::common::{enumeration, header_name, string_matcher, typed_config};
 use crate::plan::{
     error::{At, Step},
     format::Template,
@@ -63,6 +66,24 @@ pub(super) fn header_mutations(
             .map(HeaderMutation::RemoveOnMatch),
         None => Err(at.error("needs one of remove, append, remove_on_match")),
     })
+}
+
+/// One of `early_header_mutation_extensions`.
+pub(super) fn early_header_mutations(
+    at: At<'_>,
+    m: &core::TypedExtensionConfig,
+) -> Step<Vec<HeaderMutation>> {
+    let found = typed_config(&at, &m.typed_config, "early header mutation")?;
+    let at = at.field("typed_config");
+    if found.name != "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation"
+    {
+        return Err(found.unknown(&at, "early header mutation"));
+    }
+    let m: early::HeaderMutation = found.decode(&at)?;
+    if m.mutations.is_empty() {
+        return Err(at.field("mutations").error("needs at least one mutation"));
+    }
+    Ok(header_mutations(&at, "mutations", &m.mutations))
 }
 
 /// `HeaderValueOption`s of a list field.

@@ -14,11 +14,12 @@ use proto::envoy::{
 
 use super::{
     access_log::{access_log, body_format},
+    client_cert,
     common::{
         above_zero, ads_source, cidr, duration, enumeration, extension, or_disabled, percent,
         positive,
     },
-    header::header_adds,
+    header::{early_header_mutations, header_adds},
     http_filter::http_filters,
     route::{body_source, option, route_configuration},
     scoped_route::scoped_routes,
@@ -26,9 +27,9 @@ use super::{
 use crate::plan::{
     error::{At, Step, unsupported},
     http::{
-        ClientCertDetails, CodecType, EscapedSlashes, ForwardClientCert, ForwardProto, HeaderCase,
-        Http1Options, Http2Keepalive, Http2Options, HttpConnectionManager, HttpOptions,
-        InternalAddresses, RouteSource, ServerHeader, StripPort, Underscores, Upgrade,
+        CodecType, EscapedSlashes, ForwardProto, HeaderCase, Http1Options, Http2Keepalive,
+        Http2Options, HttpConnectionManager, HttpOptions, InternalAddresses, RouteSource,
+        ServerHeader, StripPort, Underscores, Upgrade,
     },
     local_reply::{LocalReplyConfig, ResponseMapper},
     matcher::Percent,
@@ -107,14 +108,11 @@ pub(super) fn connection_manager(
         http3_protocol_options,
         stream_flush_timeout,
         original_ip_detection_extensions,
-        early_header_mutation_extensions,
-        forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         path_normalization_options,
         proxy_status_config,
         typed_header_validation_config,
         append_local_overload,
-        record_route_resolution_stats,
     );
     let stat_prefix = at.text("stat_prefix", stat_prefix);
     let routes = route_source(&at, route_specifier);
@@ -201,26 +199,16 @@ pub(super) fn connection_manager(
             enabled: enabled.unwrap_or(true),
         })
     });
-    let details = set_current_client_cert_details.as_ref().map(|m| {
-        let nested::SetCurrentClientCertDetails {
-            subject,
-            cert,
-            chain,
-            dns,
-            uri,
-            issuer,
-            format,
-        } = m;
-        let at = at.field("set_current_client_cert_details");
-        unsupported!(at, issuer, format);
-        ClientCertDetails {
-            subject: subject.unwrap_or(false),
-            cert: *cert,
-            chain: *chain,
-            dns: *dns,
-            uri: *uri,
-        }
-    });
+    let details = at.optional(
+        "set_current_client_cert_details",
+        set_current_client_cert_details,
+        client_cert::details,
+    );
+    let early = at.each(
+        "early_header_mutation_extensions",
+        early_header_mutation_extensions,
+        early_header_mutations,
+    );
     let strip_port = match (strip_matching_host_port, strip_port_mode) {
         (true, Some(nested::StripPortMode::StripAnyHostPort(true))) => {
             return Err(
@@ -304,20 +292,15 @@ pub(super) fn connection_manager(
         pack_trace_reason,
         use_request_id_for_trace_sampling,
         tracing: at.optional("tracing", tracing, super::tracing::tracing)?,
-        forward_client_cert: match enumeration(
-            &at,
-            "forward_client_cert_details",
-            *forward_client_cert_details,
-        )? {
-            nested::ForwardClientCertDetails::Sanitize => ForwardClientCert::Sanitize,
-            nested::ForwardClientCertDetails::ForwardOnly => ForwardClientCert::ForwardOnly,
-            nested::ForwardClientCertDetails::AppendForward => ForwardClientCert::AppendForward,
-            nested::ForwardClientCertDetails::SanitizeSet => ForwardClientCert::SanitizeSet,
-            nested::ForwardClientCertDetails::AlwaysForwardOnly => {
-                ForwardClientCert::AlwaysForwardOnly
-            }
-        },
-        client_cert_details: details.unwrap_or_default(),
+        forward_client_cert: client_cert::forward(&at, *forward_client_cert_details)?,
+        client_cert_details: details?.unwrap_or_default(),
+        forward_client_cert_matcher: at.optional(
+            "forward_client_cert_matcher",
+            forward_client_cert_matcher,
+            client_cert::by_request,
+        )?,
+        early_header_mutations: early.into_iter().flatten().collect(),
+        record_route_resolution_stats: *record_route_resolution_stats,
         proxy_100_continue: *proxy_100_continue,
         upgrades,
         normalize_path: normalize_path.unwrap_or(false),

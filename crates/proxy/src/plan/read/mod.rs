@@ -9,6 +9,7 @@
 
 mod access_log;
 mod bootstrap;
+mod client_cert;
 mod cluster;
 mod common;
 mod dump;
