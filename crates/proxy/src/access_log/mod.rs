@@ -20,6 +20,7 @@ use crate::{
     http::Exchange,
     plan::{
         access_log::{AccessLog, AccessLogFilter, LogFormat, LogOutput},
+        cel::Expr,
         format::Template,
     },
     worker::Worker,
@@ -112,6 +113,15 @@ pub(crate) fn write(format: &LogFormat, exchange: &Exchange<'_>, lines: Lines, o
 
 /// Whether a filter lets a request through.
 pub(crate) use filter::passes;
+
+/// The value of an expression as text, as `%CEL(…)%` prints it; `None` where it has none.
+pub(crate) fn expression(expression: &Expr, exchange: &Exchange<'_>) -> Option<String> {
+    let mut out = Vec::new();
+    match cel::write(expression, false, exchange, &mut out) {
+        format::Presence::Absent => None,
+        _ => Some(String::from_utf8_lossy(&out).into_owned()),
+    }
+}
 
 /// Fills a text with operators; what is absent is `-`.
 pub(crate) fn fill(template: &Template, exchange: &Exchange<'_>, out: &mut Vec<u8>) {

@@ -6,10 +6,11 @@ use outrigger_http::{Headers, ResponseHead};
 
 use super::{Filter, Interests, Step};
 use crate::{
-    access_log::format,
+    access_log::{self, format},
     http::{Exchange, Flags, LocalReply},
     plan::{
         Metadata,
+        cel::Expr,
         filter_config::{LocalRateLimit, TokenBucket, VirtualHostLimits},
         format::Template,
         http_filter::RouteFilterConfig,
@@ -246,5 +247,9 @@ impl RateLimitContext for Limited<'_, '_> {
         let mut out = Vec::new();
         format::header_value(template, self.exchange, None, &mut out);
         String::from_utf8_lossy(&out).into_owned()
+    }
+
+    fn expression(&self, expression: &Expr) -> Option<String> {
+        access_log::expression(expression, self.exchange)
     }
 }

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{
+    cel::Expr,
     format::Template,
     matcher::{AddressMatcher, HeaderMatcher, QueryMatcher, query_parameter},
     metadata::Metadata,
@@ -125,6 +126,15 @@ pub enum RateLimitAction {
         /// The networks.
         addresses: AddressMatcher,
     },
+    /// What an expression comes to (`envoy.rate_limit_descriptors.expr`).
+    Expression {
+        /// Key of the entry.
+        key: Arc<str>,
+        /// Its value.
+        expression: Box<Expr>,
+        /// Without a value the entry is left out instead of the descriptor.
+        skip_if_error: bool,
+    },
     /// A text in metadata.
     Metadata {
         /// Key of the entry.
@@ -163,6 +173,8 @@ pub trait RateLimitContext {
     fn route_metadata(&self) -> Option<&Metadata>;
     /// The text of a format.
     fn format(&self, template: &Template) -> String;
+    /// The value of an expression as text; `None` where it has none.
+    fn expression(&self, expression: &Expr) -> Option<String>;
 }
 
 impl RateLimit {
@@ -306,6 +318,14 @@ impl RateLimitAction {
             } => match context.client().is_some_and(|ip| addresses.matches(ip)) {
                 true => filled(key, value, default, context),
                 false => Entry::None,
+            },
+            Self::Expression {
+                key,
+                expression,
+                skip_if_error,
+            } => match context.expression(expression) {
+                Some(value) => Entry::Some(key.clone(), value),
+                None => absent(*skip_if_error),
             },
             Self::Metadata {
                 key,

@@ -526,3 +526,64 @@ fn early_mutations_come_before_all_that_reads_heads() {
         assert!(mesh.get("/").await.starts_with("HTTP/1.1 404 "));
     });
 }
+
+#[test]
+fn a_rate_limit_may_go_by_an_expression() {
+    run(async {
+        let origin = Origin::new(&[OK; 8]).await;
+        let expression = |text: &str, skip: bool| {
+            format!(
+                "{{extension: {{name: envoy.rate_limit_descriptors.expr, typed_config: {{{TYPE}.rate_limit_descriptors.expr.v3.Descriptor, \
+                 descriptor_key: tier, skip_if_error: {skip}, text: \"{text}\"}}}}}}"
+            )
+        };
+        let tier = expression(
+            "request.headers['x-tier'] == 'free' ? 'low' : request.method",
+            false,
+        );
+        let none = expression("request.headers['x-none']", false);
+        let skipped = expression("request.headers['x-none']", true);
+        let routes = format!(
+            "          - match: {{prefix: /}}
+            route:
+              cluster: a
+              rate_limits:
+              - actions: [{tier}]
+              - actions: [{{generic_key: {{descriptor_value: never}}}}, {none}]
+              - actions: [{{generic_key: {{descriptor_value: always}}}}, {skipped}]"
+        );
+        let bucket =
+            |tokens: u32| format!("token_bucket: {{max_tokens: {tokens}, fill_interval: 3600s}}");
+        let filters = format!(
+            "      - name: limit
+        typed_config: {{{TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: limit, {}, \
+             filter_enabled: {{default_value: {{numerator: 100}}}}, filter_enforced: {{default_value: {{numerator: 100}}}}, \
+             descriptors: [{{entries: [{{key: tier, value: low}}], {}}}, {{entries: [{{key: tier, value: PUT}}], {}}}, \
+             {{entries: [{{key: generic_key, value: never}}], {}}}, {{entries: [{{key: generic_key, value: always}}], {}}}]}}",
+            bucket(99), bucket(1), bucket(2), bucket(1), bucket(5)
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let ask = |method: &str, tier: &str| {
+            format!(
+                "{method} / HTTP/1.1\r\nHost: h\r\nX-Tier: {tier}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
+        };
+        for (method, tier, status) in [
+            ("GET", "free", 200),
+            ("GET", "free", 429),
+            ("PUT", "paid", 200),
+            ("PUT", "paid", 200),
+            ("PUT", "paid", 429),
+            ("GET", "paid", 200),
+            ("GET", "paid", 200),
+            // What is counted for everybody is spent.
+            ("GET", "paid", 429),
+        ] {
+            let answer = mesh.ask(&ask(method, tier)).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{method} {tier}: {answer}"
+            );
+        }
+    });
+}

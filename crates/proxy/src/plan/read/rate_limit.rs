@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use proto::envoy::{
     config::route::v3::{self as pb, rate_limit as nested},
+    extensions::rate_limit_descriptors::expr::v3 as expr,
     r#type::metadata::v3 as types,
 };
 
-use super::common::{address_matcher, enumeration, header_matcher, header_name, query_matcher};
+use super::common::{
+    address_matcher, enumeration, header_matcher, header_name, query_matcher, typed_config,
+};
 use crate::plan::{
+    cel,
     error::{At, Step, unsupported},
     format::Template,
     rate_limit::{HitsAddend, MetadataKey, RateLimit, RateLimitAction},
@@ -155,10 +159,16 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             }
         }
         Some(A::Extension(m)) => {
-            return Err(at.field("extension").not_implemented(format!(
-                "rate limit action {} is not implemented; remove it",
-                m.name
-            )));
+            let at = at.field("extension");
+            let found = typed_config(&at, &m.typed_config, "rate limit action")?;
+            let at = at.field("typed_config");
+            match found.name.as_str() {
+                "envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor" => {
+                    let m: expr::Descriptor = found.decode(&at)?;
+                    expression(&at, &m)?
+                }
+                _ => return Err(found.unknown(&at, "rate limit action")),
+            }
         }
         Some(A::RemoteAddressMatch(m)) => {
             let at = at.field("remote_address_match");
@@ -170,6 +180,26 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             }
         }
         None => return Err(at.error("needs an action such as request_headers")),
+    })
+}
+
+/// `rate_limit_descriptors.expr.v3.Descriptor`.
+fn expression(at: &At<'_>, m: &expr::Descriptor) -> Step<RateLimitAction> {
+    use expr::descriptor::ExprSpecifier as E;
+    let text = match &m.expr_specifier {
+        Some(E::Text(text)) => at.text("text", text)?,
+        Some(E::Parsed(_)) => {
+            return Err(at
+                .field("parsed")
+                .not_implemented("is not implemented; write text"));
+        }
+        None => return Err(at.error("needs text")),
+    };
+    let parsed = cel::parse(&text).map_err(|why| at.field("text").error(why))?;
+    Ok(RateLimitAction::Expression {
+        key: at.text("descriptor_key", &m.descriptor_key)?,
+        expression: Box::new(parsed),
+        skip_if_error: m.skip_if_error,
     })
 }
 
