@@ -8,6 +8,7 @@ mod codec;
 pub mod command;
 pub mod discovery;
 pub mod filter;
+pub mod filter_state;
 mod grpc;
 pub mod http;
 pub mod io;

@@ -501,7 +501,17 @@ fn value(
         } => {
             let state = exchange.state(key);
             match field {
-                Some(field) => json(state.and_then(|state| state.get(&**field)), out),
+                Some(field) => match state {
+                    // The parts of an address.
+                    Some(Value::String(text)) => match (text.parse::<SocketAddr>(), &**field) {
+                        (Ok(address), "ip") => {
+                            text_of(Some(address.ip().to_string().as_bytes()), out)
+                        }
+                        (Ok(address), "port") => number(address.port().into(), out),
+                        _ => Presence::Absent,
+                    },
+                    state => json(state.and_then(|state| state.get(&**field)), out),
+                },
                 None => json(state, out),
             }
         }

@@ -21,6 +21,7 @@ mod metadata;
 mod original_src;
 mod peer_metadata;
 pub(crate) mod rbac;
+mod set_filter_state;
 mod stateful_session;
 
 pub(crate) use istio_stats::{IstioTcpStats, TcpReport};
@@ -363,6 +364,12 @@ impl Filters {
                 }
                 HttpFilterConfig::SetMetadata(config) => {
                     Box::new(metadata::SetMetadataFilter(config.clone()))
+                }
+                HttpFilterConfig::SetFilterState(config) => {
+                    Box::new(set_filter_state::SetFilterState {
+                        name: filter.name.clone(),
+                        config: config.clone(),
+                    })
                 }
                 HttpFilterConfig::StatefulSession(config) => {
                     Box::new(stateful_session::StatefulSessionFilter(config.clone()))

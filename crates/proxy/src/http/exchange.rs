@@ -17,9 +17,11 @@ use super::Flags;
 use crate::{
     cluster::{Established, Host},
     filter::FilterData,
+    filter_state::FilterState,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
         Cluster, Route, RouteConfiguration, VirtualHost,
+        filter_state::ObjectKind,
         matcher_tree::PeerName,
         route::{Action, RouteAction},
         route_match::{RequestView, RouteOutcome},
@@ -57,7 +59,7 @@ pub struct Exchange<'c> {
     /// The stream's one random number.
     pub random: u64,
     /// What filters tell each other and the log.
-    pub filter_state: Vec<(Arc<str>, Value)>,
+    pub filter_state: FilterState,
     /// `%DYNAMIC_METADATA%` by namespace.
     pub dynamic_metadata: BTreeMap<String, Value>,
     /// The host that a session names (`address:port`), and whether no other will do.
@@ -198,7 +200,7 @@ impl<'c> Exchange<'c> {
             progress: Progress::new(),
             resolution: Resolution::default(),
             random,
-            filter_state: Vec::new(),
+            filter_state: FilterState::default(),
             dynamic_metadata: metadata_of(connection),
             override_host: None,
             clear_route: false,
@@ -270,20 +272,29 @@ impl<'c> Exchange<'c> {
             .saturating_duration_since(self.progress.start)
     }
 
-    /// Something that a filter said about this request.
+    /// Something that a filter said about this request, or about its connection.
     pub fn state(&self, key: &str) -> Option<&Value> {
-        self.filter_state
-            .iter()
-            .find(|(name, _)| &**name == key)
-            .map(|(_, value)| value)
+        let own = self.filter_state.get(key);
+        own.or_else(|| self.connection.state.get(key))
+    }
+
+    /// The object of a kind that something acts by, of the request or of its connection.
+    pub(crate) fn well_known(&self, kind: ObjectKind) -> Option<&Value> {
+        let own = self.filter_state.well_known(kind);
+        own.or_else(|| self.connection.state.well_known(kind))
+    }
+
+    /// The object that a hash policy goes by.
+    pub(crate) fn hashable_state(&self, key: &str) -> Option<&Value> {
+        match self.filter_state.get(key) {
+            Some(_) => self.filter_state.hashable(key),
+            None => self.connection.state.hashable(key),
+        }
     }
 
     /// Says something about this request.
     pub fn set_state(&mut self, key: Arc<str>, value: Value) {
-        match self.filter_state.iter_mut().find(|(name, _)| *name == key) {
-            Some((_, old)) => *old = value,
-            None => self.filter_state.push((key, value)),
-        }
+        self.filter_state.set(key, value);
     }
 }
 

@@ -28,7 +28,9 @@ use super::{
 };
 use crate::{
     cluster::{Host, LbContext, Omit, Outcome, OverrideHost, UpstreamError},
+    filter_state,
     io::Stream,
+    plan::filter_state::ObjectKind,
     router::{
         self, Target,
         retry::{self, Answer, Retries, effective_status},
@@ -159,8 +161,13 @@ pub(super) async fn forward(
     };
     forward.prepare_request();
     let plan = &forward.target.cluster.plan;
-    forward.auto_name = upstream::auto_name(plan, &forward.exchange.request)
-        .map(|auto| (auto.name.into(), auto.checked));
+    forward.auto_name = match upstream::auto_name(plan, &forward.exchange.request) {
+        Some(auto) => Some((auto.name.into(), auto.checked)),
+        None => {
+            let named = forward.exchange.well_known(ObjectKind::UpstreamServerName);
+            named.and_then(|name| Some((name.as_str()?.into(), false)))
+        }
+    };
     let redirected = forward.run(timer).await;
     if !mirrors.is_empty() {
         mirror::send(mirrors, &forward.kept, forward.exchange, cx.worker);
@@ -362,6 +369,8 @@ impl Forward<'_, '_, '_, '_> {
             };
             self.cx.live.filters.alpn(&cluster.plan, spoken)
         };
+        let protocols = self.exchange.well_known(ObjectKind::ApplicationProtocols);
+        let protocols = protocols.and_then(filter_state::protocols);
         let metadata_match = self.target.metadata_match.clone();
         let override_host = self.exchange.override_host.clone();
         // Predicates are about retries; a first attempt goes where the policy says.
@@ -392,7 +401,7 @@ impl Forward<'_, '_, '_, '_> {
             downstream_connection: self.exchange.connection.id,
             downstream: Some(self.exchange.connection),
             source: self.exchange.source,
-            alpn,
+            alpn: alpn.or(protocols.as_deref()),
             auto_name: self.auto_name.as_ref().map(|(name, checked)| AutoName {
                 name,
                 checked: *checked,

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     access_log::Logger,
     cluster::shared::Permit,
+    filter_state::FilterState,
     io::Stream,
     network::log_connection,
     plan::{
@@ -240,6 +241,7 @@ fn begin(
         source: None,
         proxy: None,
         metadata: None,
+        state: FilterState::default(),
         termination_details: None,
     });
     let worker = worker.clone();

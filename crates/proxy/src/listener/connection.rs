@@ -11,6 +11,7 @@ use serde_json::Value;
 use tls::session::Session;
 
 use crate::{
+    filter_state::FilterState,
     io::Stream,
     plan::{FilterChain, Listener, chain_match, matcher_tree::PeerName},
     proxy_protocol::Tlv,
@@ -73,6 +74,8 @@ pub struct ConnectionInfo {
     pub proxy: Option<Arc<ProxyData>>,
     /// What network filters leave for each other and for logs, by namespace.
     pub metadata: Option<Box<BTreeMap<String, Value>>>,
+    /// Objects that network filters have made, for each other, for load balancing and for logs.
+    pub state: FilterState,
     /// Why it ended, for `%CONNECTION_TERMINATION_DETAILS%`.
     pub termination_details: Option<Arc<str>>,
 }
@@ -146,6 +149,7 @@ impl ConnectionInfo {
             source: None,
             proxy: None,
             metadata: None,
+            state: FilterState::default(),
             termination_details: None,
         }
     }

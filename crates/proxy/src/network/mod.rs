@@ -20,9 +20,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::{
     access_log::Logger,
     filter::{DOWNSTREAM_PEER, IstioTcpStats, UPSTREAM_PEER},
+    filter_state,
     http::{self, Exchange, Flags},
     listener::{Connection, ConnectionInfo},
-    plan::{NetworkFilter, network::NetworkFilterConfig},
+    plan::{
+        NetworkFilter,
+        filter_state::{ConnectionState, StateValue},
+        network::NetworkFilterConfig,
+    },
     transport,
     worker::Worker,
 };
@@ -40,6 +45,9 @@ pub(crate) struct NetworkChain {
     gates: Vec<Gate>,
     /// The ALPN under which workloads tell each other who they are.
     metadata_exchange: Option<Arc<str>>,
+    /// Objects of filter state that the client's first bytes make, where no TCP proxy makes them in time. A request is
+    /// such bytes, so they are made before it.
+    on_data: Vec<StateValue>,
     terminal: Terminal,
 }
 
@@ -48,6 +56,8 @@ pub(crate) struct NetworkChain {
 enum Judge {
     Rbac(NetworkRbac),
     Service(NetworkExtAuthz),
+    /// Says nothing, and leaves objects for those that follow.
+    State(Arc<ConnectionState>),
 }
 
 #[derive(Debug)]
@@ -69,6 +79,7 @@ impl NetworkChain {
         let mut metadata_exchange = None;
         let mut judges = Vec::new();
         let mut gates = Vec::new();
+        let mut on_data = Vec::new();
         let mut terminal = Terminal::Close;
         for filter in filters {
             match &filter.config {
@@ -76,7 +87,13 @@ impl NetworkChain {
                     terminal = Terminal::Http(Rc::new(http::ConnectionManager::new(plan, worker)));
                 }
                 NetworkFilterConfig::TcpProxy(plan) => {
-                    let proxy = TcpProxy::new(plan, istio_stats.take(), sni_cluster, worker);
+                    let proxy = TcpProxy::new(
+                        plan,
+                        istio_stats.take(),
+                        sni_cluster,
+                        on_data.drain(..).flatten().collect(),
+                        worker,
+                    );
                     terminal = Terminal::Tcp(Box::new(proxy));
                 }
                 NetworkFilterConfig::IstioStats(plan) => {
@@ -94,6 +111,10 @@ impl NetworkChain {
                 NetworkFilterConfig::LocalRateLimit(plan) => {
                     gates.push(Gate::local_rate_limit(plan, worker));
                 }
+                NetworkFilterConfig::SetFilterState(plan) => {
+                    on_data.push(plan.on_data.clone());
+                    judges.push(Judge::State(plan.clone()));
+                }
                 NetworkFilterConfig::SniCluster => sni_cluster = true,
                 NetworkFilterConfig::Echo => terminal = Terminal::Echo,
                 NetworkFilterConfig::DirectResponse(bytes) => {
@@ -108,6 +129,7 @@ impl NetworkChain {
             judges,
             gates,
             metadata_exchange,
+            on_data: on_data.concat(),
             terminal,
         }
     }
@@ -152,6 +174,7 @@ impl NetworkChain {
                 Err(_) => return None,
             }
         }
+        make_state(&self.on_data, &mut connection.info, worker);
         match &self.terminal {
             Terminal::Http(manager) => {
                 // In a box: TCP connections should not carry room for it.
@@ -193,6 +216,7 @@ impl NetworkChain {
                     why,
                     delay: rbac.delay(),
                 })?,
+                Judge::State(plan) => make_state(&plan.on_begin, info, worker),
                 // In a box, since few connections are asked about and all would carry room for it.
                 Judge::Service(service) => {
                     let judged = Box::pin(service.judge(info, worker)).await;
@@ -221,6 +245,14 @@ impl NetworkChain {
             Terminal::Tcp(proxy) => Some(proxy.refuse(connection, worker)),
             _ => None,
         }
+    }
+}
+
+/// Makes a connection's objects of filter state, one after the other: a later one may be made of an earlier one.
+fn make_state(values: &[StateValue], info: &mut ConnectionInfo, worker: &Worker) {
+    for value in values {
+        let text = filter_state::text(value, &exchange(info, None, worker.random.bits()));
+        info.state.make(value, text);
     }
 }
 

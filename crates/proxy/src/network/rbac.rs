@@ -91,6 +91,10 @@ impl RequestView for ConnectionInfo {
         own.or_else(|| self.proxy.as_ref()?.metadata.get(namespace))
     }
 
+    fn filter_state(&self, key: &str) -> Option<&Value> {
+        self.state.get(key)
+    }
+
     fn destination(&self) -> Option<SocketAddr> {
         self.local
     }

@@ -1,25 +1,36 @@
 //! `envoy.filters.network.tcp_proxy`: bytes to a host of a cluster and back.
 
-use std::{borrow::Cow, cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{borrow::Cow, cell::Cell, pin::pin, rc::Rc, sync::Arc, time::Duration};
 
 use base::backoff::Backoff;
+use bytes::Bytes;
 use serde_json::Value;
 use smallvec::SmallVec;
 use tls::session::Session;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    io::AsyncReadExt,
+    time::{Instant, sleep, sleep_until, timeout},
+};
 
 use super::{
     copy::{CopyError, Progress, both_ways},
-    exchange, log_connection, tunnel,
+    exchange, log_connection, make_state, tunnel,
 };
 use crate::{
     access_log::Logger,
     cluster::{Cluster, Established, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
     filter::{IstioTcpStats, TcpReport},
+    filter_state,
     http::CloseTypes,
     io::Stream,
     listener::{Connection, ConnectionInfo, LiveChain},
-    plan::{self, FilterChain, network::NetworkFilterConfig, route::MetadataMatch},
+    plan::{
+        self, FilterChain,
+        filter_state::{ObjectKind, StateValue},
+        network::{ConnectionHash, NetworkFilterConfig, TcpClusters, Tunneling},
+        route::MetadataMatch,
+    },
+    transport::AutoName,
     worker::{Worker, drain::Drain},
 };
 
@@ -47,6 +58,8 @@ pub(crate) struct TcpProxy {
     logs: Vec<Logger>,
     /// The SNI names the cluster.
     sni_cluster: bool,
+    /// Objects of filter state that the client's first bytes make.
+    on_data: Vec<StateValue>,
     may_splice: bool,
 }
 
@@ -55,6 +68,8 @@ enum End {
     /// A peer or the configuration ended it.
     Natural,
     TooOld,
+    /// The client has said nothing for too long.
+    Idle,
     /// By a policy that was not there when it began; with the response flag.
     Denied(Cow<'static, str>, Option<&'static str>),
 }
@@ -159,6 +174,7 @@ impl TcpProxy {
         plan: &Arc<plan::TcpProxy>,
         istio: Option<IstioTcpStats>,
         sni_cluster: bool,
+        on_data: Vec<StateValue>,
         worker: &Rc<Worker>,
     ) -> Self {
         let stats = TcpStats::new(worker.stats.scope(&format!("tcp.{}.", plan.stat_prefix)));
@@ -168,6 +184,7 @@ impl TcpProxy {
             istio,
             logs: Logger::all(&plan.access_logs, worker),
             sni_cluster,
+            on_data,
             may_splice: worker.bootstrap.runtime.get(SPLICE) != Some(&Value::Bool(false)),
         }
     }
@@ -190,37 +207,63 @@ impl TcpProxy {
         // It is new, so there is none yet.
         let _ = progress.waiting[1].set(waiting);
         let reported = Reported::default();
-        {
+        let target = self.target(&info, worker);
+        let idle_limit = info.state.idle_timeout().or(self.plan.idle_timeout);
+        let mut over = pin!(async {
+            match limit {
+                Some(limit) => sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut end = None;
+        if self.plan.connects_with_data {
+            // In a box: the many that connect at once should not carry room for it.
+            end = Box::pin(async {
+                tokio::select! {
+                    early = first_words(&mut stream, &progress, idle_limit) => early,
+                    () = over.as_mut() => Some(End::TooOld),
+                    end = drained(&drain, &info, worker) => Some(end),
+                }
+            })
+            .await;
+            if end.is_none() {
+                make_state(&self.on_data, &mut info, worker);
+            }
+        }
+        if end.is_none() {
             let work = self.proxy(
                 (&mut stream, &info),
+                target,
                 &progress,
                 &reported,
                 &mut outcome,
                 worker,
             );
-            let over = async {
-                match limit {
-                    Some(limit) => tokio::time::sleep(limit).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let end = tokio::select! {
+            end = Some(tokio::select! {
                 () = work => End::Natural,
                 () = over => End::TooOld,
                 end = drained(&drain, &info, worker) => end,
-            };
-            match end {
-                End::Natural => {}
-                End::TooOld => {
-                    self.stats.max_downstream_connection_duration().inc();
-                    outcome.response_flags.push("DT");
-                    outcome.closed.downstream_why = Some("max_connection_duration_reached");
-                }
-                End::Denied(why, flag) => {
-                    info.termination_details = Some(why.into());
-                    info.response_flag = flag.or(info.response_flag);
-                }
+            });
+        }
+        match end {
+            None | Some(End::Natural) => {}
+            Some(End::Idle) => {
+                self.stats.idle_timeout().inc();
+                outcome.closed.downstream = Some("Normal");
+                outcome.closed.downstream_why = Some("tcp_session_idle_timeout");
             }
+            Some(End::TooOld) => {
+                self.stats.max_downstream_connection_duration().inc();
+                outcome.response_flags.push("DT");
+                outcome.closed.downstream_why = Some("max_connection_duration_reached");
+            }
+            Some(End::Denied(why, flag)) => {
+                info.termination_details = Some(why.into());
+                info.response_flag = flag.or(info.response_flag);
+            }
+        }
+        if !self.plan.connects_with_data && progress.forth.get() > 0 {
+            make_state(&self.on_data, &mut info, worker);
         }
         outcome.bytes_received = progress.forth.get();
         outcome.bytes_sent = progress.back.get();
@@ -291,22 +334,31 @@ impl TcpProxy {
         istio.report(&exchange(info, Some(outcome), 0), report, worker);
     }
 
+    /// The cluster that a connection goes to, and what its hosts' metadata must hold.
+    fn target(&self, info: &ConnectionInfo, worker: &Worker) -> (Arc<str>, &MetadataMatch) {
+        let sni = info.requested_server_name.as_ref();
+        if let Some(sni) = sni.filter(|_| self.sni_cluster) {
+            return (sni.clone(), &self.plan.metadata_match);
+        }
+        if let TcpClusters::Cluster(_) = &self.plan.cluster
+            && let Some(named) = info.state.well_known(ObjectKind::TcpCluster)
+        {
+            let named = named.as_str().unwrap_or_default();
+            return (named.into(), &self.plan.metadata_match);
+        }
+        let (name, wanted) = self.plan.target(worker.random.bits());
+        (name.clone(), wanted)
+    }
+
     async fn proxy(
         &self,
         (stream, info): (&mut Stream, &ConnectionInfo),
+        (name, wanted): (Arc<str>, &MetadataMatch),
         progress: &Progress,
         reported: &Reported,
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
-        let sni = info.requested_server_name.as_ref();
-        let (name, wanted) = match sni.filter(|_| self.sni_cluster) {
-            Some(sni) => (sni.clone(), &self.plan.metadata_match),
-            None => {
-                let (name, wanted) = self.plan.target(worker.random.bits());
-                (name.clone(), wanted)
-            }
-        };
         outcome.cluster_name = Some(name.clone());
         let Some(cluster) = worker.clusters.find(&name) else {
             self.stats.downstream_cx_no_route().inc();
@@ -358,7 +410,11 @@ impl TcpProxy {
                     bytes_sent: progress.back.get(),
                     ..outcome.clone()
                 };
-                log_connection(&self.logs, info, Some(&so_far), "TcpPeriodic", worker);
+                let mut info = Cow::Borrowed(info);
+                if !self.on_data.is_empty() && so_far.bytes_received > 0 {
+                    make_state(&self.on_data, info.to_mut(), worker);
+                }
+                log_connection(&self.logs, &info, Some(&so_far), "TcpPeriodic", worker);
             }
         };
         let reports = async {
@@ -383,7 +439,7 @@ impl TcpProxy {
         };
         let ended: Option<Result<(), CopyError>> = tokio::select! {
             ended = copied => Some(ended),
-            () = idle(progress, self.plan.idle_timeout) => None,
+            () = idle(progress, info.state.idle_timeout().or(self.plan.idle_timeout)) => None,
             () = reports => None,
         };
         let stats = cluster.stats();
@@ -436,7 +492,7 @@ impl TcpProxy {
         info: &ConnectionInfo,
         outcome: &TcpOutcome,
     ) -> Result<(), UpstreamError> {
-        let Some(plan) = &self.plan.tunneling else {
+        let Some(plan) = self.tunneling(info) else {
             return Ok(());
         };
         let exchange = exchange(info, Some(outcome), 0);
@@ -446,6 +502,13 @@ impl TcpProxy {
             Ok(Err(error)) => Err(UpstreamError::Connect(error.to_string())),
             Err(_) => Err(UpstreamError::ConnectTimeout),
         }
+    }
+
+    /// The tunnel that the configuration wants for a connection.
+    fn tunneling(&self, info: &ConnectionInfo) -> Option<&Tunneling> {
+        let disabled = info.state.well_known(ObjectKind::DisableTunneling);
+        let plan = self.plan.tunneling.as_ref();
+        plan.filter(|_| disabled != Some(&Value::Bool(true)))
     }
 
     /// How long a connection may last; drawn anew for each, so that they do not end together.
@@ -461,13 +524,30 @@ impl TcpProxy {
         info: &ConnectionInfo,
         outcome: &mut TcpOutcome,
     ) -> Result<(Stream, UpstreamAccount), UpstreamError> {
-        let hash = match (self.plan.hash_source_ip, info.remote) {
-            (true, Some(remote)) => Some(shared_hash(remote.ip().to_string().as_bytes())),
-            _ => None,
+        let hash = match &self.plan.hash {
+            Some(ConnectionHash::SourceIp) => info
+                .remote
+                .map(|remote| shared_hash(remote.ip().to_string().as_bytes())),
+            Some(ConnectionHash::FilterState(key)) => {
+                let object = info.state.hashable(key).and_then(Value::as_str);
+                object.map(|text| shared_hash(text.as_bytes()))
+            }
+            None => None,
         };
+        let named = |kind| info.state.well_known(kind).and_then(Value::as_str);
+        let protocols = info.state.well_known(ObjectKind::ApplicationProtocols);
+        let protocols = protocols.and_then(filter_state::protocols);
         let context = LbContext {
             hash,
-            original_dst: info.original_dst(),
+            original_dst: match named(ObjectKind::OriginalDst) {
+                Some(address) => address.parse().ok(),
+                None => info.original_dst(),
+            },
+            alpn: protocols.as_deref(),
+            auto_name: named(ObjectKind::UpstreamServerName).map(|name| AutoName {
+                name,
+                checked: false,
+            }),
             downstream_connection: info.id,
             downstream: Some(info),
             source: info.source,
@@ -480,7 +560,7 @@ impl TcpProxy {
             outcome.host = Some(host.clone());
             outcome.attempts += 1;
             let error = match cluster.tcp(&host, &context).await {
-                Ok((stream, account)) if self.plan.tunneling.is_none() => {
+                Ok((stream, account)) if self.tunneling(info).is_none() => {
                     return Ok((stream, account));
                 }
                 Ok((mut stream, account)) => {
@@ -512,6 +592,29 @@ impl TcpProxy {
 
 /// The runtime key that keeps bytes from going through the kernel alone: `false` in a static layer.
 const SPLICE: &str = "outrigger.tcp_proxy.splice";
+
+/// Waits for what the client says first, and gives it back to the stream. `None` once it is there.
+async fn first_words(
+    stream: &mut Stream,
+    progress: &Progress,
+    idle_limit: Option<Duration>,
+) -> Option<End> {
+    let mut buffer = [0; FIRST_WORDS];
+    tokio::select! {
+        read = stream.read(&mut buffer) => match read {
+            // Nothing can come any more.
+            Ok(0) | Err(_) => Some(End::Natural),
+            Ok(read) => {
+                stream.put_back(Bytes::copy_from_slice(&buffer[..read]));
+                None
+            }
+        },
+        () = idle(progress, idle_limit) => Some(End::Idle),
+    }
+}
+
+/// What is read of a client's first words; the rest waits in the socket.
+const FIRST_WORDS: usize = 4096;
 
 /// Completes when nothing has passed for the timeout.
 async fn idle(progress: &Progress, limit: Option<Duration>) {

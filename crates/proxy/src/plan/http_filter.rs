@@ -10,6 +10,7 @@ use super::{
         HeaderMutationFilter, HeaderToMetadata, LocalRateLimit, Lua, LuaPerRoute, Mutations,
         SetMetadata, StatefulSession,
     },
+    filter_state::RequestState,
     health_check::HealthCheckFilter,
     jwt_authn::JwtAuthn,
     matcher::{Fraction, HeaderMatcher, StringMatcher},
@@ -58,6 +59,8 @@ pub enum HttpFilterConfig {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     /// `envoy.filters.http.set_metadata`.
     SetMetadata(Arc<[SetMetadata]>),
+    /// `envoy.filters.http.set_filter_state`.
+    SetFilterState(Arc<RequestState>),
     /// `envoy.filters.http.stateful_session`.
     StatefulSession(Option<Arc<StatefulSession>>),
     /// `envoy.filters.http.local_ratelimit`.
@@ -310,6 +313,8 @@ pub enum RouteFilterConfig {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     /// Entries in place of the filter's.
     SetMetadata(Arc<[SetMetadata]>),
+    /// Objects of its own, with those of the other levels.
+    SetFilterState(Arc<RequestState>),
     /// A session in place of the filter's.
     StatefulSession(Arc<StatefulSession>),
     /// Limits in place of the filter's.

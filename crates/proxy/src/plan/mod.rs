@@ -22,6 +22,7 @@ pub mod endpoint;
 pub mod error;
 pub mod ext_authz;
 pub mod filter_config;
+pub mod filter_state;
 pub mod format;
 mod format_arguments;
 pub mod format_tls;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     access_log::AccessLog,
     ext_authz::NetworkExtAuthz,
+    filter_state::ConnectionState,
     format::Template,
     header::HeaderAdd,
     http::HttpConnectionManager,
@@ -44,6 +45,8 @@ pub enum NetworkFilterConfig {
     ConnectionLimit(Arc<ConnectionLimit>),
     /// Limits how many connections begin in a time.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// Makes objects of filter state.
+    SetFilterState(Arc<ConnectionState>),
     /// The tcp_proxy goes to the cluster that is named like the SNI.
     SniCluster,
     /// Gives back what it gets; terminal.
@@ -84,10 +87,12 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// Waits between these attempts: bound of the first, and of all.
     pub backoff: Option<(Duration, Duration)>,
+    /// The upstream is connected to once the client has said something (`ON_DOWNSTREAM_DATA`).
+    pub connects_with_data: bool,
     /// The cluster is an HTTP proxy that is asked for a tunnel.
     pub tunneling: Option<Tunneling>,
-    /// Hashes the source address for RING_HASH and MAGLEV.
-    pub hash_source_ip: bool,
+    /// What is hashed for RING_HASH and MAGLEV.
+    pub hash: Option<ConnectionHash>,
     /// One line per connection.
     pub access_logs: Vec<AccessLog>,
     /// Also writes the access log at this interval while the connection lasts.
@@ -96,6 +101,15 @@ pub struct TcpProxy {
     pub flush_access_log_on_start: bool,
     /// Also writes the access log when the upstream connection stands.
     pub flush_access_log_on_connected: bool,
+}
+
+/// `envoy.type.v3.HashPolicy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConnectionHash {
+    /// The client's address.
+    SourceIp,
+    /// An object of filter state; without it there is no hash.
+    FilterState(Arc<str>),
 }
 
 /// `TcpProxy.TunnelingConfig`, with CONNECT over HTTP/1.1.

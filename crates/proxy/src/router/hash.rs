@@ -56,7 +56,7 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
         HashSource::QueryParameter(name) => {
             query_parameter(request.path().as_bytes(), name.as_bytes()).map(xxh64)
         }
-        HashSource::FilterState(key) => Some(match exchange.state(key)? {
+        HashSource::FilterState(key) => Some(match exchange.hashable_state(key)? {
             serde_json::Value::String(text) => xxh64(text.as_bytes()),
             other => xxh64(other.to_string().as_bytes()),
         }),

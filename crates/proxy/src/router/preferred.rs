@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use crate::{
     cluster::Cluster,
     http::Exchange,
-    plan::{cluster::Discovery, lb::OverrideSource, route_match::RequestView},
+    plan::{
+        cluster::Discovery, filter_state::ObjectKind, lb::OverrideSource, route_match::RequestView,
+    },
 };
 
 /// Most requests name one host.
@@ -29,7 +31,8 @@ pub(crate) fn hosts(cluster: &Cluster, exchange: &Exchange<'_>) -> Preferred {
     found
 }
 
-/// Where the client wanted to go: what a header says, where the cluster reads one, else what the connection was meant for.
+/// Where the client wanted to go: what a header says, where the cluster reads one, else what filters say, else what the
+/// connection was meant for.
 pub(crate) fn original_dst(cluster: &Cluster, exchange: &Exchange<'_>) -> Option<SocketAddr> {
     if let Discovery::OriginalDst {
         http_header: Some(name),
@@ -42,5 +45,9 @@ pub(crate) fn original_dst(cluster: &Cluster, exchange: &Exchange<'_>) -> Option
             Err(_) => cluster.stats().original_dst_host_invalid().inc(),
         }
     }
-    exchange.connection.original_dst()
+    let named = exchange.well_known(ObjectKind::OriginalDst);
+    match named.and_then(serde_json::Value::as_str) {
+        Some(address) => address.parse().ok(),
+        None => exchange.connection.original_dst(),
+    }
 }

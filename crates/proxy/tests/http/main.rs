@@ -19,6 +19,7 @@ mod lua;
 mod options;
 mod reports;
 mod routing;
+mod state;
 mod support;
 
 use std::time::Duration;

@@ -2,12 +2,12 @@
 
 use super::*;
 
-fn type_url(name: &str) -> String {
+pub(super) fn type_url(name: &str) -> String {
     format!("\"@type\": type.googleapis.com/envoy.extensions.{name}")
 }
 
 /// A chain of network filters with their configurations.
-fn chain(filters: &[(&str, &str)]) -> String {
+pub(super) fn chain(filters: &[(&str, &str)]) -> String {
     let filter = |(name, config): &(&str, &str)| {
         format!(
             "{{name: {name}, typed_config: {{{}{config}}}}}",
@@ -18,7 +18,7 @@ fn chain(filters: &[(&str, &str)]) -> String {
     format!("- filters: [{}]", filters.join(", "))
 }
 
-fn tcp_proxy(cluster: &str, more: &str) -> (&'static str, String) {
+pub(super) fn tcp_proxy(cluster: &str, more: &str) -> (&'static str, String) {
     let config = format!(", stat_prefix: {cluster}, cluster: {cluster}{more}");
     ("tcp_proxy.v3.TcpProxy", config)
 }

@@ -201,8 +201,7 @@ impl UserData for FilterState {
             |lua, this, (name, field): (LuaString, Option<LuaString>)| {
                 let (name, field) = (name.to_string_lossy(), field.map(|f| f.to_string_lossy()));
                 let found = with(lua, this.0, |view| {
-                    let object = view.state.iter().find(|(key, _)| **key == *name);
-                    let object = object.map(|(_, value)| value);
+                    let object = view.state.get(&name);
                     let value = match &field {
                         Some(field) => object.and_then(|object| object.get(field)),
                         None => object,

@@ -15,6 +15,7 @@ use tls::session::Session;
 use super::call::Call;
 use crate::{
     filter::InHand,
+    filter_state::FilterState,
     http::{Exchange, RouteRef},
     worker::WorkerRef,
 };
@@ -85,7 +86,7 @@ pub(super) struct View {
     /// Calls that nobody waits for.
     pub(super) calls: Vec<Call>,
     pub(super) metadata: BTreeMap<String, Value>,
-    pub(super) state: Vec<(Arc<str>, Value)>,
+    pub(super) state: FilterState,
     pub(super) about: About,
 }
 
@@ -159,7 +160,7 @@ impl View {
             trailers: None,
             calls: Vec::new(),
             metadata: BTreeMap::new(),
-            state: Vec::new(),
+            state: FilterState::default(),
             about,
         }
     }

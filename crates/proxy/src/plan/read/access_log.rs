@@ -120,7 +120,8 @@ pub(super) fn body_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Ste
     })
 }
 
-fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
+/// A format that is given in place.
+pub(super) fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
     use core::{data_source::Specifier, substitution_format_string::Format as F};
     let core::SubstitutionFormatString {
         omit_empty_values,

@@ -32,6 +32,7 @@ use super::{
     },
     ext_authz::{self, ext_authz},
     filter_config,
+    filter_state::request_state,
     health_check::health_check_filter,
     jwt_authn::{self, jwt_authn},
     lua::{lua, lua_per_route},
@@ -137,6 +138,10 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         "envoy.extensions.filters.http.set_metadata.v3.Config" => {
             let config = filter_config::set_metadata(at, &found.decode(&at)?)?;
             HttpFilterConfig::SetMetadata(config.into())
+        }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+            let config = request_state(at, &found.decode(&at)?)?;
+            HttpFilterConfig::SetFilterState(Arc::new(config))
         }
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSession" => {
             let config = filter_config::stateful_session(at, &found.decode(&at)?)?;
@@ -472,6 +477,10 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
             let config = filter_config::set_metadata(at, &found.decode(&at)?)?;
             RouteFilterConfig::SetMetadata(config.into())
         }
+        "envoy.extensions.filters.http.set_filter_state.v3.Config" => {
+            let config = request_state(at, &found.decode(&at)?)?;
+            RouteFilterConfig::SetFilterState(Arc::new(config))
+        }
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute" => {
             use stateful_session_per_route::Override as O;
             let m: StatefulSessionPerRoute = found.decode(&at)?;
@@ -530,6 +539,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
         "envoy.extensions.filters.http.header_to_metadata.v3.Config",
         "envoy.extensions.filters.http.set_metadata.v3.Config",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",

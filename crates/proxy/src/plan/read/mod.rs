@@ -16,6 +16,7 @@ mod dump;
 mod endpoint;
 mod ext_authz;
 mod filter_config;
+mod filter_state;
 mod header;
 mod health_check;
 mod http;

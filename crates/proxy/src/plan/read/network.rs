@@ -16,8 +16,11 @@ use proto::envoy::{
 
 use super::{
     access_log::access_log,
-    common::{above_zero, data_source, duration, extension, or_disabled, percent, positive},
+    common::{
+        above_zero, data_source, duration, enumeration, extension, or_disabled, percent, positive,
+    },
     ext_authz::network_ext_authz,
+    filter_state::connection_state,
     header::header_add,
     http::connection_manager,
     http_filter::istio_stats,
@@ -31,8 +34,8 @@ use crate::plan::{
     http_filter::MetadataExchange,
     matcher::Percent,
     network::{
-        ConnectionLimit, LocalRateLimit, NetworkFilter, NetworkFilterConfig, TcpClusters, TcpProxy,
-        TokenBucketPlan, Tunneling,
+        ConnectionHash, ConnectionLimit, LocalRateLimit, NetworkFilter, NetworkFilterConfig,
+        TcpClusters, TcpProxy, TokenBucketPlan, Tunneling,
     },
     tls::DataSource,
 };
@@ -107,6 +110,10 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<Option<NetworkFilter>> {
         "envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit" => {
             let plan = local_rate_limit(at, &found.decode(&at)?)?;
             NetworkFilterConfig::LocalRateLimit(Arc::new(plan))
+        }
+        "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
+            let plan = connection_state(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::SetFilterState(Arc::new(plan))
         }
         "envoy.extensions.filters.network.sni_cluster.v3.SniCluster" => {
             NetworkFilterConfig::SniCluster
@@ -276,8 +283,9 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         on_demand,
         metadata_match,
         idle_timeout,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
+        // Envoy reads neither.
+        downstream_idle_timeout: _,
+        upstream_idle_timeout: _,
         access_log: logs,
         max_connect_attempts,
         backoff_options,
@@ -290,8 +298,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         access_log_options,
         proxy_protocol_tlvs,
         upstream_connect_mode,
-        // Only other connect modes read it.
-        max_early_data_bytes: _,
+        max_early_data_bytes,
         cluster_specifier,
         proxy_protocol_tlv_merge_policy,
         check_drain_close,
@@ -299,13 +306,16 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
     unsupported!(
         at,
         on_demand,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
         proxy_protocol_tlvs,
-        upstream_connect_mode,
         proxy_protocol_tlv_merge_policy,
         check_drain_close,
     );
+    let mode: tcp::UpstreamConnectMode =
+        enumeration(&at, "upstream_connect_mode", *upstream_connect_mode)?;
+    if mode != tcp::UpstreamConnectMode::Immediate && max_early_data_bytes.is_none() {
+        at.field("max_early_data_bytes")
+            .error("is required with this upstream_connect_mode");
+    }
     let wanted = metadata_match_of(metadata_match);
     let cluster = match cluster_specifier {
         Some(C::Cluster(name)) => at.text("cluster", name).map(TcpClusters::Cluster),
@@ -348,15 +358,19 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         flush_on_start = options.flush_access_log_on_start;
         flush_on_connected |= options.flush_access_log_on_connected;
     }
-    let hashes = at.each("hash_policy", hash_policy, |at, m| {
+    let mut hashes = at.each("hash_policy", hash_policy, |at, m| {
         match &m.policy_specifier {
-            Some(P::SourceIp(_)) => Ok(true),
-            Some(P::FilterState(_)) => Err(at
-                .field("filter_state")
-                .not_implemented("is not implemented; remove it")),
-            None => Err(at.error("needs source_ip")),
+            Some(P::SourceIp(_)) => Ok(ConnectionHash::SourceIp),
+            Some(P::FilterState(m)) => {
+                let key = at.field("filter_state").text("key", &m.key)?;
+                Ok(ConnectionHash::FilterState(key))
+            }
+            None => Err(at.error("needs one of source_ip, filter_state")),
         }
     });
+    if hash_policy.len() > 1 {
+        at.field("hash_policy").error("can have one policy at most");
+    }
     let stat_prefix = at.text("stat_prefix", stat_prefix);
     Ok(TcpProxy {
         stat_prefix: stat_prefix?,
@@ -388,6 +402,8 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
             }
             Ok((base, cap))
         })?,
+        // The handshake is over before any network filter runs, so that mode is the immediate one.
+        connects_with_data: mode == tcp::UpstreamConnectMode::OnDownstreamData,
         max_duration_jitter: at
             .optional(
                 "max_downstream_connection_duration_jitter_percentage",
@@ -396,7 +412,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
             )?
             .unwrap_or(Percent::whole(0)),
         tunneling: at.optional("tunneling_config", tunneling_config, tunneling)?,
-        hash_source_ip: hashes.contains(&true),
+        hash: hashes.pop(),
         access_logs: at.each("access_log", logs, access_log),
         access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
         flush_access_log_on_start: flush_on_start,
