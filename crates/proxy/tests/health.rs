@@ -106,6 +106,12 @@ filter_chains:
         self.server.store.number(&format!("cluster.c.{name}"))
     }
 
+    /// How many hosts are used last.
+    fn degraded(&self) -> usize {
+        let cluster = self.server.cluster("c").expect("it is there");
+        cluster.hosts().degraded()
+    }
+
     /// Waits until a stat has reached a value, and until workers know what led to it.
     async fn stat_is(&self, name: &str, wanted: impl Fn(i64) -> bool) {
         until(|| wanted(self.stat(name))).await;
@@ -523,6 +529,60 @@ fn gateway_failures_in_a_row_put_a_host_aside_and_other_errors_do_not() {
         }
         mesh.stat_is(ejections, |n| n == 1).await;
         assert_eq!(mesh.get().await, (503, "no healthy upstream".to_owned()));
+    });
+}
+
+#[test]
+fn a_host_whose_answer_says_so_is_used_last_for_a_while() {
+    block_on(async {
+        let cluster = "outlier_detection: {detect_degraded_hosts: true, base_ejection_time: 0.3s, interval: 0.010s}\n\
+            health_checks: [{timeout: 2s, interval: 0.010s, no_traffic_interval: 0.010s, unhealthy_threshold: 1, \
+            healthy_threshold: 1, tcp_health_check: {}}]";
+        let answer = |status: u32, more: &str, body: &str| {
+            format!("HTTP/1.1 {status} OK\r\n{more}content-length: 3\r\n\r\n{body}")
+        };
+        let says = "x-envoy-degraded: true\r\n";
+        let (one, two) = (Origin::default(), Origin::default());
+        two.other.replace(answer(200, "", "two"));
+        // An answer that is no good one says nothing of the kind.
+        one.other.replace(answer(404, says, "one"));
+        let ports = [one.start().await, two.start().await];
+        let mesh = Mesh::new("{}", cluster, &ports).await;
+        let ask_both = async || {
+            let mut found = [mesh.get().await, mesh.get().await].map(|(_, body)| body);
+            found.sort();
+            mesh.server.settled().await;
+            found
+        };
+        for _ in 0..3 {
+            assert_eq!(ask_both().await, ["one", "two"]);
+        }
+        assert_eq!(mesh.degraded(), 0);
+        one.other.replace(answer(200, says, "one"));
+        while mesh.degraded() == 0 {
+            mesh.get().await;
+            mesh.server.settled().await;
+        }
+        let begun = std::time::Instant::now();
+        one.other.replace(answer(200, "", "one"));
+        while mesh.degraded() == 1 {
+            let (_, body) = mesh.get().await;
+            let still = begun.elapsed() < Duration::from_millis(250);
+            assert!(body == "two" || !still, "it is used last");
+            mesh.server.settled().await;
+        }
+        // Its checks have passed all the while, and have not ended it.
+        assert!(begun.elapsed() >= Duration::from_millis(200));
+        assert_eq!(ask_both().await, ["one", "two"]);
+        // Where there is no other it serves.
+        let alone = Mesh::new("{}", cluster, &ports[..1]).await;
+        one.other.replace(answer(200, says, "one"));
+        for _ in 0..3 {
+            assert_eq!(alone.get().await.0, 200);
+        }
+        until(|| alone.degraded() == 1).await;
+        alone.server.settled().await;
+        assert_eq!(alone.get().await.0, 200);
     });
 }
 

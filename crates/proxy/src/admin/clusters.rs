@@ -153,6 +153,10 @@ fn health_flags(host: &Host) -> String {
         ),
         (flag(HealthFlag::ActiveHcTimeout), "/active_hc_timeout"),
         (health(HealthStatus::Draining), "/eds_status_draining"),
+        (
+            flag(HealthFlag::DegradedOutlierDetection),
+            "/degraded_outlier_detection",
+        ),
     ]
     .into_iter()
     .filter_map(|(set, word)| set.then_some(word))
@@ -237,7 +241,7 @@ fn host_status(host: &Host) -> HostStatus {
             excluded_via_immediate_hc_fail: flag(HealthFlag::ExcludedViaImmediateHcFail),
             active_hc_timeout: flag(HealthFlag::ActiveHcTimeout),
             eds_health_status: status as i32,
-            failed_degraded_outlier_detection: false,
+            failed_degraded_outlier_detection: flag(HealthFlag::DegradedOutlierDetection),
         }),
         weight: host.weight,
         hostname: host.hostname.to_string(),

@@ -53,16 +53,14 @@ pub struct Host {
 impl Host {
     /// Whether new requests may go there while others suffice.
     pub fn is_healthy(&self) -> bool {
-        self.health.is_healthy()
-            && !self.has_failed()
-            && !self.shared.flag(HealthFlag::DegradedActiveHc)
+        self.health.is_healthy() && !self.has_failed() && !self.says_degraded()
     }
 
     /// Whether it is used when healthy hosts do not suffice.
     pub fn is_degraded(&self) -> bool {
         !self.has_failed()
             && (self.health == HealthStatus::Degraded
-                || self.health.is_healthy() && self.shared.flag(HealthFlag::DegradedActiveHc))
+                || self.health.is_healthy() && self.says_degraded())
     }
 
     /// Whether it counts for nothing, neither as healthy nor as missing.
@@ -78,9 +76,15 @@ impl Host {
         }
         match self.health {
             HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout => self.health,
-            _ if self.shared.flag(HealthFlag::DegradedActiveHc) => HealthStatus::Degraded,
+            _ if self.says_degraded() => HealthStatus::Degraded,
             other => other,
         }
+    }
+
+    /// Whether it has said itself, to a check or in an answer, that it is to be used last.
+    fn says_degraded(&self) -> bool {
+        self.shared.flag(HealthFlag::DegradedActiveHc)
+            || self.shared.flag(HealthFlag::DegradedOutlierDetection)
     }
 
     /// Whether outlier detection or an active check has found it bad.

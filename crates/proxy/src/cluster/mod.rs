@@ -176,6 +176,13 @@ pub(crate) enum Report {
         /// Of the host that has fewest and of the one that has most.
         entries_per_host: (u64, u64),
     },
+    /// A host has told that it is to be used last (`x-envoy-degraded`).
+    Degraded {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// The host.
+        host: u64,
+    },
     /// A host has told that it wants no traffic (`x-envoy-immediate-health-check-fail`).
     ImmediateFail {
         /// The cluster.

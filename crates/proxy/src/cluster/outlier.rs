@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::host::Host;
+use super::{host::Host, shared::HealthFlag};
 use crate::{
     plan::cluster::{FailurePercentage, OutlierDetection, SuccessRate},
     worker::Random,
@@ -78,6 +78,10 @@ pub(crate) enum EventKind {
     Overflow,
     /// It is back.
     Unejected,
+    /// It has said that it is to be used last.
+    Degraded,
+    /// It is used as any other again.
+    Undegraded,
 }
 
 /// Average success rate and the rate below which a host is an outlier, in percent; -1 where there is too little to tell.
@@ -106,8 +110,18 @@ struct Monitor {
     jitter: Duration,
     ejected: Option<Instant>,
     unejected: Option<Instant>,
+    degradation: Degradation,
     /// Successes and failures at the end of the last interval, of answers and of this side's own part.
     seen: [(u64, u64); 2],
+}
+
+/// Since when a host is used last, and for how long: as with ejections, but apart from them.
+#[derive(Debug, Default)]
+struct Degradation {
+    backoff: u32,
+    jitter: Duration,
+    begun: Option<Instant>,
+    ended: Option<Instant>,
 }
 
 impl Default for Detector {
@@ -171,6 +185,7 @@ impl Detector {
             if over && host.shared.ejected.load(Relaxed) {
                 events.push(self.uneject(host, now));
             }
+            events.extend(self.undegrade(plan, host, now));
             for rate in &host.shared.success_rate {
                 rate.store((-1f64).to_bits(), Relaxed);
             }
@@ -186,8 +201,73 @@ impl Detector {
             if calm && !host.shared.ejected.load(Relaxed) {
                 monitor.backoff = monitor.backoff.saturating_sub(1);
             }
+            let past = &mut monitor.degradation;
+            let calm = past.ended.is_some_and(|at| now - at >= plan.interval);
+            if calm && !host.shared.flag(HealthFlag::DegradedOutlierDetection) {
+                past.backoff = past.backoff.saturating_sub(1);
+            }
         }
         events
+    }
+
+    /// A host has said in an answer that it is to be used last. One that is put aside stays aside.
+    pub(crate) fn degraded(
+        &mut self,
+        plan: &OutlierDetection,
+        hosts: &[Arc<Host>],
+        host: u64,
+        now: Instant,
+        random: &Random,
+    ) -> Option<Event> {
+        let host = hosts.iter().find(|found| found.shared.id == host)?;
+        let flag = HealthFlag::DegradedOutlierDetection;
+        if host.shared.ejected.load(Relaxed) || !host.shared.set_flag(flag, true) {
+            return None;
+        }
+        let monitor = self.monitors.entry(host.shared.id).or_default();
+        let now_is = &mut monitor.degradation;
+        now_is.begun = Some(now);
+        let most = plan.max_ejection_time_jitter.as_millis() as u64;
+        now_is.jitter = Duration::from_millis(random.below(most + 1));
+        let base = plan.base_ejection_time;
+        if base.saturating_mul(now_is.backoff) < plan.max_ejection_time + base {
+            now_is.backoff += 1;
+        }
+        Some(Event {
+            host: host.clone(),
+            kind: EventKind::Degraded,
+            ejections: monitor.ejections,
+            since_last: now_is.ended.map(|at| now - at),
+            rates: (-1.0, -1.0, -1.0),
+        })
+    }
+
+    /// Uses a host as any other again once its time is over. No check of its health does that before.
+    fn undegrade(
+        &mut self,
+        plan: &OutlierDetection,
+        host: &Arc<Host>,
+        now: Instant,
+    ) -> Option<Event> {
+        let monitor = self.monitors.entry(host.shared.id).or_default();
+        let was = &mut monitor.degradation;
+        let since = now - was.begun?;
+        let time = plan.base_ejection_time.saturating_mul(was.backoff);
+        if since < time.min(plan.max_ejection_time) + was.jitter
+            || !host
+                .shared
+                .set_flag(HealthFlag::DegradedOutlierDetection, false)
+        {
+            return None;
+        }
+        was.ended = Some(now);
+        Some(Event {
+            host: host.clone(),
+            kind: EventKind::Undegraded,
+            ejections: monitor.ejections,
+            since_last: Some(since),
+            rates: (-1.0, -1.0, -1.0),
+        })
     }
 
     /// Brings a host back, before its time where an active health check has passed.

@@ -14,8 +14,8 @@ use std::{
 use super::{
     ClusterEntry,
     entry::Source,
-    outlier::{Detector, Ejection, Event, Rates},
-    shared::ClusterShared,
+    outlier::{Detector, Ejection, Event, EventKind, Rates},
+    shared::{ClusterShared, HealthFlag},
     stats::BreakerStats,
     view::LocalZone,
 };
@@ -223,6 +223,27 @@ impl Registry {
         })
     }
 
+    /// A host has said in an answer that it is to be used last.
+    pub(crate) fn degraded(
+        &mut self,
+        cluster: &str,
+        host: u64,
+        now: Instant,
+    ) -> (Vec<WorkerChange>, Vec<Event>) {
+        self.watch(cluster, |truth, random| {
+            let entry = truth.entry.clone();
+            let plan = entry.plan.made();
+            match plan.and_then(|plan| plan.outlier_detection.as_ref()) {
+                Some(plan) => {
+                    let hosts = entry.hosts().hosts();
+                    let found = truth.detector.degraded(plan, hosts, host, now, random);
+                    Vec::from_iter(found)
+                }
+                None => Vec::new(),
+            }
+        })
+    }
+
     /// Ends the interval of every detector that is due: the clusters, with what happened in each.
     pub(crate) fn tick(&mut self, now: Instant) -> Vec<(Arc<str>, Vec<WorkerChange>, Vec<Event>)> {
         let due: Vec<_> = self
@@ -348,7 +369,9 @@ impl Registry {
         let before = aside(truth);
         let events = then(truth, &self.random);
         let after = aside(truth);
-        if before == after {
+        let last =
+            |event: &Event| matches!(event.kind, EventKind::Degraded | EventKind::Undegraded);
+        if before == after && !events.iter().any(last) {
             return (Vec::new(), events);
         }
         let failed: Vec<u64> = after.difference(&before).copied().collect();
@@ -446,6 +469,8 @@ impl Truth {
     fn readmit_all(&self) {
         for host in self.entry.hosts().hosts() {
             host.shared.ejected.store(false, Relaxed);
+            let flag = HealthFlag::DegradedOutlierDetection;
+            host.shared.set_flag(flag, false);
         }
     }
 }

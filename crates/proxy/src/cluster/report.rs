@@ -34,6 +34,23 @@ impl Cluster {
         }
     }
 
+    /// An answer of the host, with whether it says that the host is to be used last (`x-envoy-degraded`).
+    pub fn answered(&self, host: &Host, status: u16, says_degraded: impl FnOnce() -> bool) {
+        let Some(outlier) = &self.plan.outlier_detection else {
+            return;
+        };
+        if outlier.detect_degraded_hosts
+            && (200..300).contains(&status)
+            && says_degraded()
+            && !host.shared.flag(HealthFlag::DegradedOutlierDetection)
+        {
+            self.tell(Report::Degraded {
+                cluster: self.plan.name.clone(),
+                host: host.shared.id,
+            });
+        }
+    }
+
     /// Tells how a request went. Connections and failed ones of [`Cluster::tcp`], and failed ones of [`Cluster::http1`] and
     /// [`Cluster::http2`], are reported already.
     pub fn report(&self, host: &Arc<Host>, outcome: Outcome) {

@@ -165,6 +165,8 @@ pub enum HealthFlag {
     ExcludedViaImmediateHcFail = 16,
     /// Discovery names it no longer; it is kept while it is healthy.
     PendingDynamicRemoval = 32,
+    /// An answer to a request has said that the host is to be used last (outlier detection).
+    DegradedOutlierDetection = 64,
 }
 
 impl HostShared {

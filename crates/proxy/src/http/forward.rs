@@ -477,6 +477,9 @@ impl Forward<'_, '_, '_, '_> {
             Ok(head) => {
                 let host = self.winner.as_ref().map_or(&host, |older| &older.host);
                 cluster.report(host, Outcome::Status(effective_status(head)));
+                cluster.answered(host, head.status, || {
+                    head.headers.contains("x-envoy-degraded")
+                });
                 cluster.count_response(head.status);
                 if cluster.plan.health_check.is_some()
                     && head.headers.contains("x-envoy-immediate-health-check-fail")

@@ -279,6 +279,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// Ejects one host whatever that share is.
     pub always_eject_one_host: bool,
+    /// A host whose good answer has `x-envoy-degraded` is used last for a while. Default false.
+    pub detect_degraded_hosts: bool,
     /// A passed active health check ends an ejection. Default true.
     pub uneject_on_health_check: bool,
     /// Statistical ejection by success rate.

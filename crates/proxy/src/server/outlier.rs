@@ -69,6 +69,12 @@ impl Server {
                 self.broadcast(changes);
                 self.tell_outliers(&cluster, &events);
             }
+            Report::Degraded { cluster, host } => {
+                let now = Instant::now();
+                let (changes, events) = self.clusters.borrow_mut().degraded(&cluster, host, now);
+                self.broadcast(changes);
+                self.tell_outliers(&cluster, &events);
+            }
             Report::HashTable {
                 cluster,
                 size,
@@ -129,7 +135,7 @@ impl Server {
                     }
                 }
                 EventKind::Overflow => count("ejections_overflow"),
-                EventKind::Unejected => {}
+                EventKind::Unejected | EventKind::Degraded | EventKind::Undegraded => {}
             }
             if let Some(line) = log_line(cluster, event)
                 && let Some(path) = &self.bootstrap.outlier_event_log
@@ -192,6 +198,14 @@ fn log_line(cluster: &str, event: &Event) -> Option<Value> {
             line[name] = detail;
         }
         EventKind::Unejected => line["action"] = "UNEJECT".into(),
+        EventKind::Degraded => {
+            line["type"] = "DEGRADED".into();
+            line["enforced"] = true.into();
+        }
+        EventKind::Undegraded => {
+            line["type"] = "DEGRADED".into();
+            line["action"] = "UNEJECT".into();
+        }
         EventKind::Detected(_) | EventKind::Overflow => return None,
     }
     Some(line)

@@ -40,7 +40,7 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
         always_eject_one_host,
         detect_degraded_hosts,
     } = m;
-    unsupported!(at, monitors, detect_degraded_hosts);
+    unsupported!(at, monitors);
     let share = |field: &str, given: &Option<u32>, default: u32| {
         let value = given.unwrap_or(default);
         if value > 100 {
@@ -87,6 +87,7 @@ pub(super) fn outlier_detection(at: At<'_>, m: &pb::OutlierDetection) -> Step<Ou
             )?
             .unwrap_or_default(),
         max_ejection_percent: share("max_ejection_percent", max_ejection_percent, 10),
+        detect_degraded_hosts: detect_degraded_hosts.unwrap_or(false),
         always_eject_one_host: always_eject_one_host.unwrap_or(false),
         uneject_on_health_check: successful_active_health_check_uneject_host.unwrap_or(true),
         success_rate: SuccessRate {
