@@ -339,12 +339,13 @@ pub(super) fn variant(host: &Host, context: &LbContext<'_>) -> u64 {
 /// A connection that counts nowhere, for health checks. `alpn` replaces the protocols that the host's TLS offers.
 pub(crate) async fn open(
     plan: &Cluster,
-    host: &Host,
-    address: &Address,
+    (address, hostname): (&Address, &str),
+    transport: &UpstreamTransport,
     tls: &Upstreams,
     alpn: Option<&[Arc<str>]>,
+    http: bool,
 ) -> io::Result<Stream> {
-    let (transport, proxy) = host.transport.after_header();
+    let (transport, proxy) = transport.after_header();
     let mut stream = one(plan, None, address, None).await?;
     if let Some(proxy) = proxy {
         let mut header = BytesMut::new();
@@ -355,8 +356,8 @@ pub(crate) async fn open(
         UpstreamTransport::Tls(context) => {
             let offer = Offer {
                 alpn,
-                http: false,
-                hostname: &host.hostname,
+                http,
+                hostname,
                 auto_name: None,
             };
             tls.connect(context, offer, stream)

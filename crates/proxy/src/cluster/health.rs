@@ -169,6 +169,8 @@ mod tests {
     fn check(unhealthy_threshold: u32, healthy_threshold: u32) -> HealthCheck {
         let seconds = Duration::from_secs;
         HealthCheck {
+            name: None,
+            transport_match: None,
             checker: Checker::Tcp(TcpCheck::default()),
             timeout: seconds(1),
             interval: seconds(1),

@@ -2,7 +2,12 @@
 
 use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
-use super::matcher::{HeaderMatcher, Percent, StringMatcher};
+use super::{
+    Metadata,
+    header::AppendAction,
+    matcher::{HeaderMatcher, Percent, StringMatcher},
+};
+use crate::proxy_protocol::Version;
 
 /// `envoy.config.core.v3.HealthCheck`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +40,10 @@ pub struct HealthCheck {
     pub unhealthy_edge_interval: Duration,
     /// After a success that has not made the host healthy yet. Default `interval`.
     pub healthy_edge_interval: Duration,
+    /// In stats `health_check.name.<name>.health_check.` in place of `health_check.`.
+    pub name: Option<Arc<str>>,
+    /// The transport is the one that an endpoint with this metadata has, in place of the host's own.
+    pub transport_match: Option<Metadata>,
     /// Offered in TLS in place of what the cluster's transport says; empty: as it says.
     pub alpn_protocols: Vec<Arc<str>>,
     /// Files that events are appended to.
@@ -71,8 +80,8 @@ pub struct HttpCheck {
     pub receive: Vec<Arc<[u8]>>,
     /// How much of the body is looked at; 0 is all. Default 1024.
     pub response_buffer_size: u64,
-    /// Added to the request: name, value, and whether it replaces.
-    pub headers_to_add: Vec<(Arc<str>, Arc<str>, bool)>,
+    /// Added to the request: name, value, and what becomes of such a header that is there.
+    pub headers_to_add: Vec<(Arc<str>, Arc<str>, AppendAction)>,
     /// Taken off the request.
     pub headers_to_remove: Vec<Arc<str>>,
     /// Statuses that mean healthy. Default 200.
@@ -81,6 +90,8 @@ pub struct HttpCheck {
     pub retriable_statuses: Vec<RangeInclusive<u16>>,
     /// HTTP/2 with prior knowledge in place of HTTP/1.1.
     pub http2: bool,
+    /// HTTP/2 or HTTP/1.1 as ALPN has agreed on; as above where it has agreed on neither.
+    pub http2_by_alpn: bool,
     /// `x-envoy-upstream-healthchecked-cluster` of the response must be this.
     pub service_name: Option<StringMatcher>,
 }
@@ -92,6 +103,8 @@ pub struct TcpCheck {
     pub send: Arc<[u8]>,
     /// What must come back, in this order, with anything in between.
     pub receive: Vec<Arc<[u8]>>,
+    /// A PROXY header of this version comes first on each connection.
+    pub proxy: Option<Version>,
 }
 
 /// `GrpcHealthCheck`.

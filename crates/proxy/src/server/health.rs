@@ -208,8 +208,13 @@ impl Server {
     }
 
     fn check_scope(&self, entry: &ClusterEntry) -> stats::Scope {
-        self.stats
-            .scope(&format!("cluster.{}.health_check.", entry.plan.stat_name()))
+        let plan = entry.plan.made();
+        let name = plan.and_then(|plan| plan.health_check.as_ref()?.name.as_ref());
+        let name = name.map_or_else(String::new, |name| format!("health_check.name.{name}."));
+        self.stats.scope(&format!(
+            "cluster.{}.{name}health_check.",
+            entry.plan.stat_name()
+        ))
     }
 
     fn count_checked(&self, entry: &ClusterEntry) {

@@ -77,6 +77,29 @@ live! {
     }
 }
 
+live! {
+    async fn a_check_speaks_the_protocol_that_alpn_has_agreed_on() {
+        let ca = Authority::new("root");
+        for (offered, spoken) in [("[h2, http/1.1]", "2"), ("[http/1.1]", "1"), ("[]", "1")] {
+            let own = format!("alpn_protocols: {offered}, {}", mutual(&ca.issue(&[SERVER]), &ca, &[CLIENT]));
+            let back = proxy(vec![
+                cluster("app", origin().await, ""),
+                listener("in", &format!("- {{{}, {}}}", http_to("app", ""), downstream(&own, "")), ""),
+            ]).await;
+            let check = "health_checks: [{timeout: 5s, interval: 0.010s, no_traffic_interval: 0.010s, unhealthy_threshold: 1, healthy_threshold: 1, \
+                http_health_check: {path: /, use_alpn_protocol: true}}]";
+            let own = mutual(&ca.issue(&[CLIENT]), &ca, &[SERVER]);
+            let port = address(&back, "in").port();
+            let front = proxy(vec![cluster("a", port, &format!("{}\n{check}", upstream(&own, "")))]).await;
+            stat(&front, "cluster.a.health_check.healthy", 1).await;
+            assert_eq!(front.store.number("cluster.a.health_check.failure"), 0);
+            let count = |version: &str| back.store.number(&format!("http.app.downstream_cx_http{version}_total"));
+            assert_eq!(count(spoken), 1, "{offered}");
+            assert_eq!(count("1") + count("2"), 1, "one connection serves all checks");
+        }
+    }
+}
+
 /// An access log of a connection manager, as JSON with these members.
 fn log_of(path: &std::path::Path, members: &str) -> String {
     format!(

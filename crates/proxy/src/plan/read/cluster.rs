@@ -153,8 +153,8 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
     let lb = load_balancing(&at, m, provided);
     let mut checks = at.each("health_checks", checks, health_check);
     if checks.len() > 1 {
-        // Envoy takes no more, either.
-        at.field("health_checks").error("can have only one check");
+        at.field("health_checks")
+            .not_implemented("several checks of a host are not implemented; write one");
     }
     let legacy = Legacy {
         upstream: upstream_http_protocol_options,

@@ -11,13 +11,19 @@ use proto::envoy::{
     r#type::v3::{self as types, CodecClientType},
 };
 
-use super::common::{
-    above_zero, enumeration, header_matcher, header_name, percent, positive, string_matcher,
-    typed_config,
+use super::{
+    common::{
+        above_zero, enumeration, header_matcher, header_name, json, percent, positive,
+        string_matcher, typed_config,
+    },
+    route::option,
+    socket::version,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
+    header::AppendAction,
     health_check::{Checker, GrpcCheck, HealthCheck, HealthCheckFilter, HttpCheck, TcpCheck},
+    metadata::{Metadata, TRANSPORT_SOCKET_MATCH},
 };
 
 /// `HealthCheck`.
@@ -30,7 +36,8 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
         interval_jitter_percent,
         unhealthy_threshold,
         healthy_threshold,
-        alt_port,
+        // Envoy reads neither this nor the service for events.
+        alt_port: _,
         reuse_connection,
         no_traffic_interval,
         no_traffic_healthy_interval,
@@ -39,7 +46,7 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
         healthy_edge_interval,
         event_log_path,
         event_logger,
-        event_service,
+        event_service: _,
         always_log_health_check_failures,
         always_log_health_check_success,
         tls_options,
@@ -47,13 +54,6 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
         health_checker,
         name,
     } = m;
-    unsupported!(
-        at,
-        alt_port,
-        event_service,
-        transport_socket_match_criteria,
-        name,
-    );
     let needed = |name: &str, m: &Option<proto::Duration>| {
         above_zero(&at, name, m)?.ok_or_else(|| at.field(name).error("is required"))
     };
@@ -118,6 +118,11 @@ pub(super) fn health_check(at: At<'_>, m: &core::HealthCheck) -> Step<Arc<Health
         unhealthy_threshold: threshold("unhealthy_threshold", unhealthy_threshold)?,
         healthy_threshold: threshold("healthy_threshold", healthy_threshold)?,
         reuse_connection: reuse_connection.unwrap_or(true),
+        name: option(name),
+        transport_match: transport_socket_match_criteria.as_ref().map(|m| {
+            let namespace = (TRANSPORT_SOCKET_MATCH.into(), json(m));
+            Metadata::new([namespace].into())
+        }),
         alpn_protocols: tls_options
             .iter()
             .flat_map(|options| &options.alpn_protocols)
@@ -158,7 +163,6 @@ fn http(at: At<'_>, m: &nested::HttpHealthCheck) -> Step<HttpCheck> {
         method,
         use_alpn_protocol,
     } = m;
-    unsupported!(at, use_alpn_protocol);
     let method: core::RequestMethod = enumeration(&at, "method", *method)?;
     let method = match method {
         core::RequestMethod::MethodUnspecified => "GET",
@@ -207,6 +211,7 @@ fn http(at: At<'_>, m: &nested::HttpHealthCheck) -> Step<HttpCheck> {
         expected_statuses: expected,
         retriable_statuses: statuses(&at, "retriable_statuses", retriable_statuses),
         http2,
+        http2_by_alpn: *use_alpn_protocol,
         service_name: at.optional("service_name_matcher", service_name_matcher, string_matcher)?,
     })
 }
@@ -222,16 +227,14 @@ fn statuses(at: &At<'_>, field: &str, list: &[types::Int64Range]) -> Vec<RangeIn
     })
 }
 
-fn header(at: At<'_>, m: &core::HeaderValueOption) -> Step<(Arc<str>, Arc<str>, bool)> {
+fn header(at: At<'_>, m: &core::HeaderValueOption) -> Step<(Arc<str>, Arc<str>, AppendAction)> {
     use core::header_value_option::HeaderAppendAction as A;
-    let replaces = match enumeration(&at, "append_action", m.append_action)? {
-        A::AppendIfExistsOrAdd => m.append == Some(false),
-        A::OverwriteIfExistsOrAdd => true,
-        A::AddIfAbsent | A::OverwriteIfExists => {
-            return Err(at
-                .field("append_action")
-                .not_implemented("write APPEND_IF_EXISTS_OR_ADD or OVERWRITE_IF_EXISTS_OR_ADD"));
-        }
+    let action = match enumeration(&at, "append_action", m.append_action)? {
+        A::AppendIfExistsOrAdd if m.append == Some(false) => AppendAction::OverwriteIfExistsOrAdd,
+        A::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,
+        A::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
+        A::AddIfAbsent => AppendAction::AddIfAbsent,
+        A::OverwriteIfExists => AppendAction::OverwriteIfExists,
     };
     at.required("header", &m.header, |at, m| {
         if m.value.contains('%') {
@@ -240,7 +243,7 @@ fn header(at: At<'_>, m: &core::HeaderValueOption) -> Step<(Arc<str>, Arc<str>, 
                 .not_implemented("substitutions are not implemented for health checks"));
         }
         let name = header_name(&at, "key", &m.key)?;
-        Ok((name, m.value.as_str().into(), replaces))
+        Ok((name, m.value.as_str().into(), action))
     })
 }
 
@@ -250,8 +253,17 @@ fn tcp(at: At<'_>, m: &nested::TcpHealthCheck) -> Step<TcpCheck> {
         receive,
         proxy_protocol_config,
     } = m;
-    unsupported!(at, proxy_protocol_config);
+    let proxy = at.optional("proxy_protocol_config", proxy_protocol_config, |at, m| {
+        let core::ProxyProtocolConfig {
+            version: number,
+            pass_through_tlvs,
+            added_tlvs,
+        } = m;
+        unsupported!(at, pass_through_tlvs, added_tlvs);
+        version(&at.field("version"), *number)
+    })?;
     Ok(TcpCheck {
+        proxy,
         send: at.optional("send", send, payload)?.unwrap_or_default(),
         receive: at.each("receive", receive, payload),
     })

@@ -250,7 +250,8 @@ pub(super) fn proxy_protocol_transport(
     })
 }
 
-fn version(at: &At<'_>, number: i32) -> Step<Version> {
+/// Of a PROXY header.
+pub(super) fn version(at: &At<'_>, number: i32) -> Step<Version> {
     use core::proxy_protocol_config::Version as V;
     match V::try_from(number) {
         Ok(V::V1) => Ok(Version::V1),

@@ -26,8 +26,10 @@ use crate::{
     plan::{
         Address, Cluster,
         cluster::UpstreamTransport,
+        header::AppendAction,
         health_check::{Checker, GrpcCheck, HealthCheck, HttpCheck, TcpCheck},
     },
+    proxy_protocol::{Header, Version},
     transport::Upstreams,
 };
 
@@ -42,9 +44,12 @@ pub(super) struct Asker {
 #[derive(Debug, Default)]
 struct Kept {
     tcp: Option<Stream>,
-    http1: Option<(http1::SendRequest<Full<Bytes>>, Driver)>,
-    http2: Option<(http2::SendRequest<Full<Bytes>>, Driver)>,
+    http1: Option<Http1>,
+    http2: Option<Http2>,
 }
+
+type Http1 = (http1::SendRequest<Full<Bytes>>, Driver);
+type Http2 = (http2::SendRequest<Full<Bytes>>, Driver);
 
 /// The task that moves the bytes of an HTTP connection; it ends with this.
 #[derive(Debug)]
@@ -114,7 +119,13 @@ impl Asker {
         let kept = self.kept.tcp.take();
         let stream = match kept.and_then(|mut stream| stream.is_quiet().then_some(stream)) {
             Some(stream) => stream,
-            None => on.open(&self.tls).await?,
+            None => {
+                let mut stream = on.open(&self.tls).await?;
+                if let Some(version) = check.proxy {
+                    stream.write_all(&on.proxy_header(version, &stream)).await?;
+                }
+                stream
+            }
         };
         let stream = self.kept.tcp.insert(stream);
         stream.write_all(&check.send).await?;
@@ -134,7 +145,8 @@ impl Asker {
 
     async fn http(&mut self, on: On<'_>, check: &HttpCheck) -> Result<CheckResult, Broken> {
         let (authority, scheme) = (on.authority(&check.host), on.scheme());
-        let mut request = match check.http2 {
+        let http2 = self.speaks_http2(on, check).await?;
+        let mut request = match http2 {
             true => Request::builder().uri(format!("{scheme}://{authority}{}", check.path)),
             false => Request::builder()
                 .uri(&*check.path)
@@ -149,7 +161,7 @@ impl Asker {
             &check.headers_to_add,
             &check.headers_to_remove,
         )?;
-        let response = match check.http2 {
+        let response = match http2 {
             true => self.http2(on).await?.send_request(request).await?,
             false => self.http1(on).await?.send_request(request).await?,
         };
@@ -212,7 +224,10 @@ impl Asker {
         let metadata: Vec<_> = check
             .initial_metadata
             .iter()
-            .map(|(name, value)| (name.clone(), value.clone(), false))
+            .map(|(name, value)| {
+                let action = AppendAction::AppendIfExistsOrAdd;
+                (name.clone(), value.clone(), action)
+            })
             .collect();
         edit(request.headers_mut(), &metadata, &[])?;
         let response = self.http2(on).await?.send_request(request).await?;
@@ -222,15 +237,38 @@ impl Asker {
         })
     }
 
+    /// Whether a check goes out as HTTP/2; a connection is made where ALPN has to say so.
+    async fn speaks_http2(&mut self, on: On<'_>, check: &HttpCheck) -> Result<bool, Broken> {
+        if !check.http2_by_alpn {
+            return Ok(check.http2);
+        }
+        let open = (
+            matches!(&self.kept.http1, Some(kept) if !kept.0.is_closed()),
+            matches!(&self.kept.http2, Some(kept) if !kept.0.is_closed()),
+        );
+        if open.0 || open.1 {
+            return Ok(open.1);
+        }
+        self.reset();
+        let stream = on.open(&self.tls).await?;
+        let agreed = stream.session().and_then(|session| session.alpn.clone());
+        let http2 = match agreed.as_deref() {
+            Some("h2") => true,
+            Some("http/1.1") => false,
+            _ => check.http2,
+        };
+        match http2 {
+            true => self.kept.http2 = Some(begin_http2(stream).await?),
+            false => self.kept.http1 = Some(begin_http1(stream).await?),
+        }
+        Ok(http2)
+    }
+
     async fn http1(&mut self, on: On<'_>) -> Result<&mut http1::SendRequest<Full<Bytes>>, Broken> {
         let kept = self.kept.http1.take();
         let kept = match kept.filter(|kept| !kept.0.is_closed()) {
             Some(kept) => kept,
-            None => {
-                let stream = TokioIo::new(on.open(&self.tls).await?);
-                let (sender, connection) = http1::handshake(stream).await?;
-                (sender, drive(connection))
-            }
+            None => begin_http1(on.open(&self.tls).await?).await?,
         };
         let sender = &mut self.kept.http1.insert(kept).0;
         sender.ready().await?;
@@ -241,12 +279,7 @@ impl Asker {
         let kept = self.kept.http2.take();
         let kept = match kept.filter(|kept| !kept.0.is_closed()) {
             Some(kept) => kept,
-            None => {
-                let stream = TokioIo::new(on.open(&self.tls).await?);
-                let executor = TokioExecutor::new();
-                let (sender, connection) = http2::handshake(executor, stream).await?;
-                (sender, drive(connection))
-            }
+            None => begin_http2(on.open(&self.tls).await?).await?,
         };
         let sender = &mut self.kept.http2.insert(kept).0;
         sender.ready().await?;
@@ -266,7 +299,17 @@ impl On<'_> {
     async fn open(&self, tls: &Upstreams) -> io::Result<Stream> {
         let alpn = &self.check.alpn_protocols;
         let alpn = (!alpn.is_empty()).then_some(&**alpn);
-        open(self.plan, self.host, &self.target(), tls, alpn).await
+        let by_alpn = matches!(&self.check.checker, Checker::Http(http) if http.http2_by_alpn);
+        let target = (&self.target(), &*self.host.hostname);
+        open(self.plan, target, self.transport(), tls, alpn, by_alpn).await
+    }
+
+    /// What connections are wrapped in.
+    fn transport(&self) -> &UpstreamTransport {
+        match &self.check.transport_match {
+            Some(metadata) => self.plan.transport_for(metadata),
+            None => &self.host.transport,
+        }
     }
 
     /// Where the host is checked.
@@ -292,8 +335,26 @@ impl On<'_> {
             .clone()
     }
 
+    /// What comes first on a connection to a host that wants to know whose it is: it is our own.
+    fn proxy_header(&self, version: Version, stream: &Stream) -> BytesMut {
+        let addresses = match version {
+            Version::V1 => stream.local_address().zip(self.target().socket()),
+            // LOCAL.
+            Version::V2 => None,
+        };
+        let tlvs = Vec::new();
+        let header = Header {
+            version,
+            addresses,
+            tlvs,
+        };
+        let mut bytes = BytesMut::new();
+        header.write_to(&mut bytes);
+        bytes
+    }
+
     fn scheme(&self) -> &'static str {
-        match self.host.transport.after_header().0 {
+        match self.transport().after_header().0 {
             UpstreamTransport::Tls(_) => "https",
             _ => "http",
         }
@@ -345,6 +406,17 @@ fn serving_status(mut frame: Bytes) -> Option<u64> {
     Some(status)
 }
 
+async fn begin_http1(stream: Stream) -> Result<Http1, Broken> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    Ok((sender, drive(connection)))
+}
+
+async fn begin_http2(stream: Stream) -> Result<Http2, Broken> {
+    let (executor, stream) = (TokioExecutor::new(), TokioIo::new(stream));
+    let (sender, connection) = http2::handshake(executor, stream).await?;
+    Ok((sender, drive(connection)))
+}
+
 fn drive<E: std::fmt::Display>(
     connection: impl Future<Output = Result<(), E>> + 'static,
 ) -> Driver {
@@ -384,15 +456,16 @@ fn matches_in_order(mut bytes: &[u8], parts: &[Arc<[u8]>]) -> bool {
 
 fn edit(
     headers: &mut HeaderMap,
-    add: &[(Arc<str>, Arc<str>, bool)],
+    add: &[(Arc<str>, Arc<str>, AppendAction)],
     remove: &[Arc<str>],
 ) -> Result<(), Broken> {
-    for (name, value, replaces) in add {
+    for (name, value, action) in add {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(hyper::http::Error::from)?;
         let value = HeaderValue::from_str(value).map_err(hyper::http::Error::from)?;
-        match replaces {
-            true => drop(headers.insert(name, value)),
-            false => drop(headers.append(name, value)),
+        match (action, headers.contains_key(&name)) {
+            (AppendAction::AddIfAbsent, true) | (AppendAction::OverwriteIfExists, false) => {}
+            (AppendAction::AppendIfExistsOrAdd, _) => drop(headers.append(name, value)),
+            _ => drop(headers.insert(name, value)),
         }
     }
     for name in remove {
