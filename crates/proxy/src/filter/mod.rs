@@ -34,7 +34,7 @@ use outrigger_http::{Headers, Refusal, ResponseHead, Version};
 use crate::{
     http::{Exchange, LocalReply, SideCallError, SideResponse},
     plan::{
-        Cluster, HttpConnectionManager,
+        Cluster, HttpFilter,
         filter_config::HeaderToMetadata,
         http_filter::{
             AlpnFilter, AlpnProtocol, HttpFilterConfig, RouteFilterConfig, RouterFilter,
@@ -301,24 +301,20 @@ struct Live {
 
 impl Filters {
     /// Makes the filters live.
-    pub(crate) fn new(plan: &HttpConnectionManager, worker: &Worker) -> Filters {
+    pub(crate) fn new(plans: &[HttpFilter], stat_prefix: &str, worker: &Worker) -> Filters {
         let mut filters = Vec::new();
         let mut router = RouterFilter::default();
         let mut alpn = None;
-        for filter in &plan.http_filters {
+        for filter in plans {
             let live: Box<dyn Filter> = match &filter.config {
                 HttpFilterConfig::Router(config) => {
                     router = config.clone();
                     continue;
                 }
-                HttpFilterConfig::Fault(fault) => Box::new(fault::FaultFilter::new(
-                    fault.clone(),
-                    &plan.stat_prefix,
-                    worker,
-                )),
-                HttpFilterConfig::Cors => {
-                    Box::new(cors::CorsFilter::new(&plan.stat_prefix, worker))
+                HttpFilterConfig::Fault(fault) => {
+                    Box::new(fault::FaultFilter::new(fault.clone(), stat_prefix, worker))
                 }
+                HttpFilterConfig::Cors => Box::new(cors::CorsFilter::new(stat_prefix, worker)),
                 HttpFilterConfig::GrpcStats(config) => {
                     Box::new(grpc_stats::GrpcStatsFilter::new(config.clone()))
                 }
@@ -334,20 +330,18 @@ impl Filters {
                 HttpFilterConfig::OriginalSrc { mark } => {
                     Box::new(original_src::OriginalSrcFilter { mark: *mark })
                 }
-                HttpFilterConfig::Rbac(plan_of) => Box::new(rbac::RbacFilter::new(
-                    plan_of.clone(),
-                    &plan.stat_prefix,
-                    worker,
-                )),
+                HttpFilterConfig::Rbac(plan_of) => {
+                    Box::new(rbac::RbacFilter::new(plan_of.clone(), stat_prefix, worker))
+                }
                 HttpFilterConfig::ExtAuthz(config) => Box::new(ext_authz::ExtAuthzFilter::new(
                     filter.name.clone(),
                     config.clone(),
-                    &plan.stat_prefix,
+                    stat_prefix,
                     worker,
                 )),
                 HttpFilterConfig::JwtAuthn(config) => Box::new(jwt_authn::JwtAuthnFilter::new(
                     config.clone(),
-                    &plan.stat_prefix,
+                    stat_prefix,
                     worker,
                 )),
                 HttpFilterConfig::IstioStats(config) => {
@@ -385,7 +379,7 @@ impl Filters {
                     filter.name.clone(),
                     filters.len(),
                     config.clone(),
-                    &plan.stat_prefix,
+                    stat_prefix,
                     worker,
                 )),
             };

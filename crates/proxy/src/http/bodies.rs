@@ -43,9 +43,9 @@ impl Forward<'_, '_, '_, '_> {
         self.deadlines.per_try = None;
         self.deadlines.touch();
         self.response_headers(&mut head);
-        match self.cx.live.filters.take_bodies() {
+        match self.cx.filters(self.exchange).take_bodies() {
             false => {
-                let filters = &self.cx.live.filters;
+                let filters = self.cx.filters(self.exchange);
                 filters.response(self.exchange, &mut head, self.cx.worker);
             }
             true => {
@@ -147,7 +147,7 @@ impl Forward<'_, '_, '_, '_> {
 
     /// What the router adds to the response's head.
     fn response_headers(&mut self, head: &mut ResponseHead) {
-        let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
+        let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
             let mut millis = itoa::Buffer::new();
             let millis = millis.format(time.as_millis() as u64);
@@ -209,7 +209,7 @@ impl Forward<'_, '_, '_, '_> {
         upstream: &mut Upstream,
         tunnel: bool,
     ) -> Poll<End> {
-        let filters = &self.cx.live.filters;
+        let filters = self.cx.filters(self.exchange);
         let gone = |error| Poll::Ready(End::Downstream(Gone::from(error)));
         loop {
             if self.writer.is_end() {

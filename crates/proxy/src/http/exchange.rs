@@ -78,6 +78,8 @@ pub struct Exchange<'c> {
     pub(crate) trace: Option<Trace>,
     /// What the peer on the application's side calls the operation.
     pub(crate) operation: Option<Box<str>>,
+    /// Which of the filters of upgrades it goes through; `None` is the connection manager's own.
+    pub(crate) upgrade_filters: Option<u8>,
     /// A connection as a whole, so that everything about requests is absent.
     pub tcp: bool,
     /// Address that upstream connections come from.
@@ -210,6 +212,7 @@ impl<'c> Exchange<'c> {
             traced: false,
             trace: None,
             operation: None,
+            upgrade_filters: None,
             tcp: false,
             source: connection.source,
             log_type: "DownstreamEnd",

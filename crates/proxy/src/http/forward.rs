@@ -107,7 +107,7 @@ pub(super) async fn forward(
         &cx.live.plan,
         exchange,
         retries.policy().map(|policy| &**policy),
-        &cx.live.filters.router,
+        &cx.filters(exchange).router,
     );
     let hedge = retry::hedges(exchange);
     let mirrors = mirror::chosen(exchange, cx.worker);
@@ -178,7 +178,7 @@ pub(super) async fn forward(
 impl Forward<'_, '_, '_, '_> {
     /// The request as the upstream gets it.
     fn prepare_request(&mut self) {
-        let envoy = !self.cx.live.filters.router.suppress_envoy_headers;
+        let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
         router::headers::request(self.exchange);
         rewrite::request(self.exchange, envoy);
         if envoy && let Some(expected) = self.timeouts.expected() {
@@ -367,7 +367,7 @@ impl Forward<'_, '_, '_, '_> {
                 true => Version::Http2,
                 false => version.min(Version::Http11),
             };
-            self.cx.live.filters.alpn(&cluster.plan, spoken)
+            self.cx.filters(self.exchange).alpn(&cluster.plan, spoken)
         };
         let protocols = self.exchange.well_known(ObjectKind::ApplicationProtocols);
         let protocols = protocols.and_then(filter_state::protocols);
@@ -588,7 +588,7 @@ impl Forward<'_, '_, '_, '_> {
                 .is_some_and(|a| a.append_x_forwarded_host);
             // A further attempt finds the name of the host before it, not what the client asked for.
             let first = self.exchange.upstream.attempts == 1;
-            let envoy = first && !self.cx.live.filters.router.suppress_envoy_headers;
+            let envoy = first && !self.cx.filters(self.exchange).router.suppress_envoy_headers;
             rewrite::set_host(self.exchange, &host.hostname, tell && first, envoy);
         }
     }
@@ -691,7 +691,7 @@ impl Forward<'_, '_, '_, '_> {
         upstream: &mut Upstream,
     ) -> Poll<Result<(), PumpError>> {
         let before = self.exchange.progress.received;
-        let filters = &self.cx.live.filters;
+        let filters = self.cx.filters(self.exchange);
         let moved = self.pump.poll(
             cx,
             self.reader,

@@ -56,7 +56,7 @@ pub(super) async fn filter_local(
     head: &mut ResponseHead,
     mut body: Bytes,
 ) -> Bytes {
-    let filters = &cx.live.filters;
+    let filters = cx.filters(exchange);
     for index in (0..filters.len()).rev() {
         let mut at = Stage::Head;
         loop {
@@ -92,7 +92,7 @@ impl Forward<'_, '_, '_, '_> {
         head: &mut ResponseHead,
         mut timer: Pin<&mut Option<Sleep>>,
     ) -> Result<(), Unheld> {
-        let filters = &self.cx.live.filters;
+        let filters = self.cx.filters(self.exchange);
         for index in (0..filters.len()).rev() {
             let mut at = Stage::Head;
             loop {
@@ -158,7 +158,7 @@ impl Forward<'_, '_, '_, '_> {
 
     /// Runs one filter on the response; one that may change bodies is lent what was read.
     fn ask_filter(&mut self, index: usize, head: &mut ResponseHead, at: Stage) -> Step {
-        let filters = &self.cx.live.filters;
+        let filters = self.cx.filters(self.exchange);
         let takes = filters.takes_bodies(index);
         if let Some(held) = self.held.as_mut().filter(|_| takes) {
             let mut body = held.data.take().unwrap_or_default();
@@ -219,7 +219,7 @@ impl Forward<'_, '_, '_, '_> {
         Ok(Held {
             data: Some(data.freeze()).filter(|data| !data.is_empty()),
             trailers,
-            seen_by: self.cx.live.filters.len(),
+            seen_by: self.cx.filters(self.exchange).len(),
         })
     }
 

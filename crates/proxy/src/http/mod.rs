@@ -59,6 +59,8 @@ pub struct ConnectionManager {
     stats: ConnectionManagerStats,
     http2_stats: Rc<Http2Stats>,
     filters: Filters,
+    /// Those of requests for upgrades that have filters of their own, in the order of the plan.
+    upgrade_filters: Vec<(Arc<str>, Filters)>,
     logs: Vec<Logger>,
     tracer: Option<Tracer>,
     /// Large bodies may go from socket to socket.
@@ -79,7 +81,23 @@ struct Context<'a> {
     draining: &'a Cell<bool>,
 }
 
+impl<'a> Context<'a> {
+    /// The filters that a request goes through.
+    fn filters(&self, exchange: &Exchange<'_>) -> &'a Filters {
+        let own = exchange.upgrade_filters.map(usize::from);
+        let own = own.and_then(|index| self.live.upgrade_filters.get(index));
+        own.map_or(&self.live.filters, |(_, filters)| filters)
+    }
+}
+
 impl ConnectionManager {
+    /// Which filters an upgrade of this type has for itself.
+    fn filters_of_upgrade(&self, upgrade_type: &str) -> Option<u8> {
+        let mut all = self.upgrade_filters.iter();
+        let found = all.position(|(name, _)| name.eq_ignore_ascii_case(upgrade_type))?;
+        u8::try_from(found).ok()
+    }
+
     /// Brings a plan to life.
     pub fn new(plan: &Arc<HttpConnectionManager>, worker: &Rc<Worker>) -> Self {
         let scope = worker.stats.scope(&format!("http.{}.", plan.stat_prefix));
@@ -87,7 +105,16 @@ impl ConnectionManager {
             plan: plan.clone(),
             stats: ConnectionManagerStats::new(scope),
             http2_stats: Rc::new(Http2Stats::new(worker.stats.scope("http2."))),
-            filters: Filters::new(plan, worker),
+            filters: Filters::new(&plan.http_filters, &plan.stat_prefix, worker),
+            upgrade_filters: plan
+                .upgrades
+                .iter()
+                .filter(|upgrade| !upgrade.filters.is_empty())
+                .map(|upgrade| {
+                    let filters = Filters::new(&upgrade.filters, &plan.stat_prefix, worker);
+                    (upgrade.upgrade_type.clone(), filters)
+                })
+                .collect(),
             logs: Logger::all(&plan.access_logs, worker),
             tracer: Tracer::new(plan.tracing.as_ref(), worker),
             may_splice: worker.bootstrap.runtime.get(SPLICE) != Some(&Value::Bool(false)),

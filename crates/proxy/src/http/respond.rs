@@ -24,17 +24,18 @@ pub(super) async fn reply(
     reply: LocalReply,
 ) {
     let (mut head, body) = reply.render(exchange, &cx.live.plan.local_reply);
-    let envoy = !cx.live.filters.router.suppress_envoy_headers;
+    let envoy = !cx.filters(exchange).router.suppress_envoy_headers;
     if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
         head.headers.set("x-envoy-overloaded", "true");
     }
     if exchange.route.route().is_some() {
         router::headers::response(exchange, &mut head.headers);
     }
-    let body = match cx.live.filters.take_bodies() {
+    let body = match cx.filters(exchange).take_bodies() {
         true => Box::pin(hold::filter_local(cx, exchange, &mut head, body)).await,
         false => {
-            cx.live.filters.response(exchange, &mut head, cx.worker);
+            cx.filters(exchange)
+                .response(exchange, &mut head, cx.worker);
             body
         }
     };

@@ -157,9 +157,12 @@ async fn handle(
         let _ = writer.send_informational(100, &Headers::new());
         let _ = writer.flush().await;
     }
-    if exchange.request.upgrade && !upgrade_allowed(plan, exchange) {
-        cx.live.stats.downstream_rq_ws_on_non_ws_route().inc();
-        return Err(LocalReply::new(403, "", "upgrade_failed"));
+    if exchange.request.upgrade {
+        if !upgrade_allowed(plan, exchange) {
+            cx.live.stats.downstream_rq_ws_on_non_ws_route().inc();
+            return Err(LocalReply::new(403, "", "upgrade_failed"));
+        }
+        exchange.upgrade_filters = cx.live.filters_of_upgrade(upgrade_type(exchange));
     }
     let mut kept = None;
     loop {
@@ -184,7 +187,7 @@ async fn filtered(
     writer: &mut BodyWriter<'_, Stream>,
     kept: &mut Option<Kept>,
 ) -> Result<Option<router::Target>, LocalReply> {
-    for index in 0..cx.live.filters.len() {
+    for index in 0..cx.filters(exchange).len() {
         let mut step = ask_filter(cx, exchange, kept, index, Stage::Head);
         loop {
             match step {
@@ -244,7 +247,7 @@ async fn filtered(
             return Err(reply);
         }
     };
-    router::strict::check(&cx.live.filters.router.strict_check_headers, exchange)?;
+    router::strict::check(&cx.filters(exchange).router.strict_check_headers, exchange)?;
     cx.live.stats.rq_total().inc();
     Ok(Some(target))
 }
@@ -257,7 +260,7 @@ fn ask_filter(
     index: usize,
     at: Stage,
 ) -> Step {
-    let filters = &cx.live.filters;
+    let filters = cx.filters(exchange);
     if !filters.takes_bodies(index) {
         return filters.request(index, exchange, at, cx.worker);
     }
@@ -293,7 +296,7 @@ async fn read_body(
     let most = if partial { u64::MAX } else { limit };
     let mut kept = begun.unwrap_or_else(|| Kept::new(true, most));
     kept.limit_to(most);
-    let filters = &cx.live.filters;
+    let filters = cx.filters(exchange);
     let read = async {
         loop {
             match std::future::poll_fn(|cx| reader.poll_frame(cx)).await {
@@ -470,16 +473,18 @@ fn count(cx: &Context<'_>, exchange: &Exchange<'_>, reply: &LocalReply) {
     }
 }
 
+/// What a request wants its connection to become.
+fn upgrade_type<'e>(exchange: &'e Exchange<'_>) -> &'e str {
+    let named = || exchange.request.headers.get_str("upgrade");
+    match exchange.request.method {
+        Method::Connect => "connect",
+        _ => named().unwrap_or_default(),
+    }
+}
+
 /// Whether the route, or else the connection manager, lets this upgrade through.
 fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> bool {
-    let asked = match exchange.request.method {
-        Method::Connect => "connect",
-        _ => exchange
-            .request
-            .headers
-            .get_str("upgrade")
-            .unwrap_or_default(),
-    };
+    let asked = upgrade_type(exchange);
     let action = exchange.route.action();
     let own = action.and_then(|action| {
         let is = |upgrade: &&RouteUpgrade| upgrade.upgrade_type.eq_ignore_ascii_case(asked);
@@ -518,7 +523,7 @@ fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
             .record(found.count.into());
     }
     route_stats::count(cx, exchange);
-    cx.live.filters.complete(exchange, cx.worker);
+    cx.filters(exchange).complete(exchange, cx.worker);
     if let (Some(tracer), Some(tracing)) = (&cx.live.tracer, &cx.live.plan.tracing) {
         tracer.finish(tracing, exchange, cx.worker);
     }

@@ -398,6 +398,8 @@ pub struct Upgrade {
     pub upgrade_type: Arc<str>,
     /// Its switch; routes can override it.
     pub enabled: bool,
+    /// What its requests go through in place of the connection manager's filters; empty: those.
+    pub filters: Vec<HttpFilter>,
 }
 
 /// What happens to `%2F` and `%5C` in paths.

@@ -311,6 +311,62 @@ fn a_response_that_ends_too_soon_is_seen_to_be_incomplete() {
 }
 
 #[test]
+fn an_upgrade_goes_through_filters_of_its_own() {
+    run(async {
+        let adds = |name: &str, both: &str| {
+            format!(
+                "{{name: m, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation, mutations: {{\
+                 request_mutations: [{{append: {{header: {{key: x-through, value: {name}}}}}}}], response_mutations: [{{append: {{header: {{key: x-back, value: {name}}}}}}}]}}}}}}{both}"
+            )
+        };
+        let router = "{name: r, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router, suppress_envoy_headers: true}}";
+        let options = format!(
+            "upgrade_configs: [{{upgrade_type: websocket, filters: [{}{router}]}}, {{upgrade_type: other}}]",
+            adds("own", ", ")
+        );
+        let filters = format!("      - {}", adds("usual", ""));
+        let agrees = Act::SayAndClose(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\nhi",
+        );
+        let origin = Origin::new(&[agrees, agrees, OK, OK]).await;
+        let mesh = Mesh::new(TO_A, &options, &filters, &[("a", origin.port)]).await;
+        let wants = |upgrade: &str| {
+            format!(
+                "GET / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: {upgrade}\r\n\r\n"
+            )
+        };
+        // In whatever case; another upgrade and a plain request have the usual filters, and so has the
+        // answer to an upgrade that nobody lets through.
+        for (number, (request, name, status)) in [
+            (wants("WebSocket"), "own", "101"),
+            (wants("other"), "usual", "101"),
+            (
+                "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_owned(),
+                "usual",
+                "200",
+            ),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let answer = mesh.ask(&request).await.to_lowercase();
+            assert!(
+                answer.starts_with(&format!("http/1.1 {status} ")),
+                "{answer}"
+            );
+            assert!(answer.contains(&format!("x-back: {name}\r\n")), "{answer}");
+            // Its router is its own, too.
+            assert_eq!(
+                answer.contains("x-envoy-upstream-service-time"),
+                name == "usual"
+            );
+            let seen = origin.seen()[number].to_lowercase();
+            assert!(seen.contains(&format!("x-through: {name}\r\n")), "{seen}");
+        }
+    });
+}
+
+#[test]
 fn upgrades_become_tunnels_only_when_both_agree() {
     run(async {
         let origin = Origin::new(&[

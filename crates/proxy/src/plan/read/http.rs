@@ -116,7 +116,7 @@ pub(super) fn connection_manager(
     );
     let stat_prefix = at.text("stat_prefix", stat_prefix);
     let routes = route_source(&at, route_specifier);
-    let http_filters = http_filters(&at, filters);
+    let own_filters = http_filters(&at, "http_filters", filters);
     let scheme_to_overwrite = at.optional(
         "scheme_header_transformation",
         scheme_header_transformation,
@@ -189,7 +189,10 @@ pub(super) fn connection_manager(
             filters,
             enabled,
         } = m;
-        unsupported!(at, filters);
+        let filters = match &filters[..] {
+            [] => Vec::new(),
+            own => http_filters(&at, "filters", own),
+        };
         let upgrade_type = at
             .text("upgrade_type", upgrade_type)?
             .to_ascii_lowercase()
@@ -197,6 +200,7 @@ pub(super) fn connection_manager(
         Ok(Upgrade {
             upgrade_type,
             enabled: enabled.unwrap_or(true),
+            filters,
         })
     });
     let details = at.optional(
@@ -241,7 +245,7 @@ pub(super) fn connection_manager(
         codec,
         routes: routes?,
         local_reply: local_reply.unwrap_or_default(),
-        http_filters,
+        http_filters: own_filters,
         common: common.unwrap_or_default(),
         http1: http1.unwrap_or_else(default_http1),
         http2: http2.unwrap_or_default(),

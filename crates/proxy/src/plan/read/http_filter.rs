@@ -50,11 +50,15 @@ use crate::plan::{
     matcher::Fraction,
 };
 
-/// The filters of a connection manager. Those that are accepted without effect are left out.
-pub(super) fn http_filters(at: &At<'_>, filters: &[hcm::HttpFilter]) -> Vec<HttpFilter> {
-    let list = at.each("http_filters", filters, http_filter);
+/// The filters of a connection manager, or of an upgrade. Those that are accepted without effect are left out.
+pub(super) fn http_filters(
+    at: &At<'_>,
+    field: &str,
+    filters: &[hcm::HttpFilter],
+) -> Vec<HttpFilter> {
+    let list = at.each(field, filters, http_filter);
     let list: Vec<_> = list.into_iter().flatten().collect();
-    let at = at.field("http_filters");
+    let at = at.field(field);
     let routers = list
         .iter()
         .filter(|f| matches!(f.config, HttpFilterConfig::Router(_)))
