@@ -15,10 +15,7 @@ use std::{
 use stats::Counter;
 use tokio::sync::Notify;
 
-use crate::{
-    plan::access_log::Delivery,
-    worker::{Worker, WorkerRef},
-};
+use crate::worker::{Worker, WorkerRef};
 
 /// Sends a batch; tells whether it was taken.
 type Send<R> = dyn Fn(Rc<Worker>, Vec<R>) -> Pin<Box<dyn Future<Output = bool>>>;
@@ -68,10 +65,10 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// Of a log, which is bounded by bytes alone.
-    pub(crate) fn of(delivery: &Delivery) -> Self {
+    pub(crate) fn of_log(interval: Duration, size: usize) -> Self {
         Self {
-            interval: delivery.flush_interval,
-            size: delivery.buffer_size,
+            interval,
+            size,
             count: usize::MAX,
         }
     }

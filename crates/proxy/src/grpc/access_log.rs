@@ -53,7 +53,7 @@ enum Entry {
 impl Log {
     pub(crate) fn new(plan: Arc<GrpcLog>, worker: &Worker) -> Self {
         let scope = "access_logs.grpc_access_log.";
-        let limits = Limits::of(&plan.delivery);
+        let limits = Limits::of_log(plan.delivery.flush_interval, plan.delivery.buffer_size);
         let of = plan.clone();
         let send = move |worker, entries| send(of.clone(), worker, entries);
         Self {

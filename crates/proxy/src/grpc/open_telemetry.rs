@@ -11,15 +11,18 @@ use proto::opentelemetry::proto::{
 };
 use serde_json::Value;
 
-use super::deliver_records;
+use super::deliver;
 use crate::{
-    access_log,
+    access_log::{self, tag},
     http::Exchange,
     plan::{
         access_log::{JsonNode, OpenTelemetryLog},
+        bootstrap::Node,
         format::Part,
+        tracing::Collector,
     },
     report::{Batches, LOGS, Limits},
+    trace,
     worker::Worker,
 };
 
@@ -37,7 +40,7 @@ impl Log {
             prefix => format!("{prefix}."),
         };
         let scope = format!("access_logs.open_telemetry_access_log.{prefix}");
-        let limits = Limits::of(&plan.delivery);
+        let limits = Limits::of_log(plan.flush_interval, plan.buffer_size);
         let of = plan.clone();
         let send = move |worker, logs| send(of.clone(), worker, logs);
         Self {
@@ -52,7 +55,13 @@ impl Log {
         let record = LogRecord {
             time_unix_nano: nanos(exchange.progress.start_time),
             body: plan.body.as_ref().map(|node| value(node, exchange)),
-            attributes: pairs(&plan.attributes, exchange),
+            attributes: attributes(plan, exchange),
+            trace_id: exchange
+                .trace
+                .map_or_else(Vec::new, |trace| trace.id.to_be_bytes().into()),
+            span_id: exchange
+                .trace
+                .map_or_else(Vec::new, |trace| trace.span.to_be_bytes().into()),
             ..Default::default()
         };
         let size = record.encoded_len();
@@ -60,9 +69,23 @@ impl Log {
     }
 }
 
-async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogRecord>) -> bool {
-    let node = &worker.bootstrap.node;
-    let mut attributes = Vec::new();
+/// Of a record: as configured, then the filter state, then the tags. What has no value is left out.
+fn attributes(plan: &OpenTelemetryLog, exchange: &Exchange<'_>) -> Vec<KeyValue> {
+    let mut all = pairs(&plan.attributes, exchange);
+    let state = plan.filter_state.iter();
+    all.extend(state.filter_map(|key| Some(attribute(key, &exchange.state(key)?.to_string()))));
+    let tags = plan.tags.iter();
+    all.extend(tags.filter_map(|tag| Some(attribute(&tag.name, &tag::value(tag, exchange)?))));
+    all
+}
+
+/// Of the resource; of what is said twice the later counts.
+fn resource(plan: &OpenTelemetryLog, node: &Node) -> Vec<KeyValue> {
+    let mut all: Vec<KeyValue> = Vec::new();
+    let mut put = |new: KeyValue| match all.iter_mut().find(|old| old.key == new.key) {
+        Some(old) => *old = new,
+        None => all.push(new),
+    };
     if plan.builtin_labels {
         for (key, text) in [
             ("log_name", &*plan.log_name),
@@ -70,18 +93,26 @@ async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogReco
             ("cluster_name", &*node.cluster),
             ("node_name", &*node.id),
         ] {
-            attributes.push(attribute(key, text));
+            put(attribute(key, text));
         }
     }
-    attributes.extend(plan.resource.iter().map(|(key, node)| KeyValue {
-        key: key.to_string(),
-        value: Some(fixed(node)),
-        ..Default::default()
-    }));
+    let detected = plan.detected.iter();
+    detected.for_each(|(key, value)| put(attribute(key, value)));
+    for (key, node) in &plan.resource {
+        put(KeyValue {
+            key: key.to_string(),
+            value: Some(fixed(node)),
+            ..Default::default()
+        });
+    }
+    all
+}
+
+async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogRecord>) -> bool {
     let message = ExportLogsServiceRequest {
         resource_logs: vec![ResourceLogs {
             resource: Some(Resource {
-                attributes,
+                attributes: resource(&plan, &worker.bootstrap.node),
                 ..Default::default()
             }),
             scope_logs: vec![ScopeLogs {
@@ -92,7 +123,20 @@ async fn send(plan: Arc<OpenTelemetryLog>, worker: Rc<Worker>, logs: Vec<LogReco
         }],
     };
     let path = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
-    deliver_records(&worker, &plan.delivery, &plan.log_name, path, &message).await
+    let sent = match &plan.collector {
+        Collector::Grpc(to) => {
+            let sent = deliver(&worker, to, path, &message).await;
+            sent.map_err(|error| error.to_string())
+        }
+        Collector::Http(to) => {
+            let body = message.encode_to_vec().into();
+            trace::post(&worker, to, "application/x-protobuf", body).await
+        }
+    };
+    if let Err(error) = &sent {
+        tracing::debug!(log = &*plan.log_name, error, "access log records are lost");
+    }
+    sent.is_ok()
 }
 
 /// Nanoseconds since 1970.

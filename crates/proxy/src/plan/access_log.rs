@@ -8,6 +8,7 @@ use super::{
     format::Template,
     matcher::{Fraction, HeaderMatcher, MetadataMatcher},
     tag::CustomTag,
+    tracing::Collector,
 };
 
 /// `envoy.config.accesslog.v3.AccessLog`.
@@ -72,18 +73,28 @@ pub struct GrpcLog {
 /// `OpenTelemetryAccessLogConfig`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenTelemetryLog {
-    /// How records get there.
-    pub delivery: Delivery,
+    /// Who takes records.
+    pub collector: Collector,
+    /// The longest that one waits for others. Default 1 s.
+    pub flush_interval: Duration,
+    /// Bytes that wait for others at most. Default 16 KiB; 0 lets none wait.
+    pub buffer_size: usize,
     /// What the collector knows this log by.
     pub log_name: Arc<str>,
     /// The resource says log, zone, cluster and node.
     pub builtin_labels: bool,
-    /// What else it says; texts are taken as they are.
+    /// What was found out about it (`resource_detectors`); counts before the labels.
+    pub detected: Vec<(Arc<str>, Arc<str>)>,
+    /// What else it says; texts are taken as they are. Counts before all others.
     pub resource: Vec<(Arc<str>, JsonNode)>,
     /// A record's body.
     pub body: Option<JsonNode>,
     /// A record's attributes.
     pub attributes: Vec<(Arc<str>, JsonNode)>,
+    /// Filter state that becomes attributes, as JSON.
+    pub filter_state: Vec<Arc<str>>,
+    /// Tags that become attributes.
+    pub tags: Vec<CustomTag>,
     /// Of its stats.
     pub stat_prefix: Arc<str>,
 }

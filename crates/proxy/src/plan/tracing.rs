@@ -1,6 +1,6 @@
 //! Tracing: which requests have spans, what is on them, and who collects them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{ext_authz::GrpcCall, format::Template, matcher::Percent, tag::CustomTag};
 
@@ -79,4 +79,6 @@ pub struct HttpCollector {
     pub path: Arc<str>,
     /// Headers of each call.
     pub headers: Vec<(Arc<str>, Arc<str>)>,
+    /// How long one may take. Default 5 s.
+    pub timeout: Duration,
 }

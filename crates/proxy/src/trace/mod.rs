@@ -171,7 +171,13 @@ async fn send(plan: Arc<Plan>, worker: Rc<Worker>, spans: Vec<Span>) -> bool {
     }
 }
 
-async fn post(worker: &Worker, to: &HttpCollector, kind: &str, body: Bytes) -> Result<(), String> {
+/// Sends a body to a collector; any answer of 2xx has taken it.
+pub(crate) async fn post(
+    worker: &Worker,
+    to: &HttpCollector,
+    kind: &str,
+    body: Bytes,
+) -> Result<(), String> {
     let mut head = RequestHead::new(Version::Http11, Method::Post, &to.authority, &to.path);
     head.headers.set("content-type", kind);
     for (name, value) in &to.headers {
@@ -187,7 +193,7 @@ async fn post(worker: &Worker, to: &HttpCollector, kind: &str, body: Bytes) -> R
         request,
         false,
         MAX_ANSWER,
-        Some(PATIENCE),
+        Some(to.timeout),
     )
     .await;
     let status = answer.map_err(|error| error.to_string())?.head.status;
@@ -199,6 +205,3 @@ async fn post(worker: &Worker, to: &HttpCollector, kind: &str, body: Bytes) -> R
 
 /// Bytes of an answer that says nothing, at most.
 const MAX_ANSWER: usize = 64 * 1024;
-
-/// How long a collector may take.
-const PATIENCE: Duration = Duration::from_secs(5);

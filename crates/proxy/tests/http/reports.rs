@@ -19,7 +19,7 @@ use proto::{
 };
 
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
 };
 
@@ -166,6 +166,8 @@ fn a_collector_gets_log_records_as_they_were_asked_for() {
             transport_api_version: V3
             grpc_service: {envoy_grpc: {cluster_name: s-h2, authority: otel.example}}
             buffer_flush_interval: 0.01s
+          buffer_flush_interval: 0.02s
+          log_name: own lines
           stat_prefix: own
           resource_attributes: {values: [{key: service.name, value: {string_value: '%REQ(x)%'}}]}
           body: {string_value: '%REQ(:METHOD)% %RESPONSE_CODE% %REQ(x-none)%'}
@@ -193,7 +195,7 @@ fn a_collector_gets_log_records_as_they_were_asked_for() {
             let found = list.iter().find(|pair| pair.key == key);
             found.and_then(|pair| pair.value.clone())
         };
-        assert_eq!(of(&resource, "log_name"), Some(text("lines")));
+        assert_eq!(of(&resource, "log_name"), Some(text("own lines")));
         // The resource is no template.
         assert_eq!(of(&resource, "service.name"), Some(text("%REQ(x)%")));
         let record = &logs.scope_logs[0].log_records[0];
@@ -213,6 +215,152 @@ fn a_collector_gets_log_records_as_they_were_asked_for() {
             1,
         )
         .await;
+    });
+}
+
+/// An HTTP server that takes one POST after the other, each with its head and body.
+async fn http_collector() -> (u16, tokio::sync::mpsc::UnboundedReceiver<(String, Vec<u8>)>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, receiver) = unbounded_channel();
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = Vec::new();
+            loop {
+                let head = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+                if let Some(end) = head {
+                    let text = String::from_utf8(bytes[..end].to_vec()).unwrap();
+                    let length = header(&text, "content-length").unwrap().parse::<usize>();
+                    let all = end + 4 + length.unwrap();
+                    if bytes.len() >= all {
+                        sender.send((text, bytes[end + 4..all].to_vec())).unwrap();
+                        bytes.drain(..all);
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                        stream.write_all(answer).await.unwrap();
+                        continue;
+                    }
+                }
+                if stream.read_buf(&mut bytes).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+        }
+    });
+    (port, receiver)
+}
+
+#[test]
+fn a_collector_needs_no_common_configuration() {
+    run(async {
+        let (port, seen) = server().await;
+        let origin = Origin::new(&[ANSWER]).await;
+        let log = "name: otel
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+          grpc_service: {envoy_grpc: {cluster_name: s-h2, authority: otel.example}}
+          disable_builtin_labels: true
+          body: {string_value: '%RESPONSE_CODE%'}
+          buffer_size_bytes: 0";
+        let clusters = [("a", origin.port), ("s-h2", port)];
+        let mesh = Mesh::with_log(TO_A, "", log, &clusters).await;
+        mesh.get("/").await;
+        let (head, message) = calls(&seen, 1).await.remove(0);
+        assert!(head.contains("\"host\": \"otel.example\""), "{head}");
+        let mut message = ExportLogsServiceRequest::decode(&*message).unwrap();
+        let logs = message.resource_logs.remove(0);
+        assert!(logs.resource.unwrap().attributes.is_empty());
+        let record = &logs.scope_logs[0].log_records[0];
+        let body = record.body.as_ref().and_then(|body| body.value.as_ref());
+        assert_eq!(body, Some(&Value::StringValue("200".to_owned())));
+        // It is not traced.
+        assert!(record.trace_id.is_empty() && record.span_id.is_empty());
+    });
+}
+
+#[test]
+fn a_collector_of_http_gets_records_with_state_tags_and_trace() {
+    run(async {
+        let (port, mut seen) = http_collector().await;
+        let origin = Origin::new(&[ANSWER]).await;
+        let (spans, _) = server().await;
+        let log = "name: otel
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.access_loggers.open_telemetry.v3.OpenTelemetryAccessLogConfig
+          log_name: lines
+          http_service:
+            http_uri: {uri: 'http://otel.example:4318/v1/logs', cluster: logs, timeout: 1s}
+            request_headers_to_add: [{header: {key: authorization, value: secret}}]
+          buffer_flush_interval: 0.01s
+          buffer_size_bytes: 1000
+          filter_state_objects_to_log: [downstream_peer, none]
+          custom_tags:
+          - {tag: who, request_header: {name: x-who}}
+          - {tag: none, request_header: {name: x-none}}
+          resource_detectors:
+          - {name: fixed, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig, attributes: {zone_name: detected, place: detected}}}
+          resource_attributes: {values: [{key: place, value: {string_value: written}}]}";
+        let filter = "      - name: peer
+        typed_config: {\"@type\": type.googleapis.com/io.istio.http.peer_metadata.Config, downstream_discovery: [{istio_headers: {}}]}";
+        let clusters = [("a", origin.port), ("logs", port), ("s-h2", spans)];
+        let mesh = Mesh::with_log_and_filters(OTEL, filter, log, &clusters).await;
+        use proto::prost_types::{Struct, Value as Member, value::Kind};
+        let kind = Some(Kind::StringValue("shop".to_owned()));
+        let peer = Struct {
+            fields: [("NAMESPACE".to_owned(), Member { kind })].into(),
+        };
+        use base64::Engine;
+        let peer = base64::prelude::BASE64_STANDARD.encode(peer.encode_to_vec());
+        mesh.ask(&format!(
+            "GET / HTTP/1.1\r\nHost: h\r\nX-Who: me\r\nx-envoy-peer-metadata-id: p\r\nx-envoy-peer-metadata: {peer}\r\n\
+             traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nConnection: close\r\n\r\n"
+        ))
+        .await;
+        let (head, body) = within(seen.recv()).await.expect("one call");
+        assert!(head.starts_with("POST /v1/logs HTTP/1.1\r\n"), "{head}");
+        for (name, value) in [
+            ("host", "otel.example:4318"),
+            ("content-type", "application/x-protobuf"),
+            ("authorization", "secret"),
+        ] {
+            assert_eq!(header(&head, name), Some(value), "{head}");
+        }
+        let mut message = ExportLogsServiceRequest::decode(&*body).unwrap();
+        let logs = message.resource_logs.remove(0);
+        let list = |list: &[KeyValue]| -> Vec<(String, String)> {
+            let text = |pair: &KeyValue| match pair.value.as_ref().unwrap().value.as_ref() {
+                Some(Value::StringValue(text)) => text.clone(),
+                other => panic!("{other:?}"),
+            };
+            list.iter().map(|p| (p.key.clone(), text(p))).collect()
+        };
+        let resource = list(&logs.resource.unwrap().attributes);
+        let told: Vec<_> = resource.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(
+            told,
+            [
+                ("log_name", "lines"),
+                ("zone_name", "detected"),
+                ("cluster_name", ""),
+                ("node_name", ""),
+                ("place", "written"),
+            ]
+        );
+        let record = &logs.scope_logs[0].log_records[0];
+        let attributes = list(&record.attributes);
+        let names: Vec<_> = attributes.iter().map(|(key, _)| &**key).collect();
+        assert_eq!(names, ["downstream_peer", "who"]);
+        assert!(attributes[0].1.contains("\"shop\""), "{attributes:?}");
+        assert_eq!(attributes[1].1, "me");
+        let hex = |bytes: &[u8]| tls::certificate::hex(bytes);
+        assert_eq!(hex(&record.trace_id), "0af7651916cd43dd8448eb211c80319c");
+        assert_eq!(record.span_id.len(), 8);
+        assert_ne!(
+            hex(&record.span_id),
+            "b7ad6b7169203331",
+            "the span is its own"
+        );
+        let written = "access_logs.open_telemetry_access_log.logs_written";
+        counted(&mesh, written, 1).await;
     });
 }
 

@@ -82,6 +82,17 @@ impl Mesh {
         Mesh::make(routes, options, "", clusters, "", &log, drain).await
     }
 
+    /// [`Mesh::with_log`] with filters.
+    pub(crate) async fn with_log_and_filters(
+        options: &str,
+        filters: &str,
+        log: &str,
+        clusters: &[(&str, u16)],
+    ) -> Mesh {
+        let log = format!("- {log}");
+        Mesh::make(TO_A, options, filters, clusters, "", &log, DRAIN).await
+    }
+
     async fn make(
         routes: &str,
         options: &str,

@@ -15,13 +15,20 @@ use super::{
     common::{above_zero, enumeration},
     ext_authz::grpc_call,
     tag::custom_tag,
+    tracing::{detected, http_service_of},
 };
 use crate::plan::{
     access_log::{Delivery, GrpcLog, JsonNode, OpenTelemetryLog},
     error::{At, Step, unsupported},
     ext_authz::GrpcCall,
     format::{Part, Template},
+    tracing::Collector,
 };
+
+/// Envoy's default of `buffer_flush_interval`.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// Envoy's default of `buffer_size_bytes`.
+const BUFFER_SIZE: usize = 16 * 1024;
 
 /// `HttpGrpcAccessLogConfig`.
 pub(super) fn http(at: At<'_>, m: &pb::HttpGrpcAccessLogConfig) -> Step<GrpcLog> {
@@ -68,27 +75,43 @@ pub(super) fn open_telemetry(
         filter_state_objects_to_log,
         custom_tags,
     } = m;
-    unsupported!(
-        at,
-        http_service,
-        grpc_service,
-        resource_detectors,
-        log_name,
-        buffer_flush_interval,
-        buffer_size_bytes,
-        filter_state_objects_to_log,
-        custom_tags,
-    );
     formatters(&at, formats);
-    let log = at.required("common_config", common_config, common)?;
-    if !log.filter_state.is_empty() || !log.tags.is_empty() {
+    let common = at.optional("common_config", common_config, common)?;
+    if let Some(common) = &common
+        && (!common.filter_state.is_empty() || !common.tags.is_empty())
+    {
         return Err(at.field("common_config").not_implemented(
-            "filter_state_objects_to_log and custom_tags are for Envoy's own records; write attributes",
+            "filter_state_objects_to_log and custom_tags are not implemented here; write them beside common_config",
         ));
     }
+    let collector = match (&common, grpc_service, http_service) {
+        (Some(common), None, None) => Collector::Grpc(common.delivery.service.clone()),
+        (None, Some(m), None) => Collector::Grpc(patient_call(at.field("grpc_service"), m)?),
+        (None, None, Some(m)) => Collector::Http(http_service_of(at.field("http_service"), m)?),
+        _ => {
+            return Err(at.error("needs one of grpc_service, http_service, common_config"));
+        }
+    };
+    let flush_interval = above_zero(&at, "buffer_flush_interval", buffer_flush_interval)?;
+    let delivery = common.as_ref().map(|common| &common.delivery);
+    let named = common.as_ref().map(|common| &*common.log_name);
     Ok(OpenTelemetryLog {
-        delivery: log.delivery,
-        log_name: log.log_name,
+        collector,
+        flush_interval: flush_interval
+            .or(delivery.map(|delivery| delivery.flush_interval))
+            .unwrap_or(FLUSH_INTERVAL),
+        buffer_size: match (buffer_size_bytes, delivery) {
+            (Some(bytes), _) => *bytes as usize,
+            (None, Some(delivery)) => delivery.buffer_size,
+            (None, None) => BUFFER_SIZE,
+        },
+        log_name: match log_name.as_str() {
+            "" => named.unwrap_or_default().into(),
+            name => name.into(),
+        },
+        detected: detected(&at, resource_detectors),
+        filter_state: names_as_written(filter_state_objects_to_log),
+        tags: at.each("custom_tags", custom_tags, custom_tag),
         builtin_labels: !disable_builtin_labels,
         resource: at
             .optional("resource_attributes", resource_attributes, |at, m| {
@@ -126,18 +149,15 @@ fn common(at: At<'_>, m: &pb::CommonGrpcAccessLogConfig) -> Step<GrpcLog> {
     Ok(GrpcLog {
         delivery: Delivery {
             service: at.required("grpc_service", grpc_service, patient_call)?,
-            flush_interval: flush_interval.unwrap_or(Duration::from_secs(1)),
-            buffer_size: buffer_size_bytes.unwrap_or(16 * 1024) as usize,
+            flush_interval: flush_interval.unwrap_or(FLUSH_INTERVAL),
+            buffer_size: buffer_size_bytes.map_or(BUFFER_SIZE, |bytes| bytes as usize),
         },
         log_name: at.text("log_name", log_name)?,
         http: false,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         response_trailers: Vec::new(),
-        filter_state: filter_state_objects_to_log
-            .iter()
-            .map(|name| name.as_str().into())
-            .collect(),
+        filter_state: names_as_written(filter_state_objects_to_log),
         tags: at.each("custom_tags", custom_tags, custom_tag),
     })
 }
@@ -149,6 +169,10 @@ pub(super) fn patient_call(at: At<'_>, m: &core::GrpcService) -> Step<GrpcCall> 
         call.timeout = Some(Duration::from_secs(5));
     }
     Ok(call)
+}
+
+fn names_as_written(list: &[String]) -> Vec<Arc<str>> {
+    list.iter().map(|name| name.as_str().into()).collect()
 }
 
 fn names(list: &[String]) -> Vec<Arc<str>> {

@@ -1,6 +1,6 @@
 //! Tracing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     Any,
@@ -136,23 +136,7 @@ fn open_telemetry(at: At<'_>, m: &pb::OpenTelemetryConfig) -> Step<Tracer> {
             "is not implemented; write random_sampling 100 on the connection manager",
         ));
     }
-    let mut resource = Vec::new();
-    let found = at.each("resource_detectors", resource_detectors, |at, m| {
-        let found = typed_config(&at, &m.typed_config, "resource detector")?;
-        let at = at.field("typed_config");
-        match found.name.rsplit('.').next() {
-            Some("EnvironmentResourceDetectorConfig") => Ok(environment()),
-            Some("StaticConfigResourceDetectorConfig") => {
-                let m: StaticConfigResourceDetectorConfig = found.decode(&at)?;
-                let each = m.attributes.into_iter();
-                Ok(each
-                    .map(|(key, value)| (key.into(), value.into()))
-                    .collect())
-            }
-            _ => Err(found.unknown(&at, "resource detector")),
-        }
-    });
-    found.into_iter().for_each(|found| resource.extend(found));
+    let resource = detected(&at, resource_detectors);
     let collector = match (grpc_service, http_service) {
         (Some(m), None) => Collector::Grpc(patient_call(at.field("grpc_service"), m)?),
         (None, Some(m)) => Collector::Http(http_service_of(at.field("http_service"), m)?),
@@ -169,6 +153,29 @@ fn open_telemetry(at: At<'_>, m: &pb::OpenTelemetryConfig) -> Step<Tracer> {
         },
         collector,
     })
+}
+
+/// What `resource_detectors` find out.
+pub(super) fn detected(
+    at: &At<'_>,
+    detectors: &[core::TypedExtensionConfig],
+) -> Vec<(Arc<str>, Arc<str>)> {
+    let found = at.each("resource_detectors", detectors, |at, m| {
+        let found = typed_config(&at, &m.typed_config, "resource detector")?;
+        let at = at.field("typed_config");
+        match found.name.rsplit('.').next() {
+            Some("EnvironmentResourceDetectorConfig") => Ok(environment()),
+            Some("StaticConfigResourceDetectorConfig") => {
+                let m: StaticConfigResourceDetectorConfig = found.decode(&at)?;
+                let each = m.attributes.into_iter();
+                Ok(each
+                    .map(|(key, value)| (key.into(), value.into()))
+                    .collect())
+            }
+            _ => Err(found.unknown(&at, "resource detector")),
+        }
+    });
+    found.into_iter().flatten().collect()
 }
 
 /// `OTEL_RESOURCE_ATTRIBUTES`: `key=value` with commas between.
@@ -219,6 +226,7 @@ fn zipkin(at: At<'_>, m: &pb::ZipkinConfig) -> Step<Tracer> {
                 path: at.text("collector_endpoint", collector_endpoint)?,
                 cluster,
                 headers: Vec::new(),
+                timeout: PATIENCE,
             }
         }
     };
@@ -232,7 +240,8 @@ fn zipkin(at: At<'_>, m: &pb::ZipkinConfig) -> Step<Tracer> {
     })
 }
 
-fn http_service_of(at: At<'_>, m: &core::HttpService) -> Step<HttpCollector> {
+/// `HttpService`.
+pub(super) fn http_service_of(at: At<'_>, m: &core::HttpService) -> Step<HttpCollector> {
     let uri = at.required("http_uri", &m.http_uri, http_uri)?;
     let headers = at.each(
         "request_headers_to_add",
@@ -254,5 +263,13 @@ fn http_service_of(at: At<'_>, m: &core::HttpService) -> Step<HttpCollector> {
         authority: (&*uri.authority).into(),
         path: (&*uri.path).into(),
         headers,
+        // Nobody waits for a collector for ever.
+        timeout: match uri.timeout {
+            Duration::ZERO => PATIENCE,
+            timeout => timeout,
+        },
     })
 }
+
+/// How long a collector may take where nothing is said.
+const PATIENCE: Duration = Duration::from_secs(5);
