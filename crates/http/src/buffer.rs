@@ -20,6 +20,30 @@ pub(crate) fn take_read(size: usize) -> BytesMut {
         .unwrap_or_else(|| BytesMut::with_capacity(size))
 }
 
+/// Lends a buffer of [`SMALL`] bytes to a read, and hands out the one that has got bytes; else an empty one.
+pub(crate) fn lend<R>(read: impl FnOnce(&mut BytesMut) -> R) -> (R, BytesMut) {
+    let mut read = Some(read);
+    let lent = READ.try_with(|free| {
+        let mut free = free.try_borrow_mut().ok()?;
+        if free.is_empty() {
+            free.push(BytesMut::with_capacity(SMALL));
+        }
+        let buffer = free.last_mut()?;
+        let outcome = read.take()?(buffer);
+        let taken = if buffer.is_empty() { None } else { free.pop() };
+        Some((outcome, taken.unwrap_or_default()))
+    });
+    if let Ok(Some(lent)) = lent {
+        return lent;
+    }
+    let mut buffer = BytesMut::with_capacity(SMALL);
+    match read {
+        Some(read) => (read(&mut buffer), buffer),
+        // The closure that took it has returned what came of it.
+        None => unreachable!("a buffer was lent"),
+    }
+}
+
 /// Gives a read buffer back; one whose bytes are still referred to is let go.
 pub(crate) fn give_read(mut buffer: BytesMut) {
     buffer.clear();

@@ -142,6 +142,16 @@ impl RequestHead {
         self.headers.str(self.path)
     }
 
+    /// [`RequestHead::path`] as bytes, which costs less.
+    pub fn path_bytes(&self) -> &[u8] {
+        self.headers.bytes(self.path)
+    }
+
+    /// Says where in the arena path and query lie.
+    pub(crate) fn place_path(&mut self, path: Span) {
+        self.path = path;
+    }
+
     /// Replaces path and query.
     pub fn set_path(&mut self, path: &str) {
         self.path = self.headers.add(path.as_bytes());
@@ -156,6 +166,11 @@ impl RequestHead {
     /// The host asked for, with its port if one was given.
     pub fn authority(&self) -> &str {
         self.headers.get_str("host").unwrap_or("")
+    }
+
+    /// [`RequestHead::authority`] as bytes, which costs less.
+    pub fn authority_bytes(&self) -> &[u8] {
+        self.headers.get("host").unwrap_or(b"")
     }
 
     /// Replaces the host in its place.
@@ -228,6 +243,8 @@ impl fmt::Debug for RequestHead {
             .field("version", &self.version)
             .field("headers", &self.headers)
             .field("framing", &self.framing)
+            .field("keep_alive", &self.keep_alive)
+            .field("upgrade", &self.upgrade)
             .finish_non_exhaustive()
     }
 }

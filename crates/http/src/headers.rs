@@ -1,8 +1,12 @@
 //! A header block: the peer's bytes, and edits.
 //!
-//! All text lies in one arena; a field is four numbers. Parsing copies a head once into an arena
+//! All text lies in one arena; a field is a few numbers. Parsing copies a head once into an arena
 //! that a thread-local free-list lends, so that a warm worker allocates nothing and an idle
 //! connection holds nothing. Names keep their case and fields their order; look-ups ignore case.
+//!
+//! Two things make it fast. Each field carries a [`Key`], four bytes made of its name, which a
+//! look-up compares before it compares names. And a field mostly lies in the arena as HTTP/1 writes
+//! it, `name: value` and CRLF, so that fields which lie one behind the other are written at once.
 
 use std::{cell::RefCell, fmt};
 
@@ -13,12 +17,72 @@ pub(crate) struct Span {
     len: u32,
 }
 
+impl Span {
+    /// A piece of a head, which `Limits` keep far below 4 GiB.
+    pub(crate) fn new(at: usize, end: usize) -> Span {
+        Span {
+            at: at as u32,
+            len: (end - at) as u32,
+        }
+    }
+
+    fn end(self) -> u32 {
+        self.at + self.len
+    }
+}
+
+/// Length, first, middle and last letter of a name, whatever their case: names with different keys differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(pub(crate) u32);
+
+impl Key {
+    /// The key of a name.
+    #[inline]
+    pub(crate) const fn of(name: &[u8]) -> Key {
+        let length = name.len();
+        if length == 0 {
+            return Key(0);
+        }
+        Key(length as u32 & 0xff
+            | small(name[0]) << 8
+            | small(name[length / 2]) << 16
+            | small(name[length - 1]) << 24)
+    }
+
+    fn first(self) -> u32 {
+        self.0 >> 8 & 0xff
+    }
+}
+
+/// Makes letters small; what it does to other bytes does not matter, as it does it to all.
+const fn small(byte: u8) -> u32 {
+    (byte | 0x20) as u32
+}
+
+/// The name of a field that is looked at.
+#[derive(Clone, Copy)]
+pub(crate) struct Name<'a> {
+    key: Key,
+    text: &'a [u8],
+}
+
+impl Name<'_> {
+    /// Whether it is this one, ignoring case.
+    #[inline]
+    pub(crate) fn is(self, name: &'static str) -> bool {
+        self.key == Key::of(name.as_bytes()) && self.text.eq_ignore_ascii_case(name.as_bytes())
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Field {
+    key: Key,
     name: Span,
     value: Span,
     /// HTTP/2 may never put it into a table (RFC 7541, 7.1.3): its sender has said so.
     secret: bool,
+    /// It lies in the arena as a line of HTTP/1.
+    line: bool,
 }
 
 /// Header fields in their order. Names keep the case they came with.
@@ -38,11 +102,13 @@ impl Headers {
     }
 
     /// The first value of `name`.
+    #[inline]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.find(name).map(|field| self.bytes(field.value))
     }
 
     /// The first value of `name`, if it is UTF-8.
+    #[inline]
     pub fn get_str(&self, name: &str) -> Option<&str> {
         self.get(name)
             .and_then(|value| std::str::from_utf8(value).ok())
@@ -50,18 +116,20 @@ impl Headers {
 
     /// Every value of `name`, in order.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let key = Key::of(name.as_bytes());
         self.fields
             .iter()
-            .filter(move |field| self.is(field, name.as_bytes()))
+            .filter(move |field| self.is(field, key, name.as_bytes()))
             .map(|field| self.bytes(field.value))
     }
 
     /// All values of `name` joined by commas, as matchers see them; borrowed when there is one.
     pub fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
+        let key = Key::of(name.as_bytes());
         let mut values = self
             .fields
             .iter()
-            .filter(|field| self.is(field, name.as_bytes()));
+            .filter(|field| self.is(field, key, name.as_bytes()));
         let first = self.bytes(values.next()?.value);
         let mut joined = None::<Vec<u8>>;
         for field in values {
@@ -73,13 +141,20 @@ impl Headers {
     }
 
     /// Whether a field of that name is there.
+    #[inline]
     pub fn contains(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
     /// Whether there is a field whose name begins like this, ignoring case.
     pub fn contains_prefix(&self, prefix: &str) -> bool {
+        let Some(&first) = prefix.as_bytes().first() else {
+            return !self.is_empty();
+        };
         self.fields.iter().any(|field| {
+            if field.key.first() != small(first) {
+                return false;
+            }
             let start = self.bytes(field.name).get(..prefix.len());
             start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
         })
@@ -97,21 +172,13 @@ impl Headers {
     /// Adds a field at the end. CR, LF and NUL in the value become spaces, so that no value, from
     /// wherever it came, can split a message.
     pub fn append(&mut self, name: &str, value: impl AsRef<[u8]>) {
-        let field = Field {
-            name: self.add(name.as_bytes()),
-            value: self.add_value(value.as_ref()),
-            secret: false,
-        };
+        let field = self.add_line(name.as_bytes(), value.as_ref(), true);
         self.fields.push(field);
     }
 
     /// Adds a field before all others.
     pub fn prepend(&mut self, name: &str, value: impl AsRef<[u8]>) {
-        let field = Field {
-            name: self.add(name.as_bytes()),
-            value: self.add_value(value.as_ref()),
-            secret: false,
-        };
+        let field = self.add_line(name.as_bytes(), value.as_ref(), true);
         self.fields.insert(0, field);
     }
 
@@ -119,11 +186,14 @@ impl Headers {
     /// name, the others go; without one it is added at the end.
     pub fn set(&mut self, name: &str, value: impl AsRef<[u8]>) {
         let value = value.as_ref();
-        let Some(first) = self.position(name) else {
+        let key = Key::of(name.as_bytes());
+        let Some(first) = self.position(key, name) else {
             return self.append(name, value);
         };
-        self.fields[first].value = self.add_value(value);
-        self.remove_after(name, first + 1);
+        let span = self.add_value(value);
+        let field = &mut self.fields[first];
+        (field.value, field.line) = (span, false);
+        self.remove_after(key, name, first + 1);
     }
 
     /// Adds a field unless one of that name is there.
@@ -134,10 +204,12 @@ impl Headers {
     }
 
     /// Removes every field of that name; tells whether there was one.
+    #[inline]
     pub fn remove(&mut self, name: &str) -> bool {
-        match self.position(name) {
+        let key = Key::of(name.as_bytes());
+        match self.position(key, name) {
             Some(first) => {
-                self.remove_after(name, first);
+                self.remove_after(key, name, first);
                 true
             }
             None => false,
@@ -191,38 +263,87 @@ impl Headers {
     }
 
     /// Writes `name: value` lines for the fields whose name `skip` does not name.
-    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, mut skip: impl FnMut(&[u8]) -> bool) {
+    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, mut skip: impl FnMut(Name<'_>) -> bool) {
+        // Mostly more than enough: what was replaced still lies in the arena.
+        out.reserve(self.text.len() + 64);
+        // Lines that lie one behind the other and are not yet written.
+        let mut run = 0..0;
         for field in &self.fields {
-            let name = self.bytes(field.name);
+            let name = Name {
+                key: field.key,
+                text: self.bytes(field.name),
+            };
             if skip(name) {
                 continue;
             }
-            out.extend_from_slice(name);
+            if field.line {
+                let (at, end) = (field.name.at as usize, field.value.end() as usize + 2);
+                if at != run.end {
+                    out.extend_from_slice(&self.text[run]);
+                    run = at..end;
+                }
+                run.end = end;
+                continue;
+            }
+            out.extend_from_slice(&self.text[run]);
+            run = 0..0;
+            out.extend_from_slice(name.text);
             out.extend_from_slice(b": ");
             out.extend_from_slice(self.bytes(field.value));
             out.extend_from_slice(b"\r\n");
         }
+        out.extend_from_slice(&self.text[run]);
     }
 
     /// Copies text into the arena, unchanged.
     pub(crate) fn add(&mut self, text: &[u8]) -> Span {
         // A head is limited to far less than 4 GiB by `Limits`; edits come from configuration.
-        let span = Span {
-            at: self.text.len() as u32,
-            len: text.len() as u32,
-        };
+        let at = self.text.len();
         self.text.extend_from_slice(text);
-        span
+        Span::new(at, at + text.len())
+    }
+
+    /// Copies a field into the arena, as a line.
+    fn add_line(&mut self, name: &[u8], value: &[u8], clean: bool) -> Field {
+        self.text.reserve(name.len() + value.len() + 4);
+        let at = self.add(name);
+        self.text.extend_from_slice(b": ");
+        let value = match clean {
+            true => self.add_value(value),
+            false => self.add(value),
+        };
+        self.text.extend_from_slice(b"\r\n");
+        Field {
+            key: Key::of(name),
+            name: at,
+            value,
+            secret: false,
+            line: true,
+        }
     }
 
     /// Adds a field whose text is known to be valid.
     pub(crate) fn push_parsed(&mut self, name: &[u8], value: &[u8]) {
-        let field = Field {
-            name: self.add(name),
-            value: self.add(value),
-            secret: false,
-        };
+        let field = self.add_line(name, value, false);
         self.fields.push(field);
+    }
+
+    /// Adds a field that lies in the arena, or will once its head is copied there.
+    #[inline]
+    pub(crate) fn push_placed(&mut self, key: Key, name: Span, value: Span, line: bool) {
+        self.fields.push(Field {
+            key,
+            name,
+            value,
+            secret: false,
+            line,
+        });
+    }
+
+    /// Copies the head that the fields of [`Headers::push_placed`] were found in.
+    pub(crate) fn place(&mut self, head: &[u8]) {
+        debug_assert!(self.text.is_empty(), "places count from its beginning");
+        self.text.extend_from_slice(head);
     }
 
     /// The last field is one that no table of HTTP/2 may hold.
@@ -242,7 +363,9 @@ impl Headers {
 
     fn add_value(&mut self, value: &[u8]) -> Span {
         let span = self.add(value);
-        if memchr::memchr3(b'\r', b'\n', 0, value).is_some() {
+        // All of them at once and without an early end: many bytes are looked at together.
+        let least = value.iter().fold(u8::MAX, |least, &byte| least.min(byte));
+        if least <= b'\r' {
             for byte in &mut self.text[span.at as usize..] {
                 if matches!(byte, b'\r' | b'\n' | 0) {
                     *byte = b' ';
@@ -253,26 +376,32 @@ impl Headers {
     }
 
     #[inline]
-    fn is(&self, field: &Field, name: &[u8]) -> bool {
-        field.name.len as usize == name.len() && self.bytes(field.name).eq_ignore_ascii_case(name)
+    fn is(&self, field: &Field, key: Key, name: &[u8]) -> bool {
+        field.key == key && self.bytes(field.name).eq_ignore_ascii_case(name)
     }
 
+    #[inline]
     fn find(&self, name: &str) -> Option<&Field> {
-        self.fields
-            .iter()
-            .find(|field| self.is(field, name.as_bytes()))
+        let key = Key::of(name.as_bytes());
+        self.find_keyed(key, name)
     }
 
-    fn position(&self, name: &str) -> Option<usize> {
+    fn find_keyed(&self, key: Key, name: &str) -> Option<&Field> {
         self.fields
             .iter()
-            .position(|field| self.is(field, name.as_bytes()))
+            .find(|field| self.is(field, key, name.as_bytes()))
     }
 
-    fn remove_after(&mut self, name: &str, from: usize) {
+    fn position(&self, key: Key, name: &str) -> Option<usize> {
+        self.fields
+            .iter()
+            .position(|field| self.is(field, key, name.as_bytes()))
+    }
+
+    fn remove_after(&mut self, key: Key, name: &str, from: usize) {
         let mut at = from;
         while at < self.fields.len() {
-            if self.is(&self.fields[at], name.as_bytes()) {
+            if self.is(&self.fields[at], key, name.as_bytes()) {
                 self.fields.remove(at);
             } else {
                 at += 1;

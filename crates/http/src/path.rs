@@ -42,6 +42,9 @@ pub enum Normalized<'a> {
 impl PathRules {
     /// Applies the rules to path and query; the query is left alone.
     pub fn apply<'a>(&self, path: &'a str) -> Normalized<'a> {
+        if is_plain(path.as_bytes()) {
+            return Normalized::Path(Cow::Borrowed(path));
+        }
         let end = path.find(['?', '#']).unwrap_or(path.len());
         let (only, rest) = path.split_at(end);
         // `OPTIONS *`, CONNECT.
@@ -79,6 +82,20 @@ impl PathRules {
             }
         }
     }
+}
+
+/// Whether there is nothing in a path that any rule is about: letters, digits, single slashes.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = 0;
+    path.iter().all(|&byte| {
+        let plain = match byte {
+            b'/' => before != b'/',
+            b'.' => before != b'/',
+            _ => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+        };
+        before = byte;
+        plain
+    })
 }
 
 fn unescape_slashes(path: &str) -> Option<String> {

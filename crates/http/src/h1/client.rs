@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Reader, Spelling, Writer, parse_response,
+    Reader, Spelling, Writer, fast, parse_response,
     read::ReadState,
     write::{Client, WriteState},
 };
@@ -93,7 +93,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     ) -> Poll<Result<ResponseHead, Error>> {
         let method = &self.method;
         let parse = |bytes: &[u8], limits: &Limits| parse_response(bytes, method, limits);
-        let head = ready!(self.read.poll_head(&self.io, cx, parse))?.ok_or(Error::Closed)?;
+        let fast = |bytes: &[u8], limits: &Limits| fast::response(bytes, method, limits);
+        let head = ready!(self.read.poll_head(&self.io, cx, fast, parse))?.ok_or(Error::Closed)?;
         if head.is_informational() {
             self.informational += 1;
             if self.informational > self.read.limits.informational {

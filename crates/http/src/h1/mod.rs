@@ -3,12 +3,14 @@
 //!
 //! - [`scan`](self): finds the end of a head and refuses line ends that are not CRLF;
 //! - `parse`: head → [`RequestHead`](crate::RequestHead) / [`ResponseHead`](crate::ResponseHead);
+//! - `fast`: the same for heads as they nearly always look, in one pass;
 //! - `chunked`: the chunk decoder; both are sans-io and fuzzed;
 //! - `read`, `write`: the two halves of a connection;
 //! - `server`, `client`: the two roles.
 
 mod chunked;
 mod client;
+mod fast;
 mod parse;
 mod read;
 mod scan;

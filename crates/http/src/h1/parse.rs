@@ -38,7 +38,7 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
         let mut connection = Connection::new(version);
         let mut hosts = 0;
         for field in parsed.headers.iter() {
-            if connection.take(field, &mut head.headers)? {
+            if connection.take(field.name.as_bytes(), field.value, &mut head.headers)? {
                 continue;
             }
             if field.name.eq_ignore_ascii_case("host") {
@@ -68,26 +68,36 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
         if let Some(scheme) = target.scheme {
             head.set_scheme(scheme);
         }
-        connection.finish(&mut head.headers);
-        head.keep_alive = connection.keep_alive;
-        head.framing = match connection.framing(limits, &mut head.headers)? {
-            Some(framing) => framing,
-            None => Framing::None,
-        };
-        if head.method == Method::Connect {
-            // What follows belongs to the tunnel, and only once there is one.
-            if head.framing != Framing::None {
-                return Err(Refusal::bad("http1.body_disallowed"));
-            }
-            head.upgrade = true;
-        } else if connection.upgrade && version == Version::Http11 {
-            head.upgrade = head.headers.contains("upgrade");
-        }
-        if !head.upgrade {
-            head.headers.remove("upgrade");
-        }
+        finish_request(&mut head, &connection, limits)?;
         Ok(head)
     })
+}
+
+/// What the fields of a request say together.
+pub(super) fn finish_request(
+    head: &mut RequestHead,
+    connection: &Connection,
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    connection.finish(&mut head.headers);
+    head.keep_alive = connection.keep_alive;
+    head.framing = match connection.framing(limits, &mut head.headers)? {
+        Some(framing) => framing,
+        None => Framing::None,
+    };
+    if head.method == Method::Connect {
+        // What follows belongs to the tunnel, and only once there is one.
+        if head.framing != Framing::None {
+            return Err(Refusal::bad("http1.body_disallowed"));
+        }
+        head.upgrade = true;
+    } else if connection.upgrade && head.version == Version::Http11 {
+        head.upgrade = head.headers.contains("upgrade");
+    }
+    if !head.upgrade {
+        head.headers.remove("upgrade");
+    }
+    Ok(())
 }
 
 /// Parses the head of a response to a request of `method`; `bytes` ends with the empty line.
@@ -119,29 +129,41 @@ pub fn parse_response(
         head.version = version;
         let mut connection = Connection::new(version);
         for field in parsed.headers.iter() {
-            if !connection.take(field, &mut head.headers)? {
-                head.headers.push_parsed(field.name.as_bytes(), field.value);
+            let name = field.name.as_bytes();
+            if !connection.take(name, field.value, &mut head.headers)? {
+                head.headers.push_parsed(name, field.value);
             }
         }
-        connection.finish(&mut head.headers);
-        head.keep_alive = connection.keep_alive;
-        head.keep_alive_timeout = connection.timeout;
-        let declared = connection.framing(limits, &mut head.headers)?;
-        head.framing = match head.status {
-            101 => Framing::Tunnel,
-            100..=199 | 204 | 304 => Framing::None,
-            200..=299 if *method == Method::Connect => Framing::Tunnel,
-            _ if *method == Method::Head => Framing::None,
-            _ => declared.unwrap_or(Framing::UntilClose),
-        };
-        if head.framing == Framing::UntilClose {
-            head.keep_alive = false;
-        }
-        if head.status != 101 {
-            head.headers.remove("upgrade");
-        }
+        finish_response(&mut head, &connection, method, limits)?;
         Ok(head)
     })
+}
+
+/// What the fields of a response say together.
+pub(super) fn finish_response(
+    head: &mut ResponseHead,
+    connection: &Connection,
+    method: &Method,
+    limits: &Limits,
+) -> Result<(), Refusal> {
+    connection.finish(&mut head.headers);
+    head.keep_alive = connection.keep_alive;
+    head.keep_alive_timeout = connection.timeout;
+    let declared = connection.framing(limits, &mut head.headers)?;
+    head.framing = match head.status {
+        101 => Framing::Tunnel,
+        100..=199 | 204 | 304 => Framing::None,
+        200..=299 if *method == Method::Connect => Framing::Tunnel,
+        _ if *method == Method::Head => Framing::None,
+        _ => declared.unwrap_or(Framing::UntilClose),
+    };
+    if head.framing == Framing::UntilClose {
+        head.keep_alive = false;
+    }
+    if head.status != 101 {
+        head.headers.remove("upgrade");
+    }
+    Ok(())
 }
 
 /// Parses a trailer section, its empty line included, and keeps what may be a trailer.
@@ -184,7 +206,7 @@ fn has_control(head: &[u8]) -> bool {
 }
 
 /// What the fields of one connection said.
-struct Connection {
+pub(super) struct Connection {
     version: Version,
     keep_alive: bool,
     timeout: Option<Duration>,
@@ -197,7 +219,7 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(version: Version) -> Connection {
+    pub(super) fn new(version: Version) -> Connection {
         Connection {
             version,
             keep_alive: version == Version::Http11,
@@ -212,49 +234,62 @@ impl Connection {
     }
 
     /// Looks at one field; `true` means that it must not enter the block.
-    fn take(
-        &mut self,
-        field: &httparse::Header<'_>,
-        headers: &mut Headers,
-    ) -> Result<bool, Refusal> {
-        let (name, value) = (field.name, field.value);
+    fn take(&mut self, name: &[u8], value: &[u8], headers: &mut Headers) -> Result<bool, Refusal> {
         match name.len() {
-            2 if name.eq_ignore_ascii_case("te") => {
+            2 if name.eq_ignore_ascii_case(b"te") => {
                 // The one coding that a proxy hands on (RFC 9110, 10.1.4); gRPC needs it.
                 if has_token(value, "trailers") {
-                    headers.push_parsed(name.as_bytes(), b"trailers");
+                    headers.push_parsed(name, b"trailers");
                 }
                 Ok(true)
             }
-            10 if name.eq_ignore_ascii_case("connection") => {
+            10 if name.eq_ignore_ascii_case(b"connection") => {
                 self.connection(value);
                 Ok(true)
             }
-            10 if name.eq_ignore_ascii_case("keep-alive") => {
-                self.timeout = keep_alive_timeout(value);
+            10 if name.eq_ignore_ascii_case(b"keep-alive") => {
+                self.keep_alive(value);
                 Ok(true)
             }
-            16 if name.eq_ignore_ascii_case("proxy-connection") => Ok(true),
-            14 if name.eq_ignore_ascii_case("content-length") => {
-                self.lengths += 1;
-                self.length = content_length(value)?;
+            16 if name.eq_ignore_ascii_case(b"proxy-connection") => Ok(true),
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                self.length(value)?;
                 Ok(false)
             }
-            17 if name.eq_ignore_ascii_case("transfer-encoding") => {
-                self.codings += 1;
-                if self.codings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Refusal {
-                        status: 501,
-                        detail: "http1.invalid_transfer_encoding",
-                    });
-                }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                self.coding(value)?;
                 Ok(true)
             }
             _ => Ok(false),
         }
     }
 
-    fn connection(&mut self, value: &[u8]) {
+    /// `content-length`.
+    pub(super) fn length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.lengths += 1;
+        self.length = content_length(value)?;
+        Ok(())
+    }
+
+    /// `transfer-encoding`.
+    pub(super) fn coding(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.codings += 1;
+        if self.codings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
+            return Err(Refusal {
+                status: 501,
+                detail: "http1.invalid_transfer_encoding",
+            });
+        }
+        Ok(())
+    }
+
+    /// `keep-alive`.
+    pub(super) fn keep_alive(&mut self, value: &[u8]) {
+        self.timeout = keep_alive_timeout(value);
+    }
+
+    /// `connection`.
+    pub(super) fn connection(&mut self, value: &[u8]) {
         for token in value.split(|&byte| byte == b',') {
             let token = token.trim_ascii();
             if token.eq_ignore_ascii_case(b"close") {
@@ -272,7 +307,7 @@ impl Connection {
     }
 
     /// Removes what `Connection` nominated.
-    fn finish(&mut self, headers: &mut Headers) {
+    fn finish(&self, headers: &mut Headers) {
         if self.nominated {
             for name in &self.nominations {
                 headers.remove(name);
@@ -365,6 +400,15 @@ fn target<'a>(method: &Method, target: &'a str, limits: &Limits) -> Result<Targe
 /// address alone, and digits in a port.
 pub(crate) fn check_host(host: &[u8]) -> Result<(), Refusal> {
     const INVALID: Refusal = Refusal::bad("http1.invalid_host");
+    // Nearly all are of this kind.
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    let name = host.iter().position(|byte| !plain(byte));
+    let port = name.map_or(&host[..0], |end| &host[end..]);
+    if let [] | [b':', ..] = port
+        && port.iter().skip(1).all(u8::is_ascii_digit)
+    {
+        return Ok(());
+    }
     let valid = |byte: &u8| {
         byte.is_ascii_alphanumeric()
             || matches!(

@@ -94,6 +94,13 @@ impl ReadState {
         if self.closed {
             return Poll::Ready(Ok(0));
         }
+        if self.buffer.capacity() == 0 && !self.large {
+            // Most looks at a stream find nothing: then no buffer changes hands.
+            let mut io = io.borrow_mut();
+            let (read, buffer) = buffer::lend(|buffer| pin!(io.read_buf(buffer)).poll(cx));
+            self.buffer = buffer;
+            return self.filled(read, buffer::SMALL);
+        }
         if self.buffer.capacity() == self.buffer.len() || self.buffer.is_empty() {
             let size = if self.large {
                 buffer::LARGE
@@ -107,33 +114,28 @@ impl ReadState {
             }
         }
         let room = self.buffer.capacity() - self.buffer.len();
-        let read = {
-            let mut io = io.borrow_mut();
-            let read = pin!(io.read_buf(&mut self.buffer));
-            read.poll(cx)
-        };
-        match read {
+        let read = pin!(io.borrow_mut().read_buf(&mut self.buffer)).poll(cx);
+        let read = self.filled(read, room);
+        self.release();
+        read
+    }
+
+    /// Notes what came of a read that had so much room.
+    fn filled(&mut self, read: Poll<io::Result<usize>>, room: usize) -> Poll<io::Result<usize>> {
+        match &read {
             Poll::Ready(Ok(count)) => {
-                self.closed = count == 0;
-                self.large = count == room && room >= buffer::SMALL / 2;
-                self.release();
-                Poll::Ready(Ok(count))
+                self.closed = *count == 0;
+                self.large = *count >= room && room >= buffer::SMALL / 2;
             }
-            Poll::Ready(Err(error)) => {
-                self.closed = true;
-                self.release();
-                Poll::Ready(Err(error))
-            }
-            Poll::Pending => {
-                self.release();
-                Poll::Pending
-            }
+            Poll::Ready(Err(_)) => self.closed = true,
+            Poll::Pending => {}
         }
+        read
     }
 
     /// Lends the buffer back when nothing is in it.
     pub(super) fn release(&mut self) {
-        if self.buffer.is_empty() {
+        if self.buffer.is_empty() && self.buffer.capacity() > 0 {
             buffer::give_read(std::mem::take(&mut self.buffer));
         }
     }
@@ -151,14 +153,22 @@ impl ReadState {
     }
 
     /// Waits for a complete head and gives it to `parse`; `None` when the peer closed before its
-    /// first byte.
+    /// first byte. What begins like a usual head is first shown to `fast`.
     pub(super) fn poll_head<S: AsyncRead + Unpin, T>(
         &mut self,
         io: &RefCell<S>,
         cx: &mut Context<'_>,
+        fast: impl Fn(&[u8], &Limits) -> Option<(T, usize)>,
         parse: impl FnOnce(&[u8], &Limits) -> Result<T, crate::Refusal>,
     ) -> Poll<Result<Option<T>, Error>> {
         loop {
+            if self.scanner.is_new()
+                && let Some((head, end)) = fast(&self.buffer, &self.limits)
+            {
+                self.buffer.advance(end);
+                self.release();
+                return Poll::Ready(Ok(Some(head)));
+            }
             if self.has_bytes()
                 && let Scan::Complete { start, end } =
                     self.scanner.scan(&self.buffer, &self.limits)?

@@ -27,6 +27,11 @@ pub struct HeadScanner {
 }
 
 impl HeadScanner {
+    /// Whether it has not looked at any byte.
+    pub(super) fn is_new(&self) -> bool {
+        self.at == 0
+    }
+
     /// Looks at the bytes that are new since the last call with the same, grown, buffer.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Reader, Spelling, Writer, parse_request,
+    Reader, Spelling, Writer, fast, parse_request,
     read::ReadState,
     write::{Client, WriteState},
 };
@@ -63,7 +63,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     /// # Errors
     /// [`Error::Refused`] says what to answer before closing.
     pub async fn read_head(&mut self) -> Result<Option<RequestHead>, Error> {
-        let head = match poll_fn(|cx| self.read.poll_head(&self.io, cx, parse_request)).await {
+        let head = poll_fn(|cx| {
+            self.read
+                .poll_head(&self.io, cx, fast::request, parse_request)
+        });
+        let head = match head.await {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(None),
             Err(error) => {

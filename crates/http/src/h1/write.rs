@@ -14,8 +14,10 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
+use super::parse::content_length;
 use crate::{
     Error, Framing, Headers, Limits, RequestHead, ResponseHead, Version, buffer, head::reason,
+    headers::Name,
 };
 
 /// State of the writing half.
@@ -100,9 +102,9 @@ impl WriteState {
             out.extend_from_slice(b"://");
             out.extend_from_slice(head.authority().as_bytes());
         }
-        match head.path() {
-            "" => out.extend_from_slice(head.authority().as_bytes()),
-            path => out.extend_from_slice(path.as_bytes()),
+        match head.path_bytes() {
+            b"" => out.extend_from_slice(head.authority_bytes()),
+            path => out.extend_from_slice(path),
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let fields = out.len();
@@ -149,9 +151,8 @@ impl WriteState {
         match framing {
             // What a HEAD would have got is told by the fields that the upstream sent.
             Framing::None if client.is_head || matches!(head.status, 204 | 304) => {
-                head.headers.write_lines(out, |name| {
-                    head.status == 204 && name.eq_ignore_ascii_case(b"content-length")
-                });
+                head.headers
+                    .write_lines(out, |name| head.status == 204 && name.is("content-length"));
             }
             _ => lines(out, &head.headers, framing),
         }
@@ -358,7 +359,7 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
         Framing::Length(length) => {
             let mut told = false;
             headers.write_lines(out, |name| {
-                let is_length = name.eq_ignore_ascii_case(b"content-length");
+                let is_length = name.is("content-length");
                 let keep = is_length && !told && headers_length(headers) == Some(length);
                 told |= keep;
                 is_length && !keep || connection_field(name)
@@ -369,12 +370,11 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
         }
         Framing::None => headers.write_lines(out, |name| {
             connection_field(name)
-                || name.eq_ignore_ascii_case(b"content-length")
-                    && headers_length(headers) != Some(0)
+                || name.is("content-length") && headers_length(headers) != Some(0)
         }),
         Framing::Chunked | Framing::UntilClose | Framing::Tunnel => {
             headers.write_lines(out, |name| {
-                connection_field(name) || name.eq_ignore_ascii_case(b"content-length")
+                connection_field(name) || name.is("content-length")
             });
             if framing == Framing::Chunked {
                 out.extend_from_slice(b"transfer-encoding: chunked\r\n");
@@ -385,15 +385,13 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
 
 fn headers_length(headers: &Headers) -> Option<u64> {
     headers
-        .get_str("content-length")
-        .and_then(|value| value.parse().ok())
+        .get("content-length")
+        .and_then(|value| content_length(value).ok())
 }
 
 /// Fields that this codec alone writes; a filter or a route cannot.
-fn connection_field(name: &[u8]) -> bool {
-    matches!(name.len(), 10 | 17)
-        && (name.eq_ignore_ascii_case(b"connection")
-            || name.eq_ignore_ascii_case(b"transfer-encoding"))
+fn connection_field(name: Name<'_>) -> bool {
+    name.is("connection") || name.is("transfer-encoding")
 }
 
 /// Writes the body of the message whose head was written last.

@@ -194,11 +194,16 @@ async fn http1_connection(
                     remote = true;
                     return Poll::Ready(readable.unwrap_or(false));
                 }
-                if closed.as_mut().poll(cx).is_ready() {
-                    stats.downstream_cx_drain_close().inc();
-                    return Poll::Ready(false);
+                // Each rest would take the lock of the drain for what happens once, if at all.
+                let moved = drain.has_moved();
+                if !listens || moved {
+                    listens = true;
+                    if closed.as_mut().poll(cx).is_ready() {
+                        stats.downstream_cx_drain_close().inc();
+                        return Poll::Ready(false);
+                    }
                 }
-                if drain.has_moved() && drain.is_ending() {
+                if moved && drain.is_ending() {
                     idle.shorten(plan.drain_timeout);
                 }
                 idle.poll(cx, timer.as_mut()).map(|()| {
@@ -241,7 +246,7 @@ async fn http1_connection(
                 }
                 let mut over = false;
                 let mut is_over = |cx: &mut TaskContext<'_>| {
-                    // Each request would take the lock of the drain for what happens once, if at all.
+                    // As above.
                     if !listens || drain.has_moved() {
                         listens = true;
                         over = closed.as_mut().poll(cx).is_ready();

@@ -409,11 +409,11 @@ impl RequestView for Exchange<'_> {
     }
 
     fn host(&self) -> &[u8] {
-        self.request.authority().as_bytes()
+        self.request.authority_bytes()
     }
 
     fn path(&self) -> &[u8] {
-        self.request.path().as_bytes()
+        self.request.path_bytes()
     }
 
     fn client_certificate(&self) -> Option<(bool, bool)> {

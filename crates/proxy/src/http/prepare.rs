@@ -64,7 +64,7 @@ fn check(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> Result<()
             request.set_authority(host);
         }
     }
-    if request.authority().is_empty() {
+    if request.authority_bytes().is_empty() {
         return Err(LocalReply::new(400, "", "missing_host_header"));
     }
     match plan.common.underscores {
@@ -90,21 +90,21 @@ pub(super) fn path(
     if request.method == Method::Connect {
         return Ok(());
     }
-    let path = request.path();
+    let path = request.path_bytes();
     if path.is_empty() {
         return Err(LocalReply::new(404, "", "missing_path_rejected"));
     }
-    if !path.starts_with('/') && path != "*" {
+    if path[0] != b'/' && path != b"*" {
         stats.downstream_rq_non_relative_path().inc();
         return Err(LocalReply::new(404, "", "absolute_path_rejected"));
     }
-    if let Some(at) = path.find('#') {
+    if let Some(at) = memchr::memchr(b'#', path) {
         let reject = worker.bootstrap.runtime.get(FRAGMENT_SWITCH);
         if reject.is_none_or(|value| value != &serde_json::Value::Bool(false)) {
             stats.downstream_rq_failed_path_normalization().inc();
             return Err(LocalReply::new(400, "", "path_normalization_failed"));
         }
-        let stripped = path[..at].to_owned();
+        let stripped = request.path()[..at].to_owned();
         request.set_path(&stripped);
     }
     let rules = PathRules {
@@ -274,6 +274,9 @@ fn from_right(list: &[u8], skip: usize) -> Option<IpAddr> {
 /// Takes off what only internal clients may say.
 fn clean(exchange: &mut Exchange<'_>, edge: bool) {
     let headers = &mut exchange.request.headers;
+    if !headers.contains_prefix("x-envoy-") {
+        return;
+    }
     headers.retain(|name, _| {
         let envoy = name.len() > 8 && name.as_bytes()[..8].eq_ignore_ascii_case(b"x-envoy-");
         let is = |list: &[&str]| {
