@@ -19,6 +19,7 @@ use crate::{
             AddressPart, DurationUnit, GrpcStatusForm, NameOrder, Operator, OperatorKind, Original,
             Part, Template, TimePoint,
         },
+        format_sources::TextSource,
         matcher::query_parameter,
     },
 };
@@ -513,6 +514,16 @@ fn value(
                     state => json(state.and_then(|state| state.get(&**field)), out),
                 },
                 None => json(state, out),
+            }
+        }
+        Op::Source(source) => {
+            let at = out.len();
+            match crate::transport::print(source, out) {
+                // An empty secret is none; an empty file is a text, as in Envoy.
+                Some(()) if out.len() > at || matches!(**source, TextSource::File(_)) => {
+                    Presence::Text
+                }
+                _ => Presence::Absent,
             }
         }
         Op::Tls(operator) => {

@@ -44,6 +44,8 @@ pub(super) fn certs(admin: &Admin) -> Answer {
                 let chain = std::iter::once(&**identity.leaf()).chain(identity.chain());
                 entry.cert_chain = chain.map(|c| details(c, &path)).collect();
             }
+            // No certificate: not asked for.
+            Material::Text(_) => continue,
             Material::Validation { authorities, .. } => {
                 let domains = authorities.domains.iter().map(|(_, trust)| trust);
                 entry.ca_cert = domains
@@ -67,6 +69,7 @@ fn path(source: &Source) -> String {
         Source::Certificate { chain, .. } => of(chain),
         Source::Authorities(sources) => sources.first().map_or_else(String::new, of),
         Source::Sds(secret) => secret.name.to_string(),
+        Source::Text(path) => path.display().to_string(),
     }
 }
 

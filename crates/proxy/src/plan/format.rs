@@ -10,6 +10,7 @@ use std::sync::{
 
 use super::{
     format_arguments::{coalesce, common_duration, path, requested_server_name},
+    format_sources::{Formatters, TextSource},
     format_tls::TlsOperator,
 };
 
@@ -215,6 +216,8 @@ pub enum OperatorKind {
         namespace: Arc<str>,
         path: Vec<Arc<str>>,
     },
+    /// What stands in a file, or a secret.
+    Source(Box<TextSource>),
     /// A filter state object of the downstream side; `plain` asks for its text form instead of JSON.
     FilterState {
         key: Arc<str>,
@@ -329,6 +332,14 @@ impl Template {
     /// # Errors
     /// What is wrong, with the operator it is about.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_with(text, &Formatters::default())
+    }
+
+    /// Reads a format string that may have the operators of formatters.
+    ///
+    /// # Errors
+    /// What is wrong, with the operator it is about.
+    pub fn parse_with(text: &str, formatters: &Formatters) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -340,7 +351,7 @@ impl Template {
                 rest = after;
                 continue;
             }
-            let (operator, after) = operator(rest)?;
+            let (operator, after) = operator(rest, formatters)?;
             if !literal.is_empty() {
                 parts.push(Part::Text(std::mem::take(&mut literal).into()));
             }
@@ -365,7 +376,7 @@ impl Template {
 }
 
 /// Reads one operator after its first `%`; gives the text after its last one.
-fn operator(text: &str) -> Result<(Operator, &str), String> {
+fn operator<'t>(text: &'t str, formatters: &Formatters) -> Result<(Operator, &'t str), String> {
     let shown = || text.chars().take(40).collect::<String>();
     let name_end = text
         .find(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'))
@@ -405,7 +416,10 @@ fn operator(text: &str) -> Result<(Operator, &str), String> {
             shown()
         )
     })?;
-    let kind = kind(name, argument).map_err(|why| format!("%{name}%: {why}"))?;
+    let kind = formatters
+        .operator(name, argument)
+        .unwrap_or_else(|| kind(name, argument))
+        .map_err(|why| format!("%{name}%: {why}"))?;
     Ok((Operator { kind, max_length }, after))
 }
 

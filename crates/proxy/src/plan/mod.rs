@@ -25,6 +25,7 @@ pub mod filter_config;
 pub mod filter_state;
 pub mod format;
 mod format_arguments;
+pub mod format_sources;
 pub mod format_tls;
 pub mod header;
 pub mod health_check;

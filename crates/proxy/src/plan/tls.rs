@@ -200,4 +200,6 @@ pub enum SecretKind {
     },
     /// How the peer's certificate is judged.
     Validation(Validation),
+    /// Any text.
+    Generic(DataSource),
 }

@@ -118,6 +118,11 @@ impl Server {
             Change::UpsertListener(plan) => {
                 let owner = Owner::Listener(plan.name.clone());
                 let needs = transport::of_listener(&plan);
+                let prints = self.keeper.borrow().prints(&plan);
+                prints.map_err(|reason| ChangeError::Secret {
+                    subject: format!("listener {}", plan.name),
+                    reason,
+                })?;
                 self.require(owner, needs, || format!("listener {}", plan.name))?;
                 return self.upsert_listener(plan, batches);
             }

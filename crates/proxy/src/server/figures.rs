@@ -81,6 +81,7 @@ impl Server {
                     look(identity.leaf().not_after);
                     identity.chain().iter().for_each(|c| look(c.not_after));
                 }
+                Material::Text(_) => {}
                 Material::Validation { authorities, .. } => {
                     let domains = authorities.domains.iter().map(|(_, trust)| trust);
                     for trust in domains.chain(&authorities.trust) {

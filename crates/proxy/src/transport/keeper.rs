@@ -12,6 +12,7 @@ use super::{Material, Secrets, Source, context::sources, material::files};
 use crate::plan::{
     Cluster, Listener,
     cluster::UpstreamTransport,
+    format_sources::{self, TextSource},
     listener::DownstreamTransport,
     tls::{CertificateSource, CommonTls, SdsSecret, Secret},
 };
@@ -136,7 +137,25 @@ impl Keeper {
         }
         all.into_iter()
             .filter_map(|source| Some((source.clone(), self.secrets.find(&source)?)))
+            .filter(|(_, material)| !matches!(**material, Material::Text(_)))
             .collect()
+    }
+
+    /// Whether the bootstrap has the secrets of its own that a listener's formats print.
+    ///
+    /// # Errors
+    /// Which one it lacks.
+    pub(crate) fn prints(&self, plan: &Listener) -> Result<(), String> {
+        for secret in secrets_of_formats(plan).filter(|secret| secret.source.is_none()) {
+            let found = self.secrets.find(&Source::Sds(secret.clone()));
+            if !found.is_some_and(|found| matches!(*found, Material::Text(_))) {
+                return Err(format!(
+                    "`{}` is no generic secret of the bootstrap",
+                    secret.name
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn delivered_for(&self, source: &Source) -> Option<Arc<Secret>> {
@@ -151,6 +170,7 @@ impl Keeper {
         let material = match source {
             Source::Certificate { chain, key } => Material::certificate(chain, key)?,
             Source::Authorities(sources) => Material::authorities(sources)?,
+            Source::Text(path) => Material::text(path)?,
             Source::Sds(_) => match &secret {
                 Some(secret) => Material::secret(secret)?,
                 None => return Ok(()),
@@ -205,7 +225,7 @@ pub(crate) fn of_cluster(plan: &Cluster) -> Vec<Source> {
     .collect()
 }
 
-/// What a listener's contexts need.
+/// What a listener's contexts and formats need.
 pub(crate) fn of_listener(plan: &Listener) -> Vec<Source> {
     let chains = plan.filter_chains.iter().chain(&plan.default_filter_chain);
     chains
@@ -213,10 +233,19 @@ pub(crate) fn of_listener(plan: &Listener) -> Vec<Source> {
             DownstreamTransport::Tls(tls) => sources(&tls.common),
             DownstreamTransport::RawBuffer => Vec::new(),
         })
+        .chain(format_sources::of_listener(plan).into_iter().map(source_of))
         .collect()
 }
 
-/// The secrets that a listener's contexts need.
+/// Where the main thread reads what a format prints.
+pub(super) fn source_of(text: &TextSource) -> Source {
+    match text {
+        TextSource::File(path) => Source::Text(path.clone()),
+        TextSource::Secret(secret) => Source::Sds(secret.clone()),
+    }
+}
+
+/// The secrets that a listener's contexts and formats need.
 pub(crate) fn secrets_of_listener(plan: &Listener) -> impl Iterator<Item = &SdsSecret> {
     let chains = plan.filter_chains.iter().chain(&plan.default_filter_chain);
     chains
@@ -225,6 +254,15 @@ pub(crate) fn secrets_of_listener(plan: &Listener) -> impl Iterator<Item = &SdsS
             DownstreamTransport::RawBuffer => None,
         })
         .flat_map(secrets)
+        .chain(secrets_of_formats(plan))
+}
+
+fn secrets_of_formats(plan: &Listener) -> impl Iterator<Item = &SdsSecret> {
+    let texts = format_sources::of_listener(plan).into_iter();
+    texts.filter_map(|text| match text {
+        TextSource::Secret(secret) => Some(secret),
+        TextSource::File(_) => None,
+    })
 }
 
 fn secrets(common: &CommonTls) -> impl Iterator<Item = &SdsSecret> {

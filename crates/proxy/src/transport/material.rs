@@ -1,6 +1,12 @@
-//! Certificates, keys and authorities: where they come from and what they are once read.
+//! Certificates, keys, authorities, and texts that formats print: where they come from and what they are once read.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
 
 use tls::{
     identity::Identity,
@@ -17,8 +23,10 @@ pub(crate) enum Source {
     Certificate { chain: DataSource, key: DataSource },
     /// Authorities, and what belongs to them.
     Authorities(AuthoritySources),
-    /// Either, from SDS.
+    /// Either, from SDS; or a text.
     Sds(SdsSecret),
+    /// A text that formats print.
+    Text(PathBuf),
 }
 
 /// The parts of [`Authorities`].
@@ -60,6 +68,8 @@ pub(crate) enum Material {
         authorities: Authorities,
         rules: Option<Box<Validation>>,
     },
+    /// What formats print.
+    Text(Bytes),
 }
 
 /// Who is believed.
@@ -87,10 +97,26 @@ impl Material {
         })
     }
 
+    /// Reads a text that formats print.
+    pub(crate) fn text(path: &Path) -> Result<Self, String> {
+        let length = fs::metadata(path).map(|found| found.len());
+        let length = length.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        if length > LONGEST_TEXT as u64 {
+            return Err(format!("{}: {TOO_LONG}", path.display()));
+        }
+        let text = limited(read(&DataSource::File(path.to_owned()))?);
+        text.map(Self::Text)
+            .map_err(|why| format!("{}: {why}", path.display()))
+    }
+
     /// Reads what SDS or the bootstrap says under a name.
     pub(crate) fn secret(secret: &Secret) -> Result<Self, String> {
         match &secret.kind {
             SecretKind::Certificate { chain, key } => Self::certificate(chain, key),
+            SecretKind::Generic(source) => {
+                let text = limited(read(source)?);
+                text.map(Self::Text).map_err(|why| format!("secret: {why}"))
+            }
             SecretKind::Validation(rules) => Ok(Self::Validation {
                 authorities: Authorities::read(&AuthoritySources::of(rules))?,
                 rules: Some(Box::new(rules.clone())),
@@ -153,10 +179,23 @@ pub(crate) fn files(source: &Source, secret: Option<&Secret>) -> Vec<PathBuf> {
         (Source::Sds(_), Some(SecretKind::Validation(rules))) => {
             authorities(&AuthoritySources::of(rules));
         }
+        (Source::Text(path), _) => found.push(path.clone()),
+        (Source::Sds(_), Some(SecretKind::Generic(source))) => add(source),
         (Source::Sds(_), None) => {}
     }
     found
 }
+
+fn limited(text: Vec<u8>) -> Result<Bytes, String> {
+    match text.len() {
+        0..=LONGEST_TEXT => Ok(text.into()),
+        _ => Err(TOO_LONG.to_owned()),
+    }
+}
+
+/// Bytes of a text that formats print, at most: each worker prints all of it with every line.
+const LONGEST_TEXT: usize = 64 * 1024;
+const TOO_LONG: &str = "has more than 64 KiB, which is more than a format may print";
 
 fn read(source: &DataSource) -> Result<Vec<u8>, String> {
     match source {

@@ -18,7 +18,7 @@ pub(crate) use downstream::Downstream;
 pub(crate) use keeper::{Keeper, Owner, of_cluster, of_listener, secrets_of_listener, stamp};
 pub(crate) use material::{Material, Source};
 pub(crate) use metadata_exchange::{exchange, own};
-pub(crate) use store::Secrets;
+pub(crate) use store::{Secrets, print};
 pub use upstream::AutoName;
 pub(crate) use upstream::{Offer, Upstreams};
 

@@ -1,6 +1,7 @@
 //! What the main thread has read and all workers use.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError, RwLock, Weak,
@@ -14,7 +15,8 @@ use std::{
 use base::clock::Clock;
 use tls::server::{Tickets, ticketer};
 
-use super::{Material, Source};
+use super::{Material, Source, keeper::source_of};
+use crate::plan::format_sources::TextSource;
 
 /// Certificates, keys and authorities by where they come from.
 ///
@@ -69,6 +71,11 @@ impl Secrets {
         self.generation.fetch_add(1, Release);
     }
 
+    /// Makes these the ones that this thread's formats print from.
+    pub(crate) fn print_here(self: &Arc<Self>) {
+        PRINTED.set(Some(self.clone()));
+    }
+
     /// What seals the tickets of contexts with this digest.
     pub(crate) fn tickets(&self, digest: [u8; 32]) -> Result<Arc<dyn Tickets>, String> {
         let mut tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,4 +87,20 @@ impl Secrets {
         tickets.insert(digest, Arc::downgrade(&made));
         Ok(made)
     }
+}
+
+/// Writes what a format prints of a file or secret; `None` where it is not there. The lock is taken for formats with such
+/// an operator alone.
+pub(crate) fn print(text: &TextSource, out: &mut Vec<u8>) -> Option<()> {
+    let found = PRINTED.with_borrow(|ours| ours.as_ref()?.find(&source_of(text)))?;
+    match &*found {
+        Material::Text(text) => out.extend_from_slice(text),
+        Material::Certificate(_) | Material::Validation { .. } => return None,
+    }
+    Some(())
+}
+
+thread_local! {
+    /// Formats are filled far from whoever holds the secrets.
+    static PRINTED: RefCell<Option<Arc<Secrets>>> = const { RefCell::new(None) };
 }

@@ -158,6 +158,7 @@ pub(crate) fn spawn(
     let thread = thread::Builder::new()
         .name(format!("wrk:worker_{}", seed.index))
         .spawn(move || {
+            seed.shared.secrets.print_here();
             let worker = Rc::new_cyclic(|me| Worker::new(seed, me.clone()));
             LocalSet::new().block_on(&runtime, run(worker, commands));
         })?;

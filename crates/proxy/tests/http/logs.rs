@@ -191,3 +191,119 @@ fn details_may_be_asked_for_with_their_white_space() {
         assert_eq!(lines.read(1).await, ["cluster_not_found cluster_not_found"]);
     });
 }
+
+const FILES: &str = ", formatters: [{name: envoy.formatter.file_content, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.formatter.file_content.v3.FileContent}}]";
+
+#[test]
+fn the_content_of_a_file_stands_in_lines_and_follows_the_file() {
+    run(async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("build");
+        std::fs::write(&file, "one two").expect("it can be written");
+        let (lines, log) = Lines::with(
+            &format!(
+                "%FILE_CONTENT({path})% %FILE_CONTENT({path}:{folder}):3% %RESPONSE_CODE%",
+                path = file.display(),
+                folder = folder.path().display()
+            ),
+            FILES,
+        );
+        let routes = "          - {match: {prefix: /}, direct_response: {status: 200}}";
+        let mesh = Mesh::with_log(routes, "", &log, &[]).await;
+        mesh.get("/").await;
+        assert_eq!(lines.read(1).await, ["one two one 200"]);
+        // Another file takes its place, as a mounted one is changed.
+        let next = folder.path().join("next");
+        std::fs::write(&next, "three").expect("it can be written");
+        std::fs::rename(&next, &file).expect("it is there");
+        let mut count = 1;
+        within(async {
+            loop {
+                mesh.get("/").await;
+                count += 1;
+                let last = lines.read(count).await.pop();
+                if last.as_deref() == Some("three thr 200") {
+                    return;
+                }
+                assert_eq!(last.as_deref(), Some("one two one 200"));
+            }
+        })
+        .await;
+        // What cannot be read, or is too long, lets no listener through.
+        let long = folder.path().join("long");
+        std::fs::write(&long, vec![b'x'; 70_000]).expect("it can be written");
+        for (path, why) in [
+            ("/nowhere", "cannot read /nowhere"),
+            (&*long.display().to_string(), "more than 64 KiB"),
+        ] {
+            let (_, log) = Lines::with(&format!("%FILE_CONTENT({path})%"), FILES);
+            let refused = mesh.refused(&log);
+            assert!(refused.contains(why), "{refused}");
+        }
+    });
+}
+
+#[test]
+fn a_secret_stands_in_lines_once_it_has_come() {
+    run(async {
+        use outrigger_proxy::{
+            plan::{
+                bootstrap::{ConfigSource, ConfigSourceKind},
+                tls::{DataSource, SdsSecret, Secret, SecretKind},
+            },
+            server::Change,
+        };
+        let formatter = ", formatters: [{name: envoy.formatter.generic_secret, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.formatter.generic_secret.v3.GenericSecret, \
+            secret_configs: {token: {name: bearer, sds_config: {ads: {}}}, own: {name: static}}}}]";
+        let routes = "          - {match: {prefix: /}, direct_response: {status: 200}}";
+        let (lines, log) = Lines::with("%SECRET(token):5% %SECRET(token)%", formatter);
+        let mesh = Mesh::with_log(routes, "", &log, &[]).await;
+        mesh.get("/").await;
+        assert_eq!(lines.read(1).await, ["- -"]);
+        let name = SdsSecret {
+            name: "bearer".into(),
+            source: Some(ConfigSource {
+                kind: ConfigSourceKind::Ads,
+                initial_fetch_timeout: Some(std::time::Duration::from_secs(15)),
+            }),
+        };
+        let mut count = 1;
+        for (text, line) in [("swordfish", "sword swordfish"), ("", "- -")] {
+            let secret = Secret {
+                name: "bearer".into(),
+                kind: SecretKind::Generic(DataSource::Inline(text.into())),
+            };
+            let change = Change::Secret(name.clone(), std::sync::Arc::new(secret));
+            for result in mesh.server.apply(vec![change]) {
+                result.expect("it is a text");
+            }
+            mesh.get("/").await;
+            count += 1;
+            assert_eq!(lines.read(count).await[count - 1], line);
+        }
+        let (_, log) = Lines::with("%SECRET(own)%", formatter);
+        let refused = mesh.refused(&log);
+        assert!(
+            refused.contains("`static` is no generic secret of the bootstrap"),
+            "{refused}"
+        );
+    });
+}
+
+#[test]
+fn files_and_secrets_are_printed_only_where_a_formatter_allows_it() {
+    for (format, formatters, why) in [
+        (
+            "%FILE_CONTENT(/etc/hostname)%",
+            "",
+            "needs the formatter envoy.formatter.file_content",
+        ),
+        ("%FILE_CONTENT%", FILES, "needs PATH"),
+        ("%FILE_CONTENT(a:b:c)%", FILES, "needs PATH"),
+        ("%SECRET(a)%", FILES, "`a` is none of the secret_configs"),
+    ] {
+        let (_, log) = Lines::with(format, formatters);
+        let error = Mesh::plan(&log).expect_err(format);
+        assert!(error.contains(why), "{format}: {error}");
+    }
+}

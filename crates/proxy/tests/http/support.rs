@@ -171,6 +171,27 @@ filter_chains:
         Mesh { server, clock, log }
     }
 
+    /// The plan of a listener with nothing but this access log.
+    pub(crate) fn plan(log: &str) -> Result<Listener, String> {
+        let yaml = format!(
+            "{{name: only, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: hcm, typed_config: {{\
+             \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: s, \
+             access_log: [{}], route_config: {{name: r}}, http_filters: [{{name: router, typed_config: {{{ROUTER}}}}}]}}}}]}}]}}",
+            log.replace('\n', " ")
+        );
+        Listener::try_from(&message::<config::listener::v3::Listener>(&yaml))
+            .map_err(|error| error.to_string())
+    }
+
+    /// Why a listener with this access log is refused; empty where it is not.
+    pub(crate) fn refused(&self, log: &str) -> String {
+        let plan = Mesh::plan(log).expect("a legal listener");
+        let change = Change::UpsertListener(Arc::new(plan));
+        let results = self.server.apply(vec![change]);
+        let errors = results.into_iter().filter_map(Result::err);
+        errors.map(|error| error.to_string()).collect()
+    }
+
     pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.server.listener_address("l").unwrap())
             .await

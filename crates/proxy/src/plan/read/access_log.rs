@@ -7,17 +7,23 @@ use proto::{
     envoy::{
         config::{accesslog::v3 as pb, core::v3 as core},
         data::accesslog::v3 as data,
-        extensions::access_loggers::{
-            file::v3 as file, filters::cel::v3::ExpressionFilter, stream::v3 as stream,
+        extensions::{
+            access_loggers::{
+                file::v3 as file, filters::cel::v3::ExpressionFilter, stream::v3 as stream,
+            },
+            formatter::generic_secret::v3::GenericSecret,
         },
     },
 };
 use serde_json::Value;
 
 use super::{
-    common::{enumeration, extension, fraction, header_matcher, json, metadata_matcher},
+    common::{
+        enumeration, extension, fraction, header_matcher, json, metadata_matcher, typed_config,
+    },
     log_service,
     route::option,
+    tls::sds,
 };
 use crate::plan::{
     access_log::{
@@ -26,6 +32,7 @@ use crate::plan::{
     },
     error::{At, Step},
     format::Template,
+    format_sources::{self, Formatters},
     matcher::Fraction,
     route::BodyFormat,
 };
@@ -92,11 +99,12 @@ fn file_log(at: At<'_>, m: &file::FileAccessLog) -> Step<(LogSink, LogFormat)> {
         "/dev/stderr" => LogSink::Stderr,
         path => LogSink::File(path.into()),
     };
+    let none = Formatters::default();
     let format = match &m.access_log_format {
         None => log_format_or_default(at, None)?,
-        Some(F::Format(text)) => text_format(at.field("format"), text, false)?,
-        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, false)?,
-        Some(F::TypedJsonFormat(m)) => json_format(at.field("typed_json_format"), m, false)?,
+        Some(F::Format(text)) => text_format(at.field("format"), text, false, &none)?,
+        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, false, &none)?,
+        Some(F::TypedJsonFormat(m)) => json_format(at.field("typed_json_format"), m, false, &none)?,
         Some(F::LogFormat(m)) => log_format_or_default(at, Some(m))?,
     };
     Ok((sink, format))
@@ -108,7 +116,7 @@ fn log_format_or_default(
 ) -> Step<LogFormat> {
     match m {
         Some(m) => log_format(at.field("log_format"), m),
-        None => text_format(at, DEFAULT, false),
+        None => text_format(at, DEFAULT, false, &Formatters::default()),
     }
 }
 
@@ -131,20 +139,21 @@ pub(super) fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step
         json_format_options: _,
         format,
     } = m;
-    self::formatters(&at, formatters);
+    let more = self::formatters(&at, formatters);
+    let text_format = |at, text: &str| text_format(at, text, *omit_empty_values, &more);
     match format {
-        Some(F::TextFormat(text)) => text_format(at.field("text_format"), text, *omit_empty_values),
-        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, *omit_empty_values),
+        Some(F::TextFormat(text)) => text_format(at.field("text_format"), text),
+        Some(F::JsonFormat(m)) => {
+            json_format(at.field("json_format"), m, *omit_empty_values, &more)
+        }
         Some(F::TextFormatSource(m)) => {
             let at = at.field("text_format_source");
             match &m.specifier {
-                Some(Specifier::InlineString(text)) => {
-                    text_format(at.field("inline_string"), text, *omit_empty_values)
-                }
+                Some(Specifier::InlineString(text)) => text_format(at.field("inline_string"), text),
                 Some(Specifier::InlineBytes(bytes)) => {
                     let text = std::str::from_utf8(bytes)
                         .map_err(|_| at.field("inline_bytes").error("must be UTF-8"))?;
-                    text_format(at.field("inline_bytes"), text, *omit_empty_values)
+                    text_format(at.field("inline_bytes"), text)
                 }
                 _ => Err(at.error("must be given in place: inline_string")),
             }
@@ -153,49 +162,100 @@ pub(super) fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step
     }
 }
 
-/// Only formatters whose operators are built in here.
-pub(super) fn formatters(at: &At<'_>, formatters: &[core::TypedExtensionConfig]) {
+/// What formatters allow; the operators of others are built in here.
+pub(super) fn formatters(at: &At<'_>, formatters: &[core::TypedExtensionConfig]) -> Formatters {
+    let mut all = Formatters::default();
     at.each("formatters", formatters, |at, m| {
-        let found = super::common::typed_config(&at, &m.typed_config, "formatter")?;
+        let found = typed_config(&at, &m.typed_config, "formatter")?;
+        let at = at.field("typed_config");
         match found.name.as_str() {
             "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery"
             | "envoy.extensions.formatter.metadata.v3.Metadata"
-            | "envoy.extensions.formatter.cel.v3.Cel" => Ok(()),
-            _ => Err(found.unknown(&at.field("typed_config"), "formatter")),
+            | "envoy.extensions.formatter.cel.v3.Cel" => {}
+            "envoy.extensions.formatter.file_content.v3.FileContent" => all.file_content = true,
+            "envoy.extensions.formatter.generic_secret.v3.GenericSecret" => {
+                let m: GenericSecret = found.decode(&at)?;
+                let at = at.field("secret_configs");
+                for (name, m) in &m.secret_configs {
+                    all.secrets.insert(name.clone(), sds(at.key(name), m)?);
+                }
+            }
+            _ => return Err(found.unknown(&at, "formatter")),
         }
+        Ok(())
     });
+    all
 }
 
-fn text_format(at: At<'_>, text: &str, omit_empty_values: bool) -> Step<LogFormat> {
-    let template = Template::parse(text).map_err(|why| at.error(why))?;
+/// A log outside of listeners, for which nobody follows files and secrets.
+pub(super) fn plain_access_log(at: At<'_>, m: &pb::AccessLog) -> Step<AccessLog> {
+    let log = access_log(at, m)?;
+    let mut found = Vec::new();
+    format_sources::of_log(&log, &mut found);
+    match &*found {
+        [] => Ok(log),
+        _ => Err(at.not_implemented(
+            "%FILE_CONTENT% and %SECRET% are implemented in listeners' logs and replies alone",
+        )),
+    }
+}
+
+/// The format of a body of a route, for which nobody follows files and secrets.
+pub(super) fn plain_body_format(
+    at: At<'_>,
+    m: &core::SubstitutionFormatString,
+) -> Step<BodyFormat> {
+    let format = body_format(at, m)?;
+    let mut found = Vec::new();
+    format_sources::of_format(&format.format, &mut found);
+    match &*found {
+        [] => Ok(format),
+        _ => Err(at.not_implemented(
+            "%FILE_CONTENT% and %SECRET% are implemented in listeners' logs and replies alone",
+        )),
+    }
+}
+
+fn text_format(
+    at: At<'_>,
+    text: &str,
+    omit_empty_values: bool,
+    more: &Formatters,
+) -> Step<LogFormat> {
+    let template = Template::parse_with(text, more).map_err(|why| at.error(why))?;
     Ok(LogFormat::Text {
         template,
         omit_empty_values,
     })
 }
 
-fn json_format(at: At<'_>, m: &Struct, omit_empty_values: bool) -> Step<LogFormat> {
+fn json_format(
+    at: At<'_>,
+    m: &Struct,
+    omit_empty_values: bool,
+    more: &Formatters,
+) -> Step<LogFormat> {
     Ok(LogFormat::Json {
-        root: json_node(at, &json(m))?,
+        root: json_node(at, &json(m), more)?,
         omit_empty_values,
     })
 }
 
-fn json_node(at: At<'_>, value: &Value) -> Step<JsonNode> {
+fn json_node(at: At<'_>, value: &Value, more: &Formatters) -> Step<JsonNode> {
     Ok(match value {
         Value::String(text) => {
-            JsonNode::Template(Template::parse(text).map_err(|why| at.error(why))?)
+            JsonNode::Template(Template::parse_with(text, more).map_err(|why| at.error(why))?)
         }
         Value::Array(list) => JsonNode::List(
             list.iter()
                 .enumerate()
-                .map(|(index, value)| json_node(at.index(index), value))
+                .map(|(index, value)| json_node(at.index(index), value, more))
                 .collect::<Step<_>>()?,
         ),
         Value::Object(members) => {
             let mut list = members
                 .iter()
-                .map(|(key, value)| Ok((key.as_str().into(), json_node(at.key(key), value)?)))
+                .map(|(key, value)| Ok((key.as_str().into(), json_node(at.key(key), value, more)?)))
                 .collect::<Step<Vec<(Box<str>, JsonNode)>>>()?;
             list.sort_by(|a, b| a.0.cmp(&b.0));
             JsonNode::Object(list)

@@ -11,7 +11,7 @@ use proto::envoy::config::{
 use serde_json::Value;
 
 use super::{
-    access_log::access_log,
+    access_log::plain_access_log,
     cluster::cluster,
     common::{above_zero, address, ads_source, api_config_source, json, string_matcher},
     endpoint::locality_of,
@@ -285,7 +285,7 @@ fn admin_of(at: At<'_>, m: &pb::Admin) -> Step<Admin> {
     unsupported!(at, socket_options, allow_paths);
     Ok(Admin {
         address: at.required("address", bound, |at, m| address(at, m, false))?,
-        access_logs: at.each("access_log", logs, access_log),
+        access_logs: at.each("access_log", logs, plain_access_log),
     })
 }
 

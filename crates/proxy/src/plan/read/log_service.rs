@@ -22,6 +22,7 @@ use crate::plan::{
     error::{At, Step, unsupported},
     ext_authz::GrpcCall,
     format::{Part, Template},
+    format_sources::Formatters,
     tracing::Collector,
 };
 
@@ -75,7 +76,7 @@ pub(super) fn open_telemetry(
         filter_state_objects_to_log,
         custom_tags,
     } = m;
-    formatters(&at, formats);
+    let more = formatters(&at, formats);
     let common = at.optional("common_config", common_config, common)?;
     if let Some(common) = &common
         && (!common.filter_state.is_empty() || !common.tags.is_empty())
@@ -115,12 +116,14 @@ pub(super) fn open_telemetry(
         builtin_labels: !disable_builtin_labels,
         resource: at
             .optional("resource_attributes", resource_attributes, |at, m| {
-                members(&at, m, true)
+                members(&at, m, None)
             })?
             .unwrap_or_default(),
-        body: at.optional("body", body, |at, m| node(&at, m, false))?,
+        body: at.optional("body", body, |at, m| node(&at, m, Some(&more)))?,
         attributes: at
-            .optional("attributes", attributes, |at, m| members(&at, m, false))?
+            .optional("attributes", attributes, |at, m| {
+                members(&at, m, Some(&more))
+            })?
             .unwrap_or_default(),
         stat_prefix: stat_prefix.as_str().into(),
     })
@@ -180,29 +183,34 @@ fn names(list: &[String]) -> Vec<Arc<str>> {
     list.iter().map(lower).collect()
 }
 
-fn members(at: &At<'_>, m: &KeyValueList, fixed: bool) -> Step<Vec<(Arc<str>, JsonNode)>> {
+fn members(
+    at: &At<'_>,
+    m: &KeyValueList,
+    formats: Option<&Formatters>,
+) -> Step<Vec<(Arc<str>, JsonNode)>> {
     m.values
         .iter()
         .enumerate()
         .map(|(index, m)| {
             let at = at.field("values");
             let at = at.index(index);
-            let node = at.required("value", &m.value, |at, m| node(&at, m, fixed))?;
+            let node = at.required("value", &m.value, |at, m| node(&at, m, formats))?;
             Ok((m.key.as_str().into(), node))
         })
         .collect()
 }
 
-/// A value whose texts hold operators, or are `fixed`.
-fn node(at: &At<'_>, m: &AnyValue, fixed: bool) -> Step<JsonNode> {
+/// A value whose texts hold operators, or are fixed where none is allowed.
+fn node(at: &At<'_>, m: &AnyValue, formats: Option<&Formatters>) -> Step<JsonNode> {
     use any_value::Value as V;
     Ok(match &m.value {
-        Some(V::StringValue(text)) if fixed => JsonNode::Template(Template {
-            parts: vec![Part::Text(text.as_str().into())],
+        Some(V::StringValue(text)) => JsonNode::Template(match formats {
+            None => Template {
+                parts: vec![Part::Text(text.as_str().into())],
+            },
+            Some(formats) => Template::parse_with(text, formats)
+                .map_err(|why| at.field("string_value").error(why))?,
         }),
-        Some(V::StringValue(text)) => JsonNode::Template(
-            Template::parse(text).map_err(|why| at.field("string_value").error(why))?,
-        ),
         Some(V::BoolValue(yes)) => JsonNode::Literal(yes.to_string().into()),
         Some(V::IntValue(number)) => JsonNode::Literal(number.to_string().into()),
         // With a point in any case, by which it is known again.
@@ -210,11 +218,11 @@ fn node(at: &At<'_>, m: &AnyValue, fixed: bool) -> Step<JsonNode> {
         Some(V::ArrayValue(list)) => JsonNode::List(
             list.values
                 .iter()
-                .map(|m| node(at, m, fixed))
+                .map(|m| node(at, m, formats))
                 .collect::<Step<_>>()?,
         ),
         Some(V::KvlistValue(list)) => JsonNode::Object(
-            members(at, list, fixed)?
+            members(at, list, formats)?
                 .into_iter()
                 .map(|(name, node)| ((&*name).into(), node))
                 .collect(),

@@ -16,7 +16,7 @@ use proto::{
 };
 
 use super::{
-    access_log::body_format,
+    access_log::plain_body_format,
     common::{data_source, enumeration, header_matcher, header_name, metadata, regex_rewrite},
     header::operations,
     http_filter::per_filter,
@@ -388,7 +388,7 @@ fn direct_response(at: At<'_>, m: &pb::DirectResponseAction, limit: usize) -> St
         status,
         body,
         body_format: at
-            .optional("body_format", format, body_format)?
+            .optional("body_format", format, plain_body_format)?
             .map(Arc::new),
     })
 }

@@ -474,7 +474,8 @@ fn hex(text: &str) -> Option<[u8; 32]> {
     Some(out)
 }
 
-fn sds(at: At<'_>, m: &pb::SdsSecretConfig) -> Step<SdsSecret> {
+/// `SdsSecretConfig`.
+pub(super) fn sds(at: At<'_>, m: &pb::SdsSecretConfig) -> Step<SdsSecret> {
     Ok(SdsSecret {
         name: at.text("name", &m.name)?,
         source: at.optional("sds_config", &m.sds_config, config_source)?,
@@ -497,12 +498,17 @@ pub(super) fn secret(at: At<'_>, m: &pb::Secret) -> Step<Secret> {
                 .field("session_ticket_keys")
                 .not_implemented("is not implemented; remove it"));
         }
-        Some(Type::GenericSecret(_)) => {
-            return Err(at
-                .field("generic_secret")
-                .not_implemented("is not implemented; remove it"));
+        Some(Type::GenericSecret(m)) => {
+            let pb::GenericSecret { secret, secrets } = m;
+            let at = at.field("generic_secret");
+            unsupported!(at, secrets);
+            SecretKind::Generic(at.required("secret", secret, data_source)?)
         }
-        None => return Err(at.error("needs one of tls_certificate, validation_context")),
+        None => {
+            return Err(
+                at.error("needs one of tls_certificate, validation_context, generic_secret")
+            );
+        }
     };
     Ok(Secret {
         name: m.name.as_str().into(),
