@@ -32,12 +32,16 @@ static_resources:
 
 /// Runs a process of its own with the bootstrap above.
 fn with_admin(test: impl AsyncFnOnce(Admin)) {
+    with_admin_of(YAML, test);
+}
+
+fn with_admin_of(yaml: &str, test: impl AsyncFnOnce(Admin)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     LocalSet::new().block_on(&runtime, async {
-        let message: BootstrapMessage = proto::json::from_yaml(YAML).expect("legal YAML");
+        let message: BootstrapMessage = proto::json::from_yaml(yaml).expect("legal YAML");
         let bootstrap = Arc::new(Bootstrap::try_from(&message).expect("a bootstrap"));
         let server =
             Server::start(bootstrap, Options::default(), stats::Store::default()).expect("workers");
@@ -339,4 +343,35 @@ fn parameters_are_decoded() {
         (params.get("c"), params.get("d")),
         (Some("1=2"), Some("%zz"))
     );
+}
+
+#[test]
+fn what_logs_may_print_stands_in_no_dump() {
+    let yaml = YAML.replace(
+        "          http_filters:",
+        "          access_log:
+          - name: a
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog
+              path: /dev/null
+              log_format:
+                text_format_source: { inline_string: '%SECRET(token)%' }
+                formatters: [{ name: s, typed_config: { \"@type\": type.googleapis.com/envoy.extensions.formatter.generic_secret.v3.GenericSecret, secret_configs: { token: { name: bearer } } } }]
+          http_filters:",
+    ) + "  secrets: [{ name: bearer, generic_secret: { secret: { inline_string: swordfish } } }]\n";
+    with_admin_of(&yaml, async |admin| {
+        let (status, dump) = admin.get("/config_dump");
+        assert_eq!(status, 200);
+        assert!(dump.contains("%SECRET(token)%"), "{dump}");
+        assert!(
+            dump.contains("\"bearer\"") && dump.contains("[redacted]"),
+            "{dump}"
+        );
+        assert!(!dump.contains("swordfish"), "{dump}");
+        let certs = admin.get("/certs").1;
+        assert!(
+            !certs.contains("swordfish") && !certs.contains("bearer"),
+            "{certs}"
+        );
+    });
 }

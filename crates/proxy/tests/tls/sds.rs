@@ -383,6 +383,85 @@ fn secrets_of_a_file_come_and_change_and_what_is_no_secret_leaves_the_last() {
     });
 }
 
+#[test]
+fn a_listener_waits_for_the_secret_that_its_log_prints() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (secret, log) = (folder.path().join("secret"), folder.path().join("log"));
+        let put = |text: &str| {
+            let next = folder.path().join("next");
+            let answer = serde_json::json!({"resources": [
+                {"@type": TYPE, "name": "bearer", "generic_secret": {"secret": {"inline_string": text}}}
+            ]});
+            std::fs::write(&next, answer.to_string()).expect("it is written");
+            std::fs::rename(&next, &secret).expect("it is moved");
+        };
+        let access = format!(
+            "access_log: [{{name: f, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+             path: {log:?}, log_format: {{text_format_source: {{inline_string: \"%SECRET(token)% %SECRET(own)%\\n\"}}, formatters: [{{name: s, typed_config: {{\
+             \"@type\": type.googleapis.com/envoy.extensions.formatter.generic_secret.v3.GenericSecret, secret_configs: {{own: {{name: static}}, \
+             token: {{name: bearer, sds_config: {{initial_fetch_timeout: 0s, path_config_source: {{path: {secret:?}}}}}}}}}}}}}]}}}}}}],"
+        );
+        let yaml = format!(
+            "node: {{id: n, cluster: c}}
+static_resources:
+  secrets: [{{name: static, generic_secret: {{secret: {{inline_string: fixed}}}}}}]
+  clusters:
+  - {{name: app, type: STATIC, load_assignment: {{cluster_name: app, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}]}}]}}}}
+  listeners:
+  - name: in
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains: [{{{}}}]
+",
+            origin().await,
+            http_to("app", &access)
+        );
+        let message: BootstrapMessage = proto::json::from_yaml(&yaml).expect("legal YAML");
+        let bootstrap = Arc::new(Bootstrap::try_from(&message).expect("a bootstrap"));
+        let options = Options {
+            file_flush_interval: Duration::from_millis(1),
+            ..Options::default()
+        };
+        let server = Server::start(bootstrap, options, stats::Store::default()).expect("workers");
+        let mut discovery = Discovery::new(server.clone());
+        let running = tokio::task::spawn_local(async move {
+            discovery.begin().await.expect("the static part");
+            discovery.run().await;
+        });
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        assert!(server.listener_address("in").is_none(), "its secret is missing");
+        put("one");
+        within(server.reached(State::Live)).await;
+        let at = address(&server, "in");
+        let mut lines = 0;
+        let mut line = async || {
+            assert!(get(at, "").await.starts_with("HTTP/1.1 200"));
+            lines += 1;
+            within(async {
+                loop {
+                    let text = std::fs::read_to_string(&log).unwrap_or_default();
+                    if text.lines().count() == lines {
+                        return text.lines().last().map(str::to_owned);
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            })
+            .await
+        };
+        assert_eq!(line().await.as_deref(), Some("one fixed"));
+        put("two");
+        stat(&server, "sds.bearer.update_success", 2).await;
+        assert_eq!(line().await.as_deref(), Some("two fixed"));
+        running.abort();
+    });
+}
+
 type Tls = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
 
 async fn try_echo(stream: &mut Tls) -> bool {
