@@ -30,6 +30,12 @@ pub(crate) fn http2_settings(options: &Http2Options, head_kb: u32, headers: u32)
         connection_window: options.initial_connection_window_size,
         concurrent_streams: options.max_concurrent_streams,
         header_list: head_kb.saturating_mul(1024),
+        header_field: match options.max_header_field_size_kb {
+            Some(kb) => kb * 1024,
+            None => u32::MAX,
+        },
+        obs_text: !options.disallow_obs_text,
+        huffman: options.huffman,
         headers: headers as usize,
         extended_connect: options.allow_connect,
         header_table: options.hpack_table_size,
@@ -40,6 +46,8 @@ pub(crate) fn http2_settings(options: &Http2Options, head_kb: u32, headers: u32)
             max_inbound_window_update_frames_per_data_frame_sent: options
                 .max_inbound_window_update_frames_per_data_frame_sent,
             max_outbound_control_frames: options.max_outbound_control_frames,
+            stream_reset_burst: options.stream_reset_burst,
+            stream_reset_rate: options.stream_reset_rate,
         },
         keep_alive: options.keepalive.map(|keepalive| h2::KeepAlive {
             interval: keepalive.interval,
@@ -120,6 +128,8 @@ impl Http2Meter {
                 h2::Flood::Empty => self.stats.inbound_empty_frames_flood().inc(),
                 h2::Flood::Priority => self.stats.inbound_priority_frames_flood().inc(),
                 h2::Flood::Control => self.stats.outbound_control_flood().inc(),
+                // Envoy has no counter of its own for it; the GOAWAY is counted.
+                h2::Flood::Reset => {}
                 h2::Flood::WindowUpdate => self.stats.inbound_window_update_frames_flood().inc(),
             }
         }

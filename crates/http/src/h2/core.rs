@@ -125,10 +125,10 @@ impl Core {
         let facts = Rc::new(Facts::default());
         let mut core = Core {
             role,
-            guard: Guard::new(&facts, settings.floods),
+            guard: Guard::new(&facts, settings.floods, role == Role::Server),
             facts,
             decoder: Decoder::new(),
-            encoder: Encoder::new(),
+            encoder: Encoder::new(settings.huffman),
             store: Store::default(),
             out: Outbox::default(),
             peer: Peer {
@@ -202,6 +202,8 @@ impl Core {
     pub(super) fn rules(&self) -> Rules {
         Rules {
             list: self.settings.header_list as usize,
+            field: self.settings.header_field as usize,
+            obs_text: self.settings.obs_text,
             count: self.settings.headers,
             extended_connect: self.settings.extended_connect,
         }

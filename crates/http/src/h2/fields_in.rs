@@ -25,6 +25,10 @@ pub(super) enum Read<T> {
 pub(super) struct Rules {
     /// Bytes of all fields, 32 for each included.
     pub(super) list: usize,
+    /// Bytes of one field.
+    pub(super) field: usize,
+    /// Values may have bytes beyond ASCII.
+    pub(super) obs_text: bool,
     /// Fields.
     pub(super) count: usize,
     /// Whether `:protocol` may be said.
@@ -45,7 +49,7 @@ pub(super) fn read_request(
     let (mut has_method, mut has_scheme, mut has_path) = (false, false, false);
     let mut protocol = None::<Box<str>>;
     let mut common = Common::new(&rules, cookies);
-    let whole = decoder.decode(block, rules.list, |field| {
+    let whole = decoder.decode(block, (rules.list, rules.field), |field| {
         if common.take(&field, &mut head.headers) {
             return;
         }
@@ -130,7 +134,7 @@ pub(super) fn read_response(
     let mut head = ResponseHead::new(0);
     head.version = Version::Http2;
     let mut common = Common::new(&rules, cookies);
-    let whole = decoder.decode(block, rules.list, |field| {
+    let whole = decoder.decode(block, (rules.list, rules.field), |field| {
         if common.take(&field, &mut head.headers) {
             return;
         }
@@ -169,7 +173,7 @@ pub(super) fn read_trailers(
 ) -> Result<Read<Headers>, Broken> {
     let mut trailers = Headers::new();
     let mut common = Common::new(&rules, cookies);
-    let whole = decoder.decode(block, rules.list, |field| {
+    let whole = decoder.decode(block, (rules.list, rules.field), |field| {
         if !common.take(&field, &mut trailers) {
             common.malformed = true;
         }
@@ -189,6 +193,7 @@ pub(super) fn read_trailers(
 /// What is the same for all blocks.
 struct Common<'c> {
     limit: usize,
+    obs_text: bool,
     count: usize,
     malformed: bool,
     too_many: bool,
@@ -207,6 +212,7 @@ impl<'c> Common<'c> {
     fn new(rules: &Rules, cookies: &'c mut Vec<u8>) -> Common<'c> {
         Common {
             limit: rules.count,
+            obs_text: rules.obs_text,
             count: 0,
             malformed: false,
             too_many: false,
@@ -234,6 +240,7 @@ impl<'c> Common<'c> {
             return true;
         }
         let value = field.value.trim_ascii();
+        self.malformed |= !self.obs_text && !value.is_ascii();
         match field.class {
             Class::Malformed => {
                 self.malformed = true;

@@ -196,6 +196,8 @@ mod tests {
         block.extend(b"\x00\x07x-other\x01o");
         let rules = Rules {
             list: 4096,
+            field: usize::MAX,
+            obs_text: true,
             count: 10,
             extended_connect: false,
         };
@@ -204,13 +206,13 @@ mod tests {
         let Read::Good(head, _) = read else {
             panic!("it is good: {read:?}");
         };
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let (mut encoder, mut decoder) = (Encoder::new(true), Decoder::new());
         for _ in 0..3 {
             let mut out = Vec::new();
             write_request(&mut encoder, &head, Framing::None, &mut out);
             let mut secrets = Vec::new();
             decoder
-                .decode(&out, 4096, |field| {
+                .decode(&out, (4096, usize::MAX), |field| {
                     if field.secret {
                         secrets.push(String::from_utf8_lossy(field.name).into_owned());
                     }

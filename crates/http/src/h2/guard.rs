@@ -29,6 +29,10 @@ pub struct FloodLimits {
     /// Frames that a peer makes us send (1000): answers to PING and SETTINGS within a second; and resets for its own
     /// faults, of which 33 a second are forgiven.
     pub max_outbound_control_frames: u32,
+    /// Streams that a client may reset at once (1000).
+    pub stream_reset_burst: u64,
+    /// Resets in a second that are forgiven (33).
+    pub stream_reset_rate: u64,
 }
 
 impl Default for FloodLimits {
@@ -38,6 +42,8 @@ impl Default for FloodLimits {
             max_inbound_priority_frames_per_stream: 100,
             max_inbound_window_update_frames_per_data_frame_sent: 10,
             max_outbound_control_frames: 1000,
+            stream_reset_burst: 1000,
+            stream_reset_rate: 33,
         }
     }
 }
@@ -51,6 +57,8 @@ pub enum Flood {
     Priority,
     /// WINDOW_UPDATE frames.
     WindowUpdate,
+    /// Streams that were opened only to be reset.
+    Reset,
     /// PING and SETTINGS frames, each of which wants an answer; or faults, each of which wants a reset.
     Control,
 }
@@ -86,6 +94,9 @@ pub struct Facts {
     /// Resets for faults of the peer since a moment, from which on some are forgiven when the budget is used up.
     faults: Cell<u64>,
     faults_since: Cell<Option<Instant>>,
+    /// The same for streams that a client has reset.
+    resets: Cell<u64>,
+    resets_since: Cell<Option<Instant>>,
     flood: Cell<Option<Flood>>,
 }
 
@@ -131,6 +142,8 @@ impl Facts {
 pub(super) struct Guard {
     facts: Rc<Facts>,
     limits: FloodLimits,
+    /// The peer is a client, whose resets cost us work.
+    of_client: bool,
 }
 
 /// A budget is used up.
@@ -146,10 +159,11 @@ const FORGIVEN_PER_SECOND: u64 = 33;
 const ANSWERS_PER: Duration = Duration::from_secs(1);
 
 impl Guard {
-    pub(super) fn new(facts: &Rc<Facts>, limits: FloodLimits) -> Guard {
+    pub(super) fn new(facts: &Rc<Facts>, limits: FloodLimits, of_client: bool) -> Guard {
         Guard {
             facts: facts.clone(),
             limits,
+            of_client,
         }
     }
 
@@ -194,7 +208,10 @@ impl Guard {
             PING | SETTINGS if flags & ACK == 0 => self.wants_answer(),
             RST_STREAM => {
                 add(&facts.resets_received);
-                None
+                let (burst, rate) = (limits.stream_reset_burst, limits.stream_reset_rate);
+                let within =
+                    !self.of_client || within(&facts.resets, &facts.resets_since, burst, rate);
+                (!within).then_some(Flood::Reset)
             }
             GOAWAY => {
                 add(&facts.goaways_received);
@@ -218,18 +235,12 @@ impl Guard {
     pub(super) fn fault(&self) -> Result<(), Flooded> {
         let facts = &self.facts;
         let budget = u64::from(self.limits.max_outbound_control_frames);
-        if facts.faults_since.get().is_none() {
-            facts.faults_since.set(Some(Instant::now()));
-        }
-        if add(&facts.faults) <= budget {
-            return Ok(());
-        }
-        let now = Instant::now();
-        let since = facts.faults_since.replace(Some(now)).unwrap_or(now);
-        let forgiven = (now - since).as_millis() as u64 * FORGIVEN_PER_SECOND / 1000;
-        let left = facts.faults.get().saturating_sub(forgiven);
-        facts.faults.set(left);
-        if left <= budget {
+        if within(
+            &facts.faults,
+            &facts.faults_since,
+            budget,
+            FORGIVEN_PER_SECOND,
+        ) {
             return Ok(());
         }
         facts.flood.set(Some(Flood::Control));
@@ -255,6 +266,22 @@ impl Guard {
     }
 }
 
+/// Counts one more, and says whether the budget holds it; so many a second are forgiven, which is looked at when the budget
+/// is used up.
+fn within(count: &Cell<u64>, since: &Cell<Option<Instant>>, budget: u64, rate: u64) -> bool {
+    if since.get().is_none() {
+        since.set(Some(Instant::now()));
+    }
+    if add(count) <= budget {
+        return true;
+    }
+    let now = Instant::now();
+    let passed = now.saturating_duration_since(since.replace(Some(now)).unwrap_or(now));
+    let forgiven = (passed.as_millis() as u64).saturating_mul(rate) / 1000;
+    count.set(count.get().saturating_sub(forgiven));
+    count.get() <= budget
+}
+
 fn add(cell: &Cell<u64>) -> u64 {
     cell.set(cell.get() + 1);
     cell.get()
@@ -266,7 +293,7 @@ mod tests {
 
     fn guard() -> (Guard, Rc<Facts>) {
         let facts = Rc::new(Facts::default());
-        (Guard::new(&facts, FloodLimits::default()), facts)
+        (Guard::new(&facts, FloodLimits::default(), true), facts)
     }
 
     #[test]
@@ -318,6 +345,27 @@ mod tests {
         facts.faults_since.set(Some(Instant::now() + second / 2));
         assert!(guard.fault().is_err());
         assert_eq!(facts.flood(), Some(Flood::Control));
+    }
+
+    #[test]
+    fn a_client_may_reset_streams_but_not_all_the_time() {
+        let (guard, facts) = guard();
+        for _ in 0..1000 {
+            guard.frame(RST_STREAM, 0, 4).unwrap();
+        }
+        let second = Duration::from_secs(1);
+        facts.resets_since.set(Instant::now().checked_sub(second));
+        for _ in 0..33 {
+            guard.frame(RST_STREAM, 0, 4).unwrap();
+        }
+        facts.resets_since.set(Some(Instant::now() + second / 2));
+        assert!(guard.frame(RST_STREAM, 0, 4).is_err());
+        assert_eq!(facts.flood(), Some(Flood::Reset));
+        // A server resets what it was asked for.
+        let server = Guard::new(&Rc::default(), FloodLimits::default(), false);
+        for _ in 0..3000 {
+            server.frame(RST_STREAM, 0, 4).unwrap();
+        }
     }
 
     #[test]

@@ -61,6 +61,12 @@ pub struct Settings {
     pub concurrent_streams: u32,
     /// Bytes of a head's fields (60 KiB).
     pub header_list: u32,
+    /// Bytes of one field of a head, name and value together; none by default but `header_list`.
+    pub header_field: u32,
+    /// Values of fields may have bytes beyond ASCII (`obs-text`), as they may by default.
+    pub obs_text: bool,
+    /// Strings of our own heads are said in Huffman code where that is shorter, as by default.
+    pub huffman: bool,
     /// Fields of a head (100); a request with more is answered with 431.
     pub headers: usize,
     /// Whether extended CONNECT (RFC 8441) is offered.
@@ -83,6 +89,9 @@ impl Default for Settings {
             connection_window: 24 * 1024 * 1024,
             concurrent_streams: 1024,
             header_list: 60 * 1024,
+            header_field: u32::MAX,
+            obs_text: true,
+            huffman: true,
             headers: 100,
             extended_connect: false,
             header_table: 4096,

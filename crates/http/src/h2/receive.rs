@@ -270,7 +270,7 @@ impl Core {
 
     /// A block that nobody asked for still changes the table.
     fn skip(&mut self, block: &[u8]) -> Result<(), Reason> {
-        self.decoder.decode(block, 0, |_| {})?;
+        self.decoder.decode(block, (0, 0), |_| {})?;
         Ok(())
     }
 

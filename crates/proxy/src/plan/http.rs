@@ -297,6 +297,16 @@ pub struct Http2Options {
     pub max_inbound_window_update_frames_per_data_frame_sent: u32,
     /// Resets that a peer's faults make us send. Default 1000.
     pub max_outbound_control_frames: u32,
+    /// KiB of one field, name and value together, 64 to 256; by default as much as of all fields.
+    pub max_header_field_size_kb: Option<u32>,
+    /// Values of fields have no bytes beyond ASCII.
+    pub disallow_obs_text: bool,
+    /// Our own heads are said in Huffman code where that is shorter. Default true.
+    pub huffman: bool,
+    /// Streams that a client may reset at once. Default 1000.
+    pub stream_reset_burst: u64,
+    /// Resets in a second that are forgiven. Default 33.
+    pub stream_reset_rate: u64,
 }
 
 impl Default for Http2Options {
@@ -313,6 +323,11 @@ impl Default for Http2Options {
             max_inbound_priority_frames_per_stream: 100,
             max_inbound_window_update_frames_per_data_frame_sent: 10,
             max_outbound_control_frames: 1000,
+            max_header_field_size_kb: None,
+            disallow_obs_text: false,
+            huffman: true,
+            stream_reset_burst: 1000,
+            stream_reset_rate: 33,
         }
     }
 }

@@ -355,6 +355,133 @@ fn floods_end_with_goaway_enhance_your_calm() {
     }
 }
 
+/// A field that no table has, as a literal without Huffman code.
+fn field(name: &str, value: &[u8]) -> Vec<u8> {
+    let mut block = vec![0, name.len() as u8];
+    block.extend(name.as_bytes());
+    match value.len() {
+        short @ ..127 => block.push(short as u8),
+        long => {
+            block.push(127);
+            let mut rest = long - 127;
+            while rest >= 128 {
+                block.push(rest as u8 | 128);
+                rest >>= 7;
+            }
+            block.push(rest as u8);
+        }
+    }
+    block.extend(value);
+    block
+}
+
+/// A request with one more field, in as many frames as it needs.
+fn get_with(name: &str, value: &[u8]) -> Vec<u8> {
+    let block = [GET, &field(name, value)].concat();
+    let pieces: Vec<_> = block.chunks(16_000).collect();
+    let mut bytes = Vec::new();
+    for (number, piece) in pieces.iter().enumerate() {
+        let (kind, first) = match number {
+            0 => (HEADERS, END_STREAM),
+            _ => (9, 0),
+        };
+        let last = if number + 1 == pieces.len() {
+            END_HEADERS
+        } else {
+            0
+        };
+        bytes.extend(frame(kind, first | last, 1, piece));
+    }
+    bytes
+}
+
+#[test]
+fn strings_are_said_in_huffman_code_unless_that_is_off() {
+    run(async {
+        const PLAIN: &[u8] = b"a-value-that-can-be-read";
+        for (options, coded) in [("", true), ("enable_huffman_encoding: false", false)] {
+            let answer = Act::Say(
+                "HTTP/1.1 200 OK\r\nx-name: a-value-that-can-be-read\r\nContent-Length: 2\r\n\r\nok",
+            );
+            let origin = Origin::new(&[answer]).await;
+            let options = format!("http2_protocol_options: {{{options}}}");
+            let mesh = Mesh::new(TO_A, &options, "", &[("a", origin.port)]).await;
+            let mut client = Peer::client(&mesh).await;
+            client.say(HEADERS, END_HEADERS | END_STREAM, 1, GET).await;
+            let head = client.find(&[HEADERS]).await.unwrap();
+            let readable = head.payload.windows(PLAIN.len()).any(|at| at == PLAIN);
+            assert_eq!(readable, !coded);
+        }
+    });
+}
+
+#[test]
+fn a_field_may_be_as_long_and_have_such_bytes_as_the_options_say() {
+    run(async {
+        let long = vec![b'x'; 70 << 10];
+        // `:status: 431` has no entry of its own, so that it begins with a literal.
+        for (options, value, good) in [
+            ("", &long[..], true),
+            ("max_header_field_size_kb: 64", &long[..], false),
+            ("max_header_field_size_kb: 100", &long[..], true),
+            ("", b"\xff", true),
+            ("disallow_obs_text: false", b"\xff", true),
+            ("disallow_obs_text: true", b"\xff", false),
+            ("disallow_obs_text: true", b"plain", true),
+        ] {
+            let origin = Origin::new(&[OK]).await;
+            let options =
+                format!("max_request_headers_kb: 200\n      http2_protocol_options: {{{options}}}");
+            let mesh = Mesh::new(TO_A, &options, "", &[("a", origin.port)]).await;
+            let mut client = Peer::client(&mesh).await;
+            client
+                .0
+                .write_all(&get_with("x-long", value))
+                .await
+                .unwrap();
+            assert_eq!(
+                client.is_answered().await,
+                good,
+                "{options}: {}",
+                value.len()
+            );
+            assert_eq!(origin.seen().len(), usize::from(good));
+        }
+    });
+}
+
+#[test]
+fn a_client_may_reset_as_many_streams_as_the_options_say() {
+    run(async {
+        for (options, ends) in [
+            ("", false),
+            ("stream_reset_burst: 3, stream_reset_rate: 1", true),
+        ] {
+            let origin = Origin::new(&[Act::Hang; 8]).await;
+            let options = format!("http2_protocol_options: {{{options}}}");
+            let mesh = Mesh::new(TO_A, &options, "", &[("a", origin.port)]).await;
+            let mut client = Peer::client(&mesh).await;
+            for number in 0..6 {
+                let stream = 2 * number + 1;
+                client
+                    .say(HEADERS, END_HEADERS | END_STREAM, stream, GET)
+                    .await;
+                client.say(RST_STREAM, 0, stream, &[0, 0, 0, 8]).await;
+            }
+            // What comes behind is answered, or too late.
+            client.say(PING, 0, 0, &[7; 8]).await;
+            let next = async |client: &mut Peer| loop {
+                match client.find(&[PING, GOAWAY]).await {
+                    Some(frame) if frame.kind == PING && frame.flags & ACK == 0 => {}
+                    other => break other,
+                }
+            };
+            let frame = next(&mut client).await;
+            assert_eq!(frame.is_none_or(|frame| frame.kind == GOAWAY), ends);
+        }
+    });
+}
+
 #[test]
 fn a_long_stream_may_hold_many_empty_frames() {
     run(async {

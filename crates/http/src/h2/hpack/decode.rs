@@ -43,14 +43,15 @@ impl Decoder {
     }
 
     /// Reads a whole block and hands on its fields as long as their sizes add up to `limit` at
-    /// most. Gives whether they did; the table is kept right in any case.
+    /// most and no field is longer than `longest`. Gives whether that was so; the table is kept
+    /// right in any case.
     ///
     /// # Errors
     /// [`Broken`].
     pub(in crate::h2) fn decode(
         &mut self,
         mut block: &[u8],
-        limit: usize,
+        (limit, longest): (usize, usize),
         mut field: impl FnMut(Field<'_>),
     ) -> Result<bool, Broken> {
         let mut size = 0usize;
@@ -74,7 +75,11 @@ impl Decoder {
                 _ => self.literal(&mut block, 4, false, first & 0x10 != 0)?,
             };
             begun = true;
-            size = size.saturating_add(found.name.len() + found.value.len() + OVERHEAD);
+            let length = found.name.len() + found.value.len();
+            size = match length > longest {
+                true => usize::MAX,
+                false => size.saturating_add(length + OVERHEAD),
+            };
             if size <= limit {
                 field(found);
             }
@@ -188,7 +193,7 @@ mod tests {
 
     fn decode(decoder: &mut Decoder, block: &[u8]) -> Result<String, Broken> {
         let mut lines = String::new();
-        decoder.decode(block, usize::MAX, |field| {
+        decoder.decode(block, (usize::MAX, usize::MAX), |field| {
             lines += std::str::from_utf8(field.name).unwrap();
             lines += "=";
             lines += std::str::from_utf8(field.value).unwrap();
@@ -295,7 +300,10 @@ mod tests {
             b"\x40\x01c\x01d",
         ]
         .concat();
-        assert_eq!(decoder.decode(&block, 70, |_| seen += 1), Ok(false));
+        assert_eq!(
+            decoder.decode(&block, (70, usize::MAX), |_| seen += 1),
+            Ok(false)
+        );
         assert_eq!(seen, 2);
         assert_eq!(decode(&mut decoder, &[0xbe, 0xbf]).unwrap(), "c=d\na=bb\n");
     }

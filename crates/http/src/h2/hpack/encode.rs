@@ -18,6 +18,7 @@ pub(in crate::h2) struct Encoder {
     names: Box<[Slot; BUCKETS]>,
     /// Hashes of fields that were written once.
     seen: Box<[u32; BUCKETS]>,
+    huffman: bool,
 }
 
 /// The number of an entry and one, so that zero is none.
@@ -27,8 +28,10 @@ type Slot = u32;
 const BUCKETS: usize = 256;
 
 impl Encoder {
-    pub(in crate::h2) fn new() -> Encoder {
+    /// `huffman`: strings are coded where that makes them shorter.
+    pub(in crate::h2) fn new(huffman: bool) -> Encoder {
         Encoder {
+            huffman,
             table: Table::new(DEFAULT_TABLE),
             resize: None,
             fields: Box::new([0; BUCKETS]),
@@ -83,7 +86,7 @@ impl Encoder {
         };
         if secret || is_secret(name, value) {
             // Never put into a table by anybody on the way (RFC 7541, 7.1.3).
-            return literal(out, known, name, value, 4, 0x10);
+            return literal(out, known, name, value, (4, 0x10), self.huffman);
         }
         let name_hash = hash(0, name);
         let hash = hash(name_hash, value);
@@ -99,9 +102,9 @@ impl Encoder {
         let again = std::mem::replace(&mut self.seen[bucket], hash) == hash;
         let fits = (name.len() + value.len() + OVERHEAD) * 2 <= self.table.limit();
         if !again || !fits {
-            return literal(out, known, name, value, 4, 0);
+            return literal(out, known, name, value, (4, 0), self.huffman);
         }
-        literal(out, known, name, value, 6, 0x40);
+        literal(out, known, name, value, (6, 0x40), self.huffman);
         if let Some(number) = self.table.insert(name, value, Class::Field, hash) {
             self.fields[bucket] = number.wrapping_add(1);
             self.names[name_bucket] = number.wrapping_add(1);
@@ -131,14 +134,14 @@ fn literal(
     known: Option<usize>,
     name: &[u8],
     value: &[u8],
-    bits: u32,
-    first: u8,
+    (bits, first): (u32, u8),
+    huffman: bool,
 ) {
     number(out, known.unwrap_or(0), bits, first);
     if known.is_none() {
-        text(out, name);
+        text(out, name, huffman);
     }
-    text(out, value);
+    text(out, value, huffman);
 }
 
 /// An integer with a prefix of so many bits (RFC 7541, 5.1).
@@ -157,9 +160,12 @@ fn number(out: &mut Vec<u8>, value: usize, bits: u32, first: u8) {
     out.push(rest as u8);
 }
 
-/// A string, as Huffman code where that is shorter (RFC 7541, 5.2).
-fn text(out: &mut Vec<u8>, text: &[u8]) {
-    let coded = huffman::encoded_len(text);
+/// A string, as Huffman code where that may be and is shorter (RFC 7541, 5.2).
+fn text(out: &mut Vec<u8>, text: &[u8], huffman: bool) {
+    let coded = match huffman {
+        true => huffman::encoded_len(text),
+        false => text.len(),
+    };
     if coded < text.len() {
         number(out, coded, 7, 0x80);
         huffman::encode(text, out);
@@ -199,7 +205,7 @@ mod tests {
     fn read(decoder: &mut Decoder, block: &[u8]) -> Vec<(String, String)> {
         let mut fields = Vec::new();
         decoder
-            .decode(block, usize::MAX, |field| {
+            .decode(block, (usize::MAX, usize::MAX), |field| {
                 let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
                 fields.push((text(field.name), text(field.value)));
             })
@@ -209,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_repeats_becomes_a_byte_and_what_differs_never_enters_the_table() {
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let (mut encoder, mut decoder) = (Encoder::new(true), Decoder::new());
         for n in 0..300 {
             let id = format!("{:032x}", n * 7919);
             let fields = [
@@ -234,7 +240,7 @@ mod tests {
 
     #[test]
     fn secrets_are_marked_and_stay_out_of_the_table() {
-        let mut encoder = Encoder::new();
+        let mut encoder = Encoder::new(true);
         for _ in 0..3 {
             let block = block(&mut encoder, &[("authorization", "Z"), ("cookie", "Z")]);
             assert_eq!(block, [0x1f, 8, 1, b'Z', 0x1f, 17, 1, b'Z']);
@@ -243,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_smaller_table_is_said_and_kept() {
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let (mut encoder, mut decoder) = (Encoder::new(true), Decoder::new());
         let fields = [("x-a", "some value"), ("x-b", "some other")];
         for _ in 0..3 {
             let block = block(&mut encoder, &fields);
@@ -262,7 +268,7 @@ mod tests {
 
     #[test]
     fn any_mix_of_fields_comes_back() {
-        let (mut encoder, mut decoder) = (Encoder::new(), Decoder::new());
+        let (mut encoder, mut decoder) = (Encoder::new(true), Decoder::new());
         let mut random = 1u64;
         for round in 0..2000 {
             let mut fields = Vec::new();

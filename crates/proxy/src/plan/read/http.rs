@@ -228,6 +228,12 @@ pub(super) fn connection_manager(
         at.field("max_request_headers_kb")
             .error("must be from 1 to 8192");
     }
+    let field_kb = http2.as_ref().and_then(|m| m.max_header_field_size_kb);
+    if field_kb.is_some_and(|kb| kb > headers_kb) {
+        at.field("http2_protocol_options")
+            .field("max_header_field_size_kb")
+            .error("must not be more than max_request_headers_kb");
+    }
     let codec = match enumeration(&at, "codec_type", *codec_type)? {
         nested::CodecType::Auto => CodecType::Auto,
         nested::CodecType::Http1 => CodecType::Http1,
@@ -561,16 +567,11 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
         stream_reset_burst,
         stream_reset_rate,
     } = m;
-    unsupported!(
-        at,
-        allow_metadata,
-        custom_settings_parameters,
-        enable_huffman_encoding,
-        max_header_field_size_kb,
-        disallow_obs_text,
-        stream_reset_burst,
-        stream_reset_rate,
-    );
+    unsupported!(at, allow_metadata, custom_settings_parameters,);
+    if max_header_field_size_kb.is_some_and(|kb| !(64..=256).contains(&kb)) {
+        at.field("max_header_field_size_kb")
+            .error("must be from 64 to 256");
+    }
     let default = Http2Options::default();
     let window = |field: &str, given: Option<u32>, default: u32| match given {
         Some(size) if !(65_535..=0x7fff_ffff).contains(&size) => {
@@ -593,6 +594,11 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
             *max_inbound_window_update_frames_per_data_frame_sent,
             default.max_inbound_window_update_frames_per_data_frame_sent,
         )?,
+        max_header_field_size_kb: *max_header_field_size_kb,
+        disallow_obs_text: disallow_obs_text.unwrap_or(default.disallow_obs_text),
+        huffman: enable_huffman_encoding.unwrap_or(default.huffman),
+        stream_reset_burst: stream_reset_burst.unwrap_or(default.stream_reset_burst),
+        stream_reset_rate: stream_reset_rate.unwrap_or(default.stream_reset_rate),
         max_outbound_control_frames: at_least_one(
             "max_outbound_control_frames",
             *max_outbound_control_frames,
