@@ -6,6 +6,9 @@ pub enum UpstreamError {
     /// The cluster has no host that may be used (UH).
     #[error("no healthy upstream")]
     NoHealthyHost,
+    /// The cluster has no such host as the session wants, and no other will do (UH).
+    #[error("the host of the session is not there")]
+    NoSuchHost,
     /// The cluster is to be relieved of a share of its requests (DO).
     #[error("drop overload")]
     DropOverload,
@@ -36,7 +39,7 @@ impl UpstreamError {
     /// Envoy's response flag.
     pub fn response_flag(&self) -> &'static str {
         match self {
-            Self::NoHealthyHost => "UH",
+            Self::NoHealthyHost | Self::NoSuchHost => "UH",
             Self::DropOverload => "DO",
             Self::MaintenanceMode | Self::Overflow(_) => "UO",
             Self::Connect(_)
@@ -51,6 +54,7 @@ impl UpstreamError {
     pub fn transport_failure_reason(&self) -> String {
         match self {
             Self::NoHealthyHost
+            | Self::NoSuchHost
             | Self::DropOverload
             | Self::MaintenanceMode
             | Self::Overflow(_)

@@ -57,7 +57,7 @@ pub(crate) use connect::{Upstream, open};
 use lb::{Balancer, Chooser};
 use outlier::Ejection;
 pub use outlier::Rates;
-use pool::{Acquire, Pools};
+use pool::{Acquire, Pending, Pools};
 use serde_json::Value;
 use shared::{BreakerShared, ClusterShared, HostShared, Permit, ProcessShared};
 use subset::Subsets;
@@ -433,7 +433,8 @@ impl Cluster {
         let set = self.hosts.borrow().clone();
         if let Some(wanted) = &context.override_host {
             let address = wanted.address.parse().ok();
-            let host = address.and_then(|address| set.at(address)).filter(|host| {
+            let known = address.and_then(|address| set.at(address));
+            let host = known.filter(|host| {
                 let allowed = self.plan.lb.override_host_status;
                 allowed.contains(host.status())
             });
@@ -441,7 +442,10 @@ impl Cluster {
                 Some(host) => return Ok(host.clone()),
                 None if wanted.strict => {
                     self.stats.upstream_cx_none_healthy().inc();
-                    return Err(UpstreamError::NoHealthyHost);
+                    return Err(match known {
+                        Some(_) => UpstreamError::NoHealthyHost,
+                        None => UpstreamError::NoSuchHost,
+                    });
                 }
                 None => {}
             }
@@ -604,13 +608,14 @@ impl Cluster {
             .inspect_err(|error| self.failed(host, error))
     }
 
-    /// A connection that is not pooled: for TCP.
+    /// A connection that is not pooled: for TCP. It counts like a request that waits for it and then is under way.
     pub async fn tcp(
         &self,
         host: &Arc<Host>,
         context: &LbContext<'_>,
-    ) -> Result<(Stream, UpstreamAccount), UpstreamError> {
+    ) -> Result<(Stream, UpstreamAccount, RequestGuard), UpstreamError> {
         let with = self.acquire(host, context);
+        let pending = Pending::acquire(with)?;
         let Some(permit) = with.connection() else {
             self.stats.upstream_cx_overflow().inc();
             return Err(UpstreamError::Overflow("max_connections"));
@@ -618,8 +623,10 @@ impl Cluster {
         match connect(with, permit).await {
             Ok(upstream) => {
                 self.report(host, Outcome::Connected);
+                drop(pending);
+                let request = RequestGuard::of_connection(with);
                 let account = UpstreamAccount::new(upstream.account, upstream.established);
-                Ok((upstream.stream, account))
+                Ok((upstream.stream, account, request))
             }
             Err(error) => {
                 with.ejected();

@@ -607,15 +607,24 @@ impl RequestGuard {
         if let Some(interval) = with.thresholds.retry_budget.and_then(|b| b.interval) {
             with.breaker.recent.add(interval, now_ms());
         }
+        Ok(Self::counted(with, permit))
+    }
+
+    /// A connection of TCP, which is no request but counts like one. Envoy holds no limit of requests against it.
+    pub(super) fn of_connection(with: Acquire<'_>) -> Self {
+        Self::counted(with, Permit::force(&with.breaker.requests))
+    }
+
+    fn counted(with: Acquire<'_>, permit: Permit) -> Self {
         with.stats.upstream_rq_total().inc();
         with.stats.upstream_rq_active().inc();
         with.host.shared.rq_active.fetch_add(1, Relaxed);
         with.host.shared.rq_total.fetch_add(1, Relaxed);
-        Ok(Self {
+        Self {
             stats: with.stats.clone(),
             host: with.host.clone(),
             _permit: permit,
-        })
+        }
     }
 }
 

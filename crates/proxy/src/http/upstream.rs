@@ -115,14 +115,13 @@ impl Upstream {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<Upstream, UpstreamError> {
-        let (mut stream, account) = cluster.tcp(host, context).await?;
+        let (mut stream, account, guard) = cluster.tcp(host, context).await?;
         let stats = cluster.stats();
         stream.count(
             stats.upstream_cx_rx_bytes_total(),
             stats.upstream_cx_tx_bytes_total(),
             stats.upstream_cx_tx_bytes_buffered(),
         );
-        let guard = cluster.request(host, context)?;
         let established = account.established();
         Ok(Upstream {
             call: Call::Tcp(Box::new(TcpCall {

@@ -114,9 +114,8 @@ fn believe(plan: &ProxyProtocolFilter, header: Header, info: &mut ConnectionInfo
             data.tlvs.push(tlv);
         }
     }
-    if data != ProxyData::default() {
-        info.proxy = Some(Arc::new(data));
-    }
+    // Nothing is kept is not the same as no header.
+    info.proxy = Some(Arc::new(data));
 }
 
 /// A v4 address in v6 form is a v4 address.

@@ -71,7 +71,16 @@ impl CopyError {
     }
 }
 
-/// Copies both ways until both sides have ended. The end of one direction is passed on as a half-close. `may_splice`
+/// How the exchange ended well.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Copied {
+    /// Both sides have ended.
+    Whole,
+    /// We were asked to stop, between two pieces.
+    Stopped,
+}
+
+/// Copies both ways until both sides have ended, or `stops` says so after bytes have passed. The end of one direction is passed on as a half-close. `may_splice`
 /// lets bytes that stream go through the kernel alone.
 ///
 /// Can be dropped at any time; bytes that were read and not written are lost then.
@@ -80,7 +89,8 @@ pub(crate) async fn both_ways(
     second: &mut Stream,
     progress: &Progress,
     may_splice: bool,
-) -> Result<(), CopyError> {
+    stops: impl Fn() -> bool,
+) -> Result<Copied, CopyError> {
     let mode = if may_splice {
         Mode::Watch { large: 0 }
     } else {
@@ -96,7 +106,8 @@ pub(crate) async fn both_ways(
         let other = back
             .poll(context, second, first, &progress.back)
             .map_err(|error| error.on(CopyError::Second, CopyError::First))?;
-        if had != (progress.forth.get(), progress.back.get()) {
+        let moved = had != (progress.forth.get(), progress.back.get());
+        if moved {
             progress.last.set(Instant::now());
         }
         for (part, direction) in progress.waiting.iter().zip([&forth, &back]) {
@@ -110,7 +121,9 @@ pub(crate) async fn both_ways(
             _ => {}
         }
         if one.is_ready() && other.is_ready() {
-            Poll::Ready(Ok(()))
+            Poll::Ready(Ok(Copied::Whole))
+        } else if moved && !forth.is_paused() && !back.is_paused() && stops() {
+            Poll::Ready(Ok(Copied::Stopped))
         } else {
             Poll::Pending
         }
@@ -416,8 +429,11 @@ mod tests {
                 .expect("it is read");
             server.shutdown().await.expect("it is open");
         };
-        let (copied, ..) =
-            tokio::join!(both_ways(&mut near, &mut far, &progress, true), ask, answer);
+        let (copied, ..) = tokio::join!(
+            both_ways(&mut near, &mut far, &progress, true, || false),
+            ask,
+            answer
+        );
         copied.expect("both sides ended well");
         assert_eq!((progress.forth.get(), progress.back.get()), (8, 1_000_000));
     }
@@ -455,7 +471,7 @@ mod tests {
                 let ((), got) = tokio::join!(send, receive);
                 assert!(got == data, "the bytes are the same");
             };
-            let copy = both_ways(&mut near, &mut far, &progress, may_splice);
+            let copy = both_ways(&mut near, &mut far, &progress, may_splice, || false);
             let (copied, ..) = tokio::join!(copy, both(client, true), both(server, false));
             copied.expect("both sides ended well");
             let length = data.len() as u64;
@@ -487,7 +503,10 @@ mod tests {
             }
             drop((client, server));
         };
-        let (copied, ()) = tokio::join!(both_ways(&mut near, &mut far, &progress, true), talk);
+        let (copied, ()) = tokio::join!(
+            both_ways(&mut near, &mut far, &progress, true, || false),
+            talk
+        );
         copied.expect("both sides ended well");
         assert_eq!((progress.forth.get(), progress.back.get()), (1_005_000, 50));
     }
@@ -499,7 +518,7 @@ mod tests {
         client.set_zero_linger().expect("it is a socket");
         drop(client);
         let progress = Progress::default();
-        let error = both_ways(&mut near, &mut far, &progress, true)
+        let error = both_ways(&mut near, &mut far, &progress, true, || false)
             .await
             .expect_err("it was reset");
         assert!(matches!(error, CopyError::First(_)), "{error:?}");

@@ -7,6 +7,7 @@
 mod copy;
 mod ext_authz;
 mod gate;
+mod proxy_tlvs;
 mod rbac;
 mod tcp_proxy;
 mod tunnel;

@@ -13,12 +13,15 @@ use tokio::{
 };
 
 use super::{
-    copy::{CopyError, Progress, both_ways},
-    exchange, log_connection, make_state, tunnel,
+    copy::{Copied, CopyError, Progress, both_ways},
+    exchange, log_connection, make_state, proxy_tlvs, tunnel,
 };
 use crate::{
     access_log::Logger,
-    cluster::{Cluster, Established, Host, LbContext, UpstreamAccount, UpstreamError, shared_hash},
+    cluster::{
+        Cluster, Established, Host, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
+        shared_hash,
+    },
     filter::{IstioTcpStats, TcpReport},
     filter_state,
     http::CloseTypes,
@@ -37,6 +40,7 @@ use crate::{
 stats::group! {
     /// `tcp.PREFIX.`
     struct TcpStats {
+        counter downstream_cx_drain_close,
         counter downstream_cx_no_route,
         counter downstream_cx_rx_bytes_total,
         counter downstream_cx_total,
@@ -232,7 +236,7 @@ impl TcpProxy {
         }
         if end.is_none() {
             let work = self.proxy(
-                (&mut stream, &info),
+                (&mut stream, &info, &drain),
                 target,
                 &progress,
                 &reported,
@@ -352,7 +356,7 @@ impl TcpProxy {
 
     async fn proxy(
         &self,
-        (stream, info): (&mut Stream, &ConnectionInfo),
+        (stream, info, drain): (&mut Stream, &ConnectionInfo, &Drain),
         (name, wanted): (Arc<str>, &MetadataMatch),
         progress: &Progress,
         reported: &Reported,
@@ -367,7 +371,7 @@ impl TcpProxy {
         };
         outcome.cluster = Some(cluster.plan.clone());
         let connected = self.connect(&cluster, wanted, info, outcome).await;
-        let (mut upstream, account) = match connected {
+        let (mut upstream, account, _request) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 outcome.response_flags.push(error.response_flag());
@@ -421,6 +425,9 @@ impl TcpProxy {
             tokio::join!(metrics, lines);
             std::future::pending::<()>().await
         };
+        let stops = || {
+            self.plan.check_drain_close && drain.has_moved() && drain.should_close(&worker.random)
+        };
         let host = outcome.host.clone();
         let copied = async {
             let failed = async {
@@ -430,14 +437,14 @@ impl TcpProxy {
                 }
             };
             tokio::select! {
-                ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice) => {
-                    // Both have ended, so the upstream has said so itself.
-                    ended.inspect(|()| account.ended(true))
+                ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice, stops) => {
+                    // Where both have ended the upstream has said so itself.
+                    ended.inspect(|how| account.ended(*how == Copied::Whole))
                 }
-                () = failed => Ok(()),
+                () = failed => Ok(Copied::Whole),
             }
         };
-        let ended: Option<Result<(), CopyError>> = tokio::select! {
+        let ended: Option<Result<Copied, CopyError>> = tokio::select! {
             ended = copied => Some(ended),
             () = idle(progress, info.state.idle_timeout().or(self.plan.idle_timeout)) => None,
             () = reports => None,
@@ -455,7 +462,10 @@ impl TcpProxy {
                     upstream_why: Some("tcp_session_idle_timeout"),
                 };
             }
-            Some(Ok(())) => {
+            Some(Ok(how)) => {
+                if how == Copied::Stopped {
+                    self.stats.downstream_cx_drain_close().inc();
+                }
                 outcome.closed.downstream = Some("Normal");
                 outcome.closed.upstream = Some("Normal");
             }
@@ -523,7 +533,7 @@ impl TcpProxy {
         wanted: &MetadataMatch,
         info: &ConnectionInfo,
         outcome: &mut TcpOutcome,
-    ) -> Result<(Stream, UpstreamAccount), UpstreamError> {
+    ) -> Result<(Stream, UpstreamAccount, RequestGuard), UpstreamError> {
         let hash = match &self.plan.hash {
             Some(ConnectionHash::SourceIp) => info
                 .remote
@@ -537,6 +547,7 @@ impl TcpProxy {
         let named = |kind| info.state.well_known(kind).and_then(Value::as_str);
         let protocols = info.state.well_known(ObjectKind::ApplicationProtocols);
         let protocols = protocols.and_then(filter_state::protocols);
+        let told = proxy_tlvs::with(&self.plan.proxy_tlvs, info);
         let context = LbContext {
             hash,
             original_dst: match named(ObjectKind::OriginalDst) {
@@ -549,7 +560,7 @@ impl TcpProxy {
                 checked: false,
             }),
             downstream_connection: info.id,
-            downstream: Some(info),
+            downstream: Some(told.as_deref().unwrap_or(info)),
             source: info.source,
             metadata_match: wanted.as_deref(),
             ..LbContext::default()
@@ -560,14 +571,12 @@ impl TcpProxy {
             outcome.host = Some(host.clone());
             outcome.attempts += 1;
             let error = match cluster.tcp(&host, &context).await {
-                Ok((stream, account)) if self.tunneling(info).is_none() => {
-                    return Ok((stream, account));
-                }
-                Ok((mut stream, account)) => {
+                Ok(connected) if self.tunneling(info).is_none() => return Ok(connected),
+                Ok((mut stream, account, request)) => {
                     // Apart, since it is large, rare, and would be part of every connection.
                     let tunnel = Box::pin(self.tunnel(&mut stream, cluster, info, outcome));
                     match tunnel.await {
-                        Ok(()) => return Ok((stream, account)),
+                        Ok(()) => return Ok((stream, account, request)),
                         Err(error) => error,
                     }
                 }

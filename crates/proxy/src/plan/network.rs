@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 use super::{
-    access_log::AccessLog,
+    access_log::{AccessLog, LogFormat},
     ext_authz::NetworkExtAuthz,
     filter_state::ConnectionState,
     format::Template,
@@ -93,6 +93,10 @@ pub struct TcpProxy {
     pub tunneling: Option<Tunneling>,
     /// What is hashed for RING_HASH and MAGLEV.
     pub hash: Option<ConnectionHash>,
+    /// Added to the connection's TLVs, for PROXY headers of the upstream.
+    pub proxy_tlvs: ProxyTlvs,
+    /// A connection that bytes pass on ends once its listener drains.
+    pub check_drain_close: bool,
     /// One line per connection.
     pub access_logs: Vec<AccessLog>,
     /// Also writes the access log at this interval while the connection lasts.
@@ -101,6 +105,35 @@ pub struct TcpProxy {
     pub flush_access_log_on_start: bool,
     /// Also writes the access log when the upstream connection stands.
     pub flush_access_log_on_connected: bool,
+}
+
+/// `proxy_protocol_tlvs`, and what becomes of those that the client's PROXY header brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyTlvs {
+    /// Types and values.
+    pub tlvs: Vec<(u8, TlvValue)>,
+    /// `proxy_protocol_tlv_merge_policy`.
+    pub merge: TlvMerge,
+}
+
+/// The value of a TLV.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlvValue {
+    /// As it is.
+    Bytes(Bytes),
+    /// Made of what is known about the connection.
+    Format(LogFormat),
+}
+
+/// How TLVs meet those of the client's PROXY header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlvMerge {
+    /// They are added only where there was no header.
+    AddIfAbsent,
+    /// They take the place of those of their type.
+    OverwriteByType,
+    /// They come behind them.
+    Append,
 }
 
 /// `envoy.type.v3.HashPolicy`.

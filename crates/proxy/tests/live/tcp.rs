@@ -374,6 +374,104 @@ live! {
         stat(&server, "cluster.a.upstream_cx_connect_attempts_exceeded", 0).await;
     }
 
+    async fn a_proxy_adds_tlvs_as_its_policy_says() {
+        let head = |tlvs: &[u8]| {
+            let body = [&[192, 0, 2, 7, 198, 51, 100, 2, 0x9c, 0x40, 1, 0xbb], tlvs].concat();
+            let length = (body.len() as u16).to_be_bytes();
+            [b"\r\n\r\n\0\r\nQUIT\n\x21\x11", &length[..], &body].concat()
+        };
+        let (one, two) = (&b"\xe1\0\x03one"[..], &b"\xe2\0\x03two"[..]);
+        // What the proxy has for itself: another value of the second type, and the client's address.
+        let own = [&b"\xe2\0\x04four"[..], b"\xe3\0\x09192.0.2.7"].concat();
+        let tlvs = "proxy_protocol_tlvs: [{type: 0xe2, value: Zm91cg==}, {type: 0xe3, format_string: {text_format_source: {inline_string: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}}]";
+        for (policy, sent, expected) in [
+            ("ADD_IF_ABSENT", head(&[one, two].concat()), head(&[one, two].concat())),
+            // A header without TLVs is one.
+            ("ADD_IF_ABSENT", head(b""), head(b"")),
+            ("OVERWRITE_BY_TYPE_IF_EXISTS_OR_ADD", head(&[one, two].concat()), head(&[&own[..], one].concat())),
+            ("APPEND_IF_EXISTS_OR_ADD", head(&[one, two].concat()), head(&[one, two, &own].concat())),
+        ] {
+            let (port, told) = first_bytes(expected.len()).await;
+            let server = server(1);
+            let (name, config) = tcp_proxy("a", &format!(", {tlvs}, proxy_protocol_tlv_merge_policy: {policy}"));
+            apply(&server, vec![
+                static_cluster("a", &[port], &proxy_transport("version: V2, pass_through_tlvs: {}")),
+                tcp_listener("l", 0, &chain(&[(name, &config)]), &proxy_filter(", pass_through_tlvs: {}")),
+            ]).await;
+            let mut stream = connect(&server, "l").await;
+            stream.write_all(&sent).await.expect("it is open");
+            assert_eq!(within(told).await.expect("it ends well"), expected, "{policy}");
+        }
+        // Without a header of the client's they are all there is.
+        let (port, told) = first_bytes(28 + 7 + 12).await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", &format!(", {tlvs}"));
+        apply(&server, vec![
+            static_cluster("a", &[port], &proxy_transport("version: V2, pass_through_tlvs: {}")),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), ""),
+        ]).await;
+        let _stream = connect(&server, "l").await;
+        let told = within(told).await.expect("it ends well");
+        assert_eq!(&told[28..], b"\xe2\0\x04four\xe3\0\x09127.0.0.1");
+    }
+
+    async fn a_connection_that_bytes_pass_on_ends_when_its_listener_drains() {
+        let port = origin("a").await;
+        let server = draining_for(Duration::from_secs(3600), 1);
+        let (name, ends) = tcp_proxy("a", ", check_drain_close: true");
+        let (_, stays) = tcp_proxy("b", "");
+        apply(&server, vec![
+            static_cluster("a", &[port], ""),
+            static_cluster("b", &[port], ""),
+            tcp_listener("ends", 0, &chain(&[(name, &ends)]), ""),
+            tcp_listener("stays", 0, &chain(&[(name, &stays)]), ""),
+        ]).await;
+        let mut streams = Vec::new();
+        for listener in ["ends", "stays"] {
+            let mut stream = connect(&server, listener).await;
+            stream.write_all(b"x").await.expect("it is open");
+            assert_eq!(read(&mut stream, 2).await, "ax");
+            streams.push(stream);
+        }
+        apply(&server, vec![Change::RemoveListener("ends".into()), Change::RemoveListener("stays".into())]).await;
+        let (mut stays, mut ends) = (streams.remove(1), streams.remove(0));
+        // One byte goes to the upstream, or comes back, and that was the last.
+        ends.write_all(b"y").await.expect("it is open");
+        assert!(rest(&mut ends).await.is_none_or(|rest| b"y".starts_with(&rest)));
+        stat(&server, "tcp.a.downstream_cx_drain_close", 1).await;
+        stays.write_all(b"y").await.expect("it is open");
+        assert_eq!(read(&mut stays, 1).await, "y");
+        assert_eq!(server.store.number("tcp.b.downstream_cx_drain_close"), 0);
+    }
+
+    async fn connections_count_like_requests_of_their_cluster() {
+        let port = origin("a").await;
+        let server = server(1);
+        let (name, config) = tcp_proxy("a", "");
+        let (_, full) = tcp_proxy("full", "");
+        apply(&server, vec![
+            // The limit of requests is not for connections.
+            static_cluster("a", &[port], "circuit_breakers: {thresholds: [{max_requests: 1}]}"),
+            static_cluster("full", &[port], "circuit_breakers: {thresholds: [{max_pending_requests: 0}]}"),
+            tcp_listener("l", 0, &chain(&[(name, &config)]), ""),
+            tcp_listener("full", 0, &chain(&[(name, &full)]), ""),
+        ]).await;
+        let mut open = Vec::new();
+        for _ in 0..2 {
+            let mut stream = connect(&server, "l").await;
+            assert_eq!(read(&mut stream, 1).await, "a");
+            open.push(stream);
+        }
+        for (stat_name, count) in [("total", 2), ("active", 2), ("pending_total", 2), ("pending_active", 0)] {
+            stat(&server, &format!("cluster.a.upstream_rq_{stat_name}"), count).await;
+        }
+        open.pop();
+        stat(&server, "cluster.a.upstream_rq_active", 1).await;
+        assert_eq!(rest(&mut connect(&server, "full").await).await.unwrap_or_default(), b"");
+        stat(&server, "cluster.full.upstream_rq_pending_overflow", 1).await;
+        stat(&server, "cluster.full.upstream_cx_total", 0).await;
+    }
+
     async fn a_tunnel_is_asked_for() {
         let request = b"CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\n\r\n";
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");

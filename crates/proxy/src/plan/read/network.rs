@@ -15,7 +15,7 @@ use proto::envoy::{
 };
 
 use super::{
-    access_log::access_log,
+    access_log::{access_log, formatters, log_format},
     common::{
         above_zero, data_source, duration, enumeration, extension, or_disabled, percent, positive,
     },
@@ -27,6 +27,7 @@ use super::{
     rbac::network_rbac,
     route::option,
     route_action::{merged, metadata_match_of},
+    socket::tlv_kind,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
@@ -35,7 +36,7 @@ use crate::plan::{
     matcher::Percent,
     network::{
         ConnectionHash, ConnectionLimit, LocalRateLimit, NetworkFilter, NetworkFilterConfig,
-        TcpClusters, TcpProxy, TokenBucketPlan, Tunneling,
+        ProxyTlvs, TcpClusters, TcpProxy, TlvMerge, TlvValue, TokenBucketPlan, Tunneling,
     },
     tls::DataSource,
 };
@@ -266,8 +267,8 @@ fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling>
         request_id_extension,
         request_id_header,
         request_id_metadata_key,
-        formatters,
     );
+    self::formatters(&at, formatters);
     let text = at.text("hostname", hostname)?;
     Ok(Tunneling {
         hostname: Template::parse(&text).map_err(|why| at.field("hostname").error(why))?,
@@ -303,13 +304,7 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
         proxy_protocol_tlv_merge_policy,
         check_drain_close,
     } = m;
-    unsupported!(
-        at,
-        on_demand,
-        proxy_protocol_tlvs,
-        proxy_protocol_tlv_merge_policy,
-        check_drain_close,
-    );
+    unsupported!(at, on_demand);
     let mode: tcp::UpstreamConnectMode =
         enumeration(&at, "upstream_connect_mode", *upstream_connect_mode)?;
     if mode != tcp::UpstreamConnectMode::Immediate && max_early_data_bytes.is_none() {
@@ -371,6 +366,16 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
     if hash_policy.len() > 1 {
         at.field("hash_policy").error("can have one policy at most");
     }
+    let tlvs = at.each("proxy_protocol_tlvs", proxy_protocol_tlvs, tlv);
+    let merge = match enumeration(
+        &at,
+        "proxy_protocol_tlv_merge_policy",
+        *proxy_protocol_tlv_merge_policy,
+    )? {
+        tcp::ProxyProtocolTlvMergePolicy::AddIfAbsent => TlvMerge::AddIfAbsent,
+        tcp::ProxyProtocolTlvMergePolicy::OverwriteByTypeIfExistsOrAdd => TlvMerge::OverwriteByType,
+        tcp::ProxyProtocolTlvMergePolicy::AppendIfExistsOrAdd => TlvMerge::Append,
+    };
     let stat_prefix = at.text("stat_prefix", stat_prefix);
     Ok(TcpProxy {
         stat_prefix: stat_prefix?,
@@ -413,9 +418,32 @@ fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {
             .unwrap_or(Percent::whole(0)),
         tunneling: at.optional("tunneling_config", tunneling_config, tunneling)?,
         hash: hashes.pop(),
+        proxy_tlvs: ProxyTlvs { tlvs, merge },
+        check_drain_close: check_drain_close.unwrap_or(false),
         access_logs: at.each("access_log", logs, access_log),
         access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
         flush_access_log_on_start: flush_on_start,
         flush_access_log_on_connected: flush_on_connected,
     })
+}
+
+/// A TLV that is added to a connection's.
+fn tlv(at: At<'_>, m: &core::TlvEntry) -> Step<(u8, TlvValue)> {
+    let core::TlvEntry {
+        r#type,
+        value,
+        format_string,
+    } = m;
+    let kind = tlv_kind(at.field("type"), *r#type)?;
+    let value = match (&value[..], format_string) {
+        ([], Some(format)) => TlvValue::Format(log_format(at.field("format_string"), format)?),
+        ([], None) | ([_, ..], Some(_)) => {
+            return Err(at.error("needs either value or format_string"));
+        }
+        (bytes, None) if u16::try_from(bytes.len()).is_err() => {
+            return Err(at.field("value").error("must be at most 65535 bytes"));
+        }
+        (bytes, None) => TlvValue::Bytes(Bytes::copy_from_slice(bytes)),
+    };
+    Ok((kind, value))
 }

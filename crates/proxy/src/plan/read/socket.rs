@@ -260,7 +260,8 @@ pub(super) fn version(at: &At<'_>, number: i32) -> Step<Version> {
     }
 }
 
-fn tlv_kind(at: At<'_>, number: u32) -> Step<u8> {
+/// The type of a TLV.
+pub(super) fn tlv_kind(at: At<'_>, number: u32) -> Step<u8> {
     u8::try_from(number).map_err(|_| at.error("must be below 256"))
 }
 
