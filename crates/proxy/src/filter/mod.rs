@@ -366,7 +366,11 @@ impl Filters {
                     })
                 }
                 HttpFilterConfig::StatefulSession(config) => {
-                    Box::new(stateful_session::StatefulSessionFilter(config.clone()))
+                    Box::new(stateful_session::StatefulSessionFilter::new(
+                        config.clone(),
+                        stat_prefix,
+                        worker,
+                    ))
                 }
                 HttpFilterConfig::LocalRateLimit(config) => {
                     Box::new(local_rate_limit::LocalRateLimitFilter::new(config.clone()))

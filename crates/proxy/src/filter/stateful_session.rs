@@ -14,7 +14,7 @@ use prost::Message;
 
 use super::{Filter, Interests, Step};
 use crate::{
-    http::Exchange,
+    http::{Exchange, Flags},
     plan::{
         filter_config::{SessionState, StatefulSession},
         http_filter::RouteFilterConfig,
@@ -25,7 +25,55 @@ use crate::{
 
 /// The filter of one connection manager.
 #[derive(Debug)]
-pub(super) struct StatefulSessionFilter(pub(super) Option<Arc<StatefulSession>>);
+pub(super) struct StatefulSessionFilter {
+    config: Option<Arc<StatefulSession>>,
+    stats: Option<SessionStats>,
+}
+
+stats::group! {
+    /// `http.<prefix>.stateful_session.<stat_prefix>.`
+    struct SessionStats {
+        counter failed_closed,
+        counter failed_open,
+        counter no_session,
+        counter routed,
+    }
+}
+
+impl StatefulSessionFilter {
+    pub(super) fn new(config: Option<Arc<StatefulSession>>, prefix: &str, worker: &Worker) -> Self {
+        let own = config.as_ref().and_then(|own| own.stat_prefix.as_ref());
+        let stats = own.map(|own| {
+            let scope = format!("http.{prefix}.stateful_session.{own}.");
+            SessionStats::new(worker.stats.scope(&scope))
+        });
+        Self { config, stats }
+    }
+
+    /// Counts what has become of a session. Those of a route have no stats, in Envoy too.
+    fn count(&self, exchange: &Exchange<'_>) {
+        let (Some(stats), Some(session)) = (&self.stats, &exchange.filters.session) else {
+            return;
+        };
+        let own = self.config.as_ref();
+        if !own.is_some_and(|own| Arc::ptr_eq(own, &session.config)) {
+            return;
+        }
+        match (&session.address, &exchange.upstream.host) {
+            (None, Some(_)) => stats.no_session().inc(),
+            (Some(wanted), Some(host)) if host.address.to_string() == **wanted => {
+                stats.routed().inc();
+            }
+            (Some(_), Some(_)) if !session.config.strict => stats.failed_open().inc(),
+            (Some(_), None)
+                if session.config.strict && exchange.flags.has(Flags::NO_HEALTHY_UPSTREAM) =>
+            {
+                stats.failed_closed().inc();
+            }
+            _ => {}
+        }
+    }
+}
 
 /// The session of a request.
 #[derive(Debug)]
@@ -33,6 +81,13 @@ pub(crate) struct Session {
     config: Arc<StatefulSession>,
     /// The host that the client named.
     address: Option<Box<str>>,
+}
+
+impl Session {
+    /// The answer where the host that the client named is not there and no other will do.
+    pub(crate) fn status_without_host(&self) -> u16 {
+        self.config.status_without_host
+    }
 }
 
 /// `envoy.Cookie`: what the cookie holds.
@@ -58,7 +113,7 @@ impl Filter for StatefulSessionFilter {
     ) -> Step {
         let config = match config {
             Some(RouteFilterConfig::StatefulSession(config)) => Some(config),
-            _ => self.0.as_ref(),
+            _ => self.config.as_ref(),
         };
         let Some(config) = config.cloned() else {
             return Step::Continue;
@@ -75,6 +130,7 @@ impl Filter for StatefulSessionFilter {
     }
 
     fn response(&self, exchange: &mut Exchange<'_>, response: &mut ResponseHead, _: &Worker) {
+        self.count(exchange);
         let (Some(session), Some(host)) = (&exchange.filters.session, &exchange.upstream.host)
         else {
             return;

@@ -82,6 +82,7 @@ pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
     Some(match error {
         AttemptError::NoConnection(
             UpstreamError::NoHealthyHost
+            | UpstreamError::NoSuchHost
             | UpstreamError::DropOverload
             | UpstreamError::MaintenanceMode
             | UpstreamError::Overflow(_),
@@ -138,10 +139,17 @@ pub(super) fn reply(
     stats: &ConnectionManagerStats,
 ) -> Option<LocalReply> {
     match error {
-        AttemptError::NoConnection(UpstreamError::NoHealthyHost) => {
+        AttemptError::NoConnection(
+            error @ (UpstreamError::NoHealthyHost | UpstreamError::NoSuchHost),
+        ) => {
             exchange.upstream.host = None;
+            let session = exchange.filters.session.as_ref();
+            let status = match (error, session) {
+                (UpstreamError::NoSuchHost, Some(session)) => session.status_without_host(),
+                _ => 503,
+            };
             Some(
-                LocalReply::new(503, "no healthy upstream", "no_healthy_upstream")
+                LocalReply::new(status, "no healthy upstream", "no_healthy_upstream")
                     .flag(Flags::NO_HEALTHY_UPSTREAM),
             )
         }

@@ -158,6 +158,10 @@ pub struct StatefulSession {
     pub state: SessionState,
     /// No other host will do.
     pub strict: bool,
+    /// In `http.<prefix>.stateful_session.<this>.` of stats; without it there are none.
+    pub stat_prefix: Option<Arc<str>>,
+    /// The answer where the host is not there and no other will do. Default 503.
+    pub status_without_host: u16,
 }
 
 /// How a client keeps its host.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 use super::support::{Act, Mesh, OK, Origin, TO_A, run, within};
 
 const TYPE: &str = "\"@type\": type.googleapis.com/envoy.extensions";
@@ -193,6 +195,47 @@ fn a_session_names_its_host_in_a_cookie_and_a_header() {
         );
         let header = mesh.get("/header").await;
         assert!(header.contains("x-host: "), "{header}");
+    });
+}
+
+#[test]
+fn what_becomes_of_sessions_is_counted_and_a_host_that_is_not_there_has_a_status_of_its_own() {
+    run(async {
+        let named = |address: &str| format!("x-host: {}\r\n", BASE64_STANDARD.encode(address));
+        for (strict, status, counted) in [(true, 410, "failed_closed"), (false, 200, "failed_open")]
+        {
+            let origin = Origin::new(&[OK; 8]).await;
+            let filters = format!(
+                "      - name: session\n        typed_config: {{{TYPE}.filters.http.stateful_session.v3.StatefulSession, strict: {strict}, stat_prefix: own, \
+                 status_on_strict_destination_not_found: 410, \
+                 session_state: {{name: s, typed_config: {{{TYPE}.http.stateful_session.header.v3.HeaderBasedSessionState, name: x-host}}}}}}"
+            );
+            let mesh = Mesh::new(TO_A, "", &filters, &[("a", origin.port)]).await;
+            let ask = async |header: String| {
+                let request =
+                    format!("GET / HTTP/1.1\r\nHost: h\r\n{header}Connection: close\r\n\r\n");
+                mesh.ask(&request).await
+            };
+            let stats = || {
+                ["no_session", "routed", counted].map(|name| {
+                    let name = format!("http.test.stateful_session.own.{name}");
+                    mesh.server.store.number(&name)
+                })
+            };
+            let answer = ask(String::new()).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert_eq!(stats(), [1, 0, 0]);
+            let here = format!("127.0.0.1:{}", origin.port);
+            let answer = ask(named(&here)).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            assert_eq!(stats(), [1, 1, 0]);
+            let answer = ask(named("192.0.2.1:80")).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{answer}"
+            );
+            assert_eq!(stats(), [1, 1, 1]);
+        }
     });
 }
 

@@ -25,6 +25,7 @@ use super::{
     },
     header::{header_adds, header_mutations},
     rate_limit::rate_limits,
+    route::option,
 };
 use crate::plan::{
     error::{At, Step, unsupported},
@@ -220,7 +221,17 @@ pub(super) fn stateful_session(
         stat_prefix,
         status_on_strict_destination_not_found,
     } = m;
-    unsupported!(at, stat_prefix, status_on_strict_destination_not_found);
+    let status = match *status_on_strict_destination_not_found {
+        0 => 503,
+        given => match u16::try_from(given) {
+            Ok(status @ 200..=599) => status,
+            _ => {
+                return Err(at
+                    .field("status_on_strict_destination_not_found")
+                    .error("must be a status from 200 to 599"));
+            }
+        },
+    };
     let state = at.optional("session_state", session_state, |at, m| {
         let found = typed_config(&at, &m.typed_config, "session state")?;
         let at = at.field("typed_config");
@@ -250,6 +261,8 @@ pub(super) fn stateful_session(
     Ok(state.map(|state| StatefulSession {
         state,
         strict: *strict,
+        stat_prefix: option(stat_prefix),
+        status_without_host: status,
     }))
 }
 

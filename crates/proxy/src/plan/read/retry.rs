@@ -14,7 +14,7 @@ use super::common::{
     above_zero, enumeration, extension, header_matcher, header_name, metadata, positive,
 };
 use crate::plan::{
-    error::{At, Step, unsupported},
+    error::{At, Step},
     retry::{BackOff, RateLimitedBackOff, ResetFormat, RetryOn, RetryPolicy},
 };
 
@@ -37,7 +37,17 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
         // No cluster specifier that could answer anew is accepted.
         refresh_cluster_on_retry: _,
     } = m;
-    unsupported!(at, retry_options_predicates);
+    at.each(
+        "retry_options_predicates",
+        retry_options_predicates,
+        |at, m| {
+            // Envoy brings none of its own.
+            Err::<(), _>(at.not_implemented(format!(
+                "there is no retry options predicate here; remove `{}`",
+                m.name
+            )))
+        },
+    );
     let mut avoid_previous_hosts = false;
     let mut omit_canary_hosts = false;
     let mut omit_host_metadata = None;
@@ -134,14 +144,12 @@ pub(super) fn retry_policy(at: At<'_>, m: &pb::RetryPolicy) -> Step<RetryPolicy>
 pub(super) fn hedge(at: At<'_>, m: &pb::HedgePolicy) -> Step<bool> {
     let pb::HedgePolicy {
         initial_requests,
-        additional_request_chance,
+        additional_request_chance: _,
         hedge_on_per_try_timeout,
     } = m;
-    if initial_requests.is_some_and(|requests| requests > 1) {
-        at.field("initial_requests")
-            .not_implemented("is not implemented; write 1");
+    if *initial_requests == Some(0) {
+        at.field("initial_requests").error("must be at least 1");
     }
-    unsupported!(at, additional_request_chance);
     Ok(*hedge_on_per_try_timeout)
 }
 

@@ -66,7 +66,8 @@ pub(super) fn route_configuration(
         metadata: free,
         route_specifiers,
     } = m;
-    unsupported!(at, vhds, cluster_specifier_plugins, route_specifiers);
+    unsupported!(at, vhds, cluster_specifier_plugins);
+    no_specifiers(&at, route_specifiers);
     let body_limit = max_direct_response_body_size_bytes.unwrap_or(4096) as usize;
     let many = virtual_hosts.len() > PLANNED_AT_ONCE;
     let mut heads = Vec::with_capacity(virtual_hosts.len());
@@ -173,7 +174,8 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         metadata: free,
         route_specifiers,
     } = m;
-    unsupported!(at, retry_policy_typed_config, route_specifiers);
+    unsupported!(at, retry_policy_typed_config);
+    no_specifiers(&at, route_specifiers);
     let require_tls = match enumeration(&at, "require_tls", *require_tls)? {
         pb::virtual_host::TlsRequirementType::None => RequireTls::None,
         pb::virtual_host::TlsRequirementType::ExternalOnly => RequireTls::ExternalOnly,
@@ -269,7 +271,7 @@ fn route(at: At<'_>, m: &pb::Route, body_limit: usize) -> Step<Route> {
         action,
         route_specifiers,
     } = m;
-    unsupported!(at, route_specifiers);
+    no_specifiers(&at, route_specifiers);
     let mut legacy_cors = &None;
     let matches = at.required("match", r#match, route_match);
     let action = match action {
@@ -454,4 +456,14 @@ fn header_option(at: &At<'_>, field: &str, name: &str) -> Step<Option<Arc<str>>>
 /// A text where empty means none.
 pub(super) fn option(text: &str) -> Option<Arc<str>> {
     (!text.is_empty()).then(|| text.into())
+}
+
+/// Route specifiers change the route that was found by code that is loaded into Envoy; there are no others.
+fn no_specifiers(at: &At<'_>, specifiers: &[core::TypedExtensionConfig]) {
+    at.each("route_specifiers", specifiers, |at, m| {
+        Err::<(), _>(at.not_implemented(format!(
+            "there is no route specifier here: code cannot be loaded; remove `{}`",
+            m.name
+        )))
+    });
 }

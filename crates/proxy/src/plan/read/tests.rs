@@ -198,6 +198,30 @@ filter_chains:
 }
 
 #[test]
+fn extensions_that_nobody_brings_are_refused_by_their_names() {
+    let wrong = mistakes(routes(
+        r#"
+name: r
+route_specifiers: [{ name: one }]
+virtual_hosts:
+- name: v
+  domains: ['*']
+  hedge_policy: { initial_requests: 3, additional_request_chance: { numerator: 5 } }
+  route_specifiers: [{ name: two }]
+  routes:
+  - match: { prefix: / }
+    route: { cluster: c, retry_policy: { retry_options_predicates: [{ name: other }] } }
+"#,
+    ));
+    let expected = [
+        "route_specifiers[0]: there is no route specifier here: code cannot be loaded; remove `one`",
+        "virtual_hosts[0].route_specifiers[0]: there is no route specifier here: code cannot be loaded; remove `two`",
+        "virtual_hosts[0].routes[0].route.retry_policy.retry_options_predicates[0]: there is no retry options predicate here; remove `other`",
+    ];
+    assert_eq!(wrong, expected);
+}
+
+#[test]
 fn a_domain_belongs_to_one_virtual_host() {
     let wrong = mistakes(routes(
         "name: r\nvirtual_hosts: [{name: a, domains: [x.com, '*']}, {name: b, domains: [X.com]}, {name: a, domains: ['*']}]",
