@@ -70,6 +70,7 @@ stats::group! {
         counter keepalive_timeout,
         counter rx_messaging_error,
         counter rx_reset,
+        counter tx_flush_timeout,
         counter tx_reset,
         gauge streams_active,
     }

@@ -318,14 +318,17 @@ impl HostPool {
         let under_way = active.clone();
         tokio::task::spawn_local(async move {
             let mut driver = pin!(driver);
-            let mut received = 0;
+            let (mut received, mut told) = (0, false);
             let ended = poll_fn(|cx| {
                 if let Poll::Ready(ended) = driver.as_mut().poll(cx) {
                     return Poll::Ready(ended);
                 }
+                // It finishes what it has; the driver ends after the last stream.
                 if facts.goaways_received.get() > 0 {
-                    // It finishes what it has; the driver ends after the last stream.
                     flag.set(true);
+                    if !std::mem::replace(&mut told, true) {
+                        stats.upstream_cx_close_notify().inc();
+                    }
                 }
                 // New settings may make room for who waits.
                 let now = facts.received.get();
@@ -338,6 +341,9 @@ impl HostPool {
                 Poll::Pending
             })
             .await;
+            if facts.goaways_received.get() > 0 && !told {
+                stats.upstream_cx_close_notify().inc();
+            }
             account.ended(Ended {
                 // With the last handle it ends by itself; a host says GOAWAY before it closes.
                 remote: match &ended {

@@ -615,6 +615,11 @@ impl RequestGuard {
         Self::counted(with, Permit::force(&with.breaker.requests))
     }
 
+    /// The response has said that its connection ends with it.
+    pub fn told_close(&self) {
+        self.stats.upstream_cx_close_notify().inc();
+    }
+
     fn counted(with: Acquire<'_>, permit: Permit) -> Self {
         with.stats.upstream_rq_total().inc();
         with.stats.upstream_rq_active().inc();

@@ -22,6 +22,7 @@ stats::group! {
         counter lb_zone_routing_sampled,
         counter original_dst_host_invalid,
         counter retry_or_shadow_abandoned,
+        counter upstream_cx_close_notify,
         counter upstream_cx_connect_attempts_exceeded,
         counter upstream_cx_connect_fail,
         counter upstream_cx_connect_timeout,

@@ -5,14 +5,15 @@ use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context as TaskContext, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use outrigger_http::{Error, Frame, Framing, ResponseHead};
+use outrigger_http::{Error, Frame, Framing, ResponseHead, Version};
 use tokio::time::Sleep;
 
 use super::{
+    Exchange,
     failure::{self, Gone},
     forward::Forward,
     pass::Passed,
@@ -21,7 +22,7 @@ use super::{
     timers::Expired,
     upstream::Upstream,
 };
-use crate::{cluster::Outcome, router};
+use crate::{cluster::Outcome, plan::HttpConnectionManager, router};
 
 /// How the second half ended.
 #[derive(Debug)]
@@ -131,6 +132,9 @@ impl Forward<'_, '_, '_, '_> {
                 respond::abort(self.writer);
             }
             Some(End::Expired(expired)) => {
+                if expired == Expired::Flush && self.exchange.request.version == Version::Http2 {
+                    self.cx.live.http2_stats.tx_flush_timeout().inc();
+                }
                 if expired == Expired::UpstreamStream {
                     let cluster = self.target.cluster.stats();
                     cluster.upstream_rq_max_duration_reached().inc();
@@ -213,7 +217,13 @@ impl Forward<'_, '_, '_, '_> {
         let gone = |error| Poll::Ready(End::Downstream(Gone::from(error)));
         loop {
             if self.writer.is_end() {
-                return match ready!(self.writer.poll_flush(cx)) {
+                let flushed = self.writer.poll_flush(cx);
+                if flushed.is_pending()
+                    && let Some(limit) = flush_limit(&self.cx.live.plan, self.exchange)
+                {
+                    self.deadlines.flush(limit);
+                }
+                return match ready!(flushed) {
                     Ok(()) => Poll::Ready(End::Complete),
                     Err(error) => gone(error),
                 };
@@ -309,4 +319,14 @@ impl Forward<'_, '_, '_, '_> {
             }
         }
     }
+}
+
+/// How long a client may take for the rest of a response, where that is said apart from the idle limit.
+pub(super) fn flush_limit(
+    plan: &HttpConnectionManager,
+    exchange: &Exchange<'_>,
+) -> Option<Option<Duration>> {
+    let action = exchange.route.action();
+    let own = action.and_then(|action| action.flush_timeout);
+    own.or(plan.stream_flush_timeout)
 }

@@ -293,6 +293,8 @@ fn count_expired(expired: Expired, stats: &ConnectionManagerStats) -> (Flags, &'
             stats.downstream_rq_header_timeout().inc();
             (Flags::default(), "request_header_timeout")
         }
+        // Envoy says nothing of it here: for the filters the response was complete.
+        Expired::Flush => (Flags::default(), "via_upstream"),
         Expired::Idle => {
             stats.downstream_rq_idle_timeout().inc();
             (Flags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")

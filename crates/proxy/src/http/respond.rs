@@ -8,7 +8,7 @@ use outrigger_http::{
 };
 use tokio::time::timeout;
 
-use super::{Context, Exchange, LocalReply, hold};
+use super::{Context, Exchange, LocalReply, bodies::flush_limit, hold};
 use crate::{
     io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
@@ -55,9 +55,11 @@ pub(super) async fn send_reply(
         // The rest of the request may still come; what follows it could not be told from it.
         writer.close_after();
     }
+    let own = flush_limit(&cx.live.plan, exchange);
+    let limit = own.unwrap_or(cx.live.plan.stream_idle_timeout);
     let sent = {
         let sent = send(exchange, writer, head, body);
-        match cx.live.plan.stream_idle_timeout {
+        match limit {
             Some(limit) => timeout(limit, sent).await,
             None => Ok(sent.await),
         }
@@ -67,6 +69,9 @@ pub(super) async fn send_reply(
         Ok(Err(error)) => tracing::debug!(%error, "a reply could not be sent"),
         // Nobody takes it.
         Err(_) => {
+            if own.is_some() && exchange.request.version == Version::Http2 {
+                cx.live.http2_stats.tx_flush_timeout().inc();
+            }
             cx.live.stats.downstream_rq_tx_reset().inc();
             abort(writer);
         }

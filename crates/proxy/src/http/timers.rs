@@ -19,6 +19,8 @@ pub(super) enum Expired {
     /// An attempt lasted longer than its cluster allows.
     UpstreamStream,
     Idle,
+    /// The client does not take the rest of the response.
+    Flush,
     /// The request did not arrive in time.
     Receive,
     /// Nor did its head.
@@ -38,6 +40,8 @@ pub(super) struct Deadlines {
     pub(super) receive: Option<Instant>,
     idle: Option<Instant>,
     idle_limit: Option<Duration>,
+    /// The idle limit is that of what is left to be taken.
+    flushing: bool,
     per_try_idle_limit: Option<Duration>,
     /// Bytes have moved since the idle limits were last set.
     touched: bool,
@@ -58,6 +62,14 @@ impl Deadlines {
             idle_limit: idle,
             receive: receive.map(|limit| now + limit),
             ..Deadlines::default()
+        }
+    }
+
+    /// All of the response is there, and waits for the client. Later calls change nothing.
+    pub(super) fn flush(&mut self, limit: Option<Duration>) {
+        if !std::mem::replace(&mut self.flushing, true) {
+            (self.touched, self.idle_limit) = (false, limit);
+            self.idle = limit.map(|limit| Instant::now() + limit);
         }
     }
 
@@ -99,7 +111,13 @@ impl Deadlines {
             (self.per_try_idle, Some(Expired::PerTryIdle)),
             (self.stream, Some(Expired::Stream)),
             (self.upstream_stream, Some(Expired::UpstreamStream)),
-            (self.idle, Some(Expired::Idle)),
+            (
+                self.idle,
+                Some(match self.flushing {
+                    true => Expired::Flush,
+                    false => Expired::Idle,
+                }),
+            ),
             (self.receive, Some(Expired::Receive)),
             (self.log.map(|(at, _)| at), None),
         ]
@@ -116,7 +134,8 @@ impl Deadlines {
         mut timer: Pin<&mut Option<Sleep>>,
         mut log: impl FnMut(),
     ) -> Poll<Expired> {
-        if self.touched {
+        // What is still to be taken has a limit as a whole.
+        if self.touched && !self.flushing {
             self.set_idle();
         }
         loop {

@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Upstream {
     call: Call,
     /// Counts the request as under way.
-    _guard: RequestGuard,
+    guard: RequestGuard,
     pub(super) established: Established,
     pub(super) reused: bool,
 }
@@ -93,7 +93,7 @@ impl Upstream {
             }));
             return Ok(Upstream {
                 call,
-                _guard: guard,
+                guard,
                 established,
                 reused,
             });
@@ -103,7 +103,7 @@ impl Upstream {
         let (established, reused) = (http1.established(), http1.is_reused());
         Ok(Upstream {
             call: Call::H1(http1),
-            _guard: guard,
+            guard,
             established,
             reused,
         })
@@ -128,7 +128,7 @@ impl Upstream {
                 connection: h1::ClientConnection::tunnel(stream),
                 _account: account,
             })),
-            _guard: guard,
+            guard,
             established,
             reused: false,
         })
@@ -174,6 +174,9 @@ impl Upstream {
             Call::H1(http1) => {
                 let head = ready!(http1.connection.poll_head(cx, upgrade));
                 let head = head.inspect_err(|error| http1.broken(error))?;
+                if !head.keep_alive && head.status != 101 {
+                    self.guard.told_close();
+                }
                 if let Some(timeout) = head.keep_alive_timeout {
                     http1.told_timeout(timeout);
                 }

@@ -47,6 +47,9 @@ pub struct HttpConnectionManager {
     pub max_request_headers_kb: u32,
     /// A stream without bytes for this long is reset. Default 5 min.
     pub stream_idle_timeout: Option<Duration>,
+    /// How long the client may take for the rest of a response that is all there, where that is said apart; `Some(None)`
+    /// for ever. By default as long as without a byte.
+    pub stream_flush_timeout: Option<Option<Duration>>,
     /// From the first byte to the end of the request. Default disabled.
     pub request_timeout: Option<Duration>,
     /// From the first byte to the end of the request's headers. Default disabled.

@@ -242,6 +242,8 @@ pub struct RouteAction {
     pub timeout: Option<Duration>,
     /// Overrides the connection manager's stream idle timeout; the outer `None` leaves that one.
     pub idle_timeout: Option<Option<Duration>>,
+    /// How long the client may take for the rest of a response that is all there, in place of the connection manager's.
+    pub flush_timeout: Option<Option<Duration>>,
     /// Retries; `None` takes the virtual host's.
     pub retry_policy: Option<Arc<RetryPolicy>>,
     /// `hedge_policy.hedge_on_per_try_timeout`: an attempt that takes too long goes on beside the next; `None` takes the

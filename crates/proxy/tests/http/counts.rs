@@ -1,6 +1,6 @@
 //! What is counted of connections: who ended them, what they were for, and what waits in them.
 
-use testkit::frames::{END_HEADERS, END_STREAM, GET, HEADERS};
+use testkit::frames::{END_HEADERS, END_STREAM, GET, GOAWAY, HEADERS};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -22,12 +22,12 @@ fn who_ended_an_upstream_connection_and_whether_in_the_middle() {
         Act::Say("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok");
     const LATER: Act = Act::SayAndClose("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     run(async {
-        for (act, remote, active, reset) in [
-            (HALF, true, true, 1),
-            (Act::Close, true, true, 0),
-            (NONSENSE, false, true, 0),
-            (LAST, false, false, 0),
-            (LATER, true, false, 0),
+        for (act, remote, active, reset, told) in [
+            (HALF, true, true, 1, 0),
+            (Act::Close, true, true, 0, 0),
+            (NONSENSE, false, true, 0, 0),
+            (LAST, false, false, 0, 1),
+            (LATER, true, false, 0, 0),
         ] {
             let origin = Origin::new(&[act]).await;
             let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
@@ -45,6 +45,7 @@ fn who_ended_an_upstream_connection_and_whether_in_the_middle() {
                 assert_eq!(mesh.server.store.number(&name), value, "{name}");
             }
             counted(&mesh, "http.test.downstream_rq_tx_reset", reset).await;
+            counted(&mesh, "cluster.a.upstream_cx_close_notify", told).await;
         }
     });
 }
@@ -65,6 +66,9 @@ fn an_http2_upstream_that_breaks_off_is_counted_by_what_it_left_unanswered() {
                     let (flags, ok) = (END_HEADERS | END_STREAM, &[0x88]);
                     peer.say(HEADERS, flags, head.stream, ok).await;
                     counted(&mesh, "cluster.a-h2.upstream_rq_active", 0).await;
+                    peer.say(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0]).await;
+                    // A close with something unread would be a reset, which overtakes it.
+                    counted(&mesh, "cluster.a-h2.upstream_cx_close_notify", 1).await;
                 }
             };
             let (answer, ()) = tokio::join!(mesh.get("/"), server);
@@ -73,6 +77,8 @@ fn an_http2_upstream_that_breaks_off_is_counted_by_what_it_left_unanswered() {
                 "{answer}"
             );
             counted(&mesh, "cluster.a-h2.upstream_cx_destroy", 1).await;
+            let told = i64::from(answers);
+            counted(&mesh, "cluster.a-h2.upstream_cx_close_notify", told).await;
             for (name, value) in [
                 ("remote", 1),
                 ("local", 0),

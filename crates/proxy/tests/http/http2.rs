@@ -355,6 +355,39 @@ fn floods_end_with_goaway_enhance_your_calm() {
     }
 }
 
+#[test]
+fn a_client_that_does_not_take_the_rest_of_a_response_is_waited_for_no_longer_than_it_may() {
+    run(async {
+        const LONG: &str =
+            "HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n0123456789012345678901234567890123456789";
+        let route = "          - {match: {path: /own}, route: {cluster: a, flush_timeout: 0.2s, idle_timeout: 0s}}
+          - {match: {path: /ours}, direct_response: {status: 200, body: {inline_string: \"0123456789012345678901234567890123456789\"}}}
+          - {match: {prefix: /}, route: {cluster: a, idle_timeout: 0s}}";
+        for (path, options) in [
+            ("/", "stream_flush_timeout: 0.2s"),
+            ("/ours", "stream_flush_timeout: 0.2s"),
+            ("/own", "stream_flush_timeout: 3600s"),
+        ] {
+            let origin = Origin::new(&[Act::Say(LONG)]).await;
+            let mesh = Mesh::new(route, options, "", &[("a", origin.port)]).await;
+            let mut client = Peer::client(&mesh).await;
+            // INITIAL_WINDOW_SIZE: 10 bytes of each stream.
+            client.say(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 10]).await;
+            let mut head = vec![0x82, 0x86, 0x41, 1, b'h', 0x44, path.len() as u8];
+            head.extend(path.as_bytes());
+            client
+                .say(HEADERS, END_HEADERS | END_STREAM, 1, &head)
+                .await;
+            let data = client.find(&[DATA]).await.unwrap();
+            assert_eq!(data.payload, b"0123456789");
+            let reset = client.find(&[RST_STREAM]).await.unwrap();
+            assert_eq!(reset.stream, 1, "{path}");
+            counted(&mesh, "http2.tx_flush_timeout", 1).await;
+            counted(&mesh, "http.test.downstream_rq_idle_timeout", 0).await;
+        }
+    });
+}
+
 /// A field that no table has, as a literal without Huffman code.
 fn field(name: &str, value: &[u8]) -> Vec<u8> {
     let mut block = vec![0, name.len() as u8];

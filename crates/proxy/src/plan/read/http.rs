@@ -106,7 +106,6 @@ pub(super) fn connection_manager(
     unsupported!(
         at,
         http3_protocol_options,
-        stream_flush_timeout,
         original_ip_detection_extensions,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         path_normalization_options,
@@ -273,6 +272,9 @@ pub(super) fn connection_manager(
             stream_idle_timeout,
             Some(Duration::from_secs(300)),
         )?,
+        stream_flush_timeout: at
+            .optional("stream_flush_timeout", stream_flush_timeout, duration)?
+            .map(|limit| Some(limit).filter(|limit| !limit.is_zero())),
         request_timeout: positive(&at, "request_timeout", request_timeout)?,
         request_headers_timeout: positive(&at, "request_headers_timeout", request_headers_timeout)?,
         drain_timeout: at

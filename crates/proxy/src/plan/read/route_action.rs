@@ -72,7 +72,7 @@ pub(super) fn route_action(
         cluster_specifier,
         host_rewrite_specifier,
     } = m;
-    unsupported!(at, flush_timeout, retry_policy_typed_config);
+    unsupported!(at, retry_policy_typed_config);
     let rewrites = [
         !prefix_rewrite.is_empty(),
         rewrite.is_some(),
@@ -155,6 +155,9 @@ pub(super) fn route_action(
         host_rewrite,
         append_x_forwarded_host: *append_x_forwarded_host,
         timeout: or_disabled(&at, "timeout", timeout, Some(Duration::from_secs(15)))?,
+        flush_timeout: at
+            .optional("flush_timeout", flush_timeout, duration)?
+            .map(|d| Some(d).filter(|d| !d.is_zero())),
         idle_timeout: idle_timeout.map(|d| Some(d).filter(|d| !d.is_zero())),
         retry_policy: at
             .optional("retry_policy", retry, retry_policy)?

@@ -175,7 +175,7 @@ filter_chains:
           domains: [b, A]
           routes:
           - match: { safe_regex: { regex: "a**" } }
-            route: { cluster: c, flush_timeout: 5s }
+            route: { cluster: c, retry_policy_typed_config: { "@type": type.googleapis.com/google.protobuf.Empty } }
       http_filters:
       - name: x
         typed_config: { "@type": type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm }
@@ -185,7 +185,7 @@ filter_chains:
     let host = format!("{config}.route_config.virtual_hosts[1]");
     let expected = [
         format!("{host}.routes[0].match.safe_regex.regex: `a**`"),
-        format!("{host}.routes[0].route.flush_timeout: is not implemented"),
+        format!("{host}.routes[0].route.retry_policy_typed_config: is not implemented"),
         format!("{host}.domains[1]: `A` is a domain of another"),
         format!(
             "{config}.http_filters[0].typed_config: HTTP filter envoy.extensions.filters.http.wasm.v3.Wasm"
