@@ -18,7 +18,7 @@ use super::{
     forward::Forward,
     pass::Passed,
     pump::PumpError,
-    respond,
+    respond, serve,
     timers::Expired,
     upstream::Upstream,
 };
@@ -86,6 +86,10 @@ impl Forward<'_, '_, '_, '_> {
             Err(error) => Some(End::Downstream(Gone::from(error))),
         };
         self.exchange.response = Some(head);
+        if tunnel && end.is_none() && self.cx.live.plan.flush_access_log_on_tunnel {
+            let log_type = "DownstreamTunnelSuccessfullyEstablished";
+            serve::log_as(log_type, self.cx, self.exchange);
+        }
         if end.is_none() {
             end = Some(
                 poll_fn(|cx| self.poll_bodies(cx, &mut upstream, tunnel, timer.as_mut())).await,

@@ -26,6 +26,7 @@ use crate::{
         route::{Action, RouteAction},
         route_match::{RequestView, RouteOutcome},
     },
+    proxy_protocol,
     trace::Trace,
 };
 
@@ -256,15 +257,14 @@ impl<'c> Exchange<'c> {
         route.unwrap_or(self.connection.listener.per_connection_buffer_limit.into())
     }
 
-    /// Whether this is a CONNECT whose payload goes to the upstream as raw bytes.
-    pub(super) fn terminates_connect(&self) -> bool {
-        self.request.method == Method::Connect
-            && self.route.action().is_some_and(|action| {
-                action
-                    .upgrades
-                    .iter()
-                    .any(|upgrade| upgrade.connect_terminate && upgrade.enabled)
-            })
+    /// Where this is a CONNECT whose payload goes to the upstream as raw bytes: the PROXY header that they begin with.
+    pub(super) fn terminates_connect(&self) -> Option<Option<proxy_protocol::Version>> {
+        if self.request.method != Method::Connect {
+            return None;
+        }
+        let mut upgrades = self.route.action()?.upgrades.iter();
+        let found = upgrades.find(|upgrade| upgrade.connect_terminate && upgrade.enabled)?;
+        Some(found.connect_proxy)
     }
 
     /// How long it has lasted, in milliseconds, as `%DURATION%` tells it.

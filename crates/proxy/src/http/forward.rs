@@ -429,8 +429,10 @@ impl Forward<'_, '_, '_, '_> {
             let terminate = self.exchange.terminates_connect();
             let mut acquired = pin!(async {
                 match terminate {
-                    true => Box::pin(Upstream::connect(&cluster, &host, &context)).await,
-                    false => Upstream::acquire(&cluster, &host, &context, version).await,
+                    Some(proxy) => {
+                        Box::pin(Upstream::connect(&cluster, &host, &context, proxy)).await
+                    }
+                    None => Upstream::acquire(&cluster, &host, &context, version).await,
                 }
             });
             let (reader, writer, deadlines) =

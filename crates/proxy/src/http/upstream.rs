@@ -5,10 +5,11 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use outrigger_http::{Error, Frame, Framing, Headers, RequestHead, ResponseHead, Version, h1, h2};
 
 use tls::session::Session;
+use tokio::io::AsyncWriteExt;
 
 use super::prepare::split_port;
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     },
     io::Stream,
     plan::Cluster as Plan,
+    proxy_protocol::{self, Header},
     transport::AutoName,
 };
 
@@ -114,6 +116,7 @@ impl Upstream {
         cluster: &Cluster,
         host: &Arc<Host>,
         context: &LbContext<'_>,
+        proxy: Option<proxy_protocol::Version>,
     ) -> Result<Upstream, UpstreamError> {
         let (mut stream, account, guard) = cluster.tcp(host, context).await?;
         let stats = cluster.stats();
@@ -122,6 +125,18 @@ impl Upstream {
             stats.upstream_cx_tx_bytes_total(),
             stats.upstream_cx_tx_bytes_buffered(),
         );
+        if let Some(version) = proxy {
+            let client = context.downstream;
+            let header = Header {
+                version,
+                addresses: client.and_then(|info| Some((info.remote?, info.local?))),
+                tlvs: Vec::new(),
+            };
+            let mut bytes = BytesMut::new();
+            header.write_to(&mut bytes);
+            let written = stream.write_all(&bytes).await;
+            written.map_err(|error| UpstreamError::Connect(error.to_string()))?;
+        }
         let established = account.established();
         Ok(Upstream {
             call: Call::Tcp(Box::new(TcpCall {

@@ -68,6 +68,8 @@ pub struct HttpConnectionManager {
     pub access_log_flush_interval: Option<Duration>,
     /// Also writes the access log when a request begins.
     pub flush_access_log_on_new_request: bool,
+    /// Also writes the access log when an upgrade or CONNECT was agreed to.
+    pub flush_access_log_on_tunnel: bool,
     /// The peer's address is the client (edge); false trusts x-forwarded-for (inside).
     pub use_remote_address: bool,
     /// How many entries of x-forwarded-for, from the right, are trusted proxies.

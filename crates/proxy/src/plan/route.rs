@@ -22,6 +22,7 @@ use super::{
     route_match::DomainTable,
     uri_template::{UriTemplate, UriTemplateRewrite},
 };
+use crate::proxy_protocol::Version;
 
 /// `envoy.config.route.v3.RouteConfiguration`. See [`RouteConfiguration::find`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -495,6 +496,8 @@ pub struct RouteUpgrade {
     pub enabled: bool,
     /// CONNECT ends here: the payload goes to the upstream as raw bytes.
     pub connect_terminate: bool,
+    /// They begin with a PROXY header of this version that names the client.
+    pub connect_proxy: Option<Version>,
 }
 
 /// `envoy.config.route.v3.RedirectAction`.

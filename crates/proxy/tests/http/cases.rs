@@ -73,6 +73,51 @@ fn a_connect_that_ends_here_carries_raw_bytes_to_the_host() {
 }
 
 #[test]
+fn a_connect_that_ends_here_can_begin_with_a_proxy_header_and_be_logged_as_it_begins() {
+    run(async {
+        for version in ["V1", "V2"] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let routes = CONNECT.replace(
+                "connect_config: {}",
+                &format!("connect_config: {{proxy_protocol_config: {{version: {version}}}}}"),
+            );
+            let options =
+                "access_log_options: {flush_log_on_tunnel_successfully_established: true}";
+            let mesh = Mesh::new(&routes, options, "", &[("a", port)]).await;
+            let mut client = mesh.connect().await;
+            let connect = b"CONNECT some.where:443 HTTP/1.1\r\nHost: some.where:443\r\n\r\nearly";
+            client.write_all(connect).await.unwrap();
+            let (mut host, _) = within(listener.accept()).await.unwrap();
+            let (from, to) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            let mut expected = match version {
+                "V1" => format!(
+                    "PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n",
+                    from.port(),
+                    to.port()
+                )
+                .into_bytes(),
+                _ => [
+                    &b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\x7f\0\0\x01\x7f\0\0\x01"[..],
+                    &from.port().to_be_bytes(),
+                    &to.port().to_be_bytes(),
+                ]
+                .concat(),
+            };
+            expected.extend(b"early");
+            let mut seen = vec![0; expected.len()];
+            within(host.read_exact(&mut seen)).await.unwrap();
+            assert_eq!(seen, expected, "{version}");
+            // The tunnel is open still.
+            let log = mesh.log(1).await;
+            assert!(log.starts_with("CONNECT - 200 - via_upstream 1"), "{log}");
+            drop(client);
+            mesh.log(2).await;
+        }
+    });
+}
+
+#[test]
 fn a_connect_to_a_dead_host_or_without_leave_is_refused() {
     run(async {
         let mesh = Mesh::new(CONNECT, "", "", &[("a", 1)]).await;

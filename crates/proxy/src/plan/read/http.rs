@@ -138,6 +138,7 @@ pub(super) fn connection_manager(
         duration,
     )?;
     let mut flush_on_new = *flush_access_log_on_new_request;
+    let mut flush_on_tunnel = false;
     if let Some(options) = access_log_options {
         let at = at.field("access_log_options");
         let nested::HcmAccessLogOptions {
@@ -145,7 +146,7 @@ pub(super) fn connection_manager(
             flush_access_log_on_new_request,
             flush_log_on_tunnel_successfully_established,
         } = options;
-        unsupported!(at, flush_log_on_tunnel_successfully_established);
+        flush_on_tunnel = *flush_log_on_tunnel_successfully_established;
         flush_interval = at.optional(
             "access_log_flush_interval",
             access_log_flush_interval,
@@ -293,6 +294,7 @@ pub(super) fn connection_manager(
         access_logs,
         access_log_flush_interval: flush_interval.filter(|d| !d.is_zero()),
         flush_access_log_on_new_request: flush_on_new,
+        flush_access_log_on_tunnel: flush_on_tunnel,
         use_remote_address: use_remote_address.unwrap_or(false),
         xff_num_trusted_hops: *xff_num_trusted_hops,
         internal_addresses: internal_addresses.unwrap_or_default(),

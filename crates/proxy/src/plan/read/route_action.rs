@@ -21,6 +21,7 @@ use super::{
     rate_limit::rate_limits,
     retry::{hedge, retry_policy},
     route::option,
+    socket::version,
 };
 use crate::plan::{
     error::{At, Reported, Step, unsupported},
@@ -311,13 +312,23 @@ fn upgrade(at: At<'_>, m: &pb::route_action::UpgradeConfig) -> Step<RouteUpgrade
     let upgrade_type = at
         .text("upgrade_type", &m.upgrade_type)?
         .to_ascii_lowercase();
+    let mut proxy = None;
     if let Some(connect) = &m.connect_config {
         let at = at.field("connect_config");
         let pb::route_action::upgrade_config::ConnectConfig {
             proxy_protocol_config,
             allow_post,
         } = connect;
-        unsupported!(at, proxy_protocol_config, allow_post);
+        unsupported!(at, allow_post);
+        proxy = at.optional("proxy_protocol_config", proxy_protocol_config, |at, m| {
+            let core::ProxyProtocolConfig {
+                version: number,
+                pass_through_tlvs,
+                added_tlvs,
+            } = m;
+            unsupported!(at, pass_through_tlvs, added_tlvs);
+            version(&at.field("version"), *number)
+        })?;
         if upgrade_type != "connect" {
             at.error("is only for upgrade_type CONNECT");
         }
@@ -326,6 +337,7 @@ fn upgrade(at: At<'_>, m: &pb::route_action::UpgradeConfig) -> Step<RouteUpgrade
         upgrade_type: upgrade_type.into(),
         enabled: m.enabled.unwrap_or(true),
         connect_terminate: m.connect_config.is_some(),
+        connect_proxy: proxy,
     })
 }
 
