@@ -68,7 +68,7 @@ pub(crate) struct Name<'a> {
 
 impl Name<'_> {
     /// Whether it is this one, ignoring case.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is(self, name: &'static str) -> bool {
         self.key == Key::of(name.as_bytes()) && self.text.eq_ignore_ascii_case(name.as_bytes())
     }

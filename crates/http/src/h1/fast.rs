@@ -120,8 +120,12 @@ fn fields<'b>(
         if let Some(b"\r\n") = rest.first_chunk() {
             return Some(at + 2).filter(|&end| end <= limits.head_bytes);
         }
-        let colon = run_of(rest, NAME).filter(|&length| length > 0)?;
-        if rest[colon] != b':' {
+        let colon = colon(rest)?;
+        let name = &rest[..colon];
+        let all = name
+            .iter()
+            .fold(NAME, |all, &byte| all & CLASSES[usize::from(byte)]);
+        if all == 0 || name.is_empty() {
             return None;
         }
         let line = rest.get(colon + 1) == Some(&b' ');
@@ -134,7 +138,6 @@ fn fields<'b>(
             return None;
         }
         after(rest, end, b"\r\n")?;
-        let name = &rest[..colon];
         let found = Found {
             key: Key::of(name),
             bytes: name,
@@ -167,6 +170,23 @@ fn after(bytes: &[u8], at: usize, expected: &[u8]) -> Option<usize> {
     (bytes.get(at..end)? == expected).then_some(end)
 }
 
+/// Where the first colon is, eight bytes at a time.
+#[inline(always)]
+fn colon(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(eight) = bytes[at..].first_chunk() {
+        let colon = u64::from_le_bytes(*eight) ^ (EACH * 0x3a);
+        // As in `printable`.
+        let colon = colon.wrapping_sub(EACH) & !colon & HIGH;
+        if colon != 0 {
+            return Some(at + colon.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    let rest = bytes[at..].iter().position(|&byte| byte == b':');
+    rest.map(|rest| at + rest)
+}
+
 /// How many bytes of a class come first; `None` where nothing comes after them.
 #[inline(always)]
 fn run_of(bytes: &[u8], class: u8) -> Option<usize> {
@@ -178,8 +198,6 @@ fn run_of(bytes: &[u8], class: u8) -> Option<usize> {
 /// How many bytes come before the first control character, eight at a time.
 #[inline(always)]
 fn printable(bytes: &[u8]) -> usize {
-    const EACH: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = EACH << 7;
     let mut at = 0;
     while let Some(eight) = bytes[at..].first_chunk() {
         let eight = u64::from_le_bytes(*eight);
@@ -197,6 +215,9 @@ fn printable(bytes: &[u8]) -> usize {
     let rest = bytes[at..].iter().position(control);
     rest.map_or(bytes.len(), |rest| at + rest)
 }
+
+const EACH: u64 = u64::from_ne_bytes([1; 8]);
+const HIGH: u64 = EACH << 7;
 
 /// What each byte may be part of.
 static CLASSES: [u8; 256] = {

@@ -163,6 +163,7 @@ impl ReadState {
     ) -> Poll<Result<Option<T>, Error>> {
         loop {
             if self.scanner.is_new()
+                && self.has_bytes()
                 && let Some((head, end)) = fast(&self.buffer, &self.limits)
             {
                 self.buffer.advance(end);

@@ -390,6 +390,7 @@ fn headers_length(headers: &Headers) -> Option<u64> {
 }
 
 /// Fields that this codec alone writes; a filter or a route cannot.
+#[inline(always)]
 fn connection_field(name: Name<'_>) -> bool {
     name.is("connection") || name.is("transfer-encoding")
 }

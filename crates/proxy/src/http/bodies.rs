@@ -106,6 +106,7 @@ impl Forward<'_, '_, '_, '_> {
                 let cluster = self.target.cluster.stats();
                 let time = now.duration_since(self.exchange.progress.start);
                 cluster.upstream_rq_time().record(time.as_millis() as u64);
+                self.exchange.progress.end = Some(now);
                 if self.pump.is_ended() {
                     upstream.release();
                 } else {

@@ -87,6 +87,8 @@ pub(super) struct Forward<'a, 'c, 'r, 'w> {
     /// Attempts that do; an older one that has won while the last was waited for.
     pub(super) hedged: Vec<Hedged>,
     winner: Option<Hedged>,
+    /// When the first attempt began.
+    began: TokioInstant,
     /// The server name that the request chooses for its connection. Kept apart, since an attempt may rewrite the host.
     auto_name: Option<(Box<str>, bool)>,
 }
@@ -158,6 +160,7 @@ pub(super) async fn forward(
         hedged: Vec::new(),
         winner: None,
         auto_name: None,
+        began: now,
     };
     forward.prepare_request();
     let plan = &forward.target.cluster.plan;
@@ -352,7 +355,10 @@ impl Forward<'_, '_, '_, '_> {
     ) -> Result<(Upstream, ResponseHead), AttemptError> {
         self.exchange.upstream.attempts += 1;
         self.sent = false;
-        let now = TokioInstant::now();
+        let now = match self.exchange.upstream.attempts {
+            1 => self.began,
+            _ => TokioInstant::now(),
+        };
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         self.deadlines.upstream_stream = None;
         self.deadlines
@@ -458,7 +464,8 @@ impl Forward<'_, '_, '_, '_> {
         let id = upstream.established.id;
         self.exchange.upstream.connections.push(id);
         self.attempt_headers(&host);
-        let sent = Instant::now();
+        // Where nothing was waited for, hardly any time has passed.
+        let sent = waits.map_or(now.into_std(), |_| Instant::now());
         let longest = self.target.cluster.plan.http.max_stream_duration;
         self.deadlines.upstream_stream = longest.map(|limit| TokioInstant::from(sent) + limit);
         self.exchange

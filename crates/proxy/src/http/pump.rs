@@ -173,6 +173,10 @@ impl Pump {
             let mut now = None;
             if !kept.complete {
                 let mut added = None;
+                let progress = &exchange.progress;
+                // Without a body all of it was here with its head.
+                let here = (reader.is_end() && exchange.upstream.attempts == 1)
+                    .then_some((progress.start, progress.upstream_first_sent));
                 match reader.poll_frame(cx) {
                     Poll::Pending => {
                         ready!(upstream.poll_flush(cx)).map_err(PumpError::Upstream)?;
@@ -208,8 +212,16 @@ impl Pump {
                         kept.complete = true;
                     }
                 }
-                now = Some(Instant::now());
-                exchange.progress.request_received = now;
+                match here {
+                    Some((received, sent)) => {
+                        exchange.progress.request_received = Some(received);
+                        now = sent;
+                    }
+                    None => {
+                        now = Some(Instant::now());
+                        exchange.progress.request_received = now;
+                    }
+                }
                 if let Some(added) = added {
                     kept.add(&added);
                     self.position = kept.pieces.len();

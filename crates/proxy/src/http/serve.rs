@@ -503,7 +503,7 @@ fn upgrade_allowed(plan: &HttpConnectionManager, exchange: &Exchange<'_>) -> boo
 
 /// Counts and logs what has happened.
 fn finish(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
-    exchange.progress.end = Some(Instant::now());
+    exchange.progress.end.get_or_insert_with(Instant::now);
     let stats = &cx.live.stats;
     stats.downstream_rq_active().dec();
     match exchange.status() {

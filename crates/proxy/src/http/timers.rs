@@ -105,25 +105,28 @@ impl Deadlines {
 
     /// What is due next; `None` in the second place is a line of the log.
     fn next(&self) -> Option<(Instant, Option<Expired>)> {
-        [
-            (self.request, Some(Expired::Request)),
-            (self.per_try, Some(Expired::PerTry)),
-            (self.per_try_idle, Some(Expired::PerTryIdle)),
-            (self.stream, Some(Expired::Stream)),
-            (self.upstream_stream, Some(Expired::UpstreamStream)),
-            (
-                self.idle,
-                Some(match self.flushing {
-                    true => Expired::Flush,
-                    false => Expired::Idle,
-                }),
-            ),
-            (self.receive, Some(Expired::Receive)),
-            (self.log.map(|(at, _)| at), None),
-        ]
-        .into_iter()
-        .filter_map(|(at, which)| Some((at?, which)))
-        .min_by_key(|(at, _)| *at)
+        let mut first = None;
+        // Asked for each request: written so that it becomes a few comparisons.
+        let mut look = |at: Option<Instant>, which| {
+            if let Some(at) = at
+                && first.is_none_or(|(first, _)| at < first)
+            {
+                first = Some((at, which));
+            }
+        };
+        look(self.request, Some(Expired::Request));
+        look(self.per_try, Some(Expired::PerTry));
+        look(self.per_try_idle, Some(Expired::PerTryIdle));
+        look(self.stream, Some(Expired::Stream));
+        look(self.upstream_stream, Some(Expired::UpstreamStream));
+        let idle = match self.flushing {
+            true => Expired::Flush,
+            false => Expired::Idle,
+        };
+        look(self.idle, Some(idle));
+        look(self.receive, Some(Expired::Receive));
+        look(self.log.map(|(at, _)| at), None);
+        first
     }
 
     /// Waits for the first deadline, and calls `log` each time a line is due until then. The timer is set again only when it is later than that: it may be one that an
