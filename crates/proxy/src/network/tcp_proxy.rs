@@ -47,6 +47,7 @@ stats::group! {
         counter downstream_cx_tx_bytes_total,
         counter downstream_flow_control_paused_reading_total,
         counter downstream_flow_control_resumed_reading_total,
+        counter early_data_received_count_total,
         counter idle_timeout,
         counter max_downstream_connection_duration,
         gauge downstream_cx_tx_bytes_buffered,
@@ -231,6 +232,7 @@ impl TcpProxy {
             })
             .await;
             if end.is_none() {
+                self.stats.early_data_received_count_total().inc();
                 make_state(&self.on_data, &mut info, worker);
             }
         }

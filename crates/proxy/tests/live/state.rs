@@ -134,6 +134,7 @@ live! {
         let mut stream = connect(&server, "waits").await;
         stream.write_all(b"hello").await.expect("it is open");
         assert_eq!(read(&mut stream, 6).await, "ahello");
+        stat(&server, "tcp.a.early_data_received_count_total", 1).await;
         drop(stream);
         stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
         // Where it does not wait, the object is made all the same.
