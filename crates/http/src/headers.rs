@@ -63,7 +63,7 @@ const fn small(byte: u8) -> u32 {
 #[derive(Clone, Copy)]
 pub(crate) struct Name<'a> {
     key: Key,
-    text: &'a [u8],
+    pub(crate) text: &'a [u8],
 }
 
 impl Name<'_> {
@@ -231,10 +231,13 @@ impl Headers {
     }
 
     /// The fields, and whether HTTP/2 must keep each out of its tables.
-    pub(crate) fn iter_with_secrecy(&self) -> impl Iterator<Item = (&str, &[u8], bool)> {
+    pub(crate) fn iter_with_secrecy(&self) -> impl Iterator<Item = (Name<'_>, &[u8], bool)> {
         self.fields.iter().map(|field| {
-            let (name, value) = (self.bytes(field.name), self.bytes(field.value));
-            (str_of(name), value, field.secret)
+            let name = Name {
+                key: field.key,
+                text: self.bytes(field.name),
+            };
+            (name, self.bytes(field.value), field.secret)
         })
     }
 

@@ -4,7 +4,7 @@ use super::{
     fields_in::is_token,
     hpack::{Encoder, is_value, lower},
 };
-use crate::{Error, Framing, Headers, Method, Refusal, RequestHead, ResponseHead};
+use crate::{Error, Framing, Headers, Method, Refusal, RequestHead, ResponseHead, headers::Name};
 
 /// Whether a request can be said in HTTP/2.
 ///
@@ -125,7 +125,10 @@ fn write_fields(encoder: &mut Encoder, headers: &Headers, length: Length, out: &
     let mut scratch = [0; SCRATCH];
     let mut long = Vec::new();
     for (name, value, secret) in headers.iter_with_secrecy() {
-        let name = name.as_bytes();
+        if is_connections(name) || length != Length::AsIs && name.is("content-length") {
+            continue;
+        }
+        let name = name.text;
         let room = match scratch.get_mut(..name.len()) {
             Some(room) => room,
             None => {
@@ -134,10 +137,7 @@ fn write_fields(encoder: &mut Encoder, headers: &Headers, length: Length, out: &
             }
         };
         // Both are valid in HTTP/1 as we parse it; a filter's mistake is left out, not sent.
-        if !lower(name, room) || !is_value(value) || is_connections(room) {
-            continue;
-        }
-        if length != Length::AsIs && &*room == b"content-length" {
+        if !lower(name, room) || !is_value(value) {
             continue;
         }
         encoder.field_of(room, value, secret, out);
@@ -152,17 +152,14 @@ fn write_fields(encoder: &mut Encoder, headers: &Headers, length: Length, out: &
 const SCRATCH: usize = 64;
 
 /// Whether a field belongs to one connection, or is said in another way.
-fn is_connections(name: &[u8]) -> bool {
-    matches!(
-        name,
-        b"host"
-            | b"connection"
-            | b"keep-alive"
-            | b"proxy-connection"
-            | b"transfer-encoding"
-            | b"upgrade"
-            | b"http2-settings"
-    )
+fn is_connections(name: Name<'_>) -> bool {
+    name.is("host")
+        || name.is("connection")
+        || name.is("keep-alive")
+        || name.is("proxy-connection")
+        || name.is("transfer-encoding")
+        || name.is("upgrade")
+        || name.is("http2-settings")
 }
 
 fn decimal(mut number: u64, text: &mut [u8; 20]) -> &[u8] {

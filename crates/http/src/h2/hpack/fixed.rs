@@ -39,10 +39,15 @@ pub(super) fn find(name: &[u8], value: &[u8]) -> Option<Found> {
 /// The first entry with this name.
 fn first(name: &[u8]) -> Option<u8> {
     let near = BY_LENGTH.get(name.len())?;
+    // Names of one length mostly differ in their first or last letter.
+    let ends = (name.first(), name.last());
     near.iter()
         .copied()
         .take_while(|&index| index != 0)
-        .find(|&index| ENTRIES[usize::from(index) - 1].name.as_bytes() == name)
+        .find(|&index| {
+            let known = ENTRIES[usize::from(index) - 1].name.as_bytes();
+            (known.first(), known.last()) == ends && known == name
+        })
 }
 
 /// How many entries there are; a connection's own follow.
