@@ -289,7 +289,7 @@ fn a_collector_of_http_gets_records_with_state_tags_and_trace() {
           log_name: lines
           http_service:
             http_uri: {uri: 'http://otel.example:4318/v1/logs', cluster: logs, timeout: 1s}
-            request_headers_to_add: [{header: {key: authorization, value: secret}}]
+            request_headers_to_add: [{header: {key: authorization, value: 'secret %ENVIRONMENT(PATH):1%%%'}}, {header: {key: x-none, value: '%ENVIRONMENT(NO_SUCH_VARIABLE_)%'}}]
           buffer_flush_interval: 0.01s
           buffer_size_bytes: 1000
           filter_state_objects_to_log: [downstream_peer, none]
@@ -317,13 +317,15 @@ fn a_collector_of_http_gets_records_with_state_tags_and_trace() {
         .await;
         let (head, body) = within(seen.recv()).await.expect("one call");
         assert!(head.starts_with("POST /v1/logs HTTP/1.1\r\n"), "{head}");
+        let first = std::env::var("PATH").expect("it is set").remove(0);
         for (name, value) in [
             ("host", "otel.example:4318"),
             ("content-type", "application/x-protobuf"),
-            ("authorization", "secret"),
+            ("authorization", &*format!("secret {first}%")),
         ] {
             assert_eq!(header(&head, name), Some(value), "{head}");
         }
+        assert_eq!(header(&head, "x-none"), None);
         let mut message = ExportLogsServiceRequest::decode(&*body).unwrap();
         let logs = message.resource_logs.remove(0);
         let list = |list: &[KeyValue]| -> Vec<(String, String)> {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::plan::{
     error::{At, Step, unsupported},
-    format::Template,
+    format::{Operator, OperatorKind, Part, Template},
     matcher::Percent,
     tracing::{Collector, HttpCollector, Tracer, TracerKind, Tracing},
 };
@@ -240,6 +240,34 @@ fn zipkin(at: At<'_>, m: &pb::ZipkinConfig) -> Step<Tracer> {
     })
 }
 
+/// The value of a header of our own calls, for which there is no request: variables of the environment are put in.
+fn without_request(at: &At<'_>, text: &str) -> Step<Arc<str>> {
+    let template = Template::parse(text).map_err(|why| at.error(why))?;
+    let mut value = String::new();
+    for part in &template.parts {
+        match part {
+            Part::Text(text) => value.push_str(text),
+            Part::Operator(Operator {
+                kind: OperatorKind::Environment(name),
+                max_length,
+            }) => {
+                let found = std::env::var(&**name).unwrap_or_default();
+                let most = max_length.unwrap_or(usize::MAX);
+                value.push_str(&found[..found.floor_char_boundary(most)]);
+            }
+            Part::Operator(_) => {
+                return Err(at.not_implemented(
+                    "operators other than %ENVIRONMENT(X)% are not implemented here",
+                ));
+            }
+        }
+    }
+    if value.chars().any(char::is_control) {
+        return Err(at.error("has a character that no header may have"));
+    }
+    Ok(value.into())
+}
+
 /// `HttpService`.
 pub(super) fn http_service_of(at: At<'_>, m: &core::HttpService) -> Step<HttpCollector> {
     let uri = at.required("http_uri", &m.http_uri, http_uri)?;
@@ -249,20 +277,17 @@ pub(super) fn http_service_of(at: At<'_>, m: &core::HttpService) -> Step<HttpCol
         |at, m| {
             at.required("header", &m.header, |at, m| {
                 let name = header_name(&at, "key", &m.key)?;
-                if m.value.contains('%') {
-                    return Err(at.field("value").not_implemented(
-                        "operators (`%`) are not implemented here; write a fixed text",
-                    ));
-                }
-                Ok((name, m.value.as_str().into()))
+                Ok((name, without_request(&at.field("value"), &m.value)?))
             })
         },
     );
+    // As with other headers: without a value there is none.
+    let headers = headers.into_iter().filter(|(_, value)| !value.is_empty());
     Ok(HttpCollector {
         cluster: uri.cluster,
         authority: (&*uri.authority).into(),
         path: (&*uri.path).into(),
-        headers,
+        headers: headers.collect(),
         // Nobody waits for a collector for ever.
         timeout: match uri.timeout {
             Duration::ZERO => PATIENCE,
