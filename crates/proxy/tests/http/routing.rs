@@ -26,7 +26,8 @@ fn header_mutations_of_filter_and_route_come_in_their_order() {
         typed_config:
           {TYPE}.filters.http.header_mutation.v3.HeaderMutation
           mutations:
-            request_mutations: [{{append: {{header: {{key: x-who, value: filter}}}}}}, {{remove_on_match: {{key_matcher: {{prefix: x-drop}}}}}}]
+            request_mutations: [{{append: {{header: {{key: x-who, value: filter}}}}}}, {{append: {{header: {{key: x-how, value: '%CEL(request.method)%'}}}}}}, {{remove_on_match: {{key_matcher: {{prefix: x-drop}}}}}}]
+            formatters: [{{name: cel, typed_config: {{{TYPE}.formatter.cel.v3.Cel}}}}]
             query_parameter_mutations: [{{append: {{record: {{key: v, value: \"2\"}}}}}}, {{remove: w}}]
             response_mutations: [{{remove: x-secret}}, {{append: {{header: {{key: x-new, value: \"%RESPONSE_CODE%\"}}}}}}]"
         );
@@ -36,7 +37,8 @@ fn header_mutations_of_filter_and_route_come_in_their_order() {
             .await;
         let seen = &origin.seen()[0];
         assert!(seen.starts_with("GET /p?v=2 HTTP/1.1\r\n"), "{seen}");
-        assert!(seen.contains("x-who: filter\r\nx-who: route\r\n"), "{seen}");
+        let told = "x-who: filter\r\nx-how: GET\r\nx-who: route\r\n";
+        assert!(seen.contains(told), "{seen}");
         assert!(!seen.to_lowercase().contains("x-drop"), "{seen}");
         assert!(!answer.to_lowercase().contains("x-secret"), "{answer}");
         assert!(answer.contains("x-new: "), "{answer}");

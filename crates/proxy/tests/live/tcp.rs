@@ -490,7 +490,7 @@ live! {
         let server = server(1);
         let (name, config) = tcp_proxy(
             "a",
-            ", tunneling_config: {hostname: \"db.example:5432\", headers_to_add: [{header: {key: x-from, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}]}",
+            ", tunneling_config: {hostname: \"db.example:5432\", formatters: [{name: m, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.formatter.metadata.v3.Metadata}}], headers_to_add: [{header: {key: x-from, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}]}",
         );
         apply(&server, vec![
             static_cluster("a", &[port], ""),

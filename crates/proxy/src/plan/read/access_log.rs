@@ -187,6 +187,15 @@ pub(super) fn formatters(at: &At<'_>, formatters: &[core::TypedExtensionConfig])
     all
 }
 
+/// Formatters of a place for which nobody follows files and secrets.
+pub(super) fn plain_formatters(at: &At<'_>, list: &[core::TypedExtensionConfig]) {
+    if formatters(at, list) != Formatters::default() {
+        at.field("formatters").not_implemented(
+            "file_content and generic_secret are implemented in listeners' logs and replies alone",
+        );
+    }
+}
+
 /// A log outside of listeners, for which nobody follows files and secrets.
 pub(super) fn plain_access_log(at: At<'_>, m: &pb::AccessLog) -> Step<AccessLog> {
     let log = access_log(at, m)?;

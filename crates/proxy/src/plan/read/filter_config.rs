@@ -19,6 +19,7 @@ use proto::envoy::{
 };
 
 use super::{
+    access_log::plain_formatters,
     common::{
         above_zero, duration, enumeration, header_name, json, regex_rewrite, runtime_fraction,
         typed_config,
@@ -63,7 +64,8 @@ pub(super) fn mutations(at: At<'_>, m: &mutation::Mutations) -> Step<Mutations> 
         request_trailers_mutations,
         formatters,
     } = m;
-    unsupported!(at, request_trailers_mutations, formatters);
+    unsupported!(at, request_trailers_mutations);
+    plain_formatters(&at, formatters);
     let list = |field: &str, list: &[rules::HeaderMutation]| header_mutations(&at, field, list);
     Ok(Mutations {
         request: list("request_mutations", request_mutations),

@@ -15,7 +15,7 @@ use proto::envoy::{
 };
 
 use super::{
-    access_log::{access_log, formatters, log_format},
+    access_log::{access_log, log_format, plain_formatters},
     common::{
         above_zero, data_source, duration, enumeration, extension, or_disabled, percent, positive,
     },
@@ -268,7 +268,7 @@ fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling>
         request_id_header,
         request_id_metadata_key,
     );
-    self::formatters(&at, formatters);
+    plain_formatters(&at, formatters);
     let text = at.text("hostname", hostname)?;
     Ok(Tunneling {
         hostname: Template::parse(&text).map_err(|why| at.field("hostname").error(why))?,
