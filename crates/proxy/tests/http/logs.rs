@@ -305,5 +305,17 @@ fn files_and_secrets_are_printed_only_where_a_formatter_allows_it() {
         let (_, log) = Lines::with(format, formatters);
         let error = Mesh::plan(&log).expect_err(format);
         assert!(error.contains(why), "{format}: {error}");
-    }
+    } // A route's replies are none of a listener's.
+    let yaml = format!(
+        "name: r\nvirtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, \
+         body_format: {{text_format_source: {{inline_string: x}}{FILES}}}}}}}]}}]"
+    );
+    let message =
+        testkit::envoy::message::<proto::envoy::config::route::v3::RouteConfiguration>(&yaml);
+    let error = outrigger_proxy::plan::RouteConfiguration::try_from(&message);
+    let error = error.expect_err("nobody follows the file").to_string();
+    assert!(
+        error.contains("listeners' logs and replies alone"),
+        "{error}"
+    );
 }

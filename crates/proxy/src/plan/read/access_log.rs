@@ -129,23 +129,29 @@ pub(super) fn body_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Ste
 }
 
 /// A format that is given in place.
-pub(super) fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
+fn log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
+    let more = formatters(&at, &m.formatters);
+    format_with(at, m, &more)
+}
+
+fn format_with(
+    at: At<'_>,
+    m: &core::SubstitutionFormatString,
+    more: &Formatters,
+) -> Step<LogFormat> {
     use core::{data_source::Specifier, substitution_format_string::Format as F};
     let core::SubstitutionFormatString {
         omit_empty_values,
         content_type: _,
-        formatters,
+        formatters: _,
         // Members are always sorted.
         json_format_options: _,
         format,
     } = m;
-    let more = self::formatters(&at, formatters);
-    let text_format = |at, text: &str| text_format(at, text, *omit_empty_values, &more);
+    let text_format = |at, text: &str| text_format(at, text, *omit_empty_values, more);
     match format {
         Some(F::TextFormat(text)) => text_format(at.field("text_format"), text),
-        Some(F::JsonFormat(m)) => {
-            json_format(at.field("json_format"), m, *omit_empty_values, &more)
-        }
+        Some(F::JsonFormat(m)) => json_format(at.field("json_format"), m, *omit_empty_values, more),
         Some(F::TextFormatSource(m)) => {
             let at = at.field("text_format_source");
             match &m.specifier {
@@ -214,15 +220,16 @@ pub(super) fn plain_body_format(
     at: At<'_>,
     m: &core::SubstitutionFormatString,
 ) -> Step<BodyFormat> {
-    let format = body_format(at, m)?;
-    let mut found = Vec::new();
-    format_sources::of_format(&format.format, &mut found);
-    match &*found {
-        [] => Ok(format),
-        _ => Err(at.not_implemented(
-            "%FILE_CONTENT% and %SECRET% are implemented in listeners' logs and replies alone",
-        )),
-    }
+    Ok(BodyFormat {
+        format: plain_log_format(at, m)?,
+        content_type: option(&m.content_type),
+    })
+}
+
+/// A format outside of listeners' logs and replies.
+pub(super) fn plain_log_format(at: At<'_>, m: &core::SubstitutionFormatString) -> Step<LogFormat> {
+    plain_formatters(&at, &m.formatters);
+    format_with(at, m, &Formatters::default())
 }
 
 fn text_format(

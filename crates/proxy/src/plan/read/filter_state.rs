@@ -5,7 +5,7 @@ use proto::envoy::extensions::filters::{
     network::set_filter_state::v3::Config as NetworkConfig,
 };
 
-use super::{access_log::log_format, common::enumeration};
+use super::{access_log::plain_log_format, common::enumeration};
 use crate::plan::{
     error::{At, Step},
     filter_state::{ConnectionState, ObjectKind, RequestState, StateValue},
@@ -77,7 +77,7 @@ fn value(at: At<'_>, m: &common::FilterStateValue) -> Step<StateValue> {
     };
     Ok(StateValue {
         kind,
-        format: log_format(at.field("format_string"), format)?,
+        format: plain_log_format(at.field("format_string"), format)?,
         key,
         read_only: *read_only,
         skip_if_empty: *skip_if_empty,

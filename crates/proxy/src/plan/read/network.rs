@@ -15,7 +15,7 @@ use proto::envoy::{
 };
 
 use super::{
-    access_log::{access_log, log_format, plain_formatters},
+    access_log::{access_log, plain_formatters, plain_log_format},
     common::{
         above_zero, data_source, duration, enumeration, extension, or_disabled, percent, positive,
     },
@@ -436,7 +436,9 @@ fn tlv(at: At<'_>, m: &core::TlvEntry) -> Step<(u8, TlvValue)> {
     } = m;
     let kind = tlv_kind(at.field("type"), *r#type)?;
     let value = match (&value[..], format_string) {
-        ([], Some(format)) => TlvValue::Format(log_format(at.field("format_string"), format)?),
+        ([], Some(format)) => {
+            TlvValue::Format(plain_log_format(at.field("format_string"), format)?)
+        }
         ([], None) | ([_, ..], Some(_)) => {
             return Err(at.error("needs either value or format_string"));
         }
