@@ -69,6 +69,8 @@ pub(crate) fn supervise(folder: &Path, state: &StateDir, images: Images) -> Resu
         None::<&str>,
     )
     .doing(|| "keep the mesh's mounts to itself".to_owned())?;
+    // Few machines come without it, and it ends with the mesh. Where it cannot be had, a pod of mode EBPF says so.
+    let _ = intercept::ebpf::mount();
     network::set_up_node()?;
     let program = install_programs(state)?;
     let publisher = Publisher::new(&state.config())?;

@@ -1,6 +1,7 @@
 //! The capture as the pod's agent sees it: names that are answered in the pod, and rules that are lost.
 
 use std::{
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -78,9 +79,14 @@ pub(crate) fn a_lost_capture_is_told(mesh: &Mesh) {
 /// A mesh of its own whose pods have interception mode EBPF, from its start to its end.
 pub(crate) fn programs_capture_as_rules_do(_: &Mesh) {
     let _restore = testkit::bpffs::Restore::later();
-    let before = kept();
+    let before = kept(Path::new("/"));
     let mesh = Mesh::start("e2e/ebpf", 2);
-    let own = || -> Vec<PathBuf> { kept().into_iter().filter(|p| !before.contains(p)).collect() };
+    // Where this machine has no BPF file system the mesh has one for itself.
+    let root = PathBuf::from(format!("/proc/{}/root", mesh.supervisor()));
+    let own = |root: &Path| -> Vec<OsString> {
+        let known = |name: &OsString| before.contains(name);
+        kept(root).into_iter().filter(|name| !known(name)).collect()
+    };
     let called = |from: &str| {
         let answer = mesh.call(from, &["http://web.shop/x"]);
         assert_eq!(answer["status"], 200, "{answer}");
@@ -125,10 +131,10 @@ pub(crate) fn programs_capture_as_rules_do(_: &Mesh) {
         let rules = in_pod(&mesh, pod, "iptables-save; nft list ruleset");
         assert!(!rules.to_lowercase().contains("istio"), "{rules}");
     }
-    assert_eq!(own().len(), 2, "a set of programs for each pod");
+    assert_eq!(own(&root).len(), 2, "a set of programs for each pod");
     // The node's guard names what somebody takes away, and the pod's agent says that nothing comes any more.
     let inode = in_pod(&mesh, "client", "stat -Lc %i /proc/self/ns/net");
-    let pod = Path::new(KEPT).join(inode.trim());
+    let pod = root.join(KEPT).join(inode.trim());
     let set = fs::read_dir(&pod).expect("its programs").flatten().next();
     fs::remove_file(set.expect("a set").path().join("connect4")).expect("it is pinned");
     let log = mesh.state().join("pods/client.shop/guard.log");
@@ -147,13 +153,17 @@ pub(crate) fn programs_capture_as_rules_do(_: &Mesh) {
             .then_some(())
     });
     drop(mesh);
-    assert_eq!(own(), Vec::<PathBuf>::new(), "programs are left");
+    assert_eq!(
+        own(Path::new("/")),
+        Vec::<OsString>::new(),
+        "programs are left"
+    );
 }
 
-/// What programs keep on this machine, by network namespace.
-fn kept() -> Vec<PathBuf> {
-    let list = fs::read_dir(KEPT).into_iter().flatten().flatten();
-    list.map(|e| e.path()).collect()
+/// What programs keep on a machine, by network namespace.
+fn kept(root: &Path) -> Vec<OsString> {
+    let list = fs::read_dir(root.join(KEPT)).into_iter();
+    list.flatten().flatten().map(|e| e.file_name()).collect()
 }
 
-const KEPT: &str = "/sys/fs/bpf/outrigger";
+const KEPT: &str = "sys/fs/bpf/outrigger";

@@ -205,6 +205,15 @@ pub fn used() -> bool {
     store::used()
 }
 
+/// Mounts the BPF file system in this mount namespace where it is missing. For who keeps the namespace for as long as the
+/// pods live: elsewhere what is kept there would be lost with it.
+///
+/// # Errors
+/// The system's word, where it does not let us.
+pub fn mount() -> Result<(), Error> {
+    store::ensure_mounted()
+}
+
 /// Removes what belongs to pods that are gone, if anything was ever kept here.
 pub fn sweep() {
     if store::used()

@@ -70,8 +70,7 @@ pub(super) struct Policy {
 /// The folder of this machine, made if need be, and locked against other runs while the value lives.
 pub(super) fn lock() -> Result<Flock<File>, Error> {
     let fail = |why: String| Error::Ebpf(format!("{BPFFS}: {why}"));
-    let is_bpffs = || statfs(BPFFS).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC);
-    if !is_bpffs() {
+    if !is_mounted() {
         // In a mount namespace of its own (`ip netns exec`, a container) the mount would end with this run, and the
         // programs with it.
         if !mounts_stay() {
@@ -81,13 +80,32 @@ pub(super) fn lock() -> Result<Flock<File>, Error> {
                     .into(),
             ));
         }
-        let none: Option<&str> = None;
-        mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none)
-            .map_err(|e| fail(format!("the BPF file system cannot be mounted: {e}")))?;
+        mount_here()?;
     }
     fs::create_dir_all(ROOT).map_err(|e| fail(e.to_string()))?;
     let folder = File::open(ROOT).map_err(|e| fail(e.to_string()))?;
     Flock::lock(folder, FlockArg::LockExclusive).map_err(|(_, e)| fail(e.to_string()))
+}
+
+fn is_mounted() -> bool {
+    statfs(BPFFS).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC)
+}
+
+fn mount_here() -> Result<(), Error> {
+    let none: Option<&str> = None;
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).map_err(|e| {
+        Error::Ebpf(format!(
+            "{BPFFS}: the BPF file system cannot be mounted: {e}"
+        ))
+    })
+}
+
+/// Mounts the BPF file system where it is missing, for a process whose mount namespace lasts as long as its pods.
+pub(super) fn ensure_mounted() -> Result<(), Error> {
+    if is_mounted() {
+        return Ok(());
+    }
+    mount_here()
 }
 
 /// Whether any run has kept anything on this machine.
