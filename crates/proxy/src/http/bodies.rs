@@ -91,9 +91,14 @@ impl Forward<'_, '_, '_, '_> {
             serve::log_as(log_type, self.cx, self.exchange);
         }
         if end.is_none() {
-            end = Some(
-                poll_fn(|cx| self.poll_bodies(cx, &mut upstream, tunnel, timer.as_mut())).await,
-            );
+            let mut waited = false;
+            let bodies = poll_fn(|cx| {
+                let timer = timer.as_mut();
+                let end = self.poll_bodies(cx, &mut upstream, (tunnel, waited), timer);
+                waited = true;
+                end
+            });
+            end = Some(bodies.await);
         }
         let now = Instant::now();
         self.exchange.progress.upstream_last_received = Some(now);
@@ -186,7 +191,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         cx: &mut TaskContext<'_>,
         upstream: &mut Upstream,
-        tunnel: bool,
+        (tunnel, waited): (bool, bool),
         timer: Pin<&mut Option<Sleep>>,
     ) -> Poll<End> {
         match self.poll_pump(cx, upstream) {
@@ -196,7 +201,7 @@ impl Forward<'_, '_, '_, '_> {
             Poll::Ready(Err(PumpError::Upstream(_))) => self.pump.dead = true,
             _ => {}
         }
-        if let Poll::Ready(end) = self.poll_response(cx, upstream, tunnel) {
+        if let Poll::Ready(end) = self.poll_response(cx, upstream, (tunnel, waited)) {
             return Poll::Ready(end);
         }
         if !tunnel && let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
@@ -216,7 +221,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         cx: &mut TaskContext<'_>,
         upstream: &mut Upstream,
-        tunnel: bool,
+        (tunnel, waited): (bool, bool),
     ) -> Poll<End> {
         let filters = self.cx.filters(self.exchange);
         let gone = |error| Poll::Ready(End::Downstream(Gone::from(error)));
@@ -245,7 +250,7 @@ impl Forward<'_, '_, '_, '_> {
                     Passed::Done => {}
                     Passed::Some(count) => {
                         self.deadlines.touch();
-                        self.exchange.progress.body_received();
+                        self.exchange.progress.body_received(waited);
                         self.exchange.progress.sent += count as u64;
                         continue;
                     }
@@ -267,7 +272,7 @@ impl Forward<'_, '_, '_, '_> {
                 Poll::Ready(Some(Ok(Frame::Data(mut data)))) => {
                     self.deadlines.touch();
                     if self.held.is_none() {
-                        self.exchange.progress.body_received();
+                        self.exchange.progress.body_received(waited);
                     }
                     filters.response_data_to(0..seen_by, self.exchange, &mut data);
                     if data.is_empty() {

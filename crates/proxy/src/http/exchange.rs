@@ -383,9 +383,12 @@ impl Progress {
         }
     }
 
-    /// Bytes of the response's body have come.
-    pub(super) fn body_received(&mut self) {
-        self.upstream_first_body.get_or_insert_with(Instant::now);
+    /// Bytes of the response's body have come; those that nobody `waited` for came with its head.
+    pub(super) fn body_received(&mut self, waited: bool) {
+        if self.upstream_first_body.is_none() {
+            let with_head = self.upstream_first_received.filter(|_| !waited);
+            self.upstream_first_body = with_head.or_else(|| Some(Instant::now()));
+        }
     }
 }
 

@@ -199,7 +199,7 @@ impl Forward<'_, '_, '_, '_> {
                 match upstream.poll_frame(cx) {
                     Poll::Ready(Some(Ok(Frame::Data(piece)))) => {
                         self.deadlines.touch();
-                        self.exchange.progress.body_received();
+                        self.exchange.progress.body_received(true);
                         if data.len() + piece.len() > limit {
                             return Poll::Ready(Err(Unheld::TooLarge));
                         }

@@ -13,8 +13,9 @@ use std::{
 };
 
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot},
-    task::{LocalSet, spawn_local},
+    task::spawn_local,
     time::{MissedTickBehavior, interval, timeout, timeout_at},
 };
 
@@ -151,17 +152,27 @@ pub(crate) fn spawn(
     commands: mpsc::UnboundedReceiver<Command>,
 ) -> io::Result<WorkerHandle> {
     let sender = seed.peers[seed.index].clone();
-    // Made here, so that a failure ends the start and not a thread.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    // The runtime of a thread is made there; a failure ends the start all the same.
+    let (made, outcome) = std::sync::mpsc::channel();
     let thread = thread::Builder::new()
         .name(format!("wrk:worker_{}", seed.index))
         .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                // Whoever starts us waits for the word.
+                Err(error) => return drop(made.send(Err(error))),
+            };
+            drop(made.send(Ok(())));
             seed.shared.secrets.print_here();
             let worker = Rc::new_cyclic(|me| Worker::new(seed, me.clone()));
-            LocalSet::new().block_on(&runtime, run(worker, commands));
+            runtime.block_on(run(worker, commands));
         })?;
+    outcome
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other("a worker ended as it began")))?;
     Ok(WorkerHandle {
         commands: sender,
         thread: Some(thread),
