@@ -265,8 +265,12 @@ impl Headers {
         self.fields.clear();
     }
 
-    /// Writes `name: value` lines for the fields whose name `skip` does not name.
-    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, mut skip: impl FnMut(Name<'_>) -> bool) {
+    /// Writes `name: value` lines for the fields that `skip` does not name, asked with name and value.
+    pub(crate) fn write_lines(
+        &self,
+        out: &mut Vec<u8>,
+        mut skip: impl FnMut(Name<'_>, &[u8]) -> bool,
+    ) {
         // Mostly more than enough: what was replaced still lies in the arena.
         out.reserve(self.text.len() + 64);
         // Lines that lie one behind the other and are not yet written.
@@ -276,7 +280,7 @@ impl Headers {
                 key: field.key,
                 text: self.bytes(field.name),
             };
-            if skip(name) {
+            if skip(name, self.bytes(field.value)) {
                 continue;
             }
             if field.line {
@@ -519,7 +523,7 @@ mod tests {
 
     fn lines(headers: &Headers) -> String {
         let mut out = Vec::new();
-        headers.write_lines(&mut out, |_| false);
+        headers.write_lines(&mut out, |_, _| false);
         String::from_utf8(out).unwrap()
     }
 

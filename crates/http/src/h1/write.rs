@@ -151,8 +151,9 @@ impl WriteState {
         match framing {
             // What a HEAD would have got is told by the fields that the upstream sent.
             Framing::None if client.is_head || matches!(head.status, 204 | 304) => {
-                head.headers
-                    .write_lines(out, |name| head.status == 204 && name.is("content-length"));
+                head.headers.write_lines(out, |name, _| {
+                    head.status == 204 && name.is("content-length")
+                });
             }
             _ => lines(out, &head.headers, framing),
         }
@@ -181,7 +182,7 @@ impl WriteState {
         let out = self.out();
         status_line(out, status);
         let fields = out.len();
-        headers.write_lines(out, |_| false);
+        headers.write_lines(out, |_, _| false);
         spelling.apply(&mut out[fields..]);
         out.extend_from_slice(b"\r\n");
     }
@@ -232,7 +233,7 @@ impl WriteState {
                 out.extend_from_slice(b"0\r\n");
                 if let Some(trailers) = trailers {
                     let fields = out.len();
-                    trailers.write_lines(out, |_| false);
+                    trailers.write_lines(out, |_, _| false);
                     spelling.apply(&mut out[fields..]);
                 }
                 out.extend_from_slice(b"\r\n");
@@ -358,9 +359,9 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
     match framing {
         Framing::Length(length) => {
             let mut told = false;
-            headers.write_lines(out, |name| {
+            headers.write_lines(out, |name, value| {
                 let is_length = name.is("content-length");
-                let keep = is_length && !told && headers_length(headers) == Some(length);
+                let keep = is_length && !told && content_length(value) == Ok(length);
                 told |= keep;
                 is_length && !keep || connection_field(name)
             });
@@ -368,12 +369,11 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
                 let _ = write!(out, "content-length: {length}\r\n");
             }
         }
-        Framing::None => headers.write_lines(out, |name| {
-            connection_field(name)
-                || name.is("content-length") && headers_length(headers) != Some(0)
+        Framing::None => headers.write_lines(out, |name, value| {
+            connection_field(name) || name.is("content-length") && content_length(value) != Ok(0)
         }),
         Framing::Chunked | Framing::UntilClose | Framing::Tunnel => {
-            headers.write_lines(out, |name| {
+            headers.write_lines(out, |name, _| {
                 connection_field(name) || name.is("content-length")
             });
             if framing == Framing::Chunked {
@@ -381,12 +381,6 @@ fn lines(out: &mut Vec<u8>, headers: &Headers, framing: Framing) {
             }
         }
     }
-}
-
-fn headers_length(headers: &Headers) -> Option<u64> {
-    headers
-        .get("content-length")
-        .and_then(|value| content_length(value).ok())
 }
 
 /// Fields that this codec alone writes; a filter or a route cannot.
