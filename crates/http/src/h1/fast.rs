@@ -21,23 +21,18 @@ pub(super) fn request(bytes: &[u8], limits: &Limits) -> Option<(RequestHead, usi
     let mut connection = Connection::new(Version::Http11);
     let mut hosts = 0;
     let end = fields(bytes, fields_at, limits, |field, value| {
+        if between_hops(&field, value, &mut connection)? {
+            return Some(());
+        }
         match field.key {
-            CONNECTION if field.is(b"connection") => connection.connection(value),
-            KEEP_ALIVE if field.is(b"keep-alive") => connection.keep_alive(value),
-            PROXY_CONNECTION if field.is(b"proxy-connection") => {}
-            TRANSFER_ENCODING if field.is(b"transfer-encoding") => connection.coding(value).ok()?,
-            EXPECT | TE if field.is(b"expect") || field.is(b"te") => return None,
-            CONTENT_LENGTH if field.is(b"content-length") => {
-                connection.length(value).ok()?;
-                field.enter(&mut head.headers);
-            }
+            EXPECT if field.is(b"expect") => return None,
             HOST if field.is(b"host") => {
                 hosts += 1;
                 check_host(value).ok().filter(|()| hosts == 1)?;
-                field.enter(&mut head.headers);
             }
-            _ => field.enter(&mut head.headers),
+            _ => {}
         }
+        field.enter(&mut head.headers);
         Some(())
     })?;
     head.headers.place(&bytes[..end]);
@@ -69,23 +64,32 @@ pub(super) fn response(
     let mut head = ResponseHead::new(digit(hundreds) * 100 + digit(tens) * 10 + digit(ones));
     let mut connection = Connection::new(Version::Http11);
     let end = fields(bytes, fields_at, limits, |field, value| {
-        match field.key {
-            CONNECTION if field.is(b"connection") => connection.connection(value),
-            KEEP_ALIVE if field.is(b"keep-alive") => connection.keep_alive(value),
-            PROXY_CONNECTION if field.is(b"proxy-connection") => {}
-            TRANSFER_ENCODING if field.is(b"transfer-encoding") => connection.coding(value).ok()?,
-            TE if field.is(b"te") => return None,
-            CONTENT_LENGTH if field.is(b"content-length") => {
-                connection.length(value).ok()?;
-                field.enter(&mut head.headers);
-            }
-            _ => field.enter(&mut head.headers),
+        if !between_hops(&field, value, &mut connection)? {
+            field.enter(&mut head.headers);
         }
         Some(())
     })?;
     head.headers.place(&bytes[..end]);
     finish_response(&mut head, &connection, method, limits).ok()?;
     Some((head, end))
+}
+
+/// Looks at a field for what concerns this connection; `true` where it concerns nobody else.
+#[inline(always)]
+fn between_hops(field: &Found<'_>, value: &[u8], connection: &mut Connection) -> Option<bool> {
+    match field.key {
+        CONNECTION if field.is(b"connection") => connection.connection(value),
+        KEEP_ALIVE if field.is(b"keep-alive") => connection.keep_alive(value),
+        PROXY_CONNECTION if field.is(b"proxy-connection") => {}
+        TRANSFER_ENCODING if field.is(b"transfer-encoding") => connection.coding(value).ok()?,
+        TE if field.is(b"te") => return None,
+        CONTENT_LENGTH if field.is(b"content-length") => {
+            connection.length(value).ok()?;
+            return Some(false);
+        }
+        _ => return Some(false),
+    }
+    Some(true)
 }
 
 /// A field that was found.

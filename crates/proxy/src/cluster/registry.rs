@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    ClusterEntry,
+    ClusterEntry, Host,
     entry::Source,
     outlier::{Detector, Ejection, Event, EventKind, Rates},
     shared::{ClusterShared, HealthFlag},
@@ -208,18 +208,8 @@ impl Registry {
         reason: Ejection,
         now: Instant,
     ) -> (Vec<WorkerChange>, Vec<Event>) {
-        self.watch(cluster, |truth, random| {
-            let entry = truth.entry.clone();
-            let plan = entry.plan.made();
-            match plan.and_then(|plan| plan.outlier_detection.as_ref()) {
-                Some(plan) => {
-                    let hosts = entry.hosts().hosts();
-                    truth
-                        .detector
-                        .failing(plan, hosts, host, reason, now, random)
-                }
-                None => Vec::new(),
-            }
+        self.detect(cluster, |detector, plan, hosts, random| {
+            detector.failing(plan, hosts, host, reason, now, random)
         })
     }
 
@@ -230,17 +220,8 @@ impl Registry {
         host: u64,
         now: Instant,
     ) -> (Vec<WorkerChange>, Vec<Event>) {
-        self.watch(cluster, |truth, random| {
-            let entry = truth.entry.clone();
-            let plan = entry.plan.made();
-            match plan.and_then(|plan| plan.outlier_detection.as_ref()) {
-                Some(plan) => {
-                    let hosts = entry.hosts().hosts();
-                    let found = truth.detector.degraded(plan, hosts, host, now, random);
-                    Vec::from_iter(found)
-                }
-                None => Vec::new(),
-            }
+        self.detect(cluster, |detector, plan, hosts, random| {
+            Vec::from_iter(detector.degraded(plan, hosts, host, now, random))
         })
     }
 
@@ -348,6 +329,22 @@ impl Registry {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.clusters.is_empty()
+    }
+
+    /// Asks the detector of a cluster that has one.
+    fn detect(
+        &mut self,
+        cluster: &str,
+        ask: impl FnOnce(&mut Detector, &OutlierDetection, &[Arc<Host>], &Random) -> Vec<Event>,
+    ) -> (Vec<WorkerChange>, Vec<Event>) {
+        self.watch(cluster, |truth, random| {
+            let entry = truth.entry.clone();
+            let plan = entry.plan.made();
+            match plan.and_then(|plan| plan.outlier_detection.as_ref()) {
+                Some(plan) => ask(&mut truth.detector, plan, entry.hosts().hosts(), random),
+                None => Vec::new(),
+            }
+        })
     }
 
     /// Does something that may put hosts of a cluster aside or bring them back, and tells workers where it did.

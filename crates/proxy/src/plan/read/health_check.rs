@@ -17,10 +17,10 @@ use super::{
         string_matcher, typed_config,
     },
     route::option,
-    socket::version,
+    socket::bare_header,
 };
 use crate::plan::{
-    error::{At, Step, unsupported},
+    error::{At, Step},
     header::AppendAction,
     health_check::{Checker, GrpcCheck, HealthCheck, HealthCheckFilter, HttpCheck, TcpCheck},
     metadata::{Metadata, TRANSPORT_SOCKET_MATCH},
@@ -253,15 +253,7 @@ fn tcp(at: At<'_>, m: &nested::TcpHealthCheck) -> Step<TcpCheck> {
         receive,
         proxy_protocol_config,
     } = m;
-    let proxy = at.optional("proxy_protocol_config", proxy_protocol_config, |at, m| {
-        let core::ProxyProtocolConfig {
-            version: number,
-            pass_through_tlvs,
-            added_tlvs,
-        } = m;
-        unsupported!(at, pass_through_tlvs, added_tlvs);
-        version(&at.field("version"), *number)
-    })?;
+    let proxy = at.optional("proxy_protocol_config", proxy_protocol_config, bare_header)?;
     Ok(TcpCheck {
         proxy,
         send: at.optional("send", send, payload)?.unwrap_or_default(),

@@ -21,7 +21,7 @@ use super::{
     rate_limit::rate_limits,
     retry::{hedge, retry_policy},
     route::option,
-    socket::version,
+    socket::bare_header,
 };
 use crate::plan::{
     error::{At, Reported, Step, unsupported},
@@ -320,15 +320,7 @@ fn upgrade(at: At<'_>, m: &pb::route_action::UpgradeConfig) -> Step<RouteUpgrade
             allow_post,
         } = connect;
         unsupported!(at, allow_post);
-        proxy = at.optional("proxy_protocol_config", proxy_protocol_config, |at, m| {
-            let core::ProxyProtocolConfig {
-                version: number,
-                pass_through_tlvs,
-                added_tlvs,
-            } = m;
-            unsupported!(at, pass_through_tlvs, added_tlvs);
-            version(&at.field("version"), *number)
-        })?;
+        proxy = at.optional("proxy_protocol_config", proxy_protocol_config, bare_header)?;
         if upgrade_type != "connect" {
             at.error("is only for upgrade_type CONNECT");
         }

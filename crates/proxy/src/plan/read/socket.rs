@@ -250,8 +250,19 @@ pub(super) fn proxy_protocol_transport(
     })
 }
 
+/// A PROXY header that says where a connection comes from and nothing else.
+pub(super) fn bare_header(at: At<'_>, m: &core::ProxyProtocolConfig) -> Step<Version> {
+    let core::ProxyProtocolConfig {
+        version: number,
+        pass_through_tlvs,
+        added_tlvs,
+    } = m;
+    unsupported!(at, pass_through_tlvs, added_tlvs);
+    version(&at.field("version"), *number)
+}
+
 /// Of a PROXY header.
-pub(super) fn version(at: &At<'_>, number: i32) -> Step<Version> {
+fn version(at: &At<'_>, number: i32) -> Step<Version> {
     use core::proxy_protocol_config::Version as V;
     match V::try_from(number) {
         Ok(V::V1) => Ok(Version::V1),
