@@ -287,7 +287,8 @@ def old_version(proxy, _):
 
 class Http2Origin:
     """An HTTP/2 server of one connection at a time for each client; `behave` is called for every request, `went` for every
-    stream that is reset and, without a stream, for every connection that ends."""
+    stream that is reset and, without a stream, for every connection that ends. `known` counts the connections whose client
+    knows the settings."""
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -302,6 +303,7 @@ class Http2Origin:
             with contextlib.suppress(OSError):
                 stream.shutdown(socket.SHUT_RDWR)
         self.behave, self.settings, self.went, self.connections, self.open = behave, settings, went, 0, []
+        self.known = 0
 
     def accept(self):
         while True:
@@ -333,6 +335,8 @@ class Http2Origin:
             buffer = buffer[9 + size :]
             if kind == h2.SETTINGS and not flags & h2.ACK:
                 stream.sendall(h2.frame(h2.SETTINGS, h2.ACK, 0))
+            elif kind == h2.SETTINGS:
+                self.known += 1
             elif kind == h2.PING and not flags & h2.ACK:
                 stream.sendall(h2.frame(h2.PING, h2.ACK, 0, b"\0" * 8))
             elif kind == h2.HEADERS:
