@@ -47,7 +47,7 @@ live! {
             cluster("app", origin().await, ""),
             listener("in", &format!("- {{{}, {}}}",
                 http_to("app", ""),
-                downstream(&format!("alpn_protocols: [h2, http/1.1], {}", mutual(&ca.issue(&[SERVER]), &ca, &[CLIENT])), ", require_client_certificate: true")), ""),
+                downstream(&format!("alpn_protocols: ['h2,http/1.1'], {}", mutual(&ca.issue(&[SERVER]), &ca, &[CLIENT])), ", require_client_certificate: true")), ""),
         ]).await;
         let port = address(&back, "in").port();
         let common = mutual(&ca.issue(&[CLIENT]), &ca, &[SERVER]);

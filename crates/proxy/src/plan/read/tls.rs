@@ -117,12 +117,7 @@ fn common_tls(at: At<'_>, m: &pb::CommonTlsContext) -> Step<CommonTls> {
     ));
     let mut planned = CommonTls {
         certificates,
-        alpn: at.each("alpn_protocols", alpn_protocols, |at, name| {
-            match name.len() {
-                1..=255 => Ok(Arc::from(name.as_str())),
-                _ => Err(at.error("must have 1 to 255 bytes")),
-            }
-        }),
+        alpn: protocols(&at, alpn_protocols),
         validation: validation_type(&at, validation_context_type)?,
         ..CommonTls::default()
     };
@@ -130,6 +125,18 @@ fn common_tls(at: At<'_>, m: &pb::CommonTlsContext) -> Step<CommonTls> {
         parameters(at.field("tls_params"), params, &mut planned)?;
     }
     Ok(planned)
+}
+
+/// `alpn_protocols`. One entry may name several, divided by commas, as in Envoy: its documents write `["h2,http/1.1"]`.
+fn protocols(at: &At<'_>, list: &[String]) -> Vec<Arc<str>> {
+    let lists = at.each("alpn_protocols", list, |at, names| {
+        let names = names.split(',').map(|name| match name.len() {
+            1..=255 => Ok(Arc::from(name)),
+            _ => Err(at.error("must have 1 to 255 bytes")),
+        });
+        names.collect::<Step<Vec<_>>>()
+    });
+    lists.into_iter().flatten().collect()
 }
 
 fn parameters(at: At<'_>, m: &pb::TlsParameters, planned: &mut CommonTls) -> Step<()> {
