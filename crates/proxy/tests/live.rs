@@ -480,14 +480,23 @@ live! {
 
     async fn names_are_resolved_before_the_first_request() {
         let a = origin("a").await;
-        let server = server(1);
-        let chain = format!("- {}", tcp_to("d"));
-        apply(&server, vec![cluster(&format!(
-            "name: d\ntype: STRICT_DNS\ndns_lookup_family: V4_ONLY\nload_assignment:\n  cluster_name: d\n  endpoints:\n  - lb_endpoints:\n    - endpoint: {{address: {{socket_address: {{address: localhost, port_value: {a}}}}}}}"
-        ))]).await;
-        server.clusters_warmed(Duration::from_secs(10)).await;
-        apply(&server, vec![tcp_listener("l", 0, &chain, "")]).await;
-        assert_eq!(read(&mut connect(&server, "l").await, 1).await, "a");
+        let extension = |more: &str| format!(
+            "cluster_type: {{name: envoy.cluster.dns, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster, dns_lookup_family: V4_ONLY{more}}}}}"
+        );
+        for kind in [
+            "type: STRICT_DNS\ndns_lookup_family: V4_ONLY".to_owned(),
+            extension(""),
+            extension(", all_addresses_in_single_endpoint: true"),
+        ] {
+            let server = server(1);
+            let chain = format!("- {}", tcp_to("d"));
+            apply(&server, vec![cluster(&format!(
+                "name: d\n{kind}\nload_assignment:\n  cluster_name: d\n  endpoints:\n  - lb_endpoints:\n    - endpoint: {{address: {{socket_address: {{address: localhost, port_value: {a}}}}}}}"
+            ))]).await;
+            server.clusters_warmed(Duration::from_secs(10)).await;
+            apply(&server, vec![tcp_listener("l", 0, &chain, "")]).await;
+            assert_eq!(read(&mut connect(&server, "l").await, 1).await, "a", "{kind}");
+        }
     }
 
     async fn a_tls_cluster_refuses_and_counts() {

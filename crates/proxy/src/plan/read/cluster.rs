@@ -8,15 +8,15 @@ use proto::envoy::{
         core::v3 as core,
     },
     extensions::{
-        clusters::aggregate::v3 as aggregate,
+        clusters::{aggregate::v3 as aggregate, common::dns::v3 as common_dns, dns::v3 as dns_pb},
         network::dns_resolver::cares::v3::CaresDnsResolverConfig,
     },
 };
 
 use super::{
     common::{
-        above_zero, address, ads_source, duration, enumeration, extension, json, metadata, percent,
-        positive, typed_config,
+        Extension, above_zero, address, ads_source, duration, enumeration, extension, json,
+        metadata, percent, positive, typed_config,
     },
     endpoint::load_assignment,
     health_check::health_check,
@@ -39,6 +39,9 @@ use crate::plan::{
     http_filter::MetadataExchange,
     matcher::Percent,
 };
+
+/// How often names are looked up again, unless the cluster says otherwise (Envoy's default).
+const DNS_REFRESH_RATE: Duration = Duration::from_secs(5);
 
 /// `Cluster`.
 pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
@@ -111,7 +114,7 @@ pub(super) fn cluster(at: At<'_>, m: &pb::Cluster) -> Step<Cluster> {
     let name = at.text("name", name);
     let dns = DnsOptions {
         refresh_rate: above_zero(&at, "dns_refresh_rate", dns_refresh_rate)?
-            .unwrap_or(Duration::from_secs(5)),
+            .unwrap_or(DNS_REFRESH_RATE),
         jitter: at
             .optional("dns_jitter", dns_jitter, duration)?
             .unwrap_or_default(),
@@ -259,10 +262,20 @@ fn discovery(
     cleanup_interval: &Option<proto::Duration>,
 ) -> Step<Discovery> {
     use nested::{ClusterDiscoveryType as T, DiscoveryType as D};
-    let kind = match kind {
-        None => D::Static,
-        Some(T::Type(kind)) => enumeration(at, "type", *kind)?,
-        Some(T::ClusterType(m)) => return cluster_type(at.field("cluster_type"), m),
+    let (kind, dns) = match kind {
+        None => (D::Static, dns),
+        Some(T::Type(kind)) => (enumeration(at, "type", *kind)?, dns),
+        Some(T::ClusterType(m)) => {
+            let at = at.field("cluster_type");
+            let found = typed_config(&at, &m.typed_config, "cluster type")?;
+            let at = at.field("typed_config");
+            match found.name.as_str() {
+                "envoy.extensions.clusters.dns.v3.DnsCluster" => {
+                    dns_cluster(at, &found.decode(&at)?)?
+                }
+                _ => return cluster_type(at, &found),
+            }
+        }
     };
     // A STATIC cluster without endpoints is legal (BlackHoleCluster).
     let endpoints = |names: bool| -> Step<Arc<ClusterLoadAssignment>> {
@@ -361,10 +374,54 @@ fn discovery(
     }
 }
 
-/// `CustomClusterType`.
-fn cluster_type(at: At<'_>, m: &nested::CustomClusterType) -> Step<Discovery> {
-    let found = typed_config(&at, &m.typed_config, "cluster type")?;
-    let at = at.field("typed_config");
+/// `DnsCluster`, the newer form of STRICT_DNS and LOGICAL_DNS: its options count, not those of the cluster.
+fn dns_cluster(at: At<'_>, m: &dns_pb::DnsCluster) -> Step<(nested::DiscoveryType, DnsOptions)> {
+    use common_dns::DnsLookupFamily as F;
+    let dns_pb::DnsCluster {
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_jitter,
+        typed_dns_resolver_config,
+        dns_lookup_family,
+        all_addresses_in_single_endpoint,
+        dns_min_refresh_rate,
+    } = m;
+    unsupported!(at, dns_min_refresh_rate);
+    let failure = dns_failure_refresh_rate
+        .as_ref()
+        .map(|m| nested::RefreshRate {
+            base_interval: m.base_interval,
+            max_interval: m.max_interval,
+        });
+    let dns = DnsOptions {
+        refresh_rate: above_zero(&at, "dns_refresh_rate", dns_refresh_rate)?
+            .unwrap_or(DNS_REFRESH_RATE),
+        jitter: at
+            .optional("dns_jitter", dns_jitter, duration)?
+            .unwrap_or_default(),
+        failure_refresh: at.optional("dns_failure_refresh_rate", &failure, refresh)?,
+        respect_ttl: *respect_dns_ttl,
+        family: match enumeration(&at, "dns_lookup_family", *dns_lookup_family)? {
+            F::Unspecified | F::Auto => DnsLookupFamily::Auto,
+            F::V4Only => DnsLookupFamily::V4Only,
+            F::V6Only => DnsLookupFamily::V6Only,
+            F::V4Preferred => DnsLookupFamily::V4Preferred,
+            F::All => DnsLookupFamily::All,
+        },
+        resolvers: Vec::new(),
+        use_tcp: false,
+        search_domains: true,
+    };
+    let kind = match all_addresses_in_single_endpoint {
+        true => nested::DiscoveryType::LogicalDns,
+        false => nested::DiscoveryType::StrictDns,
+    };
+    Ok((kind, dns_resolver(&at, dns, typed_dns_resolver_config)?))
+}
+
+/// `CustomClusterType`, its configuration.
+fn cluster_type(at: At<'_>, found: &Extension<'_>) -> Step<Discovery> {
     match found.name.as_str() {
         "envoy.extensions.clusters.aggregate.v3.ClusterConfig" => {
             let m: aggregate::ClusterConfig = found.decode(&at)?;

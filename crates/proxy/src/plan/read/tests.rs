@@ -358,6 +358,60 @@ fn a_cluster_of_old_fields_is_planned() {
     assert_eq!(endpoint.address.to_string(), "service1:80");
 }
 
+/// It is known by its type, whatever it is called.
+#[test]
+fn upstream_filters_may_be_the_codec_alone() {
+    let with = |filter: &str| {
+        cluster(&format!(
+            "{{ name: c, typed_extension_protocol_options: {{ envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{ \
+               \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+               explicit_http_config: {{ http2_protocol_options: {{}} }}, http_filters: [{{ name: envoy.filters.http.upstream_codec, \
+               typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.filters.http.{filter} }} }}] }} }} }}"
+        ))
+    };
+    with("upstream_codec.v3.UpstreamCodec").expect("legal");
+    assert_eq!(
+        mistakes(with("buffer.v3.Buffer, max_request_bytes: 5")),
+        [
+            "typed_extension_protocol_options[\"envoy.extensions.upstreams.http.v3.HttpProtocolOptions\"].http_filters[0]: \
+             upstream HTTP filters are not implemented; remove it"
+        ]
+    );
+}
+
+/// The options of the newer form are its own; those of the cluster do not count.
+#[test]
+fn a_cluster_of_the_dns_extension_is_planned() {
+    let with = |options: &str| {
+        cluster(&format!(
+            "{{ name: c, dns_refresh_rate: 1s, load_assignment: {{ cluster_name: c, endpoints: [{{ lb_endpoints: [{{ endpoint: {{ \
+               address: {{ socket_address: {{ address: a, port_value: 1 }} }} }} }}] }}] }}, cluster_type: {{ name: envoy.cluster.dns, \
+               typed_config: {{ \"@type\": type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster{options} }} }} }}"
+        ))
+    };
+    let Discovery::StrictDns { dns, .. } = with("").expect("legal").discovery else {
+        panic!("not strict DNS")
+    };
+    assert_eq!(dns.refresh_rate.as_secs(), 5);
+    assert_eq!(dns.family, crate::plan::cluster::DnsLookupFamily::Auto);
+    let options = ", all_addresses_in_single_endpoint: true, dns_refresh_rate: 2s, respect_dns_ttl: true, dns_lookup_family: ALL, \
+        dns_jitter: 3s, dns_failure_refresh_rate: { base_interval: 4s }";
+    let Discovery::LogicalDns { dns, .. } = with(options).expect("legal").discovery else {
+        panic!("not logical DNS")
+    };
+    assert_eq!((dns.refresh_rate.as_secs(), dns.jitter.as_secs()), (2, 3));
+    assert!(dns.respect_ttl);
+    assert_eq!(dns.family, crate::plan::cluster::DnsLookupFamily::All);
+    let failure = dns
+        .failure_refresh
+        .map(|(base, most)| (base.as_secs(), most.as_secs()));
+    assert_eq!(failure, Some((4, 40)));
+    assert_eq!(
+        mistakes(with(", dns_min_refresh_rate: 1s")),
+        ["cluster_type.typed_config.dns_min_refresh_rate: is not implemented; remove it"]
+    );
+}
+
 #[test]
 fn an_eds_cluster_needs_its_source_and_no_endpoints() {
     assert_eq!(

@@ -2,8 +2,11 @@
 
 use proto::envoy::{
     config::core::v3 as core,
+    extensions::filters::network::http_connection_manager::v3 as network_filter,
     extensions::upstreams::http::v3::{self as upstream, http_protocol_options as upstream_nested},
 };
+
+use network_filter::http_filter::ConfigType;
 
 use super::{
     common::extension,
@@ -98,7 +101,11 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
     );
     // The codec alone is what a cluster without filters has.
     for (index, filter) in http_filters.iter().enumerate() {
-        if filter.name != "envoy.filters.http.upstream_codec" {
+        let name = match &filter.config_type {
+            Some(ConfigType::TypedConfig(any)) => proto::any::type_name(&any.type_url),
+            _ => "",
+        };
+        if name != "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec" {
             let at = at.field("http_filters");
             at.index(index)
                 .not_implemented("upstream HTTP filters are not implemented; remove it");
