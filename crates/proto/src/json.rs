@@ -14,7 +14,7 @@ use prost::{Message, Name};
 use serde_json::Value;
 use serde_saphyr::budget::BudgetBreach;
 
-use read::Texts;
+use read::Dialect;
 
 pub use crate::schema::MessageDescriptor;
 
@@ -57,29 +57,40 @@ pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonE
 
 /// Reads any message of this crate by its full name, and gives its wire form.
 pub fn value_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
-    read::read(known(full_name)?, value, Texts::Quoted)
+    read::read(known(full_name)?, value, Dialect::Canonical)
+}
+
+/// [`from_value`] for what was written for Envoy, whose reader takes more than the canonical form: `round_robin` for
+/// `ROUND_ROBIN`, `"true"` for `true`, and `a` for `[a]`.
+pub fn from_envoy_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    decode(&read::read(known(&M::full_name())?, value, Dialect::Envoy)?)
+}
+
+/// [`from_yaml`] for what was written for Envoy; see [`from_envoy_value`].
+pub fn from_envoy_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
+    from_envoy_value(&yaml_to_value(text)?)
 }
 
 /// [`value_to_encoded`] for the values of a `TypedStruct`, which know no types: where the message has a text, `true` and
 /// `7` are texts that YAML took for something else.
 pub fn struct_to_encoded(full_name: &str, value: &Value) -> Result<Vec<u8>, JsonError> {
-    read::read(known(full_name)?, value, Texts::Any)
+    read::read(known(full_name)?, value, Dialect::Untyped)
 }
 
-/// The wire form of a message that is read from YAML text of up to `nodes` nodes, as [`yaml_of_size`] counts them. JSON is
-/// read several times faster than other YAML, without a tree in between.
+/// The wire form of a message that was written for Envoy (see [`from_envoy_value`]), from YAML text of up to `nodes` nodes, as
+/// [`yaml_of_size`] counts them. JSON is read several times faster than other YAML, without a tree in between.
 pub fn text_to_encoded(full_name: &str, text: &str, nodes: usize) -> Result<Vec<u8>, JsonError> {
     let descriptor = known(full_name)?;
     // What is no JSON after all may be a flow mapping of YAML.
     if is_json(text) {
         let mut from = serde_json::Deserializer::from_str(text);
-        match read::read(descriptor, &mut from, Texts::Quoted) {
+        match read::read(descriptor, &mut from, Dialect::Envoy) {
             Ok(encoded) if from.end().is_ok() => return Ok(encoded),
             Err(error @ JsonError::Field { .. }) => return Err(error),
             _ => {}
         }
     }
-    read::read(descriptor, &yaml_of_size(text, nodes)?, Texts::Quoted)
+    read::read(descriptor, &yaml_of_size(text, nodes)?, Dialect::Envoy)
 }
 
 /// Reads a message from JSON text.

@@ -143,7 +143,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, BootstrapError> {
         .map(|e| e.0.clone())
         .unwrap_or_default();
     // A value that was taken out as wrong leaves a hole that the plan complains about again.
-    let holes: Vec<String> = errors.iter().map(|e| snake_case(&e.path)).collect();
+    let hole = |e: &PlanError| snake_case(e.path.strip_suffix(".@type").unwrap_or(&e.path));
+    let holes: Vec<String> = errors.iter().map(hole).collect();
     errors.extend(more.into_iter().filter(|e| !holes.contains(&e.path)));
     match planned {
         Ok(bootstrap) if errors.is_empty() => Ok(Loaded {
@@ -180,7 +181,7 @@ fn read(text: &str, allow_unknown_fields: bool) -> Result<Read, String> {
     let mut warnings = Vec::new();
     // Each turn takes one value out, so this ends.
     loop {
-        match proto::json::from_value::<BootstrapMessage>(&value) {
+        match proto::json::from_envoy_value::<BootstrapMessage>(&value) {
             Ok(message) => {
                 return Ok(Read {
                     message,

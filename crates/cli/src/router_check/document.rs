@@ -338,7 +338,7 @@ impl ValidationAssert {
 fn header_matcher(field: &str, value: &Value) -> anyhow::Result<(HeaderMatcher, String)> {
     let place = |e: String| anyhow!("validate.{field}: {e}");
     let message: proto::envoy::config::route::v3::HeaderMatcher =
-        proto::json::from_value(value).map_err(|e| place(e.to_string()))?;
+        proto::json::from_envoy_value(value).map_err(|e| place(e.to_string()))?;
     let matcher = HeaderMatcher::try_from(&message).map_err(|e| place(e.to_string()))?;
     Ok((matcher, value.to_string()))
 }

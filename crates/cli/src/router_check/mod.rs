@@ -153,7 +153,7 @@ fn covered(arguments: &Arguments, routes: &RouteConfiguration, coverage: &Covera
 fn routes(path: &Path) -> anyhow::Result<RouteConfiguration> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut message: proto::envoy::config::route::v3::RouteConfiguration =
-        proto::json::from_yaml(&text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
+        proto::json::from_envoy_yaml(&text).map_err(|e| anyhow!("{}: {e}", path.display()))?;
     switch_on(&mut message);
     match RouteConfiguration::try_from(&message) {
         Ok(routes) => Ok(routes),

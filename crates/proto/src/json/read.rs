@@ -20,24 +20,27 @@ use crate::{
     wire::{close, open, write_bytes},
 };
 
-/// What a text field takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Texts {
-    /// Texts alone.
-    Quoted,
-    /// `true` and `7`, too: the values were written without the message's type in view.
-    Any,
+/// How much is taken beside the canonical form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Dialect {
+    /// Nothing.
+    Canonical,
+    /// What Envoy's reader takes (protobuf's own for C++, by its old ways): names of enums in any case, quoted booleans, one
+    /// value in place of a list of one.
+    Envoy,
+    /// That, and `true` and `7` for a text: the values were written without the message's type in view.
+    Untyped,
 }
 
 /// Reads one message; `from` may be text or a value.
 pub(super) fn read<'de, D: Deserializer<'de>>(
     descriptor: MessageDescriptor,
     from: D,
-    texts: Texts,
+    dialect: Dialect,
 ) -> Result<Vec<u8>, JsonError> {
     let mut reader = Reader {
         out: Vec::new(),
-        texts,
+        dialect,
         path: Path::default(),
         error: None,
     };
@@ -57,7 +60,7 @@ pub(super) fn read<'de, D: Deserializer<'de>>(
 /// The encoded message so far.
 pub(super) struct Reader {
     pub(super) out: Vec<u8>,
-    pub(super) texts: Texts,
+    pub(super) dialect: Dialect,
     path: Path,
     pub(super) error: Option<JsonError>,
 }
@@ -396,13 +399,16 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
-        let Self { reader, what } = self;
+        let Self { reader, mut what } = self;
         if let What::Field(field, clash) = what {
             if let Some(message) = clash.message() {
                 return Err(reader.fail(message));
             }
             if field.is_map() {
                 return reader.map(field, map);
+            }
+            if reader.takes_one(field) {
+                what = What::Element(field);
             }
         }
         let (What::Content(_) | What::Field(..) | What::Element(_)) = what else {
@@ -440,7 +446,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
 impl Seed<'_> {
     fn scalar<E: Error>(self, value: Scalar<'_>) -> Result<bool, E> {
-        let Self { reader, what } = self;
+        let Self { reader, mut what } = self;
         let (kind, field) = match what {
             What::Content(descriptor) => (Kind::Message(descriptor), None),
             What::Packed(kind) => (kind, None),
@@ -455,7 +461,9 @@ impl Seed<'_> {
             if let Some(message) = clash.message() {
                 return Err(reader.fail(message));
             }
-            if field.is_map() || field.is_list() {
+            if reader.takes_one(field) {
+                what = What::Element(field);
+            } else if field.is_map() || field.is_list() {
                 return Err(reader.wrong(what, &value.to_string()));
             }
         }
@@ -477,6 +485,11 @@ impl Seed<'_> {
 }
 
 impl Reader {
+    /// Whether a value that is no list stands for a list of one here.
+    fn takes_one(&self, field: FieldDescriptor) -> bool {
+        self.dialect >= Dialect::Envoy && field.is_list()
+    }
+
     /// The tag of a message's value, where it has one.
     fn begin(&mut self, what: What) -> Option<usize> {
         match what {

@@ -10,11 +10,11 @@ use serde::de::Error;
 
 use super::{
     JsonError,
-    read::{Reader, Texts, What},
+    read::{Dialect, Reader, What},
     well_known,
 };
 use crate::{
-    schema::{Kind, MessageDescriptor},
+    schema::{EnumDescriptor, Kind, MessageDescriptor},
     wire::{write_bytes, write_tag, write_varint},
 };
 
@@ -43,7 +43,7 @@ impl Reader {
                 let bytes = match (kind, value) {
                     (Kind::String, Scalar::Text(text)) => text.as_bytes(),
                     (Kind::String, Scalar::Bool(_) | Scalar::Integer(_) | Scalar::Float(_))
-                        if self.texts == Texts::Any =>
+                        if self.dialect == Dialect::Untyped =>
                     {
                         plain = value.to_string();
                         plain.as_bytes()
@@ -71,13 +71,17 @@ impl Reader {
                 // Plain words of YAML 1.1, which the YAML reader leaves as text; the same list as in Envoy's.
                 Scalar::Text(word) if BOOLEANS.0.contains(&word) => (0, 1),
                 Scalar::Text(word) if BOOLEANS.1.contains(&word) => (0, 0),
+                Scalar::Text(word) if self.dialect >= Dialect::Envoy => match quoted_bool(word) {
+                    Some(v) => (0, u64::from(v)),
+                    None => return Err(self.fail(format!("expected true or false, got {value}"))),
+                },
                 _ => return Err(self.fail(format!("expected true or false, got {value}"))),
             },
             Kind::Double => (1, self.float(value)?.to_bits()),
             Kind::Float => (5, u64::from((self.float(value)? as f32).to_bits())),
             Kind::Enum(kind) => match value {
-                Scalar::Text(text) => match kind.values().find(|(name, _)| *name == text) {
-                    Some((_, number)) => (0, i64::from(number) as u64),
+                Scalar::Text(text) => match self.value_of(kind, text) {
+                    Some(number) => (0, i64::from(number) as u64),
                     None => {
                         let names: Vec<_> = kind.values().map(|(name, _)| name).collect();
                         let names = names.join(", ");
@@ -117,6 +121,14 @@ impl Reader {
             _ => self.out.extend_from_slice(&(bits as u32).to_le_bytes()),
         }
         Ok(())
+    }
+
+    fn value_of(&self, kind: EnumDescriptor, text: &str) -> Option<i32> {
+        let any_case = self.dialect >= Dialect::Envoy;
+        let named = |name: &str| name == text || any_case && name.eq_ignore_ascii_case(text);
+        kind.values()
+            .find(|(name, _)| named(name))
+            .map(|(_, number)| number)
     }
 
     fn integer<T: TryFrom<i128>, E: Error>(&mut self, value: Scalar<'_>) -> Result<T, E> {
@@ -258,6 +270,15 @@ pub(super) fn expected(kind: Kind) -> String {
         Kind::Message(descriptor) => format!("an object ({})", descriptor.full_name()),
         _ => "a whole number".into(),
     }
+}
+
+/// A boolean that is written as text.
+fn quoted_bool(word: &str) -> Option<bool> {
+    let is = |words: [&str; 5]| words.iter().any(|w| w.eq_ignore_ascii_case(word));
+    if is(["true", "t", "yes", "y", "1"]) {
+        return Some(true);
+    }
+    is(["false", "f", "no", "n", "0"]).then_some(false)
 }
 
 /// Words for true and for false.

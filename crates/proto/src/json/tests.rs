@@ -69,6 +69,58 @@ fn wrong_values_say_what_is_allowed() {
     }
 }
 
+/// Envoy reads its configuration with protobuf's reader for C++, which takes these; users' objects of a mesh are strict.
+#[test]
+fn what_is_written_for_envoy_may_be_looser() {
+    for (loose, canonical) in [
+        (json!({"type": "strict_dns"}), json!({"type": "STRICT_DNS"})),
+        (json!({"lbPolicy": "Round_Robin"}), json!({})),
+        (
+            json!({"ignoreHealthOnHostRemoval": "True"}),
+            json!({"ignoreHealthOnHostRemoval": true}),
+        ),
+        (json!({"ignoreHealthOnHostRemoval": "f"}), json!({})),
+        (
+            json!({"healthChecks": {"timeout": "1s"}}),
+            json!({"healthChecks": [{"timeout": "1s"}]}),
+        ),
+        (
+            json!({"edsClusterConfig": null, "dnsResolvers": {"pipe": {"path": "a"}}}),
+            json!({"dnsResolvers": [{"pipe": {"path": "a"}}]}),
+        ),
+    ] {
+        let message: Cluster = super::from_envoy_value(&loose).unwrap();
+        assert_eq!(to_value(&message), canonical);
+        assert!(from_value::<Cluster>(&loose).is_err(), "{loose}");
+    }
+    for (wrong, want) in [
+        (json!({"type": "strict-dns"}), "type: unknown value"),
+        (
+            json!({"ignoreHealthOnHostRemoval": "maybe"}),
+            "ignoreHealthOnHostRemoval: expected true or false",
+        ),
+        (
+            json!({"healthChecks": 3}),
+            "healthChecks: expected an object",
+        ),
+    ] {
+        let error = super::from_envoy_value::<Cluster>(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with(want), "{error}");
+    }
+    // Texts and numbers of a list, packed and not.
+    let codes: crate::envoy::config::core::v3::HealthCheck = super::from_envoy_value(
+        &json!({"httpHealthCheck": {"path": "/", "requestHeadersToRemove": "a"}}),
+    )
+    .unwrap();
+    assert_eq!(
+        to_value(&codes)["httpHealthCheck"]["requestHeadersToRemove"],
+        json!(["a"])
+    );
+    let retry: crate::envoy::config::route::v3::RetryPolicy =
+        super::from_envoy_value(&json!({"retriableStatusCodes": 503})).unwrap();
+    assert_eq!(retry.retriable_status_codes, [503]);
+}
+
 #[test]
 fn an_any_of_an_unknown_type_is_shown_as_base64() {
     let any = Any {

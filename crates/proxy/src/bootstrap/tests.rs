@@ -120,6 +120,49 @@ fn all_mistakes_of_a_text_are_told_at_once() {
     assert_eq!(paths.len(), 5, "{wrong:#?}");
 }
 
+/// As Envoy takes them: enums in any case, one value for a list of one, listeners without a name.
+#[test]
+fn what_envoy_takes_besides_the_canonical_form_is_taken() {
+    let listener = |port: u16| {
+        format!(
+            "{{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}, filter_chains: {{ filters: \
+             {{ name: a, typed_config: {{ \"@type\": \
+             type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: s, cluster: a }} }} }} }}"
+        )
+    };
+    let sources = Sources {
+        yaml: Some(format!(
+            "{{ static_resources: {{ listeners: [{}, {}], clusters: {{ name: a, type: strict_dns, lb_policy: random, \
+             wait_for_warm_on_init: \"true\" }} }} }}",
+            listener(1),
+            listener(2),
+        )),
+        ..Sources::default()
+    };
+    let bootstrap = load(&sources).expect("Envoy takes it").bootstrap;
+    let names: Vec<_> = bootstrap
+        .static_listeners
+        .iter()
+        .map(|(l, _)| uuid::Uuid::parse_str(&l.name).expect("a random name"))
+        .collect();
+    assert_ne!(names[0], names[1]);
+    let cluster = bootstrap.static_clusters[0].0.plan();
+    assert!(matches!(cluster.discovery, Discovery::StrictDns { .. }));
+}
+
+#[test]
+fn an_extension_of_unknown_type_is_one_mistake() {
+    let wrong = mistakes(
+        "{ static_resources: { listeners: [{ address: { socket_address: { address: 127.0.0.1, port_value: 1 } }, \
+         filter_chains: [{ filters: [{ name: a, typed_config: { \"@type\": type.googleapis.com/a.B } }] }] }] } }",
+    );
+    assert_eq!(wrong.len(), 1, "{wrong:#?}");
+    assert!(
+        wrong[0].ends_with("typed_config.@type: unknown type \"type.googleapis.com/a.B\""),
+        "{wrong:#?}"
+    );
+}
+
 #[test]
 fn unknown_fields_can_be_let_through() {
     let sources = Sources {

@@ -254,7 +254,7 @@ async fn follow_file(
 fn read(path: &Path) -> Result<Received, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let response: DiscoveryResponse =
-        proto::json::from_yaml(&text).map_err(|error| error.to_string())?;
+        proto::json::from_envoy_yaml(&text).map_err(|error| error.to_string())?;
     let resources = response
         .resources
         .into_iter()

@@ -19,7 +19,7 @@ fn typed(name: &str, config: &Value) -> String {
 }
 
 fn filter(config: Value) -> String {
-    let mut all = json!({ "transport_api_version": "V3", "stat_prefix": "s" });
+    let mut all = json!({ "stat_prefix": "s" });
     all.as_object_mut()
         .expect("an object")
         .extend(config.as_object().expect("one").clone());

@@ -1,6 +1,6 @@
 //! The bootstrap message.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -147,7 +147,8 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         let mut parts = parts_of(&plan.encoded, 1);
         plan.static_listeners = at.each("listeners", listeners, |at, m: &listener_pb::Listener| {
             let encoded = parts.next();
-            Ok((Arc::new(listener(at, m)?), encoded.unwrap_or_default()))
+            let named = named(m);
+            Ok((Arc::new(listener(at, &named)?), encoded.unwrap_or_default()))
         });
         let mut parts = parts_of(&plan.encoded, 2);
         plan.static_clusters = at.each("clusters", clusters, |at, m: &cluster_pb::Cluster| {
@@ -225,6 +226,18 @@ pub(super) fn bootstrap(at: At<'_>, m: &pb::Bootstrap) -> Step<Bootstrap> {
         }
     }
     Ok(plan)
+}
+
+/// A static listener without a name gets a random one, as in Envoy. One that comes by xDS is known by its name.
+fn named(m: &listener_pb::Listener) -> Cow<'_, listener_pb::Listener> {
+    if !m.name.is_empty() {
+        return Cow::Borrowed(m);
+    }
+    let name = uuid::Uuid::new_v4();
+    Cow::Owned(listener_pb::Listener {
+        name: name.to_string(),
+        ..m.clone()
+    })
 }
 
 /// The encodings of one list of the static resources.

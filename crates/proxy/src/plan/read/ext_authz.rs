@@ -207,8 +207,9 @@ pub(super) fn network_ext_authz(at: At<'_>, m: &network_pb::ExtAuthz) -> Step<Ne
 
 fn api_version(at: &At<'_>, version: i32) -> Step<()> {
     match enumeration(at, "transport_api_version", version)? {
-        core::ApiVersion::V3 => Ok(()),
-        _ => Err(at.field("transport_api_version").error("must be V3")),
+        // What names none means the only one there is.
+        core::ApiVersion::V3 | core::ApiVersion::Auto => Ok(()),
+        core::ApiVersion::V2 => Err(at.field("transport_api_version").error("must be V3")),
     }
 }
 
