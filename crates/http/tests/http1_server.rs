@@ -188,6 +188,39 @@ async fn chunks_that_are_not_are_refused() {
     }
 }
 
+/// A reply of our own looks whether the request is over: what was refused must not look like an end.
+#[test]
+fn what_is_refused_of_a_chunked_body_stays_refused() {
+    for bytes in [
+        "0\r\nX : y\r\n\r\n",
+        "0\r\n X: y\r\n\r\n",
+        "0\r\nX: a\r\n folded\r\n\r\n",
+        "+5\r\n0\r\n\r\n",
+        "1\r\naX0\r\n\r\n",
+    ] {
+        let mut decoder = h1::ChunkDecoder::new();
+        let mut buffer = bytes::BytesMut::from(bytes);
+        let limits = Limits::default();
+        let refused = loop {
+            match decoder.decode(&mut buffer, &limits) {
+                Ok(h1::ChunkStep::Data(_)) => {}
+                Ok(other) => panic!("{bytes:?}: {other:?}"),
+                Err(refusal) => break refusal,
+            }
+        };
+        let again = decoder.decode(&mut buffer, &limits);
+        assert_eq!(again.expect_err("still refused"), refused, "{bytes:?}");
+        assert!(!decoder.is_done());
+    }
+}
+
+/// The largest size there is: what is reckoned with it has room.
+#[tokio::test]
+async fn a_chunk_may_claim_to_be_as_large_as_numbers_go() {
+    let answer = serve(with("Transfer-Encoding: chunked\r\n") + "7fffffffffffffff\r\nab").await;
+    assert!(answer.contains("POST / ab"), "{answer}");
+}
+
 #[tokio::test]
 async fn what_is_spent_on_chunk_lines_and_trailers_is_limited() {
     // Cases 11 and 12.

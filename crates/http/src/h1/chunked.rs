@@ -32,6 +32,7 @@ enum State {
     DataEnd,
     Trailers { scanned: usize },
     Done,
+    Refused(Refusal),
 }
 
 impl ChunkDecoder {
@@ -48,12 +49,18 @@ impl ChunkDecoder {
         matches!(self.state, State::Done)
     }
 
-    /// Takes what it can from the front of `buffer`.
+    /// Takes what it can from the front of `buffer`. What is refused stays refused: whoever asks again must not hear of
+    /// an end that the bytes behind the mistake may look like.
     ///
     /// # Errors
     /// A [`Refusal`] for every line that is not `1*HEXDIG [extensions] CRLF`, data without CRLF
     /// behind it, bad trailers, or too many bytes of chunk lines.
     pub fn decode(&mut self, buffer: &mut BytesMut, limits: &Limits) -> Result<ChunkStep, Refusal> {
+        self.step(buffer, limits)
+            .inspect_err(|refusal| self.state = State::Refused(*refusal))
+    }
+
+    fn step(&mut self, buffer: &mut BytesMut, limits: &Limits) -> Result<ChunkStep, Refusal> {
         loop {
             match self.state {
                 State::Size => {
@@ -64,10 +71,10 @@ impl ChunkDecoder {
                     buffer.advance(line + 2);
                     // Sixteen bytes a chunk and twice its data are free, the rest adds up:
                     // extensions of tiny chunks are how a small body becomes endless work.
-                    let excused = 16
-                        + usize::try_from(size)
-                            .unwrap_or(usize::MAX)
-                            .saturating_mul(2);
+                    let excused = usize::try_from(size)
+                        .unwrap_or(usize::MAX)
+                        .saturating_mul(2)
+                        .saturating_add(16);
                     self.overhead = (self.overhead + line + 2).saturating_sub(excused);
                     if self.overhead > limits.chunk_overhead {
                         return Err(Refusal {
@@ -101,6 +108,7 @@ impl ChunkDecoder {
                 },
                 State::Trailers { scanned } => return self.trailers(buffer, scanned, limits),
                 State::Done => return Ok(ChunkStep::End(None)),
+                State::Refused(refusal) => return Err(refusal),
             }
         }
     }

@@ -71,7 +71,8 @@ fn check(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> Result<()
         Underscores::Allow => {}
         Underscores::RejectRequest => {
             if request.headers.iter().any(|(name, _)| name.contains('_')) {
-                return Err(LocalReply::new(400, "", "http1.unexpected_underscore"));
+                // As in Envoy, where the codec refuses it: `transfer_encoding` may have been meant for somebody.
+                return Err(LocalReply::new(400, "", "http1.unexpected_underscore").closing());
             }
         }
         Underscores::DropHeader => request.headers.retain(|name, _| !name.contains('_')),

@@ -27,6 +27,8 @@ pub struct LocalReply {
     pub grpc_status: Option<u32>,
     /// Further headers.
     pub headers: Headers,
+    /// Whether an HTTP/1 connection ends with it: what was refused may have been about the message's length.
+    pub closes: bool,
 }
 
 impl LocalReply {
@@ -39,12 +41,19 @@ impl LocalReply {
             flags: Flags::default(),
             grpc_status: None,
             headers: Headers::new(),
+            closes: false,
         }
     }
 
     /// With a flag.
     pub fn flag(mut self, flags: Flags) -> Self {
         self.flags.add(flags);
+        self
+    }
+
+    /// The last of its connection, where that is HTTP/1.
+    pub fn closing(mut self) -> Self {
+        self.closes = true;
         self
     }
 

@@ -23,6 +23,9 @@ pub(super) async fn reply(
     writer: &mut BodyWriter<'_, Stream>,
     reply: LocalReply,
 ) {
+    if reply.closes {
+        writer.close_after();
+    }
     let (mut head, body) = reply.render(exchange, &cx.live.plan.local_reply);
     let envoy = !cx.filters(exchange).router.suppress_envoy_headers;
     if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
