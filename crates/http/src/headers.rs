@@ -52,6 +52,11 @@ impl Key {
     fn first(self) -> u32 {
         self.0 >> 8 & 0xff
     }
+
+    /// One bit of 64, by all of the key.
+    const fn bit(self) -> u64 {
+        1 << (self.0.wrapping_mul(0x9e37_79b1) >> 26)
+    }
 }
 
 /// Makes letters small; what it does to other bytes does not matter, as it does it to all.
@@ -89,6 +94,8 @@ struct Field {
 pub struct Headers {
     text: Vec<u8>,
     fields: Vec<Field>,
+    /// The bits of all keys that were ever there: most of what is asked for is not, and is not looked for then.
+    seen: u64,
 }
 
 impl Headers {
@@ -117,7 +124,7 @@ impl Headers {
     /// Every value of `name`, in order.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> + 'a {
         let key = Key::of(name.as_bytes());
-        self.fields
+        self.perhaps(key)
             .iter()
             .filter(move |field| self.is(field, key, name.as_bytes()))
             .map(|field| self.bytes(field.value))
@@ -127,7 +134,7 @@ impl Headers {
     pub fn joined(&self, name: &str) -> Option<std::borrow::Cow<'_, [u8]>> {
         let key = Key::of(name.as_bytes());
         let mut values = self
-            .fields
+            .perhaps(key)
             .iter()
             .filter(|field| self.is(field, key, name.as_bytes()));
         let first = self.bytes(values.next()?.value);
@@ -173,12 +180,13 @@ impl Headers {
     /// wherever it came, can split a message.
     pub fn append(&mut self, name: &str, value: impl AsRef<[u8]>) {
         let field = self.add_line(name.as_bytes(), value.as_ref(), true);
-        self.fields.push(field);
+        self.push(field);
     }
 
     /// Adds a field before all others.
     pub fn prepend(&mut self, name: &str, value: impl AsRef<[u8]>) {
         let field = self.add_line(name.as_bytes(), value.as_ref(), true);
+        self.seen |= field.key.bit();
         self.fields.insert(0, field);
     }
 
@@ -263,6 +271,7 @@ impl Headers {
     pub fn clear(&mut self) {
         self.text.clear();
         self.fields.clear();
+        self.seen = 0;
     }
 
     /// Writes `name: value` lines for the fields that `skip` does not name, asked with name and value.
@@ -332,19 +341,34 @@ impl Headers {
     /// Adds a field whose text is known to be valid.
     pub(crate) fn push_parsed(&mut self, name: &[u8], value: &[u8]) {
         let field = self.add_line(name, value, false);
-        self.fields.push(field);
+        self.push(field);
     }
 
     /// Adds a field that lies in the arena, or will once its head is copied there.
     #[inline]
     pub(crate) fn push_placed(&mut self, key: Key, name: Span, value: Span, line: bool) {
-        self.fields.push(Field {
+        self.push(Field {
             key,
             name,
             value,
             secret: false,
             line,
         });
+    }
+
+    #[inline]
+    fn push(&mut self, field: Field) {
+        self.seen |= field.key.bit();
+        self.fields.push(field);
+    }
+
+    /// The fields that may have this key: all, or none.
+    #[inline]
+    fn perhaps(&self, key: Key) -> &[Field] {
+        match self.seen & key.bit() {
+            0 => &[],
+            _ => &self.fields,
+        }
     }
 
     /// Copies the head that the fields of [`Headers::push_placed`] were found in.
@@ -390,7 +414,10 @@ impl Headers {
     #[inline]
     fn find(&self, name: &str) -> Option<&Field> {
         let key = Key::of(name.as_bytes());
-        self.find_keyed(key, name)
+        match self.seen & key.bit() {
+            0 => None,
+            _ => self.find_keyed(key, name),
+        }
     }
 
     fn find_keyed(&self, key: Key, name: &str) -> Option<&Field> {
@@ -399,7 +426,15 @@ impl Headers {
             .find(|field| self.is(field, key, name.as_bytes()))
     }
 
+    #[inline]
     fn position(&self, key: Key, name: &str) -> Option<usize> {
+        match self.seen & key.bit() {
+            0 => None,
+            _ => self.position_keyed(key, name),
+        }
+    }
+
+    fn position_keyed(&self, key: Key, name: &str) -> Option<usize> {
         self.fields
             .iter()
             .position(|field| self.is(field, key, name.as_bytes()))
@@ -428,6 +463,7 @@ impl Clone for Headers {
         let mut copy = Headers::new();
         copy.text.extend_from_slice(&self.text);
         copy.fields.extend_from_slice(&self.fields);
+        copy.seen = self.seen;
         copy
     }
 }
@@ -486,6 +522,7 @@ impl From<Storage> for Headers {
         Headers {
             text: storage.text,
             fields: storage.fields,
+            seen: 0,
         }
     }
 }

@@ -27,6 +27,8 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
+use crate::socket;
+
 /// A connected byte stream.
 pub struct Stream {
     inner: Inner,
@@ -169,7 +171,7 @@ impl Stream {
 
     /// How long ago the peer's last segment came (TCP), in steps of the kernel's clock.
     pub fn since_last_segment(&self) -> Option<Duration> {
-        crate::socket::since_last_segment(self.descriptor()?).ok()
+        socket::since_last_segment(self.descriptor()?).ok()
     }
 
     /// Completes when the peer has closed or sent something: for streams at rest.
@@ -352,6 +354,7 @@ impl AsyncRead for Stream {
         }
         let before = buffer.filled().len();
         let read = match &mut self.inner {
+            Inner::Tcp(stream) => socket::poll_read(stream, context, buffer),
             Inner::Tls(tls) => tls.poll_read(context, buffer),
             inner => each!(inner, stream => Pin::new(stream).poll_read(context, buffer)),
         };
@@ -368,8 +371,10 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written =
-            each!(&mut self.inner, stream => Pin::new(stream).poll_write(context, buffer));
+        let written = match &mut self.inner {
+            Inner::Tcp(stream) => socket::poll_write(stream, context, buffer),
+            inner => each!(inner, stream => Pin::new(stream).poll_write(context, buffer)),
+        };
         self.written(&written, || buffer.len());
         written
     }
@@ -387,7 +392,12 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = each!(&mut self.inner, stream => Pin::new(stream).poll_write_vectored(context, buffers));
+        let written = match &mut self.inner {
+            Inner::Tcp(stream) => socket::poll_write_vectored(stream, context, buffers),
+            inner => {
+                each!(inner, stream => Pin::new(stream).poll_write_vectored(context, buffers))
+            }
+        };
         self.written(&written, || buffers.iter().map(|buffer| buffer.len()).sum());
         written
     }

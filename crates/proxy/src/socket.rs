@@ -1,17 +1,22 @@
-//! Sockets of upstream connections, and socket options that no crate we use offers.
+//! Sockets of upstream connections, socket options that no crate we use offers, and the bytes of every TCP connection.
 //!
-//! This module needs unsafe code: it calls `setsockopt` itself.
+//! This module needs unsafe code: it calls `setsockopt` itself, and reads into memory that nothing was written to.
 #![allow(unsafe_code)]
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockRef};
-use tokio::net::TcpSocket;
+use tokio::{
+    io::{Interest, ReadBuf},
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::{
     listener::UpstreamSource,
@@ -124,6 +129,81 @@ fn set_int(
     value: libc::c_int,
 ) -> io::Result<()> {
     set(socket, level, name, &value.to_ne_bytes())
+}
+
+/// Reads as tokio's stream does, with the system call made here: libc's can be cancelled in threads that others may
+/// cancel, and says so before and after each with an exclusive write to memory.
+pub(crate) fn poll_read(
+    stream: &TcpStream,
+    context: &mut Context<'_>,
+    buffer: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let room = buffer.remaining();
+    let read = poll_some(stream, context, Interest::READABLE, room, || {
+        // SAFETY: nothing is taken out of what was initialized.
+        let unfilled = unsafe { buffer.unfilled_mut() };
+        let (_, read) = rustix::net::recv(stream, unfilled, RecvFlags::empty())?;
+        // SAFETY: the kernel has written so many bytes to its beginning.
+        unsafe { buffer.assume_init(read) };
+        buffer.advance(read);
+        Ok(read)
+    });
+    read.map_ok(drop)
+}
+
+/// Writes as tokio's stream does; see [`poll_read`].
+pub(crate) fn poll_write(
+    stream: &TcpStream,
+    context: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    poll_some(stream, context, Interest::WRITABLE, bytes.len(), || {
+        Ok(rustix::net::send(stream, bytes, SendFlags::NOSIGNAL)?)
+    })
+}
+
+/// Writes several pieces at once; see [`poll_read`].
+pub(crate) fn poll_write_vectored(
+    stream: &TcpStream,
+    context: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    // The kernel takes no more than 1024 pieces, so having written less than all says nothing.
+    poll_some(stream, context, Interest::WRITABLE, 0, || {
+        Ok(rustix::io::writev(stream, pieces)?)
+    })
+}
+
+/// Moves bytes by `call`, once the stream is ready for it. Where fewer than `most` are moved the kernel has no more, or
+/// takes no more.
+fn poll_some(
+    stream: &TcpStream,
+    context: &mut Context<'_>,
+    interest: Interest,
+    most: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        match interest.is_readable() {
+            true => ready!(stream.poll_read_ready(context))?,
+            false => ready!(stream.poll_write_ready(context))?,
+        }
+        let mut some = None;
+        let moved = stream.try_io(interest, || {
+            let moved = call()?;
+            if 0 < moved && moved < most {
+                // There was no more, or no room for more: the event loop is asked before the kernel is asked again.
+                some = Some(moved);
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(moved)
+        });
+        match (some, moved) {
+            (Some(moved), _) => return Poll::Ready(Ok(moved)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, moved) => return Poll::Ready(moved),
+        }
+    }
 }
 
 /// How long ago the last segment of the peer came (`tcpi_last_ack_recv` of TCP_INFO, tcp(7)): each carries an

@@ -430,7 +430,7 @@ impl Cluster {
         if let Discovery::OriginalDst { port_override, .. } = &self.plan.discovery {
             return self.original_dst(context.original_dst, *port_override);
         }
-        let set = self.hosts.borrow().clone();
+        let set = self.hosts.borrow();
         if let Some(wanted) = &context.override_host {
             let address = wanted.address.parse().ok();
             let known = address.and_then(|address| set.at(address));

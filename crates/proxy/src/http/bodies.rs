@@ -3,14 +3,12 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
     task::{Context as TaskContext, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use outrigger_http::{Error, Frame, Framing, ResponseHead, Version};
-use tokio::time::Sleep;
 
 use super::{
     Exchange,
@@ -19,7 +17,7 @@ use super::{
     pass::Passed,
     pump::PumpError,
     respond, serve,
-    timers::Expired,
+    timers::{Expired, Timer},
     upstream::Upstream,
 };
 use crate::{cluster::Outcome, plan::HttpConnectionManager, router};
@@ -39,7 +37,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         mut upstream: Upstream,
         mut head: ResponseHead,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) {
         self.deadlines.per_try = None;
         self.deadlines.touch();
@@ -50,7 +48,7 @@ impl Forward<'_, '_, '_, '_> {
                 filters.response(self.exchange, &mut head, self.cx.worker);
             }
             true => {
-                let filtered = self.filter_response(&mut upstream, &mut head, timer.as_mut());
+                let filtered = self.filter_response(&mut upstream, &mut head, timer);
                 if let Err(why) = Box::pin(filtered).await {
                     return self.unheld(upstream, why).await;
                 }
@@ -93,7 +91,6 @@ impl Forward<'_, '_, '_, '_> {
         if end.is_none() {
             let mut waited = false;
             let bodies = poll_fn(|cx| {
-                let timer = timer.as_mut();
                 let end = self.poll_bodies(cx, &mut upstream, (tunnel, waited), timer);
                 waited = true;
                 end
@@ -192,7 +189,7 @@ impl Forward<'_, '_, '_, '_> {
         cx: &mut TaskContext<'_>,
         upstream: &mut Upstream,
         (tunnel, waited): (bool, bool),
-        timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Poll<End> {
         match self.poll_pump(cx, upstream) {
             Poll::Ready(Err(PumpError::Downstream(error))) => {

@@ -3,19 +3,20 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
-    task::{Context as TaskContext, Poll},
+    task::{Context as TaskContext, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use outrigger_http::{BodyReader, BodyWriter, Error, Limits, RequestHead, h1, h2};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::{
     ConnectionManager, ConnectionManagerStats, Context, Flags, LocalReply, failure,
-    serve as exchange, streams, timers::Expired,
+    serve as exchange, streams,
+    timers::{Expired, Timer},
 };
 use crate::{
     codec::{http1_grammar, http1_spelling},
@@ -119,7 +120,7 @@ async fn speaks_http2(
     let longest = longest_life(&live.plan.common, worker);
     idle.until = longest.map(|age| Instant::from_std(info.accepted) + age);
     let mut closed = pin!(drain.closed());
-    let mut timer = pin!(None);
+    let mut timer = Timer::default();
     if drain.is_ending() {
         idle.shorten(live.plan.drain_timeout);
     }
@@ -139,7 +140,7 @@ async fn speaks_http2(
             if drain.has_moved() && drain.is_ending() {
                 idle.shorten(live.plan.drain_timeout);
             }
-            idle.poll(cx, timer.as_mut()).map(|()| {
+            idle.poll(cx, &mut timer).map(|()| {
                 idle.count(&live.stats);
                 false
             })
@@ -183,7 +184,7 @@ async fn http1_connection(
         idle.shorten(plan.drain_timeout);
     }
     // For rests and requests: setting one costs more than to be woken too early now and then.
-    let mut timer = pin!(None);
+    let mut timer = Timer::default();
     loop {
         idle.touch();
         let mut remote = false;
@@ -206,7 +207,7 @@ async fn http1_connection(
                 if moved && drain.is_ending() {
                     idle.shorten(plan.drain_timeout);
                 }
-                idle.poll(cx, timer.as_mut()).map(|()| {
+                idle.poll(cx, &mut timer).map(|()| {
                     idle.count(stats);
                     false
                 })
@@ -256,8 +257,7 @@ async fn http1_connection(
                 let (reader, writer) = (&mut reader, &mut writer);
                 let is_over: &mut exchange::IsOver<'_> = &mut is_over;
                 let flags =
-                    exchange::request(&cx, head, reader, writer, timer.as_mut(), Some(is_over))
-                        .await;
+                    exchange::request(&cx, head, reader, writer, &mut timer, Some(is_over)).await;
                 if over {
                     stats.downstream_cx_drain_close().inc();
                     connection.io().reset_on_close();
@@ -380,30 +380,13 @@ impl Idle {
         }
     }
 
-    pub(super) fn poll(
-        &self,
-        cx: &mut TaskContext<'_>,
-        mut timer: Pin<&mut Option<Sleep>>,
-    ) -> Poll<()> {
+    pub(super) fn poll(&self, cx: &mut TaskContext<'_>, timer: &mut Timer) -> Poll<()> {
         let rest = self.limit.map(|limit| self.since + limit);
         let Some(at) = rest.into_iter().chain(self.until).min() else {
             return Poll::Pending;
         };
         loop {
-            if timer
-                .as_ref()
-                .as_pin_ref()
-                .is_none_or(|timer| timer.deadline() > at)
-            {
-                timer.set(Some(sleep_until(at)));
-            }
-            let Some(sleep) = timer.as_mut().as_pin_mut() else {
-                return Poll::Pending;
-            };
-            if sleep.poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            timer.set(None);
+            ready!(timer.poll(at, cx));
             if Instant::now() >= at {
                 return Poll::Ready(());
             }

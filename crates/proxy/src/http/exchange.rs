@@ -101,6 +101,9 @@ pub struct RouteRef {
     pub tls_redirect: bool,
 }
 
+/// Hosts that were tried; most requests try one.
+pub(super) type Tried = SmallVec<[Arc<Host>; 2]>;
+
 /// What happened upstream.
 #[derive(Debug, Default)]
 pub struct UpstreamInfo {
@@ -111,7 +114,7 @@ pub struct UpstreamInfo {
     /// The host of the last attempt.
     pub host: Option<Arc<Host>>,
     /// The hosts of all attempts, in order.
-    pub tried: SmallVec<[Arc<Host>; 2]>,
+    pub tried: Tried,
     /// Our side of the connection to it.
     pub local: Option<SocketAddr>,
     /// How the connection came to be.

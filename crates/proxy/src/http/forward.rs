@@ -5,17 +5,17 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
-    sync::Arc,
+    pin::pin,
     task::{Context as TaskContext, Poll},
     time::{Duration, Instant},
 };
 
 use outrigger_http::{BodyReader, BodyWriter, Error, ResponseHead, Version};
-use tokio::time::{Instant as TokioInstant, Sleep};
+use tokio::time::Instant as TokioInstant;
 
 use super::{
     Context, Exchange, Flags,
+    exchange::Tried,
     failure::{self, Gone},
     hedge::Hedged,
     hold::Held,
@@ -23,7 +23,7 @@ use super::{
     pass::Pass,
     pump::{Kept, Pump, PumpError},
     respond, serve,
-    timers::{Deadlines, Expired},
+    timers::{Deadlines, Expired, Timer},
     upstream::{self, Upstream},
 };
 use crate::{
@@ -39,9 +39,6 @@ use crate::{
     },
     transport::AutoName,
 };
-
-/// Hosts that were tried; most requests try one.
-type Tried = smallvec::SmallVec<[Arc<Host>; 2]>;
 
 /// Why there is no response from this attempt.
 #[derive(Debug)]
@@ -100,7 +97,7 @@ pub(super) async fn forward(
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, Stream>,
     writer: &mut BodyWriter<'_, Stream>,
-    timer: Pin<&mut Option<Sleep>>,
+    timer: &mut Timer,
     target: Target,
     body: Option<Kept>,
 ) -> Option<Kept> {
@@ -209,11 +206,12 @@ impl Forward<'_, '_, '_, '_> {
     }
 
     /// Makes attempts until there is a response; true where it is a redirect to be followed.
-    async fn run(&mut self, mut timer: Pin<&mut Option<Sleep>>) -> bool {
-        let mut tried = Tried::new();
+    async fn run(&mut self, timer: &mut Timer) -> bool {
+        // Those before were tried for a request whose redirect was followed.
+        let before = self.exchange.upstream.tried.len();
         let mut permit = None;
         loop {
-            let mut result = self.attempt(&mut tried, timer.as_mut()).await;
+            let mut result = self.attempt(before, timer).await;
             self.late = matches!(
                 result,
                 Err(AttemptError::Expired(Expired::PerTry | Expired::PerTryIdle))
@@ -282,7 +280,7 @@ impl Forward<'_, '_, '_, '_> {
                 && let Err(error) = &result
                 && failure::kind(error).is_some()
             {
-                match self.last_hope(timer.as_mut()).await {
+                match self.last_hope(timer).await {
                     Some(Ok((older, head))) => {
                         answer = Answer::No;
                         result = Ok((self.take_over(older), head));
@@ -311,7 +309,7 @@ impl Forward<'_, '_, '_, '_> {
                             upstream.cancel();
                         }
                     }
-                    match self.pause(pause, timer.as_mut()).await {
+                    match self.pause(pause, timer).await {
                         Ok(()) => continue,
                         Err(error) => {
                             self.fail(error).await;
@@ -347,11 +345,11 @@ impl Forward<'_, '_, '_, '_> {
         }
     }
 
-    /// One attempt, up to the head of its response.
+    /// One attempt, up to the head of its response. The hosts that were tried begin behind so many.
     async fn attempt(
         &mut self,
-        tried: &mut Tried,
-        mut timer: Pin<&mut Option<Sleep>>,
+        before: usize,
+        timer: &mut Timer,
     ) -> Result<(Upstream, ResponseHead), AttemptError> {
         self.exchange.upstream.attempts += 1;
         self.sent = false;
@@ -381,6 +379,9 @@ impl Forward<'_, '_, '_, '_> {
         let override_host = self.exchange.override_host.clone();
         // Predicates are about retries; a first attempt goes where the policy says.
         let policy = self.retries.policy().filter(|_| self.retries.made > 0);
+        let tried = policy.map_or_else(Tried::new, |_| {
+            self.exchange.upstream.tried[before..].into()
+        });
         let avoid = policy.is_some_and(|policy| policy.avoid_previous_hosts);
         let omit =
             policy.filter(|policy| policy.omit_canary_hosts || policy.omit_host_metadata.is_some());
@@ -396,8 +397,8 @@ impl Forward<'_, '_, '_, '_> {
         let context = LbContext {
             hash: self.target.hash,
             original_dst: router::preferred::original_dst(&cluster, self.exchange),
-            avoid: if avoid { tried } else { &[] },
-            avoid_priorities: policy.map_or(0, |policy| policy.priorities_tried(tried)),
+            avoid: if avoid { &tried } else { &[] },
+            avoid_priorities: policy.map_or(0, |policy| policy.priorities_tried(&tried)),
             omit: omit.map(|policy| &**policy as &dyn Omit),
             avoid_attempts: match policy {
                 Some(policy) if avoid || omit.is_some() => policy.host_selection_max_attempts,
@@ -453,12 +454,11 @@ impl Forward<'_, '_, '_, '_> {
                 waits.get_or_insert_with(Instant::now);
                 // What the choice of the host still reads cannot be logged now.
                 deadlines
-                    .poll(cx, timer.as_mut(), || {})
+                    .poll(cx, timer, || {})
                     .map(|at| Err(AttemptError::Expired(at)))
             })
             .await
         }?;
-        tried.push(host.clone());
         self.connected(&mut upstream);
         self.exchange.upstream.pool_ready = Some(waits.map_or(Duration::ZERO, |w| w.elapsed()));
         let id = upstream.established.id;
@@ -612,16 +612,16 @@ impl Forward<'_, '_, '_, '_> {
     async fn response_head(
         &mut self,
         upstream: &mut Upstream,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Result<ResponseHead, AttemptError> {
-        poll_fn(|cx| self.poll_response_head(cx, upstream, timer.as_mut())).await
+        poll_fn(|cx| self.poll_response_head(cx, upstream, timer)).await
     }
 
     fn poll_response_head(
         &mut self,
         cx: &mut TaskContext<'_>,
         upstream: &mut Upstream,
-        timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Poll<Result<ResponseHead, AttemptError>> {
         let mut broken = None;
         match self.poll_pump(cx, upstream) {
@@ -680,7 +680,7 @@ impl Forward<'_, '_, '_, '_> {
     pub(super) fn poll_deadlines(
         &mut self,
         cx: &mut TaskContext<'_>,
-        timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Poll<Expired> {
         let log = || serve::log_as("DownstreamPeriodic", self.cx, self.exchange);
         self.deadlines.poll(cx, timer, log)
@@ -719,11 +719,7 @@ impl Forward<'_, '_, '_, '_> {
     }
 
     /// Waits before a retry.
-    async fn pause(
-        &mut self,
-        pause: Duration,
-        mut timer: Pin<&mut Option<Sleep>>,
-    ) -> Result<(), AttemptError> {
+    async fn pause(&mut self, pause: Duration, timer: &mut Timer) -> Result<(), AttemptError> {
         self.deadlines.per_try = None;
         self.deadlines.per_try_idle = None;
         let mut sleep = pin!(tokio::time::sleep(pause));
@@ -734,7 +730,7 @@ impl Forward<'_, '_, '_, '_> {
             if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
                 return Poll::Ready(Err(AttemptError::Downstream(gone)));
             }
-            self.poll_deadlines(cx, timer.as_mut())
+            self.poll_deadlines(cx, timer)
                 .map(|at| Err(AttemptError::Expired(at)))
         })
         .await

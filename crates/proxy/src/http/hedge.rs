@@ -2,18 +2,17 @@
 
 use std::{
     future::poll_fn,
-    pin::Pin,
     sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
 use outrigger_http::ResponseHead;
-use tokio::time::Sleep;
 
 use super::{
     failure,
     forward::{AttemptError, Forward},
     pump::Pump,
+    timers::Timer,
     upstream::Upstream,
 };
 use crate::{cluster::Host, router::retry::Answer};
@@ -51,7 +50,7 @@ impl Forward<'_, '_, '_, '_> {
     /// When the last attempt has failed: waits for the older ones. `None` when they fail, too.
     pub(super) async fn last_hope(
         &mut self,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Option<Result<(Hedged, ResponseHead), AttemptError>> {
         self.deadlines.per_try = None;
         self.deadlines.per_try_idle = None;
@@ -65,7 +64,7 @@ impl Forward<'_, '_, '_, '_> {
             if let Poll::Ready(gone) = failure::poll_gone(cx, self.reader, self.writer) {
                 return Poll::Ready(Some(Err(AttemptError::Downstream(gone))));
             }
-            self.poll_deadlines(cx, timer.as_mut())
+            self.poll_deadlines(cx, timer)
                 .map(|expired| Some(Err(AttemptError::Expired(expired))))
         })
         .await

@@ -2,13 +2,12 @@
 
 use std::{
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::pin,
     task::{Context as TaskContext, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
 use outrigger_http::{Error, Frame, Headers, Method, ResponseHead};
-use tokio::time::Sleep;
 
 use super::{
     Context, Exchange, LocalReply,
@@ -16,7 +15,7 @@ use super::{
     forward::{AttemptError, Forward},
     pump::PumpError,
     respond,
-    timers::Expired,
+    timers::{Expired, Timer},
     upstream::Upstream,
 };
 use crate::filter::{Answer, InHand, Pending, Stage, Step};
@@ -90,7 +89,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         upstream: &mut Upstream,
         head: &mut ResponseHead,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Result<(), Unheld> {
         let filters = self.cx.filters(self.exchange);
         for index in (0..filters.len()).rev() {
@@ -100,14 +99,12 @@ impl Forward<'_, '_, '_, '_> {
                 at = match step {
                     Step::Body { limit, .. } => {
                         if self.held.is_none() {
-                            let read = self.hold(upstream, limit as usize, timer.as_mut());
+                            let read = self.hold(upstream, limit as usize, timer);
                             self.held = Some(read.await?);
                         }
                         Stage::Buffered(Bytes::new(), true)
                     }
-                    Step::Ask(answer) => {
-                        Stage::Answered(self.wait(upstream, answer, timer.as_mut()).await?)
-                    }
+                    Step::Ask(answer) => Stage::Answered(self.wait(upstream, answer, timer).await?),
                     _ => break,
                 };
             }
@@ -190,7 +187,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         upstream: &mut Upstream,
         limit: usize,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Result<Held, Unheld> {
         let mut data = BytesMut::new();
         let mut trailers = None;
@@ -213,7 +210,7 @@ impl Forward<'_, '_, '_, '_> {
                     Poll::Pending => break,
                 }
             }
-            self.poll_meanwhile(cx, upstream, timer.as_mut()).map(Err)
+            self.poll_meanwhile(cx, upstream, timer).map(Err)
         })
         .await?;
         Ok(Held {
@@ -228,14 +225,14 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         upstream: &mut Upstream,
         answer: Pending,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Result<Answer, Unheld> {
         let mut answer = pin!(answer);
         poll_fn(|cx| {
             if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
                 return Poll::Ready(Ok(answer));
             }
-            self.poll_meanwhile(cx, upstream, timer.as_mut()).map(Err)
+            self.poll_meanwhile(cx, upstream, timer).map(Err)
         })
         .await
     }
@@ -245,7 +242,7 @@ impl Forward<'_, '_, '_, '_> {
         &mut self,
         cx: &mut TaskContext<'_>,
         upstream: &mut Upstream,
-        timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
     ) -> Poll<Unheld> {
         match self.poll_pump(cx, upstream) {
             Poll::Ready(Err(PumpError::Downstream(error))) => {

@@ -10,11 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
-use tokio::time::Sleep;
 
 use super::{
     Context, Exchange, Flags, LocalReply, failure::Gone, forward, prepare, pump::Kept, respond,
-    route_stats, stats::ConnectionManagerStats,
+    route_stats, stats::ConnectionManagerStats, timers::Timer,
 };
 use crate::{
     filter::{InHand, Stage, Step},
@@ -40,7 +39,7 @@ pub(super) async fn request(
     head: RequestHead,
     reader: &mut BodyReader<'_, Stream>,
     writer: &mut BodyWriter<'_, Stream>,
-    timer: Pin<&mut Option<Sleep>>,
+    timer: &mut Timer,
     is_over: Option<&mut IsOver<'_>>,
 ) -> Flags {
     let drains = cx.drain.begun();
@@ -136,7 +135,7 @@ async fn handle(
     exchange: &mut Exchange<'_>,
     reader: &mut BodyReader<'_, Stream>,
     writer: &mut BodyWriter<'_, Stream>,
-    mut timer: Pin<&mut Option<Sleep>>,
+    timer: &mut Timer,
 ) -> Result<(), LocalReply> {
     let plan = &cx.live.plan;
     let overload = &cx.worker.shared.overload;
@@ -169,7 +168,7 @@ async fn handle(
         let Some(target) = filtered(cx, exchange, reader, writer, &mut kept).await? else {
             return Ok(());
         };
-        kept = forward::forward(cx, exchange, reader, writer, timer.as_mut(), target, kept).await;
+        kept = forward::forward(cx, exchange, reader, writer, timer, target, kept).await;
         if kept.is_none() {
             return Ok(());
         }

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     rc::Rc,
     task::Poll,
     time::Duration,
@@ -13,13 +13,14 @@ use bytes::Bytes;
 use outrigger_http::{BodyReader, BodyWriter, Error, RequestHead, h2};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    time::{Instant, Sleep, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
     ConnectionManager, Context, Flags,
     connection::{Idle, longest_life},
     serve as exchange,
+    timers::Timer,
 };
 use crate::{
     codec::{Http2Meter, http2_settings},
@@ -139,7 +140,7 @@ async fn streams(
     let meter = Http2Meter::new(connection.facts(), &live.http2_stats);
     let shared = Rc::new(Shared::default());
     let mut idle = Idle::new(options.idle_timeout);
-    let mut timer = pin!(None);
+    let mut timer = Timer::default();
     let age = longest_life(options, worker);
     let mut age = pin!(age.map(|age| sleep_until(Instant::from_std(info.accepted) + age)));
     let (mut begin, mut closed) = (pin!(drain.begin()), pin!(drain.closed()));
@@ -215,7 +216,7 @@ async fn streams(
             if connection.has_streams() {
                 idle.touch();
             }
-            if idle.poll(cx, timer.as_mut()).is_ready() {
+            if idle.poll(cx, &mut timer).is_ready() {
                 if timed_out {
                     return Poll::Ready(None);
                 }
@@ -305,7 +306,7 @@ async fn stream(
         let mut timer = shared.timers.borrow_mut().pop().unwrap_or_default();
         let writer = &mut BodyWriter::H2(writer);
         // The connection's task ends its streams.
-        let flags = exchange::request(&cx, head, &mut reader, writer, timer.as_mut(), None).await;
+        let flags = exchange::request(&cx, head, &mut reader, writer, &mut timer, None).await;
         let reset = flags.has(Flags::DOWNSTREAM_REMOTE_RESET);
         let mut timers = shared.timers.borrow_mut();
         if timers.len() < TIMERS {
@@ -327,7 +328,7 @@ struct Shared {
     resets: Resets,
     /// Timers that ended streams have left running: most streams end long before their limits of time, and the next one
     /// takes the timer as it is instead of setting one more.
-    timers: RefCell<Vec<Pin<Box<Option<Sleep>>>>>,
+    timers: RefCell<Vec<Timer>>,
 }
 
 impl Shared {

@@ -3,11 +3,53 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, RawWakerVTable, ready},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    task::coop,
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// A timer for one deadline after another, of requests that follow one another as well.
+///
+/// It is set again only when it is later than what is waited for, so that most requests find it set, and it is asked
+/// again only when it has fired or somebody else asks: each asking enters a waker, which is dear.
+#[derive(Debug, Default)]
+pub(super) struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// It has not fired since it was set.
+    set: bool,
+    /// Whom it wakes. It holds on to that waker, so that no other comes to lie at the same place.
+    wakes: Option<(*const (), &'static RawWakerVTable)>,
+}
+
+impl Timer {
+    /// Completes at `at`, or before: an earlier request may have left it set for less.
+    pub(super) fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| {
+            self.set = true;
+            Box::pin(sleep_until(at))
+        });
+        if !self.set || sleep.deadline() > at {
+            sleep.as_mut().reset(at);
+            (self.set, self.wakes) = (true, None);
+        }
+        let waker = (cx.waker().data(), cx.waker().vtable());
+        let is_known = |(data, table): (_, &'static RawWakerVTable)| {
+            data == waker.0 && std::ptr::eq(table, waker.1)
+        };
+        if self.wakes.is_some_and(is_known) && !sleep.is_elapsed() {
+            return Poll::Pending;
+        }
+        // A task that has done enough for one turn is sent away without being entered.
+        self.wakes = coop::has_budget_remaining().then_some(waker);
+        ready!(sleep.as_mut().poll(cx));
+        (self.set, self.wakes) = (false, None);
+        Poll::Ready(())
+    }
+}
 
 /// Which limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,12 +171,11 @@ impl Deadlines {
         first
     }
 
-    /// Waits for the first deadline, and calls `log` each time a line is due until then. The timer is set again only when it is later than that: it may be one that an
-    /// earlier request has left, and fire too early.
+    /// Waits for the first deadline, and calls `log` each time a line is due until then.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        mut timer: Pin<&mut Option<Sleep>>,
+        timer: &mut Timer,
         mut log: impl FnMut(),
     ) -> Poll<Expired> {
         // What is still to be taken has a limit as a whole.
@@ -145,21 +186,8 @@ impl Deadlines {
             let Some((at, which)) = self.next() else {
                 return Poll::Pending;
             };
-            if timer
-                .as_ref()
-                .as_pin_ref()
-                .is_none_or(|timer| timer.deadline() > at)
-            {
-                timer.set(Some(sleep_until(at)));
-            }
-            let Some(sleep) = timer.as_mut().as_pin_mut() else {
-                return Poll::Pending;
-            };
-            if sleep.poll(cx).is_pending() {
-                return Poll::Pending;
-            }
+            ready!(timer.poll(at, cx));
             let now = Instant::now();
-            timer.set(None);
             if now < at {
                 continue;
             }
@@ -171,5 +199,94 @@ impl Deadlines {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::SeqCst},
+        },
+        task::{Wake, Waker},
+    };
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Bell(AtomicBool);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
+    fn bell() -> (Arc<Bell>, Waker) {
+        let bell = Arc::new(Bell::default());
+        (bell.clone(), bell.into())
+    }
+
+    async fn rung(bell: &Bell) {
+        while !bell.0.load(SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_asks_last_is_woken() {
+        let (mut timer, at) = (Timer::default(), Instant::now() + Duration::from_millis(20));
+        let ((first, one), (second, two)) = (bell(), bell());
+        for waker in [&one, &one, &two, &two] {
+            let asked = timer.poll(at, &mut Context::from_waker(waker));
+            assert!(asked.is_pending());
+        }
+        rung(&second).await;
+        assert!(!first.0.load(SeqCst));
+        assert!(timer.poll(at, &mut Context::from_waker(&two)).is_ready());
+    }
+
+    #[tokio::test]
+    async fn an_earlier_deadline_sets_it_anew_and_a_later_one_does_not() {
+        let now = Instant::now();
+        let (near, far) = (
+            now + Duration::from_millis(20),
+            now + Duration::from_secs(600),
+        );
+        let (mut timer, (bell, waker)) = (Timer::default(), bell());
+        for at in [far, near, far] {
+            let asked = timer.poll(at, &mut Context::from_waker(&waker));
+            assert!(asked.is_pending());
+        }
+        rung(&bell).await;
+        assert!(timer.poll(far, &mut Context::from_waker(&waker)).is_ready());
+        // It has fired: now it waits for the later one.
+        assert!(
+            timer
+                .poll(far, &mut Context::from_waker(&waker))
+                .is_pending()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_task_without_budget_is_entered_by_its_next_turn() {
+        let (mut timer, at) = (Timer::default(), Instant::now() + Duration::from_millis(20));
+        let task = async {
+            let mut spent = false;
+            std::future::poll_fn(|cx| {
+                if !std::mem::replace(&mut spent, true) {
+                    // All that a task may do in one turn.
+                    while coop::has_budget_remaining() {
+                        let _ = std::pin::pin!(coop::consume_budget()).poll(cx);
+                    }
+                }
+                timer.poll(at, cx)
+            })
+            .await;
+        };
+        tokio::time::timeout(Duration::from_secs(10), task)
+            .await
+            .expect("the timer wakes it");
     }
 }

@@ -80,8 +80,9 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
     });
     let metadata_match = metadata_match(action, weighted);
     exchange.route.weighted = weighted;
-    exchange.upstream.cluster_name = Some(name.clone());
-    let Some(cluster) = worker.clusters.find(&name) else {
+    let found = worker.clusters.find(&name);
+    exchange.upstream.cluster_name = Some(name);
+    let Some(cluster) = found else {
         return Err(LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND));
     };
     exchange.upstream.cluster = Some(cluster.plan.clone());

@@ -38,7 +38,11 @@ pub struct Drainer(watch::Sender<Phase>);
 
 /// The side of a connection.
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Receiver<Phase>);
+pub struct Drain {
+    phase: watch::Receiver<Phase>,
+    /// It was open when the connection began: until something is said it is, and nobody has to look.
+    from_open: bool,
+}
 
 impl Default for Drainer {
     fn default() -> Self {
@@ -49,7 +53,7 @@ impl Default for Drainer {
 impl Drainer {
     /// What a connection holds.
     pub fn drain(&self) -> Drain {
-        Drain(self.0.subscribe())
+        Drain::new(self.0.subscribe())
     }
 
     /// Begins to drain; a second call changes nothing.
@@ -103,18 +107,31 @@ impl Drain {
     pub fn never() -> Self {
         let (sender, receiver) = watch::channel(Phase::Open);
         drop(sender);
-        Self(receiver)
+        Self::new(receiver)
+    }
+
+    fn new(phase: watch::Receiver<Phase>) -> Self {
+        let from_open = *phase.borrow() == Phase::Open;
+        Self { phase, from_open }
+    }
+
+    /// The phase. While nothing was said since the connection began it takes no lock.
+    fn phase(&self) -> Phase {
+        match self.from_open && matches!(self.phase.has_changed(), Ok(false)) {
+            true => Phase::Open,
+            false => *self.phase.borrow(),
+        }
     }
 
     /// Whether draining has begun.
     pub fn begun(&self) -> bool {
-        *self.0.borrow() != Phase::Open
+        self.phase() != Phase::Open
     }
 
     /// Whether a connection that could end now should: asked once for each response. While a gradual drain goes on the
     /// answer is drawn by lot, so that clients do not come back all at once.
     pub fn should_close(&self, random: &Random) -> bool {
-        match *self.0.borrow() {
+        match self.phase() {
             Phase::Open => false,
             Phase::Ending | Phase::Closed => true,
             Phase::Draining { since, over } => now_by_lot(since.elapsed(), over, random),
@@ -123,7 +140,7 @@ impl Drain {
 
     /// Completes when draining begins. Can be dropped at any time.
     pub async fn begin(&self) {
-        let mut receiver = self.0.clone();
+        let mut receiver = self.phase.clone();
         // Without a drainer nothing ever drains.
         if receiver
             .wait_for(|phase| *phase != Phase::Open)
@@ -136,7 +153,7 @@ impl Drain {
 
     /// Completes when the connection has to close. Can be dropped at any time.
     pub async fn closed(&self) {
-        let mut receiver = self.0.clone();
+        let mut receiver = self.phase.clone();
         if receiver
             .wait_for(|phase| *phase == Phase::Closed)
             .await
@@ -149,7 +166,7 @@ impl Drain {
     /// Completes when the connection has to close, and where the process ends after this long. For who waits for a
     /// connection's first words. Can be dropped at any time.
     pub async fn over(&self, patience: Duration) {
-        let mut receiver = self.0.clone();
+        let mut receiver = self.phase.clone();
         let ends = |phase: &Phase| matches!(phase, Phase::Ending | Phase::Closed);
         if receiver.wait_for(ends).await.is_err() {
             std::future::pending().await
@@ -160,17 +177,17 @@ impl Drain {
 
     /// Whether anything was said of draining since the connection began. Takes no lock.
     pub fn has_moved(&self) -> bool {
-        self.0.has_changed().unwrap_or(false)
+        self.phase.has_changed().unwrap_or(false)
     }
 
     /// Whether the process is about to end, so that a connection at rest should close.
     pub fn is_ending(&self) -> bool {
-        matches!(*self.0.borrow(), Phase::Ending | Phase::Closed)
+        matches!(self.phase(), Phase::Ending | Phase::Closed)
     }
 
     /// Whether the connection has to close.
     pub fn is_closed(&self) -> bool {
-        *self.0.borrow() == Phase::Closed
+        self.phase() == Phase::Closed
     }
 }
 
@@ -182,6 +199,19 @@ fn now_by_lot(elapsed: Duration, over: Duration, random: &Random) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_that_begins_while_its_chain_drains_knows() {
+        let drainer = Drainer::default();
+        let before = drainer.drain();
+        assert!(!before.begun());
+        drainer.begin(Duration::from_secs(10), DrainStrategy::Immediate);
+        let after = drainer.drain();
+        assert!(before.begun() && after.begun() && after.clone().begun());
+        assert!(!after.is_closed());
+        drainer.close();
+        assert!(before.is_closed() && after.is_closed());
+    }
 
     #[test]
     fn a_gradual_drain_ends_some_early_and_all_in_time() {

@@ -93,6 +93,31 @@ fn retries_go_where_the_predicates_let_them() {
 }
 
 #[test]
+fn a_host_that_refuses_connections_is_avoided_like_one_that_answers_badly() {
+    run(async {
+        let routes = format!(
+            "          - match: {{prefix: /}}\n            route: {{cluster: b, retry_policy: {{retry_on: connect-failure, num_retries: 1, \
+             retry_back_off: {{base_interval: 0.001s}}, host_selection_retry_max_attempts: 30, retry_host_predicate: [\
+             {{name: p, typed_config: {{\"@type\": {RETRY}.host.previous_hosts.v3.PreviousHostsPredicate}}}}]}}}}"
+        );
+        // Bound, so that nobody else gets the port, and deaf.
+        let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+        deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let refusing = format!(
+            "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}",
+            deaf.local_addr().unwrap().port()
+        );
+        let good = Origin::new(&[OK; 20]).await;
+        let hosts = [refusing, endpoint(&good, "")];
+        let mesh = mesh_of(&routes, "lb_policy: RANDOM", &[locality(&hosts)]).await;
+        for _ in 0..20 {
+            let answer = mesh.get("/").await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+    });
+}
+
+#[test]
 fn retries_leave_the_priorities_that_were_tried() {
     let policy = format!(
         "retry_priority: {{name: p, typed_config: {{\"@type\": {RETRY}.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}},"
