@@ -477,9 +477,12 @@ impl<S: AsyncWrite + Unpin> Writer<'_, S> {
     /// Closes our direction, once everything is written (the end of a tunnel's half).
     pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         ready!(self.state.poll_flush(self.io, cx))?;
-        Poll::Ready(Ok(ready!(
-            Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx)
-        )?))
+        ready!(Pin::new(&mut *self.io.borrow_mut()).poll_shutdown(cx))?;
+        if self.state.framing == Framing::Tunnel {
+            // This is how a tunnel's half ends; any other message would be cut off.
+            self.state.ended = true;
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Whether the message was written to its end.

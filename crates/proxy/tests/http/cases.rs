@@ -73,6 +73,30 @@ fn a_connect_that_ends_here_carries_raw_bytes_to_the_host() {
 }
 
 #[test]
+fn the_end_of_a_tunnel_does_not_overtake_its_bytes() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mesh = Mesh::new(CONNECT, "", "", &[("a", port)]).await;
+        let mut client = mesh.connect().await;
+        client
+            .write_all(b"CONNECT some.where:443 HTTP/1.1\r\nHost: some.where:443\r\n\r\n")
+            .await
+            .unwrap();
+        let (mut host, _) = within(listener.accept()).await.unwrap();
+        until(&mut client, "\r\n\r\n").await;
+        // What fits in buffers on the way, which a reset would drop.
+        let sent = vec![7; 200_000];
+        host.write_all(&sent).await.unwrap();
+        drop(host);
+        happens(|| mesh.server.store.number("cluster.a.upstream_cx_active") == 0).await;
+        let mut got = Vec::new();
+        within(client.read_to_end(&mut got)).await.unwrap();
+        assert!(got == sent, "{}", got.len());
+    });
+}
+
+#[test]
 fn a_connect_that_ends_here_can_begin_with_a_proxy_header_and_be_logged_as_it_begins() {
     run(async {
         for version in ["V1", "V2"] {
