@@ -474,6 +474,55 @@ fn a_gateway_serves_tls_and_tcp_by_sni_and_port() {
 }
 
 #[test]
+fn a_rules_tunnel_is_asked_for_by_its_method() {
+    let text = |policy: &str, subset: &str, route: &str| {
+        format!(
+            r"
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: db, namespace: shop}}
+spec: {{hosts: [db.example], addresses: [10.97.0.1], ports: [{{number: 5432, name: tcp, protocol: TCP}}], resolution: STATIC, endpoints: [{{address: 192.0.2.1}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: db, namespace: shop}}
+spec: {{host: db.example, trafficPolicy: {{{policy}}}, subsets: [{{name: s, labels: {{a: b}}{subset}}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: db, namespace: shop}}
+spec: {{hosts: [db.example], tcp: [{{route: [{{destination: {{host: db.example{route}}}}}]}}]}}
+"
+        )
+    };
+    let tunneling = |text: &str| {
+        let mesh = mesh(text);
+        let listener = listener_of(&mesh, &sidecar(&mesh), "10.97.0.1_5432");
+        let chains = listener["filterChains"].as_array().unwrap();
+        let last = chains[0]["filters"].as_array().unwrap().last().unwrap();
+        last["typedConfig"]["tunnelingConfig"].clone()
+    };
+    let tunnel = |protocol: &str| {
+        format!("tunnel: {{{protocol}targetHost: proxied.example, targetPort: 5433}}")
+    };
+    let (post, connect) = (tunnel("protocol: POST, "), tunnel("protocol: CONNECT, "));
+    let own = format!(", trafficPolicy: {{{connect}}}");
+    let asked = json!({"hostname": "proxied.example:5433"});
+    let posted = json!({"hostname": "proxied.example:5433", "usePost": true});
+    for (policy, subset, route, expected) in [
+        (&*post, "", "", &posted),
+        (&*connect, "", "", &asked),
+        (&*tunnel(""), "", "", &asked),
+        // A subset has its own, or none.
+        (&*post, &*own, ", subset: s", &asked),
+        (&*post, "", ", subset: s", &Value::Null),
+        (&*post, &*own, "", &posted),
+    ] {
+        assert_eq!(&tunneling(&text(policy, subset, route)), expected);
+    }
+}
+
+#[test]
 fn a_gateways_server_names_its_statistics() {
     let mesh = mesh(GATEWAY);
     let listener = listener_of(&mesh, &gateway(&mesh), "0.0.0.0_9444");

@@ -156,6 +156,8 @@ mod overload;
 mod state;
 #[path = "live/tcp.rs"]
 mod tcp;
+#[path = "live/tunnel.rs"]
+mod tunnel;
 
 live! {
     async fn bytes_pass_both_ways_and_are_counted() {

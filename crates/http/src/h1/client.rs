@@ -1,11 +1,11 @@
 //! A connection on which we send requests.
 
 use std::{
-    cell::RefCell,
+    cell::{Ref, RefCell},
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
@@ -172,6 +172,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientConnection<S> {
     /// The stream, for what is not HTTP.
     pub fn io(&mut self) -> &mut S {
         self.io.get_mut()
+    }
+
+    /// The stream, to look at.
+    pub fn stream(&self) -> Ref<'_, S> {
+        self.io.borrow()
+    }
+
+    /// The stream, and what was read of it and not taken: for what is no HTTP any more. What was to be written has to
+    /// be flushed before.
+    pub fn into_io(mut self) -> (S, Bytes) {
+        let ahead = self.read.take_buffer().freeze();
+        (self.io.into_inner(), ahead)
     }
 }
 

@@ -202,6 +202,7 @@ impl ClientStream {
         let reader = ResponseReader {
             handle: self.handle,
             upgrade: self.upgrade,
+            bare: false,
         };
         (reader, self.writer)
     }
@@ -212,6 +213,7 @@ impl ClientStream {
 pub struct ResponseReader {
     handle: Handle,
     upgrade: bool,
+    bare: bool,
 }
 
 impl ResponseReader {
@@ -221,6 +223,11 @@ impl ResponseReader {
     /// The stream was reset, or the connection broke.
     pub async fn read_head(&mut self) -> Result<(ResponseHead, Option<Reader>), Error> {
         poll_fn(|cx| self.poll_head(cx)).await
+    }
+
+    /// Whether the final head came with the end of the stream, so that nothing was ever to follow it.
+    pub fn is_bare(&self) -> bool {
+        self.bare
     }
 
     /// [`ResponseReader::read_head`], to be used beside other things.
@@ -243,6 +250,7 @@ impl ResponseReader {
         if head.is_informational() {
             return Poll::Ready(Ok((head, None)));
         }
+        self.bare = head.framing.is_none();
         if self.upgrade && (200..300).contains(&head.status) {
             head.framing = Framing::Tunnel;
         }

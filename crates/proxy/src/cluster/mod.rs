@@ -385,7 +385,7 @@ impl Cluster {
         match self.plan.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
-            UpstreamProtocol::Downstream => downstream_is_http2,
+            UpstreamProtocol::Downstream { .. } => downstream_is_http2,
             // ALPN is a matter of TLS; in clear Envoy speaks HTTP/1.
             UpstreamProtocol::Alpn => false,
         }
@@ -614,6 +614,17 @@ impl Cluster {
         host: &Arc<Host>,
         context: &LbContext<'_>,
     ) -> Result<(Stream, UpstreamAccount, RequestGuard), UpstreamError> {
+        let connected = self.tcp_untold(host, context).await;
+        connected.inspect(|_| self.tcp_connected(host))
+    }
+
+    /// The same for who does not take it for a success of the host yet, and says so by [`Cluster::tcp_connected`] or
+    /// [`Cluster::tcp_failed`].
+    pub(crate) async fn tcp_untold(
+        &self,
+        host: &Arc<Host>,
+        context: &LbContext<'_>,
+    ) -> Result<(Stream, UpstreamAccount, RequestGuard), UpstreamError> {
         let with = self.acquire(host, context);
         let pending = Pending::acquire(with)?;
         let Some(permit) = with.connection() else {
@@ -622,7 +633,6 @@ impl Cluster {
         };
         match connect(with, permit).await {
             Ok(upstream) => {
-                self.report(host, Outcome::Connected);
                 drop(pending);
                 let request = RequestGuard::of_connection(with);
                 let account = UpstreamAccount::new(upstream.account, upstream.established);
@@ -634,6 +644,16 @@ impl Cluster {
                 Err(error)
             }
         }
+    }
+
+    /// A host can be reached.
+    pub(crate) fn tcp_connected(&self, host: &Arc<Host>) {
+        self.report(host, Outcome::Connected);
+    }
+
+    /// A host can be reached, and is of no use all the same.
+    pub(crate) fn tcp_failed(&self, host: &Arc<Host>, error: &UpstreamError) {
+        self.failed(host, error);
     }
 
     /// Closes what a downstream connection had for itself; called when it ends.

@@ -338,11 +338,8 @@ fn request_id(
     if plan.generate_request_id
         && (edge && !plan.preserve_external_request_id || !headers.contains("x-request-id"))
     {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&worker.random.bits().to_ne_bytes());
-        bytes[8..].copy_from_slice(&worker.random.bits().to_ne_bytes());
-        let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
-        headers.set("x-request-id", id.hyphenated().encode_lower(&mut [0; 36]));
+        let id = worker.random.uuid().hyphenated();
+        headers.set("x-request-id", id.encode_lower(&mut [0; 36]));
     }
     let Some(tracing) = &plan.tracing else { return };
     let id = headers

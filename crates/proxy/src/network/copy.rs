@@ -16,6 +16,7 @@ use std::{
 use stats::Part;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     time::Instant,
 };
 
@@ -23,6 +24,18 @@ use crate::{
     io::Stream,
     splice::{self, Lease, PIPE_SIZE},
 };
+
+/// What bytes are copied from and to.
+pub(crate) trait End: AsyncRead + AsyncWrite + Unpin {
+    /// The TCP stream that carries exactly the bytes that are read and written here, where there is one.
+    fn plain_tcp(&self) -> Option<&TcpStream>;
+}
+
+impl End for Stream {
+    fn plain_tcp(&self) -> Option<&TcpStream> {
+        self.plain_tcp()
+    }
+}
 
 /// What passes between two streams, as it goes.
 #[derive(Debug)]
@@ -85,8 +98,8 @@ pub(crate) enum Copied {
 ///
 /// Can be dropped at any time; bytes that were read and not written are lost then.
 pub(crate) async fn both_ways(
-    first: &mut Stream,
-    second: &mut Stream,
+    first: &mut impl End,
+    second: &mut impl End,
     progress: &Progress,
     may_splice: bool,
     stops: impl Fn() -> bool,
@@ -200,8 +213,8 @@ impl Direction {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut Stream,
-        to: &mut Stream,
+        from: &mut impl End,
+        to: &mut impl End,
         count: &Cell<u64>,
     ) -> Poll<Result<(), Side>> {
         loop {
@@ -233,7 +246,7 @@ impl Direction {
     fn poll_left(
         &mut self,
         context: &mut Context<'_>,
-        to: &mut Stream,
+        to: &mut impl End,
         count: &Cell<u64>,
     ) -> Poll<Result<(), Side>> {
         while self.start < self.left.len() {
@@ -251,8 +264,8 @@ impl Direction {
     fn poll_copy(
         &mut self,
         context: &mut Context<'_>,
-        from: &mut Stream,
-        to: &mut Stream,
+        from: &mut impl End,
+        to: &mut impl End,
         count: &Cell<u64>,
     ) -> Poll<Result<(), Side>> {
         let mut stack = [MaybeUninit::uninit(); READ_SIZE];
@@ -289,8 +302,8 @@ impl Direction {
     fn poll_splice(
         &mut self,
         context: &mut Context<'_>,
-        from: &tokio::net::TcpStream,
-        to: &tokio::net::TcpStream,
+        from: &TcpStream,
+        to: &TcpStream,
         count: &Cell<u64>,
     ) -> Poll<Result<(), Side>> {
         loop {
@@ -351,7 +364,7 @@ impl Direction {
     fn finish_splice(
         &mut self,
         context: &mut Context<'_>,
-        to: &tokio::net::TcpStream,
+        to: &TcpStream,
         count: &Cell<u64>,
     ) -> Poll<Result<(), Side>> {
         while let Some(pipe) = &mut self.pipe

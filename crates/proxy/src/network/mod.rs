@@ -11,6 +11,7 @@ mod proxy_tlvs;
 mod rbac;
 mod tcp_proxy;
 mod tunnel;
+mod upstream;
 
 use std::{borrow::Cow, rc::Rc, sync::Arc, time::Duration};
 
@@ -328,6 +329,9 @@ fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64)
         exchange.upstream.tls = tcp.upstream_tls.clone();
         if let Some(peer) = &tcp.upstream_peer {
             exchange.set_state(UPSTREAM_PEER.into(), Value::clone(peer));
+        }
+        if let Some(told) = &tcp.tunnel {
+            told.show(&mut exchange);
         }
         exchange.upstream.attempts = tcp.attempts;
         exchange.upstream.failure = tcp.upstream_failure.clone().unwrap_or_default();

@@ -14,14 +14,13 @@ use tokio::{
 
 use super::{
     copy::{Copied, CopyError, Progress, both_ways},
-    exchange, log_connection, make_state, proxy_tlvs, tunnel,
+    exchange, log_connection, make_state, proxy_tlvs,
+    tunnel::{self, Told},
+    upstream::{Connected, Holder, Upstream},
 };
 use crate::{
     access_log::Logger,
-    cluster::{
-        Cluster, Established, Host, LbContext, RequestGuard, UpstreamAccount, UpstreamError,
-        shared_hash,
-    },
+    cluster::{Cluster, Established, Host, LbContext, UpstreamError, shared_hash},
     filter::{IstioTcpStats, TcpReport},
     filter_state,
     http::CloseTypes,
@@ -154,6 +153,8 @@ pub struct TcpOutcome {
     pub upstream_tls: Option<Arc<Session>>,
     /// Who it is, by Istio's metadata exchange.
     pub upstream_peer: Option<Arc<Value>>,
+    /// What is known of the tunnel that the last attempt asked for.
+    pub(super) tunnel: Option<Rc<Told>>,
     /// From the client.
     pub bytes_received: u64,
     /// To the client.
@@ -372,8 +373,12 @@ impl TcpProxy {
             return;
         };
         outcome.cluster = Some(cluster.plan.clone());
-        let connected = self.connect(&cluster, wanted, info, outcome).await;
-        let (mut upstream, account, _request) = match connected {
+        let connected = self.connect(&cluster, wanted, info, outcome, worker).await;
+        let Connected {
+            stream: mut upstream,
+            holder,
+            _request,
+        } = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 outcome.response_flags.push(error.response_flag());
@@ -382,7 +387,7 @@ impl TcpProxy {
                 return;
             }
         };
-        let established = account.established();
+        let established = holder.established();
         outcome.upstream_local = established.local;
         outcome.established = Some(established);
         outcome.connections.push(established.id);
@@ -441,7 +446,7 @@ impl TcpProxy {
             tokio::select! {
                 ended = both_ways(&mut *stream, &mut upstream, progress, self.may_splice, stops) => {
                     // Where both have ended the upstream has said so itself.
-                    ended.inspect(|how| account.ended(*how == Copied::Whole))
+                    ended.inspect(|how| holder.ended(*how == Copied::Whole))
                 }
                 () = failed => Ok(Copied::Whole),
             }
@@ -452,8 +457,10 @@ impl TcpProxy {
             () = reports => None,
         };
         let stats = cluster.stats();
-        stats.upstream_cx_tx_bytes_total().add(progress.forth.get());
-        stats.upstream_cx_rx_bytes_total().add(progress.back.get());
+        if let Holder::Own(_) = &holder {
+            stats.upstream_cx_tx_bytes_total().add(progress.forth.get());
+            stats.upstream_cx_rx_bytes_total().add(progress.back.get());
+        }
         match ended {
             None => {
                 self.stats.idle_timeout().inc();
@@ -490,29 +497,9 @@ impl TcpProxy {
                     upstream: Some("RemoteReset"),
                     ..CloseTypes::default()
                 };
-                account.ended(true);
+                holder.ended(true);
                 stream.reset_on_close();
             }
-        }
-    }
-
-    /// Asks the upstream for a tunnel, where the configuration wants one.
-    async fn tunnel(
-        &self,
-        stream: &mut Stream,
-        cluster: &Cluster,
-        info: &ConnectionInfo,
-        outcome: &TcpOutcome,
-    ) -> Result<(), UpstreamError> {
-        let Some(plan) = self.tunneling(info) else {
-            return Ok(());
-        };
-        let exchange = exchange(info, Some(outcome), 0);
-        let asked = tunnel::establish(plan, stream, &exchange);
-        match timeout(cluster.plan.connect_timeout, asked).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(UpstreamError::Connect(error.to_string())),
-            Err(_) => Err(UpstreamError::ConnectTimeout),
         }
     }
 
@@ -535,7 +522,8 @@ impl TcpProxy {
         wanted: &MetadataMatch,
         info: &ConnectionInfo,
         outcome: &mut TcpOutcome,
-    ) -> Result<(Stream, UpstreamAccount, RequestGuard), UpstreamError> {
+        worker: &Worker,
+    ) -> Result<Connected, UpstreamError> {
         let hash = match &self.plan.hash {
             Some(ConnectionHash::SourceIp) => info
                 .remote
@@ -572,16 +560,24 @@ impl TcpProxy {
             let host = cluster.choose(&context)?;
             outcome.host = Some(host.clone());
             outcome.attempts += 1;
-            let error = match cluster.tcp(&host, &context).await {
-                Ok(connected) if self.tunneling(info).is_none() => return Ok(connected),
-                Ok((mut stream, account, request)) => {
-                    // Apart, since it is large, rare, and would be part of every connection.
-                    let tunnel = Box::pin(self.tunnel(&mut stream, cluster, info, outcome));
-                    match tunnel.await {
-                        Ok(()) => return Ok((stream, account, request)),
-                        Err(error) => error,
-                    }
+            let connected = match self.tunneling(info) {
+                None => {
+                    let connected = cluster.tcp(&host, &context).await;
+                    connected.map(|(stream, account, request)| Connected {
+                        stream: Upstream::Plain(stream),
+                        holder: Holder::Own(account),
+                        _request: request,
+                    })
                 }
+                Some(plan) => {
+                    let with = (&host, &context);
+                    let opened = tunnel::open(plan, cluster, with, info, outcome, worker);
+                    // Apart, since it is large, rare, and would be part of every connection.
+                    Box::pin(opened).await
+                }
+            };
+            let error = match connected {
+                Ok(connected) => return Ok(connected),
                 // A limit of our own: another host would not help.
                 Err(error @ UpstreamError::Overflow(_)) => return Err(error),
                 Err(error) => error,

@@ -245,7 +245,10 @@ pub enum UpstreamProtocol {
     /// HTTP/2 with prior knowledge.
     Http2,
     /// As the downstream request.
-    Downstream,
+    Downstream {
+        /// The options of HTTP/2 are given: what has no downstream request (a TCP proxy's tunnel) goes by HTTP/2.
+        http2: bool,
+    },
     /// By ALPN (`auto_config`).
     Alpn,
 }

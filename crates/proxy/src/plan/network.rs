@@ -145,13 +145,30 @@ pub enum ConnectionHash {
     FilterState(Arc<str>),
 }
 
-/// `TcpProxy.TunnelingConfig`, with CONNECT over HTTP/1.1.
+/// `TcpProxy.TunnelingConfig`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunneling {
     /// Host and port that the proxy is asked for.
     pub hostname: Template,
+    /// It is asked by POST, with this path; `None` by CONNECT.
+    pub post_path: Option<Box<str>>,
     /// Headers of that request.
     pub headers: Vec<HeaderAdd>,
+    /// The head of the answer becomes an object of filter state, `envoy.tcp_proxy.propagate_response_headers`.
+    pub propagate_headers: bool,
+    /// The trailers become one, `envoy.tcp_proxy.propagate_response_trailers`.
+    pub propagate_trailers: bool,
+    /// The request gets an id.
+    pub request_id: Option<TunnelRequestId>,
+}
+
+/// Where the id of a request for a tunnel is told. It is a UUID of version 4.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelRequestId {
+    /// Header of the request, in small letters. Envoy's default: `x-request-id`.
+    pub header: Arc<str>,
+    /// Key of dynamic metadata in `envoy.filters.network.tcp_proxy`. Envoy's default: `tunnel_request_id`.
+    pub metadata_key: Arc<str>,
 }
 
 /// `envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit`.

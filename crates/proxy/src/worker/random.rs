@@ -34,6 +34,14 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// A UUID of version 4, as request ids are.
+    pub(crate) fn uuid(&self) -> uuid::Uuid {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.bits().to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.bits().to_ne_bytes());
+        uuid::Builder::from_random_bytes(bytes).into_uuid()
+    }
+
     /// A duration, longer by up to a share of itself: what begins together does not end together.
     pub fn jittered(&self, least: Duration, share: Percent) -> Duration {
         let most = least.mul_f64(share.ratio());

@@ -528,6 +528,47 @@ live! {
         stat(&front, "cluster.one.upstream_cx_http1_total", 1).await;
     }
 
+    async fn a_tunnel_goes_by_the_protocol_that_alpn_chooses() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let ca = Authority::new("root");
+        let own = certificate(&ca.issue(&["h"]));
+        let auto = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {\"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, auto_config: {}}}";
+        let uri = "access_log: [{name: f, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: PATH, log_format: {text_format_source: {inline_string: \"%UPSTREAM_TLS_VERSION% %RESPONSE_FLAGS%\\n\"}}}}]";
+        let dir = tempfile::tempdir().expect("a directory");
+        let connects = http_to("app", "http2_protocol_options: {allow_connect: true},")
+            .replace("{match: {prefix: /}, route: {cluster: app}}", "{match: {connect_matcher: {}}, route: {cluster: app, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}}");
+        for (alpn, http2) in [("[h2, http/1.1]", true), ("[http/1.1]", false)] {
+            let back = proxy(vec![
+                cluster("app", echo().await, ""),
+                listener("in", &format!("- {{{connects}, {}}}", downstream(&format!("alpn_protocols: {alpn}, {own}"), "")), ""),
+            ]).await;
+            let log = dir.path().join(http2.to_string());
+            let tunnel = tcp_to("b").replace("cluster: b", &format!("cluster: b, tunneling_config: {{hostname: \"h:1\"}}, {}", uri.replace("PATH", &format!("{log:?}"))));
+            let front = proxy(vec![
+                cluster("b", address(&back, "in").port(), &format!("{}\n{auto}", upstream("", ""))),
+                listener("out", &format!("- {{{tunnel}}}"), ""),
+            ]).await;
+            let sent = vec![7; 300_000];
+            for _ in 0..2 {
+                let mut stream = tokio::net::TcpStream::connect(address(&front, "out")).await.expect("it listens");
+                let (mut read, mut write) = stream.split();
+                let send = async {
+                    write.write_all(&sent).await.expect("it is open");
+                    write.shutdown().await.expect("it is open");
+                };
+                let mut got = Vec::new();
+                let ((), read) = within(async { tokio::join!(send, read.read_to_end(&mut got)) }).await;
+                read.expect("it ends well");
+                assert!(got == sent, "{alpn}");
+            }
+            stat(&back, "http.app.downstream_cx_http2_total", i64::from(http2)).await;
+            stat(&front, "tcp.b.downstream_cx_tx_bytes_total", 600_000).await;
+            stat(&front, "listener.out.downstream_cx_active", 0).await;
+            front.shut_down();
+            assert_eq!(std::fs::read_to_string(&log).expect("it was written"), "TLSv1.3 -\n".repeat(2));
+        }
+    }
+
     async fn tcp_goes_through_two_proxies_with_metadata_and_half_closes() {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         const EXCHANGE: &str = "{name: istio.metadata_exchange, typed_config: {\"@type\": type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange, protocol: istio-peer-exchange}}";

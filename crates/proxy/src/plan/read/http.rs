@@ -430,7 +430,8 @@ fn local_reply_config(at: At<'_>, m: &pb::LocalReplyConfig) -> Step<LocalReplyCo
 /// Bytes of a reply's text that a configuration may give.
 const MAX_REPLY: usize = 1024 * 1024;
 
-fn request_id(at: At<'_>, m: &pb::RequestIdExtension) -> Step<(bool, bool)> {
+/// The UUIDs' `pack_trace_reason` and `use_request_id_for_trace_sampling`.
+pub(super) fn request_id(at: At<'_>, m: &pb::RequestIdExtension) -> Step<(bool, bool)> {
     let Some(any) = &m.typed_config else {
         return Ok((true, true));
     };

@@ -17,12 +17,13 @@ use proto::envoy::{
 use super::{
     access_log::{access_log, plain_formatters, plain_log_format},
     common::{
-        above_zero, data_source, duration, enumeration, extension, or_disabled, percent, positive,
+        above_zero, data_source, duration, enumeration, extension, header_name, or_disabled,
+        percent, positive,
     },
     ext_authz::network_ext_authz,
     filter_state::connection_state,
     header::header_add,
-    http::connection_manager,
+    http::{connection_manager, request_id},
     http_filter::istio_stats,
     rbac::network_rbac,
     route::option,
@@ -36,7 +37,8 @@ use crate::plan::{
     matcher::Percent,
     network::{
         ConnectionHash, ConnectionLimit, LocalRateLimit, NetworkFilter, NetworkFilterConfig,
-        ProxyTlvs, TcpClusters, TcpProxy, TlvMerge, TlvValue, TokenBucketPlan, Tunneling,
+        ProxyTlvs, TcpClusters, TcpProxy, TlvMerge, TlvValue, TokenBucketPlan, TunnelRequestId,
+        Tunneling,
     },
     tls::DataSource,
 };
@@ -258,22 +260,61 @@ fn tunneling(at: At<'_>, m: &tcp::tcp_proxy::TunnelingConfig) -> Step<Tunneling>
         request_id_metadata_key,
         formatters,
     } = m;
-    unsupported!(
-        at,
-        use_post,
-        propagate_response_headers,
-        post_path,
-        propagate_response_trailers,
-        request_id_extension,
-        request_id_header,
-        request_id_metadata_key,
-    );
     plain_formatters(&at, formatters);
+    let post_path = match (use_post, &post_path[..]) {
+        (false, "") => None,
+        (false, _) => {
+            return Err(at
+                .field("post_path")
+                .error("has a meaning with use_post alone; add use_post: true or remove it"));
+        }
+        (true, "") => Some("/".into()),
+        (true, path) if path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()) => {
+            Some(path.into())
+        }
+        (true, _) => {
+            return Err(at
+                .field("post_path")
+                .error("must begin with `/` and have visible ASCII characters alone"));
+        }
+    };
+    let extension = request_id_extension.as_ref();
+    let request_id = match extension.filter(|m| m.typed_config.is_some()) {
+        // Without an extension there is no id, whatever it would be called.
+        None => None,
+        Some(m) => {
+            // A tunnel is no part of a trace, so nothing is packed into its id.
+            request_id(at.field("request_id_extension"), m)?;
+            Some(TunnelRequestId {
+                header: match &request_id_header[..] {
+                    "" => "x-request-id".into(),
+                    name => tunnel_id_header(&at, name)?,
+                },
+                metadata_key: match &request_id_metadata_key[..] {
+                    "" => "tunnel_request_id".into(),
+                    key => key.into(),
+                },
+            })
+        }
+    };
     let text = at.text("hostname", hostname)?;
     Ok(Tunneling {
         hostname: Template::parse(&text).map_err(|why| at.field("hostname").error(why))?,
+        post_path,
         headers: at.each("headers_to_add", headers_to_add, header_add),
+        propagate_headers: *propagate_response_headers,
+        propagate_trailers: *propagate_response_trailers,
+        request_id,
     })
+}
+
+fn tunnel_id_header(at: &At<'_>, name: &str) -> Step<Arc<str>> {
+    let name = header_name(at, "request_id_header", name)?;
+    if name.starts_with(':') || &*name == "host" {
+        let message = format!("`{name}` says where the request goes; take another header");
+        return Err(at.field("request_id_header").error(message));
+    }
+    Ok(name)
 }
 
 fn tcp_proxy(at: At<'_>, m: &tcp::TcpProxy) -> Step<TcpProxy> {

@@ -336,6 +336,69 @@ fn what_only_counts_operations_of_mongodb_is_no_filter_of_the_chain() {
 }
 
 #[test]
+fn a_tunnel_that_could_not_be_asked_for_is_refused() {
+    let with = |more: &str| {
+        listener(&format!(
+            "{{ name: l, address: {{ socket_address: {{ address: 0.0.0.0, port_value: 1 }} }}, filter_chains: [{{ filters: [
+               {{ name: tcp, typed_config: {{ '@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c,
+                  tunneling_config: {{ hostname: 'h:1'{more} }} }} }} ] }}] }}",
+        ))
+    };
+    let planned = with(", request_id_header: ':path', request_id_metadata_key: k");
+    let planned = planned.expect("without an extension there is no id to be named");
+    let NetworkFilterConfig::TcpProxy(tcp) = &planned.filter_chains[0].filters[0].config else {
+        panic!("not a tcp_proxy");
+    };
+    let tunneling = tcp.tunneling.as_ref().expect("it is given");
+    assert_eq!(
+        (&tunneling.post_path, &tunneling.request_id),
+        (&None, &None)
+    );
+    let extension = |name: &str| {
+        format!(
+            "request_id_extension: {{ typed_config: {{ '@type': type.googleapis.com/envoy.extensions.{name} }} }}"
+        )
+    };
+    let uuid = extension("request_id.uuid.v3.UuidRequestIdConfig");
+    for (more, path, why) in [
+        (
+            ", post_path: /x",
+            "post_path",
+            "has a meaning with use_post alone",
+        ),
+        (
+            ", use_post: true, post_path: x",
+            "post_path",
+            "must begin with `/`",
+        ),
+        (
+            ", use_post: true, post_path: '/x y'",
+            "post_path",
+            "must begin with `/`",
+        ),
+        (
+            &format!(", {uuid}, request_id_header: ':path'"),
+            "request_id_header",
+            "`:path` says where the request goes",
+        ),
+        (
+            &format!(", {uuid}, request_id_header: 'x y'"),
+            "request_id_header",
+            "`x y` is not a header name",
+        ),
+        (
+            &format!(", {}", extension("filters.http.router.v3.Router")),
+            "request_id_extension.typed_config",
+            "request id extension",
+        ),
+    ] {
+        let wrong = mistakes(with(more)).remove(0);
+        let at = format!("filter_chains[0].filters[0].typed_config.tunneling_config.{path}");
+        assert!(wrong.starts_with(&at) && wrong.contains(why), "{wrong}");
+    }
+}
+
+#[test]
 fn a_cluster_of_old_fields_is_planned() {
     let planned = cluster(
         "{ name: c, type: STRICT_DNS, connect_timeout: 0.25s, lb_policy: ROUND_ROBIN, http2_protocol_options: {},

@@ -58,7 +58,9 @@ pub(super) fn protocol_options(
         return http_protocol_options(at, &found.decode(&at)?);
     }
     let protocol = match (legacy.selection, legacy.http2) {
-        (1, _) => UpstreamProtocol::Downstream,
+        (1, http2) => UpstreamProtocol::Downstream {
+            http2: http2.is_some(),
+        },
         (_, Some(_)) => UpstreamProtocol::Http2,
         (_, None) => UpstreamProtocol::Http1,
     };
@@ -149,7 +151,10 @@ fn http_protocol_options(at: At<'_>, m: &upstream::HttpProtocolOptions) -> Step<
                 &m.http2_protocol_options,
                 http2_options,
             )?;
-            (UpstreamProtocol::Downstream, http1, http2)
+            let protocol = UpstreamProtocol::Downstream {
+                http2: http2.is_some(),
+            };
+            (protocol, http1, http2)
         }
         Some(U::AutoConfig(m)) => {
             let at = at.field("auto_config");
