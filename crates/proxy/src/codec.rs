@@ -39,6 +39,7 @@ pub(crate) fn http2_settings(options: &Http2Options, head_kb: u32, headers: u32)
         headers: headers as usize,
         extended_connect: options.allow_connect,
         header_table: options.hpack_table_size,
+        custom: options.custom_settings.clone(),
         floods: h2::FloodLimits {
             max_consecutive_inbound_frames_with_empty_payload: options
                 .max_consecutive_inbound_frames_with_empty_payload,

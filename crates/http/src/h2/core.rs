@@ -183,6 +183,7 @@ impl Core {
         }
         said.push((frame::INITIAL_WINDOW_SIZE, settings.stream_window));
         said.push((frame::MAX_HEADER_LIST_SIZE, settings.header_list));
+        said.extend(settings.custom.iter().flat_map(|custom| custom.iter()));
         let role = self.role;
         let out = self.out.buffer();
         if role == Role::Client {

@@ -73,6 +73,8 @@ pub struct Settings {
     pub extended_connect: bool,
     /// Bytes of the table that the peer may compress heads with (4096).
     pub header_table: u32,
+    /// Settings that mean nothing here, said to the peer after the others: identifier and value.
+    pub custom: Option<std::sync::Arc<[(u16, u32)]>>,
     /// Budgets for what a peer can send at no cost of its own.
     pub floods: FloodLimits,
     /// How long the rest of a request whose answer is complete may take to come before the client is told to stop
@@ -95,6 +97,7 @@ impl Default for Settings {
             headers: 100,
             extended_connect: false,
             header_table: 4096,
+            custom: None,
             floods: FloodLimits::default(),
             linger: linger::LONGEST,
             keep_alive: None,

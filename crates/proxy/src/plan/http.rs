@@ -290,6 +290,8 @@ pub struct Http2Options {
     pub initial_connection_window_size: u32,
     /// Extended CONNECT.
     pub allow_connect: bool,
+    /// Settings that mean nothing here, said to peers that may know them: identifier and value.
+    pub custom_settings: Option<Arc<[(u16, u32)]>>,
     /// Answers an invalid message with a stream error instead of closing the connection.
     pub stream_error_on_invalid_http_message: bool,
     /// Pings on idle connections.
@@ -322,6 +324,7 @@ impl Default for Http2Options {
             initial_stream_window_size: 16 << 20,
             initial_connection_window_size: 24 << 20,
             allow_connect: false,
+            custom_settings: None,
             stream_error_on_invalid_http_message: false,
             keepalive: None,
             max_consecutive_inbound_frames_with_empty_payload: 1,

@@ -428,6 +428,57 @@ fn get_with(name: &str, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// What a SETTINGS frame says of an identifier.
+fn said(settings: &Frame, identifier: u16) -> Option<u32> {
+    let mut list = settings.payload.chunks(6);
+    let found = list.find(|s| s[..2] == identifier.to_be_bytes())?;
+    Some(u32::from_be_bytes([found[2], found[3], found[4], found[5]]))
+}
+
+#[test]
+fn custom_settings_are_said_to_peers_on_both_sides() {
+    run(async {
+        let custom = "custom_settings_parameters: [{identifier: 3, value: 7}, {identifier: 4, value: 70000}, \
+                      {identifier: 0x10, value: 5}, {identifier: 0x10, value: 5}, {identifier: 65535, value: 4294967295}]";
+        let heard = Rc::new(Cell::new(None));
+        let hear = heard.clone();
+        let (port, _) = origin(move |_, stream| {
+            let hear = hear.clone();
+            async move {
+                let mut peer = Peer::server(stream, &[]).await;
+                let settings = peer.find(&[SETTINGS]).await.unwrap();
+                hear.set(Some(
+                    [4, 0x10, 65_535].map(|identifier| said(&settings, identifier)),
+                ));
+                peer.find(&[HEADERS]).await.unwrap();
+                peer.say(HEADERS, END_HEADERS | END_STREAM, 1, STATUS_200)
+                    .await;
+                peer.find(&[GOAWAY]).await;
+            }
+        })
+        .await;
+        let options = format!("http2_protocol_options: {{{custom}}}");
+        let upstream = http2(custom);
+        let mesh = Mesh::with(TO_A, &options, "", &[("a", port)], &upstream).await;
+        let mut client = Peer::client(&mesh).await;
+        let settings = client.find(&[SETTINGS]).await.unwrap();
+        let all = [3, 4, 0x10, 65_535].map(|identifier| said(&settings, identifier));
+        assert_eq!(all, [Some(7), Some(70_000), Some(5), Some(u32::MAX)]);
+        client.say(HEADERS, END_HEADERS | END_STREAM, 1, GET).await;
+        assert!(client.is_answered().await);
+        assert_eq!(heard.get(), Some([Some(70_000), Some(5), Some(u32::MAX)]));
+        // The eighth stream at once is one too many: what was said counts.
+        for stream in 0..8 {
+            client.say(HEADERS, END_HEADERS, 3 + 2 * stream, POST).await;
+        }
+        let refused = client.find(&[RST_STREAM]).await.unwrap();
+        assert_eq!(
+            (refused.stream, &refused.payload[..]),
+            (17, &[0, 0, 0, 7][..])
+        );
+    });
+}
+
 #[test]
 fn strings_are_said_in_huffman_code_unless_that_is_off() {
     run(async {

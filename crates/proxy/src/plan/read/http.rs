@@ -21,6 +21,7 @@ use super::{
     },
     header::{early_header_mutations, header_adds},
     http_filter::http_filters,
+    http2_settings::CustomSettings,
     route::{body_source, option, route_configuration},
     scoped_route::scoped_routes,
 };
@@ -572,7 +573,8 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
         stream_reset_burst,
         stream_reset_rate,
     } = m;
-    unsupported!(at, allow_metadata, custom_settings_parameters,);
+    unsupported!(at, allow_metadata);
+    let custom = CustomSettings::read(&at, custom_settings_parameters, m);
     if max_header_field_size_kb.is_some_and(|kb| !(64..=256).contains(&kb)) {
         at.field("max_header_field_size_kb")
             .error("must be from 64 to 256");
@@ -609,13 +611,23 @@ pub(super) fn http2_options(at: At<'_>, m: &core::Http2ProtocolOptions) -> Step<
             *max_outbound_control_frames,
             default.max_outbound_control_frames,
         )?,
-        hpack_table_size: hpack_table_size.unwrap_or(default.hpack_table_size),
-        max_concurrent_streams: max_concurrent_streams.unwrap_or(default.max_concurrent_streams),
-        initial_stream_window_size: window(
-            "initial_stream_window_size",
-            *initial_stream_window_size,
-            default.initial_stream_window_size,
-        )?,
+        hpack_table_size: custom
+            .header_table()
+            .or(*hpack_table_size)
+            .unwrap_or(default.hpack_table_size),
+        max_concurrent_streams: custom
+            .concurrent_streams()
+            .or(*max_concurrent_streams)
+            .unwrap_or(default.max_concurrent_streams),
+        initial_stream_window_size: match custom.stream_window() {
+            Some(size) => size,
+            None => window(
+                "initial_stream_window_size",
+                *initial_stream_window_size,
+                default.initial_stream_window_size,
+            )?,
+        },
+        custom_settings: custom.others(),
         initial_connection_window_size: window(
             "initial_connection_window_size",
             *initial_connection_window_size,

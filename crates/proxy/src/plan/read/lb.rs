@@ -75,7 +75,11 @@ pub(super) fn load_balancing(at: &At<'_>, m: &pb::Cluster, provided: bool) -> St
             true => "must be CLUSTER_PROVIDED for this cluster type",
             false => "can only be CLUSTER_PROVIDED for types ORIGINAL_DST and aggregate",
         };
-        return Err(at.field("lb_policy").error(message));
+        let field = match m.load_balancing_policy {
+            Some(_) => "load_balancing_policy",
+            None => "lb_policy",
+        };
+        return Err(at.field(field).error(message));
     }
     if given && planned.subsets.is_some() {
         at.field("lb_subset_config")

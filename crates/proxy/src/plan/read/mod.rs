@@ -20,6 +20,7 @@ mod filter_state;
 mod header;
 mod health_check;
 mod http;
+mod http2_settings;
 mod http_filter;
 mod jwt_authn;
 mod lb;

@@ -348,8 +348,11 @@ fn cluster_specifier_of(
         Some(C::WeightedClusters(m)) => {
             weighted_clusters(at.field("weighted_clusters"), m).map(ClusterSpecifier::Weighted)
         }
-        Some(C::ClusterSpecifierPlugin(_) | C::InlineClusterSpecifierPlugin(_)) => Err(at
+        Some(C::ClusterSpecifierPlugin(_)) => Err(at
             .field("cluster_specifier_plugin")
+            .not_implemented("is not implemented; write cluster")),
+        Some(C::InlineClusterSpecifierPlugin(_)) => Err(at
+            .field("inline_cluster_specifier_plugin")
             .not_implemented("is not implemented; write cluster")),
         None => Err(at.error("needs one of cluster, cluster_header, weighted_clusters")),
     }

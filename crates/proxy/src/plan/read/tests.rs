@@ -421,6 +421,87 @@ fn a_cluster_of_old_fields_is_planned() {
     assert_eq!(endpoint.address.to_string(), "service1:80");
 }
 
+#[test]
+fn what_is_wrong_is_named_by_the_field_that_was_written() {
+    let wrong = cluster(
+        "{ name: c, load_balancing_policy: { policies: [{ typed_extension_config: { name: p, typed_config: { \
+           \"@type\": type.googleapis.com/envoy.extensions.load_balancing_policies.cluster_provided.v3.ClusterProvided } } }] } }",
+    );
+    assert_eq!(
+        mistakes(wrong),
+        [
+            "load_balancing_policy: can only be CLUSTER_PROVIDED for types ORIGINAL_DST and aggregate"
+        ]
+    );
+    let wrong = routes(
+        "{ name: r, virtual_hosts: [{ name: v, domains: ['*'], routes: [{ match: { prefix: / }, \
+           route: { inline_cluster_specifier_plugin: { extension: { name: p } } } }] }] }",
+    );
+    assert_eq!(
+        mistakes(wrong),
+        [
+            "virtual_hosts[0].routes[0].route.inline_cluster_specifier_plugin: is not implemented; write cluster"
+        ]
+    );
+}
+
+#[test]
+fn custom_settings_of_http2_may_not_say_what_has_a_field() {
+    let with = |options: &str| {
+        cluster(&format!(
+            "{{ name: c, http2_protocol_options: {{ {options} }} }}"
+        ))
+    };
+    for (options, wrong) in [
+        (
+            "custom_settings_parameters: [{ value: 1 }]",
+            "[0].identifier: is required",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 9 }]",
+            "[0].value: is required",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 65536, value: 1 }]",
+            "[0].identifier: must be at most 65535",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 9, value: 1 }, { identifier: 9, value: 2 }]",
+            ": says two values of 9",
+        ),
+        (
+            "hpack_table_size: 1, custom_settings_parameters: [{ identifier: 1, value: 1 }]",
+            "[0]: is hpack_table_size, which is given as well",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 2, value: 1 }]",
+            "[0].value: must be 0: nothing is pushed",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 4, value: 2147483648 }]",
+            "[0].value: must be at most 2147483647",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 5, value: 20000 }]",
+            "[0]: MAX_FRAME_SIZE (5) is not implemented; remove it",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 6, value: 1 }]",
+            "[0]: MAX_HEADER_LIST_SIZE (6) is not implemented; write max_request_headers_kb",
+        ),
+        (
+            "custom_settings_parameters: [{ identifier: 8, value: 1 }]",
+            "[0]: ENABLE_CONNECT_PROTOCOL (8) can only be given as allow_connect",
+        ),
+    ] {
+        let found = mistakes(with(options));
+        assert_eq!(found.len(), 1, "{found:?}");
+        let end = format!("http2_protocol_options.custom_settings_parameters{wrong}");
+        assert!(found[0].ends_with(&end), "{found:?}");
+    }
+    with("custom_settings_parameters: [{ identifier: 2, value: 0 }]").expect("that is said anyway");
+}
+
 /// It is known by its type, whatever it is called.
 #[test]
 fn upstream_filters_may_be_the_codec_alone() {
