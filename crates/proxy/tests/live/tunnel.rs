@@ -440,6 +440,17 @@ live! {
             }
             stat(&server, "tcp.a.downstream_cx_rx_bytes_total", 2 << 20).await;
             stat(&server, "tcp.a.downstream_cx_tx_bytes_total", 2 << 20).await;
+            // Once, with what HTTP/2 puts around them.
+            let once = (2 << 20)..(2 << 20) + 100_000;
+            for name in ["tx", "rx"] {
+                let name = format!("cluster.a.upstream_cx_{name}_bytes_total");
+                let counted = async {
+                    while !once.contains(&server.store.number(&name)) {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                };
+                within(counted).await;
+            }
         }
     }
 
@@ -450,10 +461,6 @@ live! {
             let server = asked(way, proxy.port, "", "").await;
             let (mut read, mut write) = connect(&server, "l").await.into_split();
             let mut tunnel = proxy.next().await;
-            let send = async {
-                write.write_all(&up).await.expect("it is open");
-                write.shutdown().await.expect("it is open");
-            };
             let take = async {
                 let waits = async {
                     while server.store.number("cluster.a.upstream_cx_tx_bytes_buffered") == 0 {
@@ -461,12 +468,17 @@ live! {
                     }
                 };
                 within(waits).await;
-                let mut got = Vec::new();
-                tunnel.stream.read_to_end(&mut got).await.expect("it ends well");
+                let mut got = vec![0; up.len()];
+                tunnel.stream.read_exact(&mut got).await.expect("so many come");
                 got
             };
-            let ((), got) = within(async { tokio::join!(send, take) }).await;
+            // The last of them come though the client says nothing more, and does not end either.
+            let (sent, got) = within(async { tokio::join!(write.write_all(&up), take) }).await;
+            sent.expect("it is open");
             assert!(got == up, "{way:?}");
+            write.shutdown().await.expect("it is open");
+            let ended = within(tunnel.stream.read_to_end(&mut Vec::new())).await;
+            assert_eq!(ended.expect("it ends well"), 0, "{way:?}");
             drop(tunnel.stream);
             let mut rest = Vec::new();
             within(read.read_to_end(&mut rest)).await.expect("it ends well");

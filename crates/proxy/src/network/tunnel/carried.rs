@@ -195,3 +195,37 @@ fn broken(error: Error) -> io::Error {
         error => io::Error::new(io::ErrorKind::ConnectionReset, error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use outrigger_http::{Framing, Limits, Method, RequestHead, Version};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// A write that was taken leaves, though nobody writes or reads again.
+    #[tokio::test]
+    async fn a_write_is_over_when_all_of_it_is_on_its_way() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut connection = ClientConnection::new(Stream::from(near), Limits::default());
+        let head = RequestHead::new(Version::Http11, Method::Post, "h", "/");
+        connection.send_head(&head, Framing::Chunked);
+        let mut tunnel = Carried::http1(connection, (None, None), Rc::default());
+        let bytes = [7; 1000];
+        let write = poll_fn(|cx| tunnel.poll_write(cx, &bytes));
+        let read = async {
+            let mut got = Vec::new();
+            while !got.ends_with(b"\x07\r\n") {
+                far.read_buf(&mut got).await.expect("it is open");
+            }
+            got
+        };
+        let both =
+            tokio::time::timeout(Duration::from_secs(10), async { tokio::join!(write, read) });
+        let (written, got) = both.await.expect("all of it comes");
+        assert_eq!(written.expect("it is open"), bytes.len());
+        assert!(got.ends_with(&[b"\r\n3e8\r\n", &bytes[..], b"\r\n"].concat()));
+    }
+}

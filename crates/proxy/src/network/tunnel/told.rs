@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{http::Exchange, plan::network::Tunneling, worker::Random};
 
 /// What a tunnel is called, and what its proxy has said.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::network) struct Told {
     /// The key of dynamic metadata, and the id.
     request_id: Option<(Arc<str>, String)>,
