@@ -102,8 +102,8 @@ impl Headers {
     /// An empty block, in storage of the thread's free-list.
     pub fn new() -> Headers {
         FREE.with(|free| match free.try_borrow_mut() {
-            Ok(mut free) => free.pop().unwrap_or_default(),
-            Err(_) => Storage::default(),
+            Ok(mut free) => free.pop().unwrap_or_else(Storage::new),
+            Err(_) => Storage::new(),
         })
         .into()
     }
@@ -511,10 +511,19 @@ impl Drop for Headers {
     }
 }
 
-#[derive(Default)]
 struct Storage {
     text: Vec<u8>,
     fields: Vec<Field>,
+}
+
+impl Storage {
+    /// Room for a usual head: growing to it would take an allocation for each doubling.
+    fn new() -> Storage {
+        Storage {
+            text: Vec::with_capacity(USUAL_TEXT),
+            fields: Vec::with_capacity(USUAL_FIELDS),
+        }
+    }
 }
 
 impl From<Storage> for Headers {
@@ -536,8 +545,13 @@ fn str_of(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or("")
 }
 
-const KEPT_TEXT: usize = 16 * 1024;
-const KEPT_BLOCKS: usize = 64;
+const USUAL_TEXT: usize = 512;
+const USUAL_FIELDS: usize = 16;
+
+/// A larger arena costs less to allocate than to fill.
+const KEPT_TEXT: usize = 4 * 1024;
+/// Two for each request that is under way on a busy worker.
+const KEPT_BLOCKS: usize = 256;
 
 thread_local! {
     static FREE: RefCell<Vec<Storage>> = const { RefCell::new(Vec::new()) };

@@ -78,6 +78,22 @@ impl Encoder {
         secret: bool,
         out: &mut Vec<u8>,
     ) {
+        let name_hash = hash(0, name);
+        let hash = hash(name_hash, value);
+        let bucket = hash as usize % BUCKETS;
+        // What repeats is mostly found here; names that begin with a colon mostly in the table that both sides know.
+        let own = |encoder: &Self| {
+            encoder.find(encoder.fields[bucket], |row_hash, row_name, row_value| {
+                row_hash == hash && row_name == name && row_value == value
+            })
+        };
+        let pseudo = name.first() == Some(&b':');
+        if !pseudo
+            && !secret
+            && let Some(at) = own(self)
+        {
+            return number(out, at, 7, 0x80);
+        }
         let known = match fixed::find(name, value) {
             Some(fixed::Found::Field(index)) if secret => Some(usize::from(index)),
             Some(fixed::Found::Field(index)) => return number(out, index.into(), 7, 0x80),
@@ -88,12 +104,7 @@ impl Encoder {
             // Never put into a table by anybody on the way (RFC 7541, 7.1.3).
             return literal(out, known, name, value, (4, 0x10), self.huffman);
         }
-        let name_hash = hash(0, name);
-        let hash = hash(name_hash, value);
-        let bucket = hash as usize % BUCKETS;
-        if let Some(at) = self.find(self.fields[bucket], |row_hash, row_name, row_value| {
-            row_hash == hash && row_name == name && row_value == value
-        }) {
+        if pseudo && let Some(at) = own(self) {
             return number(out, at, 7, 0x80);
         }
         let name_bucket = name_hash as usize % BUCKETS;
