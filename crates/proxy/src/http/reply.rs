@@ -125,6 +125,36 @@ impl LocalReply {
         self.headers.set("content-type", kind);
     }
 
+    /// [`LocalReply::render`] with the changes that the route makes. In Envoy they come first: the usual type is for a
+    /// reply that has none then, and a gRPC client hears of its own in any case.
+    pub(crate) fn render_routed(
+        self,
+        exchange: &mut Exchange<'_>,
+        config: &LocalReplyConfig,
+    ) -> (ResponseHead, Bytes) {
+        let own = self.headers.contains("content-type")
+            || config.body_format.is_some()
+            || !config.mappers.is_empty();
+        let (mut head, body) = self.render(exchange, config);
+        let kind = match exchange.request.is_grpc() {
+            true => Some("application/grpc"),
+            false if own || !head.headers.contains("content-type") => None,
+            false => Some("text/plain"),
+        };
+        if kind.is_some() {
+            head.headers.remove("content-type");
+        }
+        headers::response(exchange, &mut head.headers);
+        match kind {
+            Some("application/grpc") => head.headers.set("content-type", "application/grpc"),
+            Some(kind) => {
+                head.headers.set_if_absent("content-type", kind);
+            }
+            None => {}
+        }
+        (head, body)
+    }
+
     /// The head and body to send for this request. A gRPC client gets 200 with the status in the
     /// head (a "trailers-only" response), as it could not read anything else.
     pub fn render(

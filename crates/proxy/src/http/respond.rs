@@ -12,7 +12,6 @@ use super::{Context, Exchange, LocalReply, bodies::flush_limit, hold};
 use crate::{
     io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
-    router,
 };
 
 /// Sends a reply of our own.
@@ -26,13 +25,14 @@ pub(super) async fn reply(
     if reply.closes {
         writer.close_after();
     }
-    let (mut head, body) = reply.render(exchange, &cx.live.plan.local_reply);
+    let config = &cx.live.plan.local_reply;
+    let (mut head, body) = match exchange.route.route().is_some() {
+        true => reply.render_routed(exchange, config),
+        false => reply.render(exchange, config),
+    };
     let envoy = !cx.filters(exchange).router.suppress_envoy_headers;
     if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
         head.headers.set("x-envoy-overloaded", "true");
-    }
-    if exchange.route.route().is_some() {
-        router::headers::response(exchange, &mut head.headers);
     }
     let body = match cx.filters(exchange).take_bodies() {
         true => Box::pin(hold::filter_local(cx, exchange, &mut head, body)).await,

@@ -173,13 +173,13 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
     };
     if let Some(reply) = reply {
         outcome.code = reply.status;
-        let (head, _): (ResponseHead, _) =
-            reply.render(&mut exchange, &LocalReplyConfig::default());
+        let config = LocalReplyConfig::default();
+        let (head, _): (ResponseHead, _) = match reference.route().is_some() {
+            true => reply.render_routed(&mut exchange, &config),
+            false => reply.render(&mut exchange, &config),
+        };
         for (name, value) in head.headers.iter() {
             response.append(name, value);
-        }
-        if reference.route().is_some() {
-            headers::response(&exchange, &mut response);
         }
         let mut status = itoa::Buffer::new();
         response.set(":status", status.format(outcome.code));

@@ -15,6 +15,52 @@ const DIRECT: &str =
 const LATE: &str = "http.test.downstream_cx_delayed_close_timeout";
 const OLD: &str = "http.test.downstream_cx_max_duration_reached";
 
+/// The usual type is for a reply that has none after the route's changes, as in Envoy.
+#[test]
+fn a_route_may_say_of_what_type_its_own_answer_is() {
+    run(async {
+        let routes = "          - match: {path: /json}
+            direct_response: {status: 200, body: {inline_string: '{}'}}
+            response_headers_to_add: [{header: {key: Content-Type, value: application/json}}]
+          - match: {path: /set}
+            direct_response: {status: 200, body: {inline_string: '{}'}}
+            response_headers_to_add: [{header: {key: content-type, value: a/b}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
+          - match: {path: /gone}
+            direct_response: {status: 200, body: {inline_string: '{}'}}
+            response_headers_to_remove: [content-type]
+          - match: {prefix: /}
+            direct_response: {status: 200, body: {inline_string: '{}'}}";
+        let mesh = Mesh::new(routes, "", "", &[]).await;
+        for (path, grpc, kind) in [
+            ("/json", "", "application/json"),
+            ("/set", "", "a/b"),
+            ("/gone", "", "text/plain"),
+            ("/", "", "text/plain"),
+            (
+                "/json",
+                "Content-Type: application/grpc\r\n",
+                "application/grpc",
+            ),
+        ] {
+            let answer = mesh
+                .ask(&format!(
+                    "GET {path} HTTP/1.1\r\nHost: h\r\n{grpc}Connection: close\r\n\r\n"
+                ))
+                .await
+                .to_lowercase();
+            assert_eq!(
+                answer.matches("content-type:").count(),
+                1,
+                "{path}: {answer}"
+            );
+            assert!(
+                answer.contains(&format!("content-type: {kind}\r\n")),
+                "{path}: {answer}"
+            );
+        }
+    });
+}
+
 #[test]
 fn a_client_that_does_not_close_is_waited_for_until_the_delayed_close_is_over() {
     run(async {
