@@ -2,9 +2,12 @@
 
 use std::{cell::Cell, rc::Rc};
 
-use outrigger_http::{Http1Grammar, h1, h2};
+use outrigger_http::{Http1Grammar, Limits, h1, h2};
 
-use crate::plan::http::{HeaderCase, Http1Options, Http2Options};
+use crate::plan::{
+    Cluster,
+    http::{HeaderCase, Http1Options, Http2Options},
+};
 
 /// What messages of HTTP/1 may say.
 pub(crate) fn http1_grammar(options: &Http1Options) -> Http1Grammar {
@@ -12,6 +15,17 @@ pub(crate) fn http1_grammar(options: &Http1Options) -> Http1Grammar {
         custom_methods: options.allow_custom_methods,
         chunked_length: options.allow_chunked_length,
         absolute_url: options.allow_absolute_url,
+    }
+}
+
+/// The limits of what hosts of a cluster answer over HTTP/1.
+pub(crate) fn response_limits(plan: &Cluster) -> Limits {
+    Limits {
+        head_bytes: plan.http.max_response_headers_kb as usize * 1024,
+        headers: plan.http.max_headers_count as usize,
+        trailers: plan.http1.enable_trailers,
+        http1: http1_grammar(&plan.http1),
+        ..Limits::default()
     }
 }
 

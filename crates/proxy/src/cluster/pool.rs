@@ -30,7 +30,7 @@ use super::{
     stats::ClusterStats,
 };
 use crate::{
-    codec::{http1_grammar, http1_spelling},
+    codec::{http1_spelling, response_limits},
     io::Ended,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
@@ -368,13 +368,7 @@ impl HostPool {
     }
 
     fn lease(self: &Rc<Self>, with: Acquire<'_>, mut idle: Idle, reused: bool) -> Http1 {
-        idle.connection.set_limits(Limits {
-            head_bytes: with.plan.http.max_response_headers_kb as usize * 1024,
-            headers: with.plan.http.max_headers_count as usize,
-            trailers: with.plan.http1.enable_trailers,
-            http1: http1_grammar(&with.plan.http1),
-            ..Limits::default()
-        });
+        idle.connection.set_limits(response_limits(with.plan));
         idle.connection
             .set_spelling(http1_spelling(&with.plan.http1));
         Http1 {

@@ -12,7 +12,7 @@ mod told;
 use std::{future::poll_fn, rc::Rc, sync::Arc};
 
 use outrigger_http::{
-    Error, Framing, Limits, Method, RequestHead, ResponseHead,
+    Error, Framing, Method, RequestHead, ResponseHead,
     h1::ClientConnection,
     h2::{ClientHandle, Reader, Writer},
 };
@@ -28,11 +28,10 @@ use super::{
 };
 use crate::{
     cluster::{Cluster, Host, LbContext, UpstreamError},
-    codec::{http1_grammar, http1_spelling},
+    codec::{http1_spelling, response_limits},
     io::Stream,
     listener::ConnectionInfo,
     plan::{
-        Cluster as ClusterPlan,
         cluster::{UpstreamProtocol, UpstreamTransport},
         network::Tunneling,
     },
@@ -104,7 +103,7 @@ async fn over_http1(
         cluster.tcp_failed(host, &error);
         return Err(error);
     }
-    let mut connection = ClientConnection::new(stream, limits(plan));
+    let mut connection = ClientConnection::new(stream, response_limits(plan));
     connection.set_spelling(http1_spelling(&plan.http1));
     let answered = timeout(plan.connect_timeout, ask_http1(&mut connection, head, told));
     let answered = answered.await.map(|answered| {
@@ -218,15 +217,4 @@ fn opened<T>(
     };
     cluster.tcp_failed(host, &error);
     Err(error)
-}
-
-/// The same limits as a pooled connection has.
-fn limits(plan: &ClusterPlan) -> Limits {
-    Limits {
-        head_bytes: plan.http.max_response_headers_kb as usize * 1024,
-        headers: plan.http.max_headers_count as usize,
-        trailers: plan.http1.enable_trailers,
-        http1: http1_grammar(&plan.http1),
-        ..Limits::default()
-    }
 }
