@@ -55,9 +55,11 @@ fn main() -> ExitCode {
                     begun.elapsed().as_secs_f32()
                 );
             }
-            Err(_) => {
+            Err(why) => {
                 println!("test {name} ... FAILED");
-                failed.push(*name);
+                let said = why.downcast_ref::<String>().map(String::as_str);
+                let said = said.or(why.downcast_ref::<&str>().copied());
+                failed.push((*name, said.unwrap_or("it panicked").to_owned()));
             }
         }
     }
@@ -65,6 +67,11 @@ fn main() -> ExitCode {
         mesh.explain();
     }
     drop(mesh);
+    // Last, since the end of a long log is what is looked at first.
+    for (name, why) in &failed {
+        println!("{name}: {why}");
+    }
+    let failed: Vec<_> = failed.iter().map(|(name, _)| name).collect();
     println!(
         "test result: {passed} passed; {} failed {failed:?}",
         failed.len()
