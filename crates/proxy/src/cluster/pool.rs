@@ -35,6 +35,7 @@ use crate::{
     listener::{ConnectionInfo, UpstreamSource},
     plan::{Cluster as Plan, cluster::Thresholds},
     transport::{AutoName, Upstreams},
+    worker::moment,
 };
 
 /// The pools of a cluster by host, and by downstream connection where the cluster wants pools of their own.
@@ -274,7 +275,7 @@ impl HostPool {
     fn take_idle(&self, stats: &ClusterStats) -> Option<Idle> {
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
-            let rested = idle.since.elapsed();
+            let rested = Instant::from_std(moment::now()).saturating_duration_since(idle.since);
             // The event loop tells of a close only when it is asked. A connection that has rested for a while is worth
             // the system call that asks the kernel itself; between requests that follow each other closely it is not.
             let stream = &mut idle.connection.io().stream;
@@ -541,7 +542,7 @@ impl Http1 {
         pool.put_back(Idle {
             connection: self.connection,
             uses: self.lease.uses,
-            since: Instant::now(),
+            since: Instant::from_std(moment::now()),
         });
     }
 }

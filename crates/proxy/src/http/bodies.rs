@@ -4,7 +4,7 @@
 use std::{
     future::poll_fn,
     task::{Context as TaskContext, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::{
     timers::{Expired, Timer},
     upstream::Upstream,
 };
-use crate::{cluster::Outcome, plan::HttpConnectionManager, router};
+use crate::{cluster::Outcome, plan::HttpConnectionManager, router, worker::moment};
 
 /// How the second half ended.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Forward<'_, '_, '_, '_> {
             self.kept.stop();
         }
         self.exchange.details = "via_upstream".into();
-        self.exchange.progress.downstream_first_sent = Some(Instant::now());
+        self.exchange.progress.downstream_first_sent = Some(moment::now());
         if !self.kept.complete && !tunnel {
             stats.downstream_rq_response_before_rq_complete().inc();
         }
@@ -97,7 +97,7 @@ impl Forward<'_, '_, '_, '_> {
             });
             end = Some(bodies.await);
         }
-        let now = Instant::now();
+        let now = moment::now();
         self.exchange.progress.upstream_last_received = Some(now);
         if tunnel {
             stats.downstream_cx_upgrades_active().dec();

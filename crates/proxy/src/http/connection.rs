@@ -26,7 +26,7 @@ use crate::{
         http::{CodecType, HttpOptions},
         overload::ShedPoint,
     },
-    worker::{Worker, drain::Drain},
+    worker::{Worker, drain::Drain, moment},
 };
 
 /// The age at which a connection is drained, drawn anew for each.
@@ -376,7 +376,7 @@ impl Idle {
 
     pub(super) fn touch(&mut self) {
         if self.limit.is_some() {
-            self.since = Instant::now();
+            self.since = Instant::from_std(moment::now());
         }
     }
 

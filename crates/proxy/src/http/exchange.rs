@@ -28,6 +28,7 @@ use crate::{
     },
     proxy_protocol,
     trace::Trace,
+    worker::moment,
 };
 
 /// One request from its head to its log line.
@@ -370,9 +371,10 @@ impl RouteRef {
 
 impl Progress {
     fn new() -> Progress {
+        let start = moment::now();
         Progress {
-            start: Instant::now(),
-            start_time: SystemTime::now(),
+            start,
+            start_time: moment::wall(start),
             request_received: None,
             upstream_first_sent: None,
             upstream_last_sent: None,
@@ -390,7 +392,7 @@ impl Progress {
     pub(super) fn body_received(&mut self, waited: bool) {
         if self.upstream_first_body.is_none() {
             let with_head = self.upstream_first_received.filter(|_| !waited);
-            self.upstream_first_body = with_head.or_else(|| Some(Instant::now()));
+            self.upstream_first_body = with_head.or_else(|| Some(moment::now()));
         }
     }
 }

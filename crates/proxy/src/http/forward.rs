@@ -38,6 +38,7 @@ use crate::{
         timeout::Timeouts,
     },
     transport::AutoName,
+    worker::moment,
 };
 
 /// Why there is no response from this attempt.
@@ -123,7 +124,7 @@ pub(super) async fn forward(
         || target
             .cluster
             .speaks_http2(exchange.request.version == Version::Http2);
-    let now = TokioInstant::now();
+    let now = TokioInstant::from_std(moment::now());
     let receive = cx.live.plan.request_timeout;
     let mut deadlines = Deadlines::new(timeouts.stream, timeouts.idle, receive, now);
     if let Some(interval) = cx.live.plan.access_log_flush_interval {
@@ -355,7 +356,7 @@ impl Forward<'_, '_, '_, '_> {
         self.sent = false;
         let now = match self.exchange.upstream.attempts {
             1 => self.began,
-            _ => TokioInstant::now(),
+            _ => TokioInstant::from_std(moment::now()),
         };
         self.deadlines.per_try = self.timeouts.per_try.map(|limit| now + limit);
         self.deadlines.upstream_stream = None;
@@ -465,7 +466,7 @@ impl Forward<'_, '_, '_, '_> {
         self.exchange.upstream.connections.push(id);
         self.attempt_headers(&host);
         // Where nothing was waited for, hardly any time has passed.
-        let sent = waits.map_or(now.into_std(), |_| Instant::now());
+        let sent = waits.map_or(now.into_std(), |_| moment::now());
         let longest = self.target.cluster.plan.http.max_stream_duration;
         self.deadlines.upstream_stream = longest.map(|limit| TokioInstant::from(sent) + limit);
         self.exchange
@@ -495,7 +496,7 @@ impl Forward<'_, '_, '_, '_> {
                 {
                     cluster.immediate_health_check_fail(host);
                 }
-                let received = Instant::now();
+                let received = moment::now();
                 let progress = &mut self.exchange.progress;
                 progress.upstream_first_received = Some(received);
                 let sent = progress

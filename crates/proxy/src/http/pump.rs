@@ -1,15 +1,12 @@
 //! Moving the request's body upstream, from the client or from what was kept of it.
 
-use std::{
-    task::{Context as TaskContext, Poll, ready},
-    time::Instant,
-};
+use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
 use outrigger_http::{BodyReader, Error, Frame, Headers};
 
 use super::{Exchange, upstream::Upstream};
-use crate::{filter::Filters, io::Stream};
+use crate::{filter::Filters, io::Stream, worker::moment};
 
 /// What was read of a request's body, kept as long as an attempt may be repeated or copied.
 #[derive(Debug)]
@@ -218,7 +215,7 @@ impl Pump {
                         now = sent;
                     }
                     None => {
-                        now = Some(Instant::now());
+                        now = Some(moment::now());
                         exchange.progress.request_received = now;
                     }
                 }
@@ -237,7 +234,7 @@ impl Pump {
                 .send_end(kept.trailers.as_ref())
                 .map_err(PumpError::Upstream)?;
             self.ended = true;
-            exchange.progress.upstream_last_sent = now.or_else(|| Some(Instant::now()));
+            exchange.progress.upstream_last_sent = now.or_else(|| Some(moment::now()));
         }
     }
 

@@ -12,6 +12,7 @@ use super::{Context, Exchange, LocalReply, bodies::flush_limit, hold};
 use crate::{
     io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
+    worker::moment,
 };
 
 /// Sends a reply of our own.
@@ -108,7 +109,7 @@ async fn send(
     head: ResponseHead,
     body: Bytes,
 ) -> Result<(), Error> {
-    exchange.progress.downstream_first_sent = Some(std::time::Instant::now());
+    exchange.progress.downstream_first_sent = Some(moment::now());
     writer.send_response(&head, head.framing)?;
     exchange.response = Some(head);
     if !body.is_empty() {

@@ -28,7 +28,7 @@ use crate::{
         scoped_route::Scope,
     },
     router,
-    worker::Worker,
+    worker::{Worker, moment},
 };
 
 /// Serves one request; its limits of time share the timer with the connection. Gives what is to be said of how it went.
@@ -363,7 +363,7 @@ async fn read_body(
     };
     kept.complete = complete;
     if complete {
-        exchange.progress.request_received = Some(Instant::now());
+        exchange.progress.request_received = Some(moment::now());
     }
     Ok(kept)
 }

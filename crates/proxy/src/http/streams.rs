@@ -27,7 +27,7 @@ use crate::{
     io::{Ended, Stream},
     listener::ConnectionInfo,
     plan::overload::ShedPoint,
-    worker::{Worker, drain::Drain},
+    worker::{Worker, drain::Drain, moment},
 };
 
 /// Serves a connection whose client begins with the preface.
@@ -244,7 +244,7 @@ async fn streams(
                     drained = true;
                     connection.drain();
                 }
-                let task = stream(
+                let mut task = Box::pin(stream(
                     live.clone(),
                     worker.clone(),
                     info.clone(),
@@ -253,9 +253,11 @@ async fn streams(
                     head,
                     reader,
                     writer,
-                );
+                ));
                 // A task is moved on its way to its place, which a pointer is cheaper for.
-                tokio::task::spawn_local(Box::pin(task));
+                tokio::task::spawn_local(poll_fn(move |cx| {
+                    moment::turn(|| task.as_mut().poll(cx))
+                }));
             }
             // After our GOAWAY it ends by itself.
             Some(Ok(None)) => return shared.ended(!drained, requests),
@@ -293,7 +295,7 @@ async fn stream(
         drain: &drain,
         draining: &draining,
     };
-    let begun = Instant::now();
+    let begun = moment::now();
     // A stream that was taken back before we looked at it costs neither a route nor an upstream.
     let taken_back = poll_fn(|cx| Poll::Ready(writer.poll_reset(cx).is_ready())).await;
     live.http2_stats.streams_active().inc();

@@ -35,7 +35,7 @@ use crate::{
         overload::{Action, ShedPoint},
     },
     transport::HandshakeError,
-    worker::Worker,
+    worker::{Worker, moment},
 };
 
 /// A listening socket on its way to a worker.
@@ -247,7 +247,8 @@ fn begin(
     let worker = worker.clone();
     spawn_local(async move {
         let _open = open;
-        serve(stream, info, listener, &worker).await;
+        let mut serving = pin!(serve(stream, info, listener, &worker));
+        poll_fn(|cx| moment::turn(|| serving.as_mut().poll(cx))).await;
     });
 }
 

@@ -6,6 +6,7 @@
 //! keeps it to its end and one that begins sees all of a batch or nothing.
 
 pub mod drain;
+pub(crate) mod moment;
 mod random;
 mod run;
 

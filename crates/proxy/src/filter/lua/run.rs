@@ -16,6 +16,7 @@ use super::{
 use crate::{
     http::{Exchange, SideCallError, SideResponse},
     lua::{Limits, Machine, Script},
+    worker::moment,
 };
 
 /// A Lua state whose scripts can be run on streams.
@@ -143,6 +144,7 @@ impl Run {
         let ran = self
             .given(with, chunk)
             .and_then(|given| self.thread.resume::<MultiValue>(given));
+        moment::passed();
         let view = self.state.slot.borrow_mut().view.take();
         let mut view = view.ok_or_else(|| Error::runtime("the script has lost its stream"))?;
         view.take_back(exchange, response);
