@@ -405,6 +405,8 @@ pub(super) fn resolve(cx: &Context<'_>, exchange: &mut Exchange<'_>) {
     let timed = plan.record_route_resolution_stats || wants_route_times();
     let begun = timed.then(Instant::now);
     exchange.find_route(routes(plan, cx.worker, exchange));
+    // Not the number that decided about the route: the two draws are independent.
+    router::draw(exchange, || cx.worker.random.bits());
     exchange.resolution.count += 1;
     if let Some(begun) = begun {
         exchange.resolution.lasted += begun.elapsed();

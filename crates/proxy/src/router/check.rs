@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc, time::
 use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
 use serde_json::Value;
 
-use super::{cluster_name, headers, https_redirect, redirect, rewrite};
+use super::{cluster_name, draw, headers, https_redirect, redirect, rewrite};
 use crate::{
     http::{Exchange, LocalReply, RouteRef},
     listener::ConnectionInfo,
@@ -140,9 +140,8 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
         None => None,
         Some((virtual_host, route)) => match &route.action {
             Action::Route(action) => {
-                let (cluster, weighted) = cluster_name(action, &exchange, || request.random);
-                exchange.route.weighted = weighted;
-                outcome.cluster = cluster.to_string();
+                draw(&mut exchange, || request.random);
+                outcome.cluster = cluster_name(action, &exchange).to_string();
                 outcome.timeout = action.timeout;
                 headers::request(&mut exchange);
                 rewrite::request(&mut exchange, true);

@@ -17,7 +17,7 @@ use outrigger_http::RequestHead;
 
 use crate::{
     cluster::{Cluster, Priority},
-    http::{Exchange, Flags, LocalReply},
+    http::{Exchange, Flags, LocalReply, RouteRef},
     plan::route::{
         Action, ClusterSpecifier, HostRewrite, MetadataMatch, Priority as RoutePriority,
         RouteAction, WeightedTarget,
@@ -66,8 +66,8 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
             return Err(LocalReply::new(404, "", "route_not_found").flag(Flags::NO_ROUTE_FOUND));
         }
     };
-    // Not the number that decided about the route: the two draws are independent.
-    let (name, weighted) = cluster_name(action, exchange, || worker.random.bits());
+    let weighted = exchange.route.weighted;
+    let name = cluster_name(action, exchange);
     let missing = action.cluster_not_found_status;
     let auto_host = action.host_rewrite == HostRewrite::Auto;
     let priority = match action.priority {
@@ -79,7 +79,6 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         hash::new_cookie(&action.hash_policy, exchange, exchange.random).map(|(_, hash)| hash)
     });
     let metadata_match = metadata_match(action, weighted);
-    exchange.route.weighted = weighted;
     let found = worker.clusters.find(&name);
     exchange.upstream.cluster_name = Some(name);
     let Some(cluster) = found else {
@@ -100,44 +99,62 @@ fn https_redirect(request: &RequestHead) -> String {
     format!("https://{}{}", request.authority(), request.path())
 }
 
-/// The cluster that a route names for this request, and the number of the weighted entry that was drawn.
-fn cluster_name(
+/// Draws among the clusters of a weighted route, each time that the route was found: what the drawn entry says about
+/// filters counts for all of them.
+pub(crate) fn draw(exchange: &mut Exchange<'_>, random: impl FnOnce() -> u64) {
+    let drawn = exchange
+        .route
+        .action()
+        .and_then(|action| drawn(action, exchange, random));
+    exchange.route.weighted = drawn;
+}
+
+/// The number of the weighted entry that is drawn.
+fn drawn(
     action: &RouteAction,
     exchange: &Exchange<'_>,
     random: impl FnOnce() -> u64,
-) -> (Arc<str>, Option<usize>) {
-    let by_header = |name: &str| {
-        exchange
-            .request
-            .get_str(name)
-            .map(Arc::<str>::from)
-            .unwrap_or_else(|| "".into())
+) -> Option<usize> {
+    let ClusterSpecifier::Weighted(clusters) = &action.cluster else {
+        return None;
     };
+    let by_hash = match clusters.use_hash_policy {
+        true => hash::of(&action.hash_policy, exchange),
+        false => None,
+    };
+    let random = clusters
+        .header_name
+        .as_ref()
+        .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
+        .or(by_hash)
+        .unwrap_or_else(random);
+    let picked = clusters.pick(random);
+    clusters
+        .clusters
+        .iter()
+        .position(|entry| std::ptr::eq(entry, picked))
+}
+
+/// The cluster that a route names for this request; of weighted ones the drawn.
+fn cluster_name(action: &RouteAction, exchange: &Exchange<'_>) -> Arc<str> {
     match &action.cluster {
-        ClusterSpecifier::Cluster(name) => (name.clone(), None),
-        ClusterSpecifier::Header(header) => (by_header(header), None),
-        ClusterSpecifier::Weighted(clusters) => {
-            let by_hash = match clusters.use_hash_policy {
-                true => hash::of(&action.hash_policy, exchange),
-                false => None,
-            };
-            let random = clusters
-                .header_name
-                .as_ref()
-                .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
-                .or(by_hash)
-                .unwrap_or_else(random);
-            let picked = clusters.pick(random);
-            let weighted = clusters
-                .clusters
-                .iter()
-                .position(|entry| std::ptr::eq(entry, picked));
-            let name = match &picked.name {
-                WeightedTarget::Cluster(name) => name.clone(),
-                WeightedTarget::Header(header) => by_header(header),
-            };
-            (name, weighted)
+        ClusterSpecifier::Cluster(name) => name.clone(),
+        _ => {
+            let named = route_cluster(&exchange.route, &exchange.request);
+            named.unwrap_or_default().into()
         }
+    }
+}
+
+/// The cluster that a request's route names, where it names one.
+pub(crate) fn route_cluster<'e>(route: &'e RouteRef, request: &'e RequestHead) -> Option<&'e str> {
+    match &route.action()?.cluster {
+        ClusterSpecifier::Cluster(name) => Some(name),
+        ClusterSpecifier::Header(header) => request.get_str(header),
+        ClusterSpecifier::Weighted(_) => match &headers::weighted(route)?.name {
+            WeightedTarget::Cluster(name) => Some(name),
+            WeightedTarget::Header(header) => request.get_str(header),
+        },
     }
 }
 

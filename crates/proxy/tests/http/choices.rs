@@ -250,6 +250,33 @@ fn a_route_chooses_a_subset_by_its_metadata() {
 }
 
 #[test]
+fn filters_of_the_request_go_by_the_weighted_entry_that_was_drawn() {
+    run(async {
+        const FAULT: &str =
+            "\"@type\": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault";
+        let aborts = |status: u16| {
+            format!(
+                "{{fault: {{{FAULT}, abort: {{http_status: {status}, percentage: {{numerator: 100}}}}}}}}"
+            )
+        };
+        let routes = format!(
+            "          - match: {{prefix: /}}
+            typed_per_filter_config: {}
+            route:
+              weighted_clusters:
+                clusters: [{{name: a, weight: 1, typed_per_filter_config: {}}}, {{name: a, weight: 0, typed_per_filter_config: {}}}]",
+            aborts(411),
+            aborts(412),
+            aborts(413),
+        );
+        let filters = format!("      - {{name: fault, typed_config: {{{FAULT}}}}}");
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", 1)]).await;
+        let answer = mesh.get("/").await;
+        assert!(answer.starts_with("HTTP/1.1 412 "), "{answer}");
+    });
+}
+
+#[test]
 fn an_upstream_is_spoken_to_as_the_client_speaks() {
     run(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
