@@ -1,21 +1,18 @@
 //! `envoy.filters.http.local_ratelimit`: token buckets of this process.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use outrigger_http::{Headers, ResponseHead};
 
-use super::{Filter, Interests, Step};
+use super::{
+    Filter, Interests, Step,
+    limited::{Limited, limits},
+};
 use crate::{
-    access_log::{self, format},
     http::{Exchange, Flags, LocalReply},
     plan::{
-        Metadata,
-        cel::Expr,
-        filter_config::{LocalRateLimit, TokenBucket, VirtualHostLimits},
-        format::Template,
+        filter_config::{LocalRateLimit, TokenBucket},
         http_filter::RouteFilterConfig,
-        rate_limit::{Descriptor, RateLimit, RateLimitContext},
-        route::{Action, ClusterSpecifier},
     },
     router::headers,
     worker::Worker,
@@ -75,16 +72,16 @@ impl Filter for LocalRateLimitFilter {
         let prefix = format!("{}.http_local_rate_limit.", config.stat_prefix);
         let stats = LocalRateLimitStats::new(worker.stats.scope(&prefix));
         stats.enabled().inc();
-        let bucket = match take(&config, default, exchange, worker) {
-            Ok(bucket) => {
+        let used = match take(&config, default, exchange, worker) {
+            Ok(used) => {
                 stats.ok().inc();
-                tell(&config, bucket, exchange);
+                tell(&config, &used, exchange);
                 return Step::Continue;
             }
-            Err(bucket) => bucket,
+            Err(used) => used,
         };
         stats.rate_limited().inc();
-        tell(&config, bucket, exchange);
+        tell(&config, &used, exchange);
         if !config.enforced.hits(worker.random.bits()) {
             for add in &config.request_headers {
                 let value = headers::value(add, exchange, None);
@@ -101,7 +98,7 @@ impl Filter for LocalRateLimitFilter {
             headers::add_one(add, value, &mut added);
         }
         if config.retry_after && config.status == 429 && !added.contains("retry-after") {
-            added.set("retry-after", bucket.reset().max(1).to_string());
+            added.set("retry-after", used.bucket.reset().max(1).to_string());
         }
         for (name, value) in added.iter() {
             reply = reply.header(name, value);
@@ -129,8 +126,9 @@ impl Filter for LocalRateLimitFilter {
 }
 
 /// Keeps what the response tells about the bucket.
-fn tell(config: &LocalRateLimit, bucket: &TokenBucket, exchange: &mut Exchange<'_>) {
-    if config.ratelimit_headers {
+fn tell(config: &LocalRateLimit, used: &Used<'_>, exchange: &mut Exchange<'_>) {
+    if used.ratelimit_headers.unwrap_or(config.ratelimit_headers) {
+        let bucket = used.bucket;
         exchange.filters.rate_limit = Some(RateLimitState {
             limit: bucket.max,
             remaining: bucket.remaining(),
@@ -139,22 +137,35 @@ fn tell(config: &LocalRateLimit, bucket: &TokenBucket, exchange: &mut Exchange<'
     }
 }
 
-/// Takes a token of every bucket that the request belongs to; gives the bucket that decided.
+/// The bucket that decided about a request.
+struct Used<'b> {
+    bucket: &'b TokenBucket,
+    /// Whether headers tell of it; `None` as the filter says.
+    ratelimit_headers: Option<bool>,
+}
+
+/// Takes the tokens of every bucket that the request belongs to; gives the bucket that decided.
 fn take<'b>(
     config: &'b LocalRateLimit,
     default: &'b TokenBucket,
     exchange: &Exchange<'_>,
     worker: &Worker,
-) -> Result<&'b TokenBucket, &'b TokenBucket> {
+) -> Result<Used<'b>, Used<'b>> {
     let mut used = None;
     if !config.descriptors.is_empty() {
-        let context = Limited { exchange, worker };
-        let asked = descriptors(
+        let route = &exchange.route;
+        let limits = limits(
             &config.rate_limits,
             config.stage,
             config.virtual_host,
-            &context,
+            route,
         );
+        let context = Limited {
+            exchange,
+            route,
+            worker,
+        };
+        let asked = context.descriptors(limits, false);
         let own: HashMap<&[(Arc<str>, String)], &TokenBucket> = config
             .descriptors
             .iter()
@@ -162,94 +173,31 @@ fn take<'b>(
             .collect();
         for descriptor in &asked {
             if let Some(bucket) = own.get(&*descriptor.entries) {
-                if !bucket.take() {
-                    return Err(bucket);
+                let this = Used {
+                    bucket,
+                    ratelimit_headers: descriptor.ratelimit_headers,
+                };
+                let hits = descriptor.hits_addend.unwrap_or(1);
+                if descriptor.negative_hits {
+                    bucket.give_back(hits);
+                } else if !bucket.take(hits) {
+                    return Err(this);
                 }
-                used = Some(*bucket);
+                used = Some(this);
             }
         }
     }
+    let or_default = |used: Option<Used<'b>>| {
+        used.unwrap_or(Used {
+            bucket: default,
+            ratelimit_headers: None,
+        })
+    };
     if used.is_some() && !config.always_consume_default {
-        return Ok(used.unwrap_or(default));
+        return Ok(or_default(used));
     }
-    match default.take() {
-        true => Ok(used.unwrap_or(default)),
-        false => Err(default),
-    }
-}
-
-/// The descriptors of a request, by the filter's rate limits or else by its route's.
-fn descriptors(
-    own: &[RateLimit],
-    stage: u32,
-    virtual_host: VirtualHostLimits,
-    context: &Limited<'_, '_>,
-) -> Vec<Descriptor> {
-    let exchange = context.exchange;
-    let describe = |limits: &[RateLimit]| -> Vec<Descriptor> {
-        limits
-            .iter()
-            .filter(|limit| limit.stage == stage && !limit.apply_on_stream_done)
-            .filter_map(|limit| limit.descriptor(exchange, context))
-            .collect()
-    };
-    if !own.is_empty() {
-        return describe(own);
-    }
-    let Some((host, route)) = exchange.route.get() else {
-        return Vec::new();
-    };
-    let (of_route, include) = match &route.action {
-        Action::Route(action) => (&*action.rate_limits, action.include_vh_rate_limits),
-        _ => (&[][..], false),
-    };
-    let with_host = include
-        || match virtual_host {
-            VirtualHostLimits::Override => of_route.is_empty(),
-            VirtualHostLimits::Include => true,
-            VirtualHostLimits::Ignore => false,
-        };
-    let mut all = describe(of_route);
-    if with_host {
-        all.extend(describe(&host.rate_limits));
-    }
-    all
-}
-
-/// A request whose rate is limited.
-struct Limited<'e, 'c> {
-    exchange: &'e Exchange<'c>,
-    worker: &'e Worker,
-}
-
-impl RateLimitContext for Limited<'_, '_> {
-    fn service_cluster(&self) -> &str {
-        &self.worker.bootstrap.node.cluster
-    }
-
-    fn route_cluster(&self) -> Option<&str> {
-        match &self.exchange.route.action()?.cluster {
-            ClusterSpecifier::Cluster(name) => Some(name),
-            ClusterSpecifier::Header(name) => self.exchange.request.get_str(name),
-            ClusterSpecifier::Weighted(_) => None,
-        }
-    }
-
-    fn client(&self) -> Option<IpAddr> {
-        self.exchange.client
-    }
-
-    fn route_metadata(&self) -> Option<&Metadata> {
-        Some(&self.exchange.route.route()?.metadata)
-    }
-
-    fn format(&self, template: &Template) -> String {
-        let mut out = Vec::new();
-        format::header_value(template, self.exchange, None, &mut out);
-        String::from_utf8_lossy(&out).into_owned()
-    }
-
-    fn expression(&self, expression: &Expr) -> Option<String> {
-        access_log::expression(expression, self.exchange)
+    match default.take(1) {
+        true => Ok(or_default(used)),
+        false => Err(or_default(None)),
     }
 }

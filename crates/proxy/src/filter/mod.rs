@@ -15,6 +15,7 @@ mod header_mutation;
 mod health_check;
 mod istio_stats;
 mod jwt_authn;
+mod limited;
 mod local_rate_limit;
 mod lua;
 mod metadata;

@@ -262,19 +262,33 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token, if there is one.
-    pub fn take(&self) -> bool {
-        self.take_at(self.start.elapsed().as_secs_f64())
+    /// Takes so many tokens, if there are as many.
+    pub fn take(&self, tokens: u64) -> bool {
+        self.take_at(self.start.elapsed().as_secs_f64(), tokens)
     }
 
-    fn take_at(&self, now: f64) -> bool {
+    fn take_at(&self, now: f64, tokens: u64) -> bool {
         let full = now - f64::from(self.max) / self.rate;
+        let tokens = tokens as f64;
         let taken = self.empty_at.fetch_update(Relaxed, Relaxed, |bits| {
             let empty_at = f64::from_bits(bits).max(full);
-            let enough = (now - empty_at) * self.rate >= 1.0 - 1e-9;
-            enough.then(|| (empty_at + 1.0 / self.rate).to_bits())
+            let enough = (now - empty_at) * self.rate >= tokens - 1e-9;
+            enough.then(|| (empty_at + tokens / self.rate).to_bits())
         });
         taken.is_ok()
+    }
+
+    /// Gives tokens back, as far as there is room for them.
+    pub fn give_back(&self, tokens: u64) {
+        self.give_back_at(self.start.elapsed().as_secs_f64(), tokens);
+    }
+
+    fn give_back_at(&self, now: f64, tokens: u64) {
+        let full = now - f64::from(self.max) / self.rate;
+        let more = tokens as f64 / self.rate;
+        let given = |bits| Some((f64::from_bits(bits) - more).max(full).to_bits());
+        // It never declines.
+        let _ = self.empty_at.fetch_update(Relaxed, Relaxed, given);
     }
 
     /// Whole tokens that are left.
@@ -299,12 +313,27 @@ mod tests {
     #[test]
     fn a_bucket_gives_its_tokens_and_fills_evenly() {
         let bucket = TokenBucket::new(2, 1, Duration::from_secs(1));
-        assert!(bucket.take_at(0.0) && bucket.take_at(0.0));
-        assert!(!bucket.take_at(0.5));
-        assert!(bucket.take_at(1.0));
-        assert!(!bucket.take_at(1.9));
+        let take = |now| bucket.take_at(now, 1);
+        assert!(take(0.0) && take(0.0));
+        assert!(!take(0.5));
+        assert!(take(1.0));
+        assert!(!take(1.9));
         // Idle time fills it up to its maximum, not beyond.
-        assert!(bucket.take_at(100.0) && bucket.take_at(100.0));
-        assert!(!bucket.take_at(100.0));
+        assert!(take(100.0) && take(100.0));
+        assert!(!take(100.0));
+    }
+
+    #[test]
+    fn tokens_are_taken_and_given_back_by_number() {
+        let bucket = TokenBucket::new(5, 1, Duration::from_secs(3600));
+        assert!(!bucket.take_at(0.0, 6));
+        assert!(bucket.take_at(0.0, 4));
+        assert!(!bucket.take_at(0.0, 2));
+        assert!(bucket.take_at(0.0, 0));
+        bucket.give_back_at(0.0, 1);
+        assert!(bucket.take_at(0.0, 2));
+        // No more than it holds.
+        bucket.give_back_at(0.0, 1_000_000_000);
+        assert!(bucket.take_at(0.0, 5) && !bucket.take_at(0.0, 1));
     }
 }

@@ -20,12 +20,34 @@ pub struct RateLimit {
     pub stage: u32,
     /// In the order of the entries.
     pub actions: Vec<RateLimitAction>,
-    /// Where dynamic metadata may hold a limit (`requests_per_unit`, `unit`) that replaces the service's.
-    pub limit: Option<MetadataKey>,
+    /// Replaces the service's limit.
+    pub limit: Option<LimitOverride>,
     /// What a request counts, where it is not one.
     pub hits_addend: Option<HitsAddend>,
+    /// The hits are given back instead of taken.
+    pub negative_hits: bool,
     /// Asked when the request is over; then nothing waits for the answer.
     pub apply_on_stream_done: bool,
+    /// Whether x-ratelimit headers tell of the descriptor; `None` as the filter says.
+    pub ratelimit_headers: Option<bool>,
+}
+
+/// `RateLimit.Override`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LimitOverride {
+    /// Always this.
+    Fixed(Limit),
+    /// Where dynamic metadata may hold it (`requests_per_unit`, `unit`).
+    Metadata(MetadataKey),
+}
+
+/// So many requests in a unit of time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Requests.
+    pub requests: u32,
+    /// Name of an `envoy.type.v3.RateLimitUnit`.
+    pub unit: Arc<str>,
 }
 
 /// `RateLimit.HitsAddend`.
@@ -33,9 +55,12 @@ pub struct RateLimit {
 pub enum HitsAddend {
     /// Always this.
     Number(u64),
-    /// A number after substitution.
+    /// A number after substitution, from 0 to [`MOST_HITS`].
     Format(Template),
 }
+
+/// What a request may count at most.
+pub const MOST_HITS: u64 = 1_000_000_000;
 
 /// A place in metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,10 +180,14 @@ pub enum RateLimitAction {
 pub struct Descriptor {
     /// Keys and values.
     pub entries: Vec<(Arc<str>, String)>,
-    /// Replaces the service's limit: requests and the unit's name.
-    pub limit: Option<(u32, String)>,
+    /// Replaces the service's limit.
+    pub limit: Option<Limit>,
     /// What the request counts.
     pub hits_addend: Option<u64>,
+    /// It is given back instead of taken.
+    pub negative_hits: bool,
+    /// Whether x-ratelimit headers tell of it; `None` as the filter says.
+    pub ratelimit_headers: Option<bool>,
 }
 
 /// What descriptors are made of besides the request.
@@ -195,22 +224,44 @@ impl RateLimit {
         if descriptor.entries.is_empty() {
             return None;
         }
-        if let Some(at) = &self.limit {
-            descriptor.limit = at
+        descriptor.limit = match &self.limit {
+            None => None,
+            Some(LimitOverride::Fixed(limit)) => Some(limit.clone()),
+            Some(LimitOverride::Metadata(at)) => at
                 .value(request.dynamic_metadata(&at.namespace))
-                .and_then(|v| {
-                    let number = v.get("requests_per_unit")?.as_u64()?;
-                    let unit = v.get("unit")?.as_str()?;
-                    Some((u32::try_from(number).ok()?, unit.to_owned()))
-                });
-        }
+                .and_then(Limit::of_metadata),
+        };
         descriptor.hits_addend = match &self.hits_addend {
             None => None,
             Some(HitsAddend::Number(number)) => Some(*number),
             // Envoy leaves a request uncounted whose addend is no number.
-            Some(HitsAddend::Format(template)) => Some(context.format(template).parse().ok()?),
+            Some(HitsAddend::Format(template)) => Some(hits(&context.format(template))?),
         };
+        descriptor.negative_hits = self.negative_hits;
+        descriptor.ratelimit_headers = self.ratelimit_headers;
         Some(descriptor)
+    }
+}
+
+/// The number that a text stands for; a fraction is cut off.
+fn hits(text: &str) -> Option<u64> {
+    let number: f64 = text.trim().parse().ok()?;
+    (0.0..=MOST_HITS as f64)
+        .contains(&number)
+        .then_some(number as u64)
+}
+
+impl Limit {
+    /// `requests_per_unit` and `unit` of a structure.
+    fn of_metadata(value: &Value) -> Option<Self> {
+        let requests = value.get("requests_per_unit")?.as_f64()?;
+        let unit = value.get("unit")?.as_str()?;
+        (0.0..=f64::from(u32::MAX))
+            .contains(&requests)
+            .then(|| Self {
+                requests: requests as u32,
+                unit: unit.into(),
+            })
     }
 }
 

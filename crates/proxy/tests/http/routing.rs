@@ -46,6 +46,69 @@ fn header_mutations_of_filter_and_route_come_in_their_order() {
 }
 
 #[test]
+fn a_request_may_count_more_or_less_at_a_local_rate_limit() {
+    run(async {
+        let origin = Origin::new(&[OK; 9]).await;
+        let limit =
+            |more: &str| format!("actions: [{{generic_key: {{descriptor_value: v}}}}], {more}");
+        let route = |path: &str, limits: &str| {
+            format!(
+                "          - {{match: {{prefix: {path}}}, route: {{cluster: a, rate_limits: [{{{limits}}}]}}}}\n"
+            )
+        };
+        let routes = [
+            route(
+                "/cost",
+                &limit(
+                    "hits_addend: {format: '%REQ(x-cost)%'}, x_ratelimit_option: DRAFT_VERSION_03",
+                ),
+            ),
+            route(
+                "/back",
+                &limit("hits_addend: {number: 2, is_negative_hits: true}"),
+            ),
+            route("/quiet", &limit("x_ratelimit_option: 'OFF'")),
+        ]
+        .concat();
+        let filters = format!(
+            "      - name: limit
+        typed_config: {{{TYPE}.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: limit, \
+             token_bucket: {{max_tokens: 99, fill_interval: 3600s}}, \
+             filter_enabled: {{default_value: {{numerator: 100}}}}, filter_enforced: {{default_value: {{numerator: 100}}}}, \
+             descriptors: [{{entries: [{{key: generic_key, value: v}}], token_bucket: {{max_tokens: 5, fill_interval: 360000s}}}}]}}"
+        );
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        for (path, cost, status, left) in [
+            ("/cost", "4", 200, Some(1)),
+            ("/cost", "2", 429, Some(1)),
+            ("/back", "", 200, None),
+            ("/cost", "2", 200, Some(1)),
+            ("/quiet", "", 200, None),
+            ("/quiet", "", 429, None),
+            // What is no number counts nothing.
+            ("/cost", "much", 200, None),
+        ] {
+            let answer = mesh
+                .ask(&format!(
+                    "GET {path} HTTP/1.1\r\nHost: h\r\nX-Cost: {cost}\r\nConnection: close\r\n\r\n"
+                ))
+                .await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{path} {cost}: {answer}"
+            );
+            match left {
+                Some(left) => {
+                    let told = format!("x-ratelimit-limit: 5\r\nx-ratelimit-remaining: {left}\r\n");
+                    assert!(answer.contains(&told), "{path} {cost}: {answer}");
+                }
+                None => assert!(!answer.contains("x-ratelimit"), "{path} {cost}: {answer}"),
+            }
+        }
+    });
+}
+
+#[test]
 fn a_local_rate_limit_refuses_what_is_over_it() {
     run(async {
         let origin = Origin::new(&[OK; 5]).await;

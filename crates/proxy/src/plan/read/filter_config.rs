@@ -25,7 +25,7 @@ use super::{
         typed_config,
     },
     header::{header_adds, header_mutations},
-    rate_limit::rate_limits,
+    rate_limit::own_rate_limits,
     route::option,
 };
 use crate::plan::{
@@ -304,6 +304,14 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
         local_cluster_rate_limit,
     );
     use ratelimit::{VhRateLimitsOptions as V, XRateLimitHeadersRfcVersion as X};
+    for (index, m) in limits.iter().enumerate() {
+        if m.limit.is_some() {
+            let at = at.field("rate_limits");
+            at.index(index)
+                .field("limit")
+                .error("is for a rate limit service; remove it");
+        }
+    }
     let bucket = at.optional("token_bucket", token_bucket, token_bucket_of)?;
     if bucket.is_none() && filter_enabled.is_some() {
         return Err(at.field("token_bucket").error("is required"));
@@ -350,7 +358,7 @@ pub(super) fn local_rate_limit(at: At<'_>, m: &local::LocalRateLimit) -> Step<Lo
             ))
         }),
         stage: *stage,
-        rate_limits: rate_limits(&at, limits),
+        rate_limits: own_rate_limits(&at, limits),
         ratelimit_headers: enumeration::<X>(
             &at,
             "enable_x_ratelimit_headers",

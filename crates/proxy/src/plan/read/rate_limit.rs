@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::envoy::{
     config::route::v3::{self as pb, rate_limit as nested},
     extensions::rate_limit_descriptors::expr::v3 as expr,
-    r#type::metadata::v3 as types,
+    r#type::{metadata::v3 as types, v3::RateLimitUnit},
 };
 
 use super::common::{
@@ -13,28 +13,46 @@ use super::common::{
 };
 use crate::plan::{
     cel,
-    error::{At, Step, unsupported},
-    format::Template,
-    rate_limit::{HitsAddend, MetadataKey, RateLimit, RateLimitAction},
+    error::{At, Step},
+    format::{Part, Template},
+    rate_limit::{
+        HitsAddend, Limit, LimitOverride, MOST_HITS, MetadataKey, RateLimit, RateLimitAction,
+    },
 };
 
-/// `rate_limits` of a route, virtual host or filter. One with a `disable_key` is a limit like the others: only
-/// runtime could disable it.
+/// `rate_limits` of a route or virtual host. One with a `disable_key` is a limit like the others: only runtime could
+/// disable it.
 pub(super) fn rate_limits(at: &At<'_>, list: &[pb::RateLimit]) -> Vec<RateLimit> {
     at.each("rate_limits", list, rate_limit)
 }
 
+/// `rate_limits` of a filter, or of what a route says about a filter: they stand for one filter, so that they have
+/// neither stage nor key.
+pub(super) fn own_rate_limits(at: &At<'_>, list: &[pb::RateLimit]) -> Vec<RateLimit> {
+    at.each("rate_limits", list, |at, m| {
+        if m.stage.is_some() {
+            at.field("stage")
+                .error("is for rate limits of routes and virtual hosts alone; remove it");
+        }
+        if !m.disable_key.is_empty() {
+            at.field("disable_key")
+                .error("is for rate limits of routes and virtual hosts alone; remove it");
+        }
+        rate_limit(at, m)
+    })
+}
+
 fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
+    use nested::XRateLimitOption as X;
     let pb::RateLimit {
         stage,
         disable_key: _,
         actions,
         limit,
-        hits_addend,
+        hits_addend: hits,
         apply_on_stream_done,
         x_ratelimit_option,
     } = m;
-    unsupported!(at, x_ratelimit_option);
     let stage = stage.unwrap_or(0);
     if stage > 10 {
         at.field("stage").error("must be from 0 to 10");
@@ -42,34 +60,59 @@ fn rate_limit(at: At<'_>, m: &pb::RateLimit) -> Step<RateLimit> {
     if actions.is_empty() {
         at.field("actions").error("needs at least one action");
     }
-    let limit = at.optional("limit", limit, |at, m| match &m.override_specifier {
-        Some(nested::r#override::OverrideSpecifier::DynamicMetadata(m)) => at
-            .field("dynamic_metadata")
-            .required("metadata_key", &m.metadata_key, metadata_key),
-        Some(nested::r#override::OverrideSpecifier::RateLimit(_)) => Err(at
-            .field("rate_limit")
-            .not_implemented("is not implemented; write dynamic_metadata")),
-        None => Err(at.error("needs dynamic_metadata")),
-    })?;
-    let hits_addend = at.optional("hits_addend", hits_addend, |at, m| {
-        let is_negative_hits = &m.is_negative_hits;
-        unsupported!(at, is_negative_hits);
-        match (m.number, m.format.as_str()) {
-            (Some(_), format) if !format.is_empty() => {
-                Err(at.error("only one of number, format can be given"))
-            }
-            (Some(number), _) => Ok(HitsAddend::Number(number)),
-            (None, "") => Err(at.error("needs one of number, format")),
-            (None, format) => Ok(HitsAddend::Format(template(&at, "format", format)?)),
-        }
-    })?;
     Ok(RateLimit {
         stage,
         actions: at.each("actions", actions, action),
-        limit,
-        hits_addend,
+        limit: at.optional("limit", limit, limit_override)?,
+        hits_addend: at.optional("hits_addend", hits, hits_addend)?,
+        negative_hits: hits.as_ref().is_some_and(|m| m.is_negative_hits),
         apply_on_stream_done: *apply_on_stream_done,
+        ratelimit_headers: match enumeration(&at, "x_ratelimit_option", *x_ratelimit_option)? {
+            X::Unspecified => None,
+            X::Off => Some(false),
+            X::DraftVersion03 => Some(true),
+        },
     })
+}
+
+fn limit_override(at: At<'_>, m: &nested::Override) -> Step<LimitOverride> {
+    use nested::r#override::OverrideSpecifier as O;
+    match &m.override_specifier {
+        Some(O::DynamicMetadata(m)) => {
+            let at = at.field("dynamic_metadata");
+            at.required("metadata_key", &m.metadata_key, metadata_key)
+                .map(LimitOverride::Metadata)
+        }
+        Some(O::RateLimit(m)) => {
+            let at = at.field("rate_limit");
+            let unit = enumeration::<RateLimitUnit>(&at, "unit", m.unit)?;
+            Ok(LimitOverride::Fixed(Limit {
+                requests: m.requests_per_unit,
+                unit: unit.as_str_name().into(),
+            }))
+        }
+        None => Err(at.error("needs one of dynamic_metadata, rate_limit")),
+    }
+}
+
+fn hits_addend(at: At<'_>, m: &nested::HitsAddend) -> Step<HitsAddend> {
+    match (m.number, m.format.as_str()) {
+        (Some(_), format) if !format.is_empty() => {
+            Err(at.error("only one of number, format can be given"))
+        }
+        (Some(number), _) if number > MOST_HITS => Err(at
+            .field("number")
+            .error(format!("must be at most {MOST_HITS}"))),
+        (Some(number), _) => Ok(HitsAddend::Number(number)),
+        (None, "") => Err(at.error("needs one of number, format")),
+        (None, format) => {
+            let template = template(&at, "format", format)?;
+            match &*template.parts {
+                [Part::Operator(_)] => Ok(HitsAddend::Format(template)),
+                _ => Err(at.field("format").error("must be one operator (`%…%`)")),
+            }
+        }
+    }
 }
 
 fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
