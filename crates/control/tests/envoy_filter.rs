@@ -148,6 +148,43 @@ fn virtual_hosts_and_routes_are_added_and_removed() {
 }
 
 #[test]
+fn the_example_of_rate_limits_reaches_the_proxies_that_it_is_for() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../examples/rate-limit.yaml"
+    );
+    let example = std::fs::read_to_string(path).unwrap();
+    let limits = "apiVersion: v1\nkind: Service\nmetadata: {name: ratelimit, namespace: shop}\nspec: {clusterIP: 10.0.0.2, selector: {app: ratelimit}, ports: [{name: grpc-limits, port: 8081}]}\n---\n";
+    let mesh = mesh(&(service("shop", "shop", "10.0.0.1") + limits + &example));
+    let inbound = |labels: Value| {
+        let proxy = sidecar(&mesh, "pod", "shop", "10.9.9.9", labels);
+        let all = listener::build(&mesh, &proxy);
+        let listener = all.iter().find(|l| l.name == "virtualInbound").unwrap();
+        (proxy, shown(listener).to_string())
+    };
+    let (proxy, listener) = inbound(json!({"app": "shop"}));
+    for part in [
+        "\"envoy.filters.http.ratelimit\"",
+        "\"descriptorKey\":\"PATH\"",
+        "\"failureModeDeny\":true",
+        "\"clusterName\":\"outbound|8081||ratelimit.shop.svc.cluster.local\"",
+    ] {
+        assert!(listener.contains(part), "{part}: {listener}");
+    }
+    let cluster = cluster_of(
+        &mesh,
+        &proxy,
+        "outbound|8081||ratelimit.shop.svc.cluster.local",
+    );
+    assert!(
+        cluster.to_string().contains("http2ProtocolOptions"),
+        "{cluster}"
+    );
+    let (_, other) = inbound(json!({"app": "other"}));
+    assert!(!other.contains("ratelimit.v3"), "{other}");
+}
+
+#[test]
 fn a_plain_envoy_gets_none_of_istios_filters_in_clusters() {
     let mesh = mesh(&service("a", "one", "10.0.0.1"));
     let plain = proxy(

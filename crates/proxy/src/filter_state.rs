@@ -70,6 +70,7 @@ impl FilterState {
         let text = String::from_utf8_lossy(&text);
         let value = match plan.kind {
             ObjectKind::TcpIdleTimeout => text.parse::<u64>().ok().map(Value::from),
+            ObjectKind::HitsAddend => text.parse::<u32>().ok().map(Value::from),
             ObjectKind::DisableTunneling => text.parse::<bool>().ok().map(Value::from),
             ObjectKind::OriginalDst => {
                 let address = text.parse::<SocketAddr>().ok();

@@ -7,3 +7,4 @@ pub mod envoy;
 pub mod frames;
 pub mod jwt;
 pub mod needs;
+pub mod rate_limit;

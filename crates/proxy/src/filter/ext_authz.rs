@@ -22,8 +22,8 @@ use crate::{
         ext_authz::{BodySettings, ExtAuthz},
         header::AppendAction,
         http_filter::RouteFilterConfig,
-        route::ClusterSpecifier,
     },
+    router,
     worker::Worker,
 };
 
@@ -96,14 +96,8 @@ pub(crate) struct Mutation {
 }
 
 impl Mutation {
-    /// Whether it can stand in a head, and does not change what the head is about.
     fn is_legal(&self) -> bool {
-        let name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-        let value = |&byte: &u8| byte >= b' ' && byte != 0x7f || byte == b'\t';
-        !self.name.is_empty()
-            && self.name.bytes().all(name)
-            && self.value.iter().all(value)
-            && !FRAMING.contains(&&*self.name)
+        is_legal(&self.name, &self.value)
     }
 
     fn apply(&self, headers: &mut Headers) {
@@ -115,6 +109,16 @@ impl Mutation {
             _ => headers.set(&self.name, &self.value),
         }
     }
+}
+
+/// Whether a header can stand in a head, and does not change what the head is about. The name is in lower case.
+pub(super) fn is_legal(name: &str, value: &[u8]) -> bool {
+    let of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let of_value = |&byte: &u8| byte >= b' ' && byte != 0x7f || byte == b'\t';
+    !name.is_empty()
+        && name.bytes().all(of_name)
+        && value.iter().all(of_value)
+        && !FRAMING.contains(&name)
 }
 
 /// Headers that say where a message ends and where it goes.
@@ -386,8 +390,6 @@ impl Filter for ExtAuthzFilter {
 
 /// The cluster that the route names, where it names one.
 fn cluster(exchange: &Exchange<'_>, worker: &Worker) -> Option<std::rc::Rc<Cluster>> {
-    match &exchange.route.action()?.cluster {
-        ClusterSpecifier::Cluster(name) => worker.clusters.find(name),
-        _ => None,
-    }
+    let name = router::route_cluster(&exchange.route, &exchange.request)?;
+    worker.clusters.find(name)
 }

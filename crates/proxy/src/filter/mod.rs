@@ -21,6 +21,7 @@ mod lua;
 mod metadata;
 mod original_src;
 mod peer_metadata;
+pub(crate) mod rate_limit;
 pub(crate) mod rbac;
 mod set_filter_state;
 mod stateful_session;
@@ -51,6 +52,7 @@ pub(crate) use grpc_web::GrpcWeb;
 pub(crate) use health_check::HealthCheckRequest;
 pub(crate) use local_rate_limit::RateLimitState;
 pub(crate) use peer_metadata::{DOWNSTREAM_PEER, UPSTREAM_PEER, from_struct, to_struct, workload};
+pub(crate) use rate_limit::RateLimits;
 pub(crate) use stateful_session::Session;
 
 /// What a filter decides about a request.
@@ -85,6 +87,8 @@ pub(crate) enum Answer {
     Ready,
     /// What a service has decided.
     Authorization(Box<ext_authz::Verdict>),
+    /// What a rate limit service has said; nothing where it could not be asked.
+    RateLimit(Option<Box<rate_limit::Verdict>>),
     /// What a cluster has said to a script.
     Call(Box<Result<SideResponse, SideCallError>>),
 }
@@ -268,6 +272,8 @@ pub(crate) struct FilterData {
     pub(crate) peer_asked: bool,
     pub(crate) header_to_metadata: Option<Arc<HeaderToMetadata>>,
     pub(crate) rate_limit: Option<RateLimitState>,
+    /// Of filters that ask a rate limit service. In a box, since few do.
+    pub(crate) rate_limits: Option<Box<RateLimits>>,
     pub(crate) session: Option<Session>,
     /// What an authorization service wants on the response.
     pub(crate) authorized: Option<Vec<ext_authz::Mutation>>,
@@ -279,6 +285,17 @@ pub(crate) struct FilterData {
     pub(crate) in_hand: Option<Box<InHand>>,
     /// Filters that the route has switched off, as bits of their position.
     off: u64,
+}
+
+impl FilterData {
+    /// Forgets all but what is due at the request's end: it goes through the filters again.
+    pub(crate) fn begin_again(&mut self) {
+        let due = self.rate_limits.take().and_then(|kept| kept.due());
+        *self = Self {
+            rate_limits: due.map(Box::new),
+            ..Self::default()
+        };
+    }
 }
 
 /// The filters of a connection manager on one worker.
@@ -376,6 +393,11 @@ impl Filters {
                 HttpFilterConfig::LocalRateLimit(config) => {
                     Box::new(local_rate_limit::LocalRateLimitFilter::new(config.clone()))
                 }
+                HttpFilterConfig::RateLimit(config) => Box::new(rate_limit::RateLimitFilter::new(
+                    filter.name.clone(),
+                    filters.len(),
+                    config.clone(),
+                )),
                 HttpFilterConfig::HealthCheck(config) => {
                     Box::new(health_check::HealthCheckFilter::new(config.clone()))
                 }

@@ -3,6 +3,7 @@
 pub(crate) mod access_log;
 pub(crate) mod authorization;
 pub(crate) mod open_telemetry;
+pub(crate) mod rate_limit;
 pub(crate) mod spans;
 mod values;
 

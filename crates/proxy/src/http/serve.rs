@@ -174,7 +174,7 @@ async fn handle(
         }
         // A redirect of the upstream is followed: the request goes through all of it again.
         exchange.upstream.host = None;
-        exchange.filters = Default::default();
+        exchange.filters.begin_again();
     }
 }
 

@@ -59,6 +59,8 @@ pub enum ObjectKind {
     ApplicationProtocols,
     /// `envoy.network.transport_socket.original_dst_address`: where an ORIGINAL_DST cluster connects to.
     OriginalDst,
+    /// `envoy.ratelimit.hits_addend`: what a request counts at a rate limit service.
+    HitsAddend,
 }
 
 impl ObjectKind {
@@ -77,7 +79,7 @@ impl ObjectKind {
     }
 }
 
-const WELL_KNOWN: [(ObjectKind, &str); 6] = [
+const WELL_KNOWN: [(ObjectKind, &str); 7] = [
     (ObjectKind::TcpCluster, "envoy.tcp_proxy.cluster"),
     (
         ObjectKind::TcpIdleTimeout,
@@ -99,4 +101,5 @@ const WELL_KNOWN: [(ObjectKind, &str); 6] = [
         ObjectKind::OriginalDst,
         "envoy.network.transport_socket.original_dst_address",
     ),
+    (ObjectKind::HitsAddend, "envoy.ratelimit.hits_addend"),
 ];

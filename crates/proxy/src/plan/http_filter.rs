@@ -14,6 +14,7 @@ use super::{
     health_check::HealthCheckFilter,
     jwt_authn::JwtAuthn,
     matcher::{Fraction, HeaderMatcher, StringMatcher},
+    rate_limit_service::{RateLimitFilter, RateLimitRoute},
     rbac::Rbac,
 };
 
@@ -65,6 +66,8 @@ pub enum HttpFilterConfig {
     StatefulSession(Option<Arc<StatefulSession>>),
     /// `envoy.filters.http.local_ratelimit`.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// `envoy.filters.http.ratelimit`.
+    RateLimit(Arc<RateLimitFilter>),
     /// `envoy.filters.http.buffer`: bytes of a request at most.
     Buffer(u32),
     /// `envoy.filters.http.lua`.
@@ -319,6 +322,8 @@ pub enum RouteFilterConfig {
     StatefulSession(Arc<StatefulSession>),
     /// Limits in place of the filter's.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// Which rate limits a service is asked about.
+    RateLimit(Arc<RateLimitRoute>),
     /// A limit in place of the filter's.
     Buffer(u32),
     /// Policies of its own.

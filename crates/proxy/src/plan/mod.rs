@@ -43,6 +43,7 @@ pub mod network;
 pub mod overload;
 pub mod proxy_protocol;
 pub mod rate_limit;
+pub mod rate_limit_service;
 pub mod rbac;
 pub(crate) mod read;
 pub mod regex;

@@ -17,6 +17,7 @@ mod limits;
 mod logs;
 mod lua;
 mod options;
+mod rate_limit;
 mod reports;
 mod routing;
 mod state;

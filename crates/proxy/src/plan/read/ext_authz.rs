@@ -205,7 +205,7 @@ pub(super) fn network_ext_authz(at: At<'_>, m: &network_pb::ExtAuthz) -> Step<Ne
     })
 }
 
-fn api_version(at: &At<'_>, version: i32) -> Step<()> {
+pub(super) fn api_version(at: &At<'_>, version: i32) -> Step<()> {
     match enumeration(at, "transport_api_version", version)? {
         // What names none means the only one there is.
         core::ApiVersion::V3 | core::ApiVersion::Auto => Ok(()),
@@ -362,7 +362,7 @@ fn header_values(
     })
 }
 
-fn longest(at: At<'_>, m: &prost_types::Duration) -> Step<Option<Duration>> {
+pub(super) fn longest(at: At<'_>, m: &prost_types::Duration) -> Step<Option<Duration>> {
     let time = duration(at, m)?;
     Ok((time > Duration::ZERO).then_some(time))
 }

@@ -36,6 +36,7 @@ use super::{
     health_check::health_check_filter,
     jwt_authn::{self, jwt_authn},
     lua::{lua, lua_per_route},
+    rate_limit_service::{rate_limit_filter, rate_limit_per_route},
     rbac::{http_rbac, http_rbac_per_route},
     route::option,
 };
@@ -154,6 +155,10 @@ fn http_filter(at: At<'_>, m: &hcm::HttpFilter) -> Step<Option<HttpFilter>> {
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit" => {
             let config = filter_config::local_rate_limit(at, &found.decode(&at)?)?;
             HttpFilterConfig::LocalRateLimit(Arc::new(config))
+        }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimit" => {
+            let config = rate_limit_filter(at, &found.decode(&at)?)?;
+            HttpFilterConfig::RateLimit(Arc::new(config))
         }
         "envoy.extensions.filters.http.health_check.v3.HealthCheck" => {
             let config = health_check_filter(at, &found.decode(&at)?)?;
@@ -504,6 +509,10 @@ fn route_filter_config(at: At<'_>, any: &Any) -> Step<Option<RouteFilterConfig>>
             let config = filter_config::local_rate_limit(at, &found.decode(&at)?)?;
             RouteFilterConfig::LocalRateLimit(Arc::new(config))
         }
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute" => {
+            let config = rate_limit_per_route(at, &found.decode(&at)?)?;
+            RouteFilterConfig::RateLimit(Arc::new(config))
+        }
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute" => {
             use buffer_per_route::Override as O;
             let m: BufferPerRoute = found.decode(&at)?;
@@ -546,6 +555,7 @@ fn known(any: &Any) -> bool {
         "envoy.extensions.filters.http.set_filter_state.v3.Config",
         "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
         "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "envoy.extensions.filters.http.ratelimit.v3.RateLimitPerRoute",
         "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
         "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
         "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",

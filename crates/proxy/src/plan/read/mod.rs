@@ -32,6 +32,7 @@ mod network;
 mod outlier;
 mod overload;
 mod rate_limit;
+mod rate_limit_service;
 mod rbac;
 mod retry;
 mod route;
