@@ -152,6 +152,8 @@ macro_rules! live {
 
 #[path = "live/overload.rs"]
 mod overload;
+#[path = "live/rate_limit.rs"]
+mod rate_limit;
 #[path = "live/state.rs"]
 mod state;
 #[path = "live/tcp.rs"]

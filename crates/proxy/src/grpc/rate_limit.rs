@@ -67,7 +67,7 @@ fn limit(limit: &Limit) -> Option<nested::RateLimitOverride> {
     Some(nested::RateLimitOverride {
         requests_per_unit: limit.requests,
         unit: unit.into(),
-        unit_multiplier: None,
+        unit_multiplier: limit.units,
     })
 }
 

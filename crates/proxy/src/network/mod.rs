@@ -8,6 +8,7 @@ mod copy;
 mod ext_authz;
 mod gate;
 mod proxy_tlvs;
+mod rate_limit;
 mod rbac;
 mod tcp_proxy;
 mod tunnel;
@@ -36,6 +37,7 @@ use crate::{
 use ext_authz::NetworkExtAuthz;
 use gate::Gate;
 pub use gate::SharedLimits;
+use rate_limit::NetworkRateLimit;
 use rbac::NetworkRbac;
 pub use tcp_proxy::TcpOutcome;
 use tcp_proxy::TcpProxy;
@@ -58,6 +60,8 @@ pub(crate) struct NetworkChain {
 enum Judge {
     Rbac(NetworkRbac),
     Service(NetworkExtAuthz),
+    /// Counts a connection when it begins, and never again.
+    RateLimit(NetworkRateLimit),
     /// Says nothing, and leaves objects for those that follow.
     State(Arc<ConnectionState>),
 }
@@ -107,6 +111,9 @@ impl NetworkChain {
                 NetworkFilterConfig::ExtAuthz(plan) => {
                     judges.push(Judge::Service(NetworkExtAuthz::new(plan, worker)));
                 }
+                NetworkFilterConfig::RateLimit(plan) => {
+                    judges.push(Judge::RateLimit(NetworkRateLimit::new(plan, worker)));
+                }
                 NetworkFilterConfig::ConnectionLimit(plan) => {
                     gates.push(Gate::connection_limit(plan, worker));
                 }
@@ -142,7 +149,7 @@ impl NetworkChain {
         mut connection: Connection,
         worker: &Rc<Worker>,
     ) -> Option<TcpOutcome> {
-        if let Err(refusal) = self.judge(&mut connection.info, worker).await {
+        if let Err(refusal) = self.judge(&mut connection.info, false, worker).await {
             connection.info.termination_details = Some(refusal.why.into());
             if let Some(delay) = refusal.delay {
                 // Nothing is read meanwhile: the client waits, and does not come back at once.
@@ -206,10 +213,12 @@ pub(crate) struct Refusal {
 }
 
 impl NetworkChain {
-    /// Lets a connection in, or not; what the judges leave for each other and for logs stands in `info`.
+    /// Lets a connection in, or not; what the judges leave for each other and for logs stands in `info`. `again`: it
+    /// has been let in before, by another chain.
     pub(crate) async fn judge(
         &self,
         info: &mut ConnectionInfo,
+        again: bool,
         worker: &Worker,
     ) -> Result<(), Refusal> {
         for judge in &self.judges {
@@ -227,6 +236,14 @@ impl NetworkChain {
                         let why = Cow::Borrowed(why);
                         return Err(Refusal { why, delay: None });
                     }
+                }
+                Judge::RateLimit(_) if again => {}
+                Judge::RateLimit(limit) => {
+                    let judged = Box::pin(limit.judge(info, worker)).await;
+                    judged.map_err(|why| Refusal {
+                        why: Cow::Borrowed(why),
+                        delay: None,
+                    })?;
                 }
             }
         }

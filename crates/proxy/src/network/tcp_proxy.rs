@@ -91,7 +91,7 @@ async fn drained(drain: &Drain, info: &ConnectionInfo, worker: &Rc<Worker>) -> E
             let newest = worker.listeners.newest_chain(info);
             if let Some(chain) = newest.filter(|chain| asks_anew(chain, judged.as_ref(), info)) {
                 let mut again = info.clone();
-                let answer = chain.network(worker).judge(&mut again, worker).await;
+                let answer = chain.network(worker).judge(&mut again, true, worker).await;
                 if let Err(refusal) = answer {
                     return End::Denied(refusal.why, again.response_flag);
                 }

@@ -13,6 +13,7 @@ use super::{
     http::HttpConnectionManager,
     http_filter::{IstioStats, MetadataExchange},
     matcher::Percent,
+    rate_limit_service::NetworkRateLimit,
     rbac::Rbac,
     route::MetadataMatch,
 };
@@ -41,6 +42,8 @@ pub enum NetworkFilterConfig {
     Rbac(Arc<str>, Arc<Rbac>),
     /// Asks a service whether a connection may come in.
     ExtAuthz(Arc<NetworkExtAuthz>),
+    /// Asks a service whether there may be another connection.
+    RateLimit(Arc<NetworkRateLimit>),
     /// Limits how many connections are open.
     ConnectionLimit(Arc<ConnectionLimit>),
     /// Limits how many connections begin in a time.

@@ -48,6 +48,8 @@ pub struct Limit {
     pub requests: u32,
     /// Name of an `envoy.type.v3.RateLimitUnit`.
     pub unit: Arc<str>,
+    /// How many of them, where it is not one.
+    pub units: Option<u32>,
 }
 
 /// `RateLimit.HitsAddend`.
@@ -261,6 +263,7 @@ impl Limit {
             .then(|| Self {
                 requests: requests as u32,
                 unit: unit.into(),
+                units: None,
             })
     }
 }

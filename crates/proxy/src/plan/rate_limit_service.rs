@@ -1,10 +1,15 @@
-//! `envoy.filters.http.ratelimit`: which rate limit service is asked about a request, and what becomes of its answer.
+//! `ratelimit`, HTTP and network: which rate limit service is asked about requests or connections, and what becomes of
+//! its answer.
 
 use std::sync::Arc;
 
 use super::{
-    ext_authz::GrpcCall, filter_config::VirtualHostLimits, header::HeaderAdd, matcher::Fraction,
-    rate_limit::RateLimit,
+    access_log::LogFormat,
+    ext_authz::GrpcCall,
+    filter_config::VirtualHostLimits,
+    header::HeaderAdd,
+    matcher::Fraction,
+    rate_limit::{Limit, RateLimit},
 };
 
 /// `envoy.extensions.filters.http.ratelimit.v3.RateLimit`.
@@ -78,4 +83,32 @@ pub struct RateLimitRoute {
     pub rate_limits: Vec<RateLimit>,
     /// In place of the filter's.
     pub domain: Option<Arc<str>>,
+}
+
+/// `envoy.extensions.filters.network.ratelimit.v3.RateLimit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkRateLimit {
+    /// `ratelimit.<stat_prefix>.` of its stats.
+    pub stat_prefix: Arc<str>,
+    /// Who is asked; its timeout is the filter's, by default 20 ms.
+    pub service: GrpcCall,
+    /// Whose limits they are.
+    pub domain: Arc<str>,
+    /// At least one.
+    pub descriptors: Vec<ConnectionDescriptor>,
+    /// Connections are refused where the service cannot be asked.
+    pub failure_deny: bool,
+}
+
+/// `envoy.extensions.common.ratelimit.v3.RateLimitDescriptor` of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionDescriptor {
+    /// Keys, and what makes the values; at least one.
+    pub entries: Vec<(Arc<str>, LogFormat)>,
+    /// Replaces the service's limit.
+    pub limit: Option<Limit>,
+    /// What a connection counts, where it is not one.
+    pub hits_addend: Option<u64>,
+    /// It is given back instead of taken.
+    pub negative_hits: bool,
 }

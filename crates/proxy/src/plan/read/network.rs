@@ -25,6 +25,7 @@ use super::{
     header::header_add,
     http::{connection_manager, request_id},
     http_filter::istio_stats,
+    rate_limit_service::network_rate_limit,
     rbac::network_rbac,
     route::option,
     route_action::{merged, metadata_match_of},
@@ -105,6 +106,10 @@ fn network_filter(at: At<'_>, m: &pb::Filter) -> Step<Option<NetworkFilter>> {
         "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
             let plan = network_ext_authz(at, &found.decode(&at)?)?;
             NetworkFilterConfig::ExtAuthz(Arc::new(plan))
+        }
+        "envoy.extensions.filters.network.ratelimit.v3.RateLimit" => {
+            let plan = network_rate_limit(at, &found.decode(&at)?)?;
+            NetworkFilterConfig::RateLimit(Arc::new(plan))
         }
         "envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit" => {
             let plan = connection_limit(at, &found.decode(&at)?)?;

@@ -89,6 +89,7 @@ fn limit_override(at: At<'_>, m: &nested::Override) -> Step<LimitOverride> {
             Ok(LimitOverride::Fixed(Limit {
                 requests: m.requests_per_unit,
                 unit: unit.as_str_name().into(),
+                units: None,
             }))
         }
         None => Err(at.error("needs one of dynamic_metadata, rate_limit")),

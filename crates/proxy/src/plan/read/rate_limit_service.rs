@@ -1,11 +1,14 @@
-//! `envoy.filters.http.ratelimit`.
+//! `ratelimit`, HTTP and network.
 
 use std::time::Duration;
 
 use proto::envoy::{
     config::ratelimit::v3::RateLimitServiceConfig,
-    extensions::filters::http::ratelimit::v3 as pb,
-    r#type::v3::{HttpStatus, StatusCode},
+    extensions::{
+        common::ratelimit::v3::RateLimitDescriptor,
+        filters::{http::ratelimit::v3 as pb, network::ratelimit::v3 as network_pb},
+    },
+    r#type::v3::{HttpStatus, RateLimitUnit, StatusCode},
 };
 
 use super::{
@@ -16,11 +19,16 @@ use super::{
     route::option,
 };
 use crate::plan::{
+    access_log::LogFormat,
     error::{At, Step, unsupported},
     ext_authz::GrpcCall,
     filter_config::VirtualHostLimits,
+    format::Template,
     matcher::Fraction,
-    rate_limit_service::{RateLimitFilter, RateLimitRoute, RequestType},
+    rate_limit::{Limit, MOST_HITS},
+    rate_limit_service::{
+        ConnectionDescriptor, NetworkRateLimit, RateLimitFilter, RateLimitRoute, RequestType,
+    },
 };
 
 /// `RateLimit`.
@@ -132,6 +140,70 @@ pub(super) fn rate_limit_per_route(at: At<'_>, m: &pb::RateLimitPerRoute) -> Ste
         },
         rate_limits: own_rate_limits(&at, rate_limits),
         domain: option(domain),
+    })
+}
+
+/// `RateLimit` of connections.
+pub(super) fn network_rate_limit(at: At<'_>, m: &network_pb::RateLimit) -> Step<NetworkRateLimit> {
+    let network_pb::RateLimit {
+        stat_prefix,
+        domain,
+        descriptors,
+        timeout,
+        failure_mode_deny,
+        rate_limit_service,
+    } = m;
+    if descriptors.is_empty() {
+        at.field("descriptors").error("needs at least one");
+    }
+    let service = at.required("rate_limit_service", rate_limit_service, service);
+    let timeout = at.optional("timeout", timeout, longest)?;
+    Ok(NetworkRateLimit {
+        stat_prefix: at.text("stat_prefix", stat_prefix)?,
+        domain: at.text("domain", domain)?,
+        descriptors: at.each("descriptors", descriptors, descriptor),
+        failure_deny: *failure_mode_deny,
+        service: GrpcCall {
+            timeout: timeout.unwrap_or(DEFAULT),
+            ..service?
+        },
+    })
+}
+
+/// `RateLimitDescriptor`; its values are formats, as in Envoy.
+fn descriptor(at: At<'_>, m: &RateLimitDescriptor) -> Step<ConnectionDescriptor> {
+    let RateLimitDescriptor {
+        entries,
+        limit,
+        hits_addend,
+        is_negative_hits,
+    } = m;
+    if entries.is_empty() {
+        at.field("entries").error("needs at least one");
+    }
+    if hits_addend.is_some_and(|hits| hits > MOST_HITS) {
+        at.field("hits_addend")
+            .error(format!("must be at most {MOST_HITS}"));
+    }
+    Ok(ConnectionDescriptor {
+        entries: at.each("entries", entries, |at, m| {
+            let text = at.text("value", &m.value)?;
+            let format = LogFormat::Text {
+                template: Template::parse(&text).map_err(|why| at.field("value").error(why))?,
+                omit_empty_values: false,
+            };
+            Ok((at.text("key", &m.key)?, format))
+        }),
+        limit: at.optional("limit", limit, |at, m| {
+            let unit = enumeration::<RateLimitUnit>(&at, "unit", m.unit)?;
+            Ok(Limit {
+                requests: m.requests_per_unit,
+                unit: unit.as_str_name().into(),
+                units: m.unit_multiplier,
+            })
+        })?,
+        hits_addend: *hits_addend,
+        negative_hits: *is_negative_hits,
     })
 }
 
