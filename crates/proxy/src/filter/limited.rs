@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde_json::Value;
+
 use crate::{
     access_log::{self, format},
     http::{Exchange, RouteRef},
@@ -10,7 +12,7 @@ use crate::{
         cel::Expr,
         filter_config::VirtualHostLimits,
         format::Template,
-        rate_limit::{Descriptor, RateLimit, RateLimitContext},
+        rate_limit::{Descriptor, FORMAT_SWITCH, RateLimit, RateLimitContext},
         route::Action,
     },
     router,
@@ -84,6 +86,11 @@ impl RateLimitContext for Limited<'_, '_> {
 
     fn route_metadata(&self) -> Option<&Metadata> {
         Some(&self.route.route()?.metadata)
+    }
+
+    fn formats_values(&self) -> bool {
+        let switch = self.worker.bootstrap.runtime.get(FORMAT_SWITCH);
+        switch == Some(&Value::Bool(true))
     }
 
     fn format(&self, template: &Template) -> String {

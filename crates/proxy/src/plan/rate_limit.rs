@@ -112,7 +112,7 @@ pub enum RateLimitAction {
         /// Key of the entry.
         key: Arc<str>,
         /// Value of the entry.
-        value: Template,
+        value: DescriptorValue,
         /// Where the value is empty; empty for none.
         default: Arc<str>,
     },
@@ -121,7 +121,7 @@ pub enum RateLimitAction {
         /// Key of the entry.
         key: Arc<str>,
         /// Value of the entry.
-        value: Template,
+        value: DescriptorValue,
         /// Where the value is empty; empty for none.
         default: Arc<str>,
         /// Whether the headers shall match.
@@ -134,7 +134,7 @@ pub enum RateLimitAction {
         /// Key of the entry.
         key: Arc<str>,
         /// Value of the entry.
-        value: Template,
+        value: DescriptorValue,
         /// Where the value is empty; empty for none.
         default: Arc<str>,
         /// Whether the parameters shall match.
@@ -177,6 +177,19 @@ pub enum RateLimitAction {
     },
 }
 
+/// A `descriptor_value`: a format where the switch [`FORMAT_SWITCH`] is on, as in Envoy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DescriptorValue {
+    /// As it is written.
+    pub text: Arc<str>,
+    /// The format, where it is one that says anything else than the text.
+    pub format: Option<Template>,
+}
+
+/// Envoy's runtime switch; off by default.
+pub const FORMAT_SWITCH: &str =
+    "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value";
+
 /// What a limit is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Descriptor {
@@ -202,6 +215,8 @@ pub trait RateLimitContext {
     fn client(&self) -> Option<IpAddr>;
     /// Metadata of the route.
     fn route_metadata(&self) -> Option<&Metadata>;
+    /// Whether [`FORMAT_SWITCH`] is on.
+    fn formats_values(&self) -> bool;
     /// The text of a format.
     fn format(&self, template: &Template) -> String;
     /// The value of an expression as text; `None` where it has none.
@@ -209,7 +224,8 @@ pub trait RateLimitContext {
 }
 
 impl RateLimit {
-    /// The descriptor of a request; `None` where one of the actions has nothing to say.
+    /// The descriptor of a request; `None` where one of the actions has nothing to say. Without entries where all of them
+    /// may be left out and are.
     pub fn descriptor(
         &self,
         request: &(impl RequestView + ?Sized),
@@ -222,9 +238,6 @@ impl RateLimit {
                 Entry::Skip => {}
                 Entry::None => return None,
             }
-        }
-        if descriptor.entries.is_empty() {
-            return None;
         }
         descriptor.limit = match &self.limit {
             None => None,
@@ -274,6 +287,19 @@ enum Entry {
     Skip,
     /// There is no descriptor.
     None,
+}
+
+/// An entry with a value that may be a format.
+fn valued(
+    key: &Arc<str>,
+    value: &DescriptorValue,
+    default: &str,
+    context: &impl RateLimitContext,
+) -> Entry {
+    match &value.format {
+        Some(format) if context.formats_values() => filled(key, format, default, context),
+        _ => Entry::Some(key.clone(), value.text.to_string()),
+    }
 }
 
 /// An entry with a value that a format makes; without one there is no descriptor.
@@ -343,7 +369,7 @@ impl RateLimitAction {
                 key,
                 value,
                 default,
-            } => filled(key, value, default, context),
+            } => valued(key, value, default, context),
             Self::HeaderValueMatch {
                 key,
                 value,
@@ -351,7 +377,7 @@ impl RateLimitAction {
                 expect,
                 headers,
             } => match headers.iter().all(|h| h.matches(request)) == *expect {
-                true => filled(key, value, default, context),
+                true => valued(key, value, default, context),
                 false => Entry::None,
             },
             Self::QueryParameterValueMatch {
@@ -361,7 +387,7 @@ impl RateLimitAction {
                 expect,
                 parameters,
             } => match parameters.iter().all(|p| p.matches(request.path())) == *expect {
-                true => filled(key, value, default, context),
+                true => valued(key, value, default, context),
                 false => Entry::None,
             },
             Self::RemoteAddressMatch {

@@ -141,6 +141,7 @@ fn the_service_is_asked_by_the_descriptors_of_the_route() {
               "hits_addend": { "format": "%REQ(x-cost)%", "is_negative_hits": true } },
             { "actions": [{ "generic_key": { "descriptor_value": "unsaid" } }],
               "hits_addend": { "format": "%REQ(x-none)%" } },
+            { "actions": [{ "request_headers": { "header_name": "x-none", "descriptor_key": "none", "skip_if_absent": true } }] },
         ]);
         let weighted = json!({ "clusters": [{ "name": "a", "weight": 1 }] });
         let routes = route(
@@ -180,6 +181,7 @@ fn the_service_is_asked_by_the_descriptors_of_the_route() {
             "generic_key=wrong",
             "generic_key=many",
             "generic_key=said",
+            "",
         ];
         assert_eq!(entries, wanted);
         let limits: Vec<_> = asked
@@ -192,7 +194,10 @@ fn the_service_is_asked_by_the_descriptors_of_the_route() {
             .collect();
         let none = None;
         let noted = Some((42, "MINUTE"));
-        assert_eq!(limits, [none, Some((7, "HOUR")), noted, none, none, none]);
+        assert_eq!(
+            limits,
+            [none, Some((7, "HOUR")), noted, none, none, none, none]
+        );
         let hits: Vec<_> = asked
             .descriptors
             .iter()
@@ -207,12 +212,90 @@ fn the_service_is_asked_by_the_descriptors_of_the_route() {
                 plain,
                 plain,
                 (Some(5), false),
-                (Some(2), true)
+                (Some(2), true),
+                plain
             ]
         );
         let store = &mesh.server.store;
         assert_eq!(store.number("cluster.a.ratelimit.ok"), 1);
         assert_eq!(store.number("cluster.limits-h2.upstream_rq_200"), 1);
+    });
+}
+
+#[test]
+fn values_of_descriptors_are_formats_where_the_switch_says_so() {
+    run(async {
+        let value = |value: &str| {
+            let filled = json!({ "descriptor_value": value, "default_value": "none" });
+            let matched = |name: &str, matchers: Value| {
+                let mut action = filled.clone();
+                action[name] = matchers;
+                action
+            };
+            let headers = json!([{ "name": "host", "present_match": true }]);
+            let query = json!([{ "name": "q", "string_match": { "exact": "1" } }]);
+            let ranges = json!({ "ranges": [{ "address_prefix": "127.0.0.0", "prefix_len": 8 }] });
+            let actions = [
+                json!({ "generic_key": filled }),
+                json!({ "header_value_match": matched("headers", headers) }),
+                json!({ "query_parameter_value_match": matched("query_parameters", query) }),
+                // This one came later, and is a format in any case.
+                json!({ "remote_address_match": matched("address_matcher", ranges) }),
+            ];
+            let actions = if value == "100%" {
+                &actions[..3]
+            } else {
+                &actions
+            };
+            json!({ "actions": actions })
+        };
+        let limits = json!([
+            value("%REQ(x-user)%"),
+            value("a%%b"),
+            value("%REQ(x-none)%"),
+            value("100%")
+        ]);
+        let routes = route("/", json!({ "rate_limits": limits }), json!({}));
+        let entries = |own: &str, last: &str| {
+            let last = match last {
+                "" => String::new(),
+                last => format!(",remote_address_match={last}"),
+            };
+            format!("generic_key={own},header_match={own},query_match={own}{last}")
+        };
+        for (switch, wanted) in [
+            (
+                "false",
+                [
+                    entries("%REQ(x-user)%", "bob"),
+                    entries("a%%b", "a%b"),
+                    entries("%REQ(x-none)%", "none"),
+                    entries("100%", ""),
+                ],
+            ),
+            (
+                "true",
+                [
+                    entries("bob", "bob"),
+                    entries("a%b", "a%b"),
+                    entries("none", "none"),
+                    entries("100%", ""),
+                ],
+            ),
+        ] {
+            let (service, address) = Service::start(vec![over()]).await;
+            let runtime = format!(
+                "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value: {switch}"
+            );
+            let clusters = [("a", 1), ("limits-h2", address.port())];
+            let filters = filter(json!({}));
+            let mesh = Mesh::with_runtime(&routes, &filters, &runtime, &clusters).await;
+            let answer = mesh
+                .ask("GET /?q=1 HTTP/1.1\r\nHost: h\r\nX-User: bob\r\nConnection: close\r\n\r\n")
+                .await;
+            assert_eq!(status(&answer), 429, "{answer}");
+            assert_eq!(descriptors(&service.seen()[0]), wanted, "{switch}");
+        }
     });
 }
 
@@ -345,7 +428,7 @@ fn what_may_pass_takes_along_what_the_service_says() {
         };
         let told = json!({ "request_headers_to_add": [
             { "header": { "key": "x-tier", "value": "%DYNAMIC_METADATA(envoy.filters.http.ratelimit:tier)%" } },
-            { "header": { "key": "x-own", "value": "%DYNAMIC_METADATA(own:tier)%" } },
+            { "header": { "key": "x-own", "value": "%DYNAMIC_METADATA(own:tier)% %DYNAMIC_METADATA(own:old)%" } },
         ] });
         let routes = route("/", json!({ "rate_limits": [limit("all")] }), told);
         let none = json!({ "default_value": { "numerator": 0 } });
@@ -355,12 +438,20 @@ fn what_may_pass_takes_along_what_the_service_says() {
             (
                 "OVER_LIMIT",
                 json!({ "filter_enforced": none, "metadata_namespace": "own" }),
-                "x-own: high\r\n",
+                "x-own: high kept\r\n",
                 "over_limit",
             ),
         ] {
+            let noted = json!({
+                "@type": format!("{TYPE}.set_metadata.v3.Config"),
+                "metadata": [{ "metadata_namespace": "own", "value": { "old": "kept" } }],
+            });
+            let filters = format!(
+                "      - {{name: noted, typed_config: {noted}}}\n{}",
+                filter(config)
+            );
             let (mesh, _service, origin) =
-                start(vec![passes(code)], &[OK], &filter(config), &routes).await;
+                start(vec![passes(code)], &[OK], &filters, &routes).await;
             let answer = mesh
                 .ask("GET /p HTTP/1.1\r\nHost: h\r\nX-Plan: free\r\nConnection: close\r\n\r\n")
                 .await;
@@ -517,7 +608,7 @@ fn a_client_that_goes_away_takes_its_question_along() {
             json!({}),
         );
         let script = vec![Judge::Hang, fine(), fine()];
-        let filters = filter(json!({ "timeout": "60s" }));
+        let filters = filter(json!({ "timeout": "0s" }));
         let (mesh, service, origin) = start(script, &[OK], &filters, &routes).await;
         let mut stream = mesh.connect().await;
         let request = b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n";

@@ -134,7 +134,7 @@ fn a_local_rate_limit_refuses_what_is_over_it() {
               - actions:
                 - {{remote_address_match: {{descriptor_value: elsewhere, address_matcher: {{ranges: [{{address_prefix: 127.0.0.0, prefix_len: 8}}], invert_match: true}}}}}}
               - actions:
-                - {{generic_key: {{descriptor_value: \"%REQ(x-none)%\", default_value: stood in}}}}
+                - {{generic_key: {{descriptor_value: 100%, default_value: stood in}}}}
             typed_per_filter_config:
               limit: {{{}}}
 {TO_A}",
@@ -147,7 +147,7 @@ fn a_local_rate_limit_refuses_what_is_over_it() {
                 "enable_retry_after_header: true, descriptors: [\
                  {entries: [{key: remote_address_match, value: here}], token_bucket: {max_tokens: 3, fill_interval: 3600s}}, \
                  {entries: [{key: remote_address_match, value: elsewhere}], token_bucket: {max_tokens: 1, fill_interval: 3600s}}, \
-                 {entries: [{key: generic_key, value: stood in}], token_bucket: {max_tokens: 2, fill_interval: 3600s}}]"
+                 {entries: [{key: generic_key, value: 100%}], token_bucket: {max_tokens: 2, fill_interval: 3600s}}]"
             )
         );
         let filters = format!(

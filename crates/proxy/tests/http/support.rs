@@ -55,7 +55,7 @@ impl Mesh {
         clusters: &[(&str, u16)],
         cluster: &str,
     ) -> Mesh {
-        Mesh::make(routes, options, filters, clusters, cluster, "", DRAIN).await
+        Mesh::make(routes, options, filters, clusters, cluster, "", DRAIN, "").await
     }
 
     /// [`Mesh::new`] without filters, and with fields of the router.
@@ -67,7 +67,7 @@ impl Mesh {
     ) -> Mesh {
         // The terminal filter: the one that follows it is left out.
         let filters = format!("      - name: own\n        typed_config: {{{ROUTER}, {router}}}");
-        Mesh::make(routes, options, &filters, clusters, "", "", DRAIN).await
+        Mesh::make(routes, options, &filters, clusters, "", "", DRAIN, "").await
     }
 
     /// [`Mesh::new`] without filters, with a further access log and a drain time that Istio would give.
@@ -79,7 +79,7 @@ impl Mesh {
     ) -> Mesh {
         let log = format!("- {log}");
         let drain = Duration::from_secs(45);
-        Mesh::make(routes, options, "", clusters, "", &log, drain).await
+        Mesh::make(routes, options, "", clusters, "", &log, drain, "").await
     }
 
     /// [`Mesh::with_log`] with filters.
@@ -90,9 +90,25 @@ impl Mesh {
         clusters: &[(&str, u16)],
     ) -> Mesh {
         let log = format!("- {log}");
-        Mesh::make(TO_A, options, filters, clusters, "", &log, DRAIN).await
+        Mesh::make(TO_A, options, filters, clusters, "", &log, DRAIN, "").await
     }
 
+    /// [`Mesh::new`] without options, and with members of a static runtime layer.
+    pub(crate) async fn with_runtime(
+        routes: &str,
+        filters: &str,
+        runtime: &str,
+        clusters: &[(&str, u16)],
+    ) -> Mesh {
+        let layer =
+            format!("layered_runtime: {{layers: [{{name: s, static_layer: {{{runtime}}}}}]}}");
+        Mesh::make(routes, "", filters, clusters, "", "", DRAIN, &layer).await
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each test says one or two of them"
+    )]
     async fn make(
         routes: &str,
         options: &str,
@@ -101,6 +117,7 @@ impl Mesh {
         cluster: &str,
         further: &str,
         drain_time: Duration,
+        bootstrap: &str,
     ) -> Mesh {
         let log = tempfile::tempdir().unwrap();
         let path = log.path().join("access.log");
@@ -140,7 +157,11 @@ filter_chains:
                 format!("      - name: router\n        typed_config: {{{ROUTER}}}")
             },
         );
-        let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default()).unwrap();
+        let bootstrap = match bootstrap {
+            "" => config::bootstrap::v3::Bootstrap::default(),
+            yaml => message(yaml),
+        };
+        let bootstrap = Bootstrap::try_from(&bootstrap).unwrap();
         let clock = Clock::manual(UNIX_EPOCH + Duration::from_secs(NOW));
         let settings = Options {
             concurrency: 1,

@@ -16,7 +16,8 @@ use crate::plan::{
     error::{At, Step},
     format::{Part, Template},
     rate_limit::{
-        HitsAddend, Limit, LimitOverride, MOST_HITS, MetadataKey, RateLimit, RateLimitAction,
+        DescriptorValue, HitsAddend, Limit, LimitOverride, MOST_HITS, MetadataKey, RateLimit,
+        RateLimitAction,
     },
 };
 
@@ -158,7 +159,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             let at = at.field("generic_key");
             RateLimitAction::GenericKey {
                 key: or(&m.descriptor_key, "generic_key"),
-                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                value: value(&at, "descriptor_value", &m.descriptor_value)?,
                 default: m.default_value.as_str().into(),
             }
         }
@@ -166,7 +167,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             let at = at.field("header_value_match");
             RateLimitAction::HeaderValueMatch {
                 key: or(&m.descriptor_key, "header_match"),
-                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                value: value(&at, "descriptor_value", &m.descriptor_value)?,
                 default: m.default_value.as_str().into(),
                 expect: m.expect_match.unwrap_or(true),
                 headers: at.each("headers", &m.headers, header_matcher),
@@ -176,7 +177,7 @@ fn action(at: At<'_>, m: &nested::Action) -> Step<RateLimitAction> {
             let at = at.field("query_parameter_value_match");
             RateLimitAction::QueryParameterValueMatch {
                 key: or(&m.descriptor_key, "query_match"),
-                value: template(&at, "descriptor_value", &m.descriptor_value)?,
+                value: value(&at, "descriptor_value", &m.descriptor_value)?,
                 default: m.default_value.as_str().into(),
                 expect: m.expect_match.unwrap_or(true),
                 parameters: at.each("query_parameters", &m.query_parameters, query_matcher),
@@ -244,6 +245,16 @@ fn expression(at: &At<'_>, m: &expr::Descriptor) -> Step<RateLimitAction> {
         key: at.text("descriptor_key", &m.descriptor_key)?,
         expression: Box::new(parsed),
         skip_if_error: m.skip_if_error,
+    })
+}
+
+/// A text that only a switch makes a format: where it is none, it stands as it is in any case.
+fn value(at: &At<'_>, field: &str, text: &str) -> Step<DescriptorValue> {
+    let text = at.text(field, text)?;
+    let format = Template::parse(&text).ok();
+    Ok(DescriptorValue {
+        format: format.filter(|format| format.as_literal() != Some(&*text)),
+        text,
     })
 }
 
