@@ -26,7 +26,7 @@ live! {
         let limit = |more: &str| format!(
             ", stat_prefix: {more}, rate_limit_service: {{transport_api_version: V3, grpc_service: {{envoy_grpc: {{cluster_name: limits}}}}}}, domain: d, descriptors: [\
              {{entries: [{{key: ip, value: '%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%'}}, {{key: sni, value: 'is %REQUESTED_SERVER_NAME%'}}], \
-             limit: {{requests_per_unit: 3, unit: MINUTE, unit_multiplier: 5}}, hits_addend: 2, is_negative_hits: true}}, {{entries: [{{key: all, value: '1'}}]}}]"
+             limit: {{requests_per_unit: 3, unit: MINUTE, unit_multiplier: 5}}, hits_addend: 2, is_negative_hits: true}}, {{entries: [{{key: all}}]}}]"
         );
         let port = origin("a").await;
         let (name, config) = tcp_proxy("a", &logged);
@@ -69,6 +69,7 @@ live! {
         let limit = first.limit.expect("a limit");
         assert_eq!((limit.requests_per_unit, limit.unit().as_str_name(), limit.unit_multiplier), (3, "MINUTE", Some(5)));
         assert_eq!((first.hits_addend, first.is_negative_hits), (Some(2), true));
+        assert_eq!(asked.descriptors[1].entries[0].value, "");
         stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
         server.shut_down();
         let lines = std::fs::read_to_string(&log).expect("it was written");
@@ -149,9 +150,9 @@ fn a_rate_limit_of_connections_names_what_is_wrong() {
         ),
         (
             format!(
-                "{service}, stat_prefix: p, domain: d, descriptors: [{{entries: [{{key: k}}]}}]"
+                "{service}, stat_prefix: p, domain: d, descriptors: [{{entries: [{{value: v}}]}}]"
             ),
-            "entries[0].value: is required",
+            "entries[0].key: is required",
         ),
         (
             format!(

@@ -187,9 +187,8 @@ fn descriptor(at: At<'_>, m: &RateLimitDescriptor) -> Step<ConnectionDescriptor>
     }
     Ok(ConnectionDescriptor {
         entries: at.each("entries", entries, |at, m| {
-            let text = at.text("value", &m.value)?;
             let format = LogFormat::Text {
-                template: Template::parse(&text).map_err(|why| at.field("value").error(why))?,
+                template: Template::parse(&m.value).map_err(|why| at.field("value").error(why))?,
                 omit_empty_values: false,
             };
             Ok((at.text("key", &m.key)?, format))
