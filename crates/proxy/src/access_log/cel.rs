@@ -310,7 +310,7 @@ fn attribute<'v>(attribute: Attribute, exchange: &'v Exchange<'_>) -> Option<Val
         A::UpstreamTlsVersion => text(upstream.tls.as_ref()?.version),
         A::UpstreamFailure => text(&upstream.failure),
         A::UpstreamAttempts => number(upstream.attempts.into()),
-        A::ClusterName => text(upstream.cluster_name.as_deref()?),
+        A::ClusterName => text(upstream.cluster_name()?),
         A::RouteName => text(&exchange.route.route()?.name),
         A::FilterChainName => text(&connection.chain.as_ref()?.name),
         A::Metadata => Some(Value::Metadata(exchange)),

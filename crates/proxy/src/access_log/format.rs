@@ -345,9 +345,9 @@ fn value(
         }
         Op::UpstreamCluster => match &upstream.cluster {
             Some(cluster) => not_empty(cluster.stat_name(), out),
-            None => text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out),
+            None => text_of(upstream.cluster_name().map(str::as_bytes), out),
         },
-        Op::UpstreamClusterRaw => text_of(upstream.cluster_name.as_deref().map(str::as_bytes), out),
+        Op::UpstreamClusterRaw => text_of(upstream.cluster_name().map(str::as_bytes), out),
         Op::UpstreamLocalAddress(part) => address(upstream.local, *part, out),
         Op::UpstreamRequestAttemptCount => number(upstream.attempts.into(), out),
         Op::UpstreamTransportFailureReason => not_empty(&upstream.failure, out),

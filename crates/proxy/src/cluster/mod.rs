@@ -269,7 +269,7 @@ impl Clusters {
     pub(crate) fn upsert(&self, entry: Arc<ClusterEntry>) {
         let mut slots = self.slots.borrow_mut();
         if let Some(Slot::Live(live)) = slots.get(&entry.plan.name)
-            && live.plan == *entry.plan.plan()
+            && *live.plan == *entry.plan.plan()
         {
             live.set_hosts(entry.hosts().clone());
             return;
@@ -320,11 +320,15 @@ impl Clusters {
     }
 }
 
+/// The plan of a cluster, counted for one worker alone: each request keeps it twice, which would else be exclusive access
+/// to memory that all workers write.
+pub type LocalPlan = Rc<Arc<Plan>>;
+
 /// A cluster as one worker sees it.
 #[derive(Debug)]
 pub struct Cluster {
     /// What the configuration says.
-    pub plan: Arc<Plan>,
+    pub plan: LocalPlan,
     hosts: RefCell<Arc<HostSet>>,
     shared: Arc<ClusterShared>,
     on_demand_hosts: RefCell<HashMap<SocketAddr, Arc<Host>>>,
@@ -349,7 +353,7 @@ impl Cluster {
             .scope(&format!("cluster.{}.", entry.plan.stat_name()));
         entry.shared().touched.store(true, Relaxed);
         let cluster = Self {
-            plan: entry.plan.plan().clone(),
+            plan: Rc::new(entry.plan.plan().clone()),
             tls: Rc::new(Upstreams::new(clusters.shared.clone(), &scope)),
             hosts: RefCell::default(),
             shared: entry.shared().clone(),

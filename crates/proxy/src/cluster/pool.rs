@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    LocalPlan,
     connect::{Account, Established, Upstream, connect},
     error::UpstreamError,
     host::Host,
@@ -98,7 +99,7 @@ pub struct Http1 {
 struct Lease {
     /// Nowhere once the books of the connection are kept by somebody else.
     pool: Weak<HostPool>,
-    plan: Arc<Plan>,
+    plan: LocalPlan,
     stats: Rc<ClusterStats>,
     uses: u32,
     reused: bool,
@@ -107,7 +108,7 @@ struct Lease {
 /// What one acquisition needs to know.
 #[derive(Clone, Copy)]
 pub(crate) struct Acquire<'a> {
-    pub(crate) plan: &'a Arc<Plan>,
+    pub(crate) plan: &'a LocalPlan,
     pub(crate) stats: &'a Rc<ClusterStats>,
     pub(crate) breaker: &'a BreakerShared,
     pub(crate) thresholds: &'a Thresholds,

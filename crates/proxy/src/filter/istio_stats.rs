@@ -214,11 +214,7 @@ impl IstioStatsFilter {
             false => exchange.request.authority(),
         };
         let route = exchange.route.route().map_or("", |route| &*route.name);
-        let cluster = exchange
-            .upstream
-            .cluster_name
-            .as_deref()
-            .unwrap_or_default();
+        let cluster = exchange.upstream.cluster_name().unwrap_or_default();
         let name = match (route, cluster) {
             ("allow_any", _) | (_, "PassthroughCluster") => "PassthroughCluster",
             ("block_all", _) | (_, "BlackHoleCluster") => "BlackHoleCluster",

@@ -161,7 +161,7 @@ fn common(plan: &GrpcLog, exchange: &Exchange<'_>) -> AccessLogCommon {
             _ => None,
         }),
         upstream_local_address: upstream.local.map(address),
-        upstream_cluster: upstream.cluster_name.as_deref().unwrap_or_default().into(),
+        upstream_cluster: upstream.cluster_name().unwrap_or_default().into(),
         response_flags: (!exchange.flags.is_empty()).then(|| response_flags(exchange)),
         metadata: (!exchange.dynamic_metadata.is_empty()).then(|| {
             let each = exchange.dynamic_metadata.iter();

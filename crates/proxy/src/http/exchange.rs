@@ -15,12 +15,12 @@ use tls::session::Session;
 
 use super::Flags;
 use crate::{
-    cluster::{Established, Host},
+    cluster::{Established, Host, LocalPlan},
     filter::FilterData,
     filter_state::FilterState,
     listener::{ConnectionInfo, UpstreamSource},
     plan::{
-        Cluster, Route, RouteConfiguration, VirtualHost,
+        Route, RouteConfiguration, VirtualHost,
         filter_state::ObjectKind,
         matcher_tree::PeerName,
         route::{Action, RouteAction},
@@ -108,10 +108,10 @@ pub(super) type Tried = SmallVec<[Arc<Host>; 2]>;
 /// What happened upstream.
 #[derive(Debug, Default)]
 pub struct UpstreamInfo {
-    /// The cluster's name, whether it exists or not.
-    pub cluster_name: Option<Arc<str>>,
+    /// The name that the route has, where it is not the cluster's: there is none, or the named one is an aggregate.
+    pub named: Option<Arc<str>>,
     /// The cluster.
-    pub cluster: Option<Arc<Cluster>>,
+    pub cluster: Option<LocalPlan>,
     /// The host of the last attempt.
     pub host: Option<Arc<Host>>,
     /// The hosts of all attempts, in order.
@@ -137,6 +137,14 @@ pub struct UpstreamInfo {
     pub failure: String,
     /// From the head of the last attempt to the first byte of the response.
     pub response_time: Option<Duration>,
+}
+
+impl UpstreamInfo {
+    /// The name of the cluster that was wanted, whether it exists or not.
+    pub fn cluster_name(&self) -> Option<&str> {
+        let own = self.cluster.as_ref().map(|cluster| &cluster.name);
+        self.named.as_ref().or(own).map(|name| &**name)
+    }
 }
 
 /// How the two connections ended, in Envoy's words.

@@ -335,7 +335,7 @@ fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64)
         exchange.set_state(DOWNSTREAM_PEER.into(), Value::clone(peer));
     }
     if let Some(tcp) = tcp {
-        exchange.upstream.cluster_name = tcp.cluster_name.clone();
+        exchange.upstream.named = tcp.named.clone();
         exchange.upstream.cluster = tcp.cluster.clone();
         exchange.upstream.host = tcp.host.clone();
         exchange.upstream.local = tcp.upstream_local;

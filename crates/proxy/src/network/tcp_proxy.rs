@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     access_log::Logger,
-    cluster::{Cluster, Established, Host, LbContext, UpstreamError, shared_hash},
+    cluster::{Cluster, Established, Host, LbContext, LocalPlan, UpstreamError, shared_hash},
     filter::{IstioTcpStats, TcpReport},
     filter_state,
     http::CloseTypes,
@@ -131,10 +131,10 @@ const DENIED_INTERVAL: Duration = Duration::from_secs(1);
 /// How a proxied connection went, for logs and metrics.
 #[derive(Clone, Debug, Default)]
 pub struct TcpOutcome {
-    /// The cluster that was chosen, whether it exists or not.
-    pub cluster_name: Option<Arc<str>>,
-    /// The cluster.
-    pub cluster: Option<Arc<plan::Cluster>>,
+    /// Its name, where it is not the cluster's: there is none, or the named one is an aggregate.
+    pub named: Option<Arc<str>>,
+    /// The cluster that was chosen.
+    pub cluster: Option<LocalPlan>,
     /// The host that was chosen.
     pub host: Option<Arc<Host>>,
     /// Connections tried.
@@ -366,12 +366,13 @@ impl TcpProxy {
         outcome: &mut TcpOutcome,
         worker: &Rc<Worker>,
     ) {
-        outcome.cluster_name = Some(name.clone());
         let Some(cluster) = worker.clusters.find(&name) else {
+            outcome.named = Some(name);
             self.stats.downstream_cx_no_route().inc();
             outcome.response_flags.push("NC");
             return;
         };
+        outcome.named = (name != cluster.plan.name).then_some(name);
         outcome.cluster = Some(cluster.plan.clone());
         let connected = self.connect(&cluster, wanted, info, outcome, worker).await;
         let Connected {

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc, time::
 use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
 use serde_json::Value;
 
-use super::{cluster_name, draw, headers, https_redirect, redirect, rewrite};
+use super::{draw, headers, https_redirect, redirect, rewrite, route_cluster};
 use crate::{
     http::{Exchange, LocalReply, RouteRef},
     listener::ConnectionInfo,
@@ -141,7 +141,8 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
         Some((virtual_host, route)) => match &route.action {
             Action::Route(action) => {
                 draw(&mut exchange, || request.random);
-                outcome.cluster = cluster_name(action, &exchange).to_string();
+                let cluster = route_cluster(&exchange.route, &exchange.request);
+                outcome.cluster = cluster.unwrap_or_default().to_owned();
                 outcome.timeout = action.timeout;
                 headers::request(&mut exchange);
                 rewrite::request(&mut exchange, true);

@@ -11,7 +11,7 @@ pub(crate) mod rewrite;
 pub(crate) mod strict;
 pub(crate) mod timeout;
 
-use std::{rc::Rc, sync::Arc};
+use std::rc::Rc;
 
 use outrigger_http::RequestHead;
 
@@ -67,7 +67,7 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         }
     };
     let weighted = exchange.route.weighted;
-    let name = cluster_name(action, exchange);
+    let name = route_cluster(&exchange.route, &exchange.request).unwrap_or_default();
     let missing = action.cluster_not_found_status;
     let auto_host = action.host_rewrite == HostRewrite::Auto;
     let priority = match action.priority {
@@ -79,8 +79,12 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         hash::new_cookie(&action.hash_policy, exchange, exchange.random).map(|(_, hash)| hash)
     });
     let metadata_match = metadata_match(action, weighted);
-    let found = worker.clusters.find(&name);
-    exchange.upstream.cluster_name = Some(name);
+    let found = worker.clusters.find(name);
+    let is_own = found
+        .as_ref()
+        .is_some_and(|found| *found.plan.name == *name);
+    let named = (!is_own).then(|| name.into());
+    exchange.upstream.named = named;
     let Some(cluster) = found else {
         return Err(LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND));
     };
@@ -133,17 +137,6 @@ fn drawn(
         .clusters
         .iter()
         .position(|entry| std::ptr::eq(entry, picked))
-}
-
-/// The cluster that a route names for this request; of weighted ones the drawn.
-fn cluster_name(action: &RouteAction, exchange: &Exchange<'_>) -> Arc<str> {
-    match &action.cluster {
-        ClusterSpecifier::Cluster(name) => name.clone(),
-        _ => {
-            let named = route_cluster(&exchange.route, &exchange.request);
-            named.unwrap_or_default().into()
-        }
-    }
 }
 
 /// The cluster that a request's route names, where it names one.

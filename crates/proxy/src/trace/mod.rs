@@ -100,7 +100,7 @@ impl Tracer {
             let name = match &tracing.upstream_operation {
                 Some(template) => filled(template, exchange),
                 None => {
-                    let cluster = exchange.upstream.cluster_name.as_deref();
+                    let cluster = exchange.upstream.cluster_name();
                     format!("router {} egress", cluster.unwrap_or_default())
                 }
             };

@@ -151,9 +151,9 @@ fn outcome(exchange: &Exchange<'_>, tags: &mut Tags) -> bool {
             false => flags.join(","),
         },
     );
-    if let Some(cluster) = &exchange.upstream.cluster_name {
-        tags.add("upstream_cluster", &**cluster);
-        tags.add("upstream_cluster.name", &**cluster);
+    if let Some(cluster) = exchange.upstream.cluster_name() {
+        tags.add("upstream_cluster", cluster);
+        tags.add("upstream_cluster.name", cluster);
     }
     if let Some(host) = &exchange.upstream.host {
         tags.add("upstream_address", host.address.to_string());
