@@ -160,7 +160,11 @@ struct HeaderValue {
 struct DynamicMetadata {
     #[serde(alias = "metadataNamespace")]
     metadata_namespace: String,
-    value: Value,
+    #[serde(default)]
+    value: Option<Value>,
+    /// Nothing that a test sees reads typed metadata, in Envoy's tool either.
+    #[serde(alias = "typedValue", default, rename = "typed_value")]
+    _typed_value: Option<Value>,
     #[serde(alias = "allowOverwrite", default)]
     allow_overwrite: bool,
 }
@@ -237,11 +241,13 @@ impl ValidationInput {
         if method.len() < 3 {
             bail!("input.method: must have at least three letters");
         }
-        let random = match self.random_value {
+        let random: u64 = match self.random_value {
             Number::Absent => 0,
             Number::Whole(number) => number,
             Number::Text(text) => text.parse().context("input.random_value")?,
         };
+        // Of a larger number Envoy's tool keeps the lower 32 bits, the highest of them as the sign.
+        let random = i64::from(random as u32 as i32) as u64;
         let headers = |list: Vec<HeaderValue>| {
             list.into_iter()
                 .map(|h| (h.key.to_ascii_lowercase(), h.value))
@@ -249,12 +255,16 @@ impl ValidationInput {
         };
         let mut metadata: BTreeMap<String, Value> = BTreeMap::new();
         for entry in self.dynamic_metadata {
+            if entry.metadata_namespace.is_empty() {
+                bail!("input.dynamic_metadata: metadata_namespace must not be empty");
+            }
+            let Some(value) = entry.value else { continue };
             match metadata.get_mut(&entry.metadata_namespace) {
-                Some(known) if entry.allow_overwrite => merge(known, entry.value),
+                Some(known) if entry.allow_overwrite => merge(known, value),
                 // As the filter does: what is there stays.
                 Some(_) => {}
                 None => {
-                    metadata.insert(entry.metadata_namespace, entry.value);
+                    metadata.insert(entry.metadata_namespace, value);
                 }
             }
         }
@@ -273,7 +283,7 @@ impl ValidationInput {
     }
 }
 
-/// Members of both; those of the second win.
+/// Members of both; those of the second win, but lists are joined.
 fn merge(known: &mut Value, new: Value) {
     match (known, new) {
         (Value::Object(known), Value::Object(new)) => {
@@ -281,6 +291,7 @@ fn merge(known: &mut Value, new: Value) {
                 merge(known.entry(key).or_insert(Value::Null), value);
             }
         }
+        (Value::Array(known), Value::Array(new)) => known.extend(new),
         (known, new) => *known = new,
     }
 }

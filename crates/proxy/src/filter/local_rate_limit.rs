@@ -83,20 +83,14 @@ impl Filter for LocalRateLimitFilter {
         stats.rate_limited().inc();
         tell(&config, &used, exchange);
         if !config.enforced.hits(worker.random.bits()) {
-            for add in &config.request_headers {
-                let value = headers::value(add, exchange, None);
-                headers::add_one(add, value, &mut exchange.request.headers);
-            }
+            headers::add_to_request(&config.request_headers, exchange);
             return Step::Continue;
         }
         stats.enforced().inc();
         let mut reply = LocalReply::new(config.status, "local_rate_limited", "local_rate_limited")
             .flag(Flags::RATE_LIMITED);
         let mut added = Headers::new();
-        for add in &config.response_headers {
-            let value = headers::value(add, exchange, Some(&added));
-            headers::add_one(add, value, &mut added);
-        }
+        headers::add(&config.response_headers, exchange, &mut added);
         if config.retry_after && config.status == 429 && !added.contains("retry-after") {
             added.set("retry-after", used.bucket.reset().max(1).to_string());
         }

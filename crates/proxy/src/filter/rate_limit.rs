@@ -221,10 +221,7 @@ impl RateLimitFilter {
     /// A request over the limit.
     fn refuse(&self, exchange: &Exchange<'_>, verdict: &Verdict, added: Headers) -> LocalReply {
         let mut added = added;
-        for add in &self.plan.response_headers {
-            let value = router::headers::value(add, exchange, Some(&added));
-            router::headers::add_one(add, value, &mut added);
-        }
+        router::headers::add(&self.plan.response_headers, exchange, &mut added);
         if self.plan.retry_after
             && self.plan.status == 429
             && let Some(seconds) = headers::retry_after(&verdict.statuses)

@@ -180,8 +180,7 @@ impl Forward<'_, '_, '_, '_> {
     /// The request as the upstream gets it.
     fn prepare_request(&mut self) {
         let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
-        router::headers::request(self.exchange);
-        rewrite::request(self.exchange, envoy);
+        // Before the route's operations, which may see it and take it off.
         if envoy && let Some(expected) = self.timeouts.expected() {
             let mut text = itoa::Buffer::new();
             let text = text.format(expected);
@@ -190,6 +189,8 @@ impl Forward<'_, '_, '_, '_> {
                 .headers
                 .set("x-envoy-expected-rq-timeout-ms", text);
         }
+        router::headers::request(self.exchange);
+        rewrite::request(self.exchange, envoy);
         let decorator = self
             .exchange
             .route

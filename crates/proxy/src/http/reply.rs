@@ -91,10 +91,7 @@ impl LocalReply {
             .iter()
             .find(|mapper| crate::access_log::passes(&mapper.filter, exchange, exchange.random));
         if let Some(mapper) = mapper {
-            for add in &mapper.headers_to_add {
-                let value = headers::value(add, exchange, Some(&self.headers));
-                headers::add_one(add, value, &mut self.headers);
-            }
+            headers::add(&mapper.headers_to_add, exchange, &mut self.headers);
             if let Some(status) = mapper.status {
                 self.status = status;
                 exchange.response = Some(ResponseHead::new(status));

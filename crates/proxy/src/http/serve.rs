@@ -239,7 +239,8 @@ async fn filtered(
             resolve(cx, exchange);
         }
     }
-    let target = match router::target(exchange, cx.worker) {
+    let envoy_headers = !cx.filters(exchange).router.suppress_envoy_headers;
+    let target = match router::target(exchange, cx.worker, envoy_headers) {
         Ok(target) => target,
         Err(reply) => {
             count(cx, exchange, &reply);

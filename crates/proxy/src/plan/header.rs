@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::format::Template;
 
-/// Operations on one header block: removals come after additions, as in Envoy.
+/// Operations on one header block, in Envoy's order: removals, then what replaces a header, then what comes beside one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeaderMutations {
     /// In order.

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
-use outrigger_http::{Headers, Method, RequestHead, ResponseHead, Version};
+use outrigger_http::{Headers, Method, RequestHead, Version};
 use serde_json::Value;
 
 use super::{draw, headers, https_redirect, redirect, rewrite, route_cluster};
@@ -14,7 +14,6 @@ use crate::{
     listener::ConnectionInfo,
     plan::{
         Listener, Metadata, RouteConfiguration,
-        local_reply::LocalReplyConfig,
         matcher::RuntimeFraction,
         route::{Action, Redirect, RedirectPath, RedirectScheme, RequireTls, VirtualHost},
         route_match::{RequestView, RouteOutcome},
@@ -135,7 +134,7 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
     let reply = match reference.get() {
         None if reference.tls_redirect => {
             outcome.redirect = https_redirect(&exchange.request);
-            Some(LocalReply::new(301, "", "").header("location", &outcome.redirect))
+            Some(Reply::to(301, &outcome.redirect))
         }
         None => None,
         Some((virtual_host, route)) => match &route.action {
@@ -152,15 +151,17 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
             }
             Action::Redirect(to) => {
                 outcome.redirect = redirect::location(to, &route.matches, &exchange);
-                Some(LocalReply::new(to.status, "", "").header("location", &outcome.redirect))
+                redirect::rewrite(&mut exchange, true);
+                Some(Reply::to(to.status, &outcome.redirect))
             }
             Action::DirectResponse(direct) => {
                 outcome.redirect = redirect::location(&STAYS, &route.matches, &exchange);
                 let reply = LocalReply::new(direct.status, "", "").body(direct.body.clone());
-                Some(match &direct.body_format {
+                let reply = match &direct.body_format {
                     Some(format) => reply.formatted(format, &mut exchange),
                     None => reply,
-                })
+                };
+                Some(Reply::of(reply))
             }
             // A filter answers; the route has its part in it like one that forwards.
             Action::NonForwarding => {
@@ -173,16 +174,15 @@ pub fn check(routes: &Arc<RouteConfiguration>, request: &Request) -> Result<Outc
     };
     if let Some(reply) = reply {
         outcome.code = reply.status;
-        let config = LocalReplyConfig::default();
-        let (head, _): (ResponseHead, _) = match reference.route().is_some() {
-            true => reply.render_routed(&mut exchange, &config),
-            false => reply.render(&mut exchange, &config),
-        };
-        for (name, value) in head.headers.iter() {
+        for (name, value) in reply.headers.iter() {
             response.append(name, value);
         }
         let mut status = itoa::Buffer::new();
         response.set(":status", status.format(outcome.code));
+        // A virtual host that wants TLS has no route for its redirect.
+        if reference.route().is_some() {
+            headers::response(&exchange, &mut response);
+        }
     }
     outcome.place = exchange.route.numbers().map(|(virtual_host, route)| Place {
         virtual_host,
@@ -203,6 +203,36 @@ impl Outcome {
         name.clone_into(&mut self.virtual_cluster);
         exchange.request.path().clone_into(&mut self.path);
         exchange.request.authority().clone_into(&mut self.host);
+    }
+}
+
+/// A reply of our own, before the route's operations: Envoy's tool applies them to the finished reply, so that they find
+/// its type and length; live traffic has them before those. It makes no gRPC form of a reply either.
+struct Reply {
+    status: u16,
+    headers: Headers,
+}
+
+impl Reply {
+    /// A redirect.
+    fn to(status: u16, location: &str) -> Self {
+        let mut headers = Headers::new();
+        headers.set("location", location);
+        Reply { status, headers }
+    }
+
+    /// A direct response.
+    fn of(reply: LocalReply) -> Self {
+        let mut headers = reply.headers;
+        if !reply.body.is_empty() {
+            let mut length = itoa::Buffer::new();
+            headers.set("content-length", length.format(reply.body.len()));
+            headers.set_if_absent("content-type", "text/plain");
+        }
+        Reply {
+            status: reply.status,
+            headers,
+        }
     }
 }
 

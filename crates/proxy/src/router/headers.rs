@@ -18,30 +18,59 @@ enum Side {
     Response,
 }
 
-/// Applies the operations on the request that is in `exchange`.
+/// Applies the operations on the request that is in `exchange`, and gives it the host of the weighted cluster, which the
+/// operations of the other levels see.
 pub(crate) fn request(exchange: &mut Exchange<'_>) {
     let mut any = false;
     each(&exchange.route, Side::Request, |_| any = true);
-    if !any {
+    let host = weighted(&exchange.route).and_then(|entry| entry.host_rewrite.clone());
+    if !any && host.is_none() {
         return;
     }
     let route = exchange.route.clone();
+    let own = weighted(&route).map(|entry| &entry.headers.request);
+    if let Some(mutations) = own {
+        request_level(mutations, exchange);
+    }
+    if let Some(host) = host.filter(|host| !host.is_empty()) {
+        exchange.request.set_authority(&host);
+    }
     each(&route, Side::Request, |mutations| {
-        let added = values(mutations, exchange, None);
-        apply(mutations, added, &mut exchange.request.headers);
+        if !own.is_some_and(|own| std::ptr::eq(own, mutations)) {
+            request_level(mutations, exchange);
+        }
     });
+}
+
+fn request_level(mutations: &HeaderMutations, exchange: &mut Exchange<'_>) {
+    remove(mutations, &mut exchange.request.headers);
+    let headers = &exchange.request.headers;
+    let added = values(&mutations.add, exchange, None, headers);
+    put(added, &mut exchange.request.headers);
 }
 
 /// Applies the operations on a response.
 pub(crate) fn response(exchange: &Exchange<'_>, headers: &mut Headers) {
     each(&exchange.route, Side::Response, |mutations| {
-        let added = values(mutations, exchange, Some(headers));
-        apply(mutations, added, headers);
+        remove(mutations, headers);
+        add(&mutations.add, exchange, headers);
     });
 }
 
-/// The levels in their order: weighted cluster, route, virtual host, configuration, so that the
-/// last has the last word; the other way round where the configuration says so.
+/// Adds headers to those of a reply.
+pub(crate) fn add(adds: &[HeaderAdd], exchange: &Exchange<'_>, headers: &mut Headers) {
+    let added = values(adds, exchange, Some(headers), headers);
+    put(added, headers);
+}
+
+/// Adds headers to the request.
+pub(crate) fn add_to_request(adds: &[HeaderAdd], exchange: &mut Exchange<'_>) {
+    let added = values(adds, exchange, None, &exchange.request.headers);
+    put(added, &mut exchange.request.headers);
+}
+
+/// The levels in their order: the weighted cluster always first; then route, virtual host, configuration, so that the
+/// last has the last word; these the other way round where the configuration says so.
 fn each(route: &crate::http::RouteRef, side: Side, mut apply: impl FnMut(&HeaderMutations)) {
     let weighted = weighted(route).map(|entry| &entry.headers);
     let (virtual_host, at) = match route.get() {
@@ -54,7 +83,7 @@ fn each(route: &crate::http::RouteRef, side: Side, mut apply: impl FnMut(&Header
         .configuration()
         .is_some_and(|routes| routes.most_specific_header_mutations_wins)
     {
-        levels.reverse();
+        levels[1..].reverse();
     }
     for operations in levels.into_iter().flatten() {
         let mutations = match side {
@@ -159,23 +188,44 @@ pub(crate) fn value(
     value
 }
 
-fn values(
-    mutations: &HeaderMutations,
+/// The headers of a level that are to be added: values and conditions know the message as the removals left it, none of
+/// them what another adds.
+pub(crate) fn values<'m>(
+    adds: &'m [HeaderAdd],
     exchange: &Exchange<'_>,
     response: Option<&Headers>,
-) -> Vec<Vec<u8>> {
-    mutations
-        .add
-        .iter()
-        .map(|add| value(add, exchange, response))
+    headers: &Headers,
+) -> Vec<(&'m HeaderAdd, Vec<u8>)> {
+    let wanted = adds.iter().filter(|add| match add.action {
+        AppendAction::AddIfAbsent => !headers.contains(&add.name),
+        AppendAction::OverwriteIfExists => headers.contains(&add.name),
+        AppendAction::AppendIfExistsOrAdd | AppendAction::OverwriteIfExistsOrAdd => true,
+    });
+    wanted
+        .map(|add| (add, value(add, exchange, response)))
+        .filter(|(add, value)| !value.is_empty() || add.keep_empty_value)
         .collect()
 }
 
-fn apply(mutations: &HeaderMutations, values: Vec<Vec<u8>>, headers: &mut Headers) {
-    for (add, value) in mutations.add.iter().zip(values) {
-        add_one(add, value, headers);
-    }
+/// Removals come first.
+fn remove(mutations: &HeaderMutations, headers: &mut Headers) {
     for name in &mutations.remove {
         headers.remove(name);
+    }
+}
+
+/// First those that replace what is there, then those that come beside it.
+pub(crate) fn put(added: Vec<(&HeaderAdd, Vec<u8>)>, headers: &mut Headers) {
+    let replaces = |add: &HeaderAdd| {
+        matches!(
+            add.action,
+            AppendAction::OverwriteIfExistsOrAdd | AppendAction::OverwriteIfExists
+        )
+    };
+    for (add, value) in added.iter().filter(|(add, _)| replaces(add)) {
+        headers.set(&add.name, value);
+    }
+    for (add, value) in added.iter().filter(|(add, _)| !replaces(add)) {
+        headers.append(&add.name, value);
     }
 }

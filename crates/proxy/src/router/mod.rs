@@ -38,8 +38,13 @@ pub(crate) struct Target {
     pub(crate) metadata_match: MetadataMatch,
 }
 
-/// Finds the cluster, or the reply that the route gives instead.
-pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Target, LocalReply> {
+/// Finds the cluster, or the reply that the route gives instead. `envoy_headers`: a path that a redirect replaces is kept
+/// in `x-envoy-original-path`.
+pub(crate) fn target(
+    exchange: &mut Exchange<'_>,
+    worker: &Worker,
+    envoy_headers: bool,
+) -> Result<Target, LocalReply> {
     if exchange.route.tls_redirect {
         let to = https_redirect(&exchange.request);
         return Err(LocalReply::new(301, "", "https_redirect").header("location", to));
@@ -51,8 +56,9 @@ pub(crate) fn target(exchange: &mut Exchange<'_>, worker: &Worker) -> Result<Tar
         Action::Route(action) => action,
         Action::Redirect(redirect) => {
             let location = redirect::location(redirect, &route.matches, exchange);
-            return Err(LocalReply::new(redirect.status, "", "direct_response")
-                .header("location", location));
+            let reply = LocalReply::new(redirect.status, "", "direct_response");
+            redirect::rewrite(exchange, envoy_headers);
+            return Err(reply.header("location", location));
         }
         Action::DirectResponse(direct) => {
             let reply =
@@ -129,7 +135,7 @@ fn drawn(
     let random = clusters
         .header_name
         .as_ref()
-        .and_then(|name| exchange.request.get_str(name)?.trim().parse().ok())
+        .and_then(|name| number(name, exchange))
         .or(by_hash)
         .unwrap_or_else(random);
     let picked = clusters.pick(random);
@@ -137,6 +143,16 @@ fn drawn(
         .clusters
         .iter()
         .position(|entry| std::ptr::eq(entry, picked))
+}
+
+/// The number in a header; a header with several fields has none.
+fn number(name: &str, exchange: &Exchange<'_>) -> Option<u64> {
+    if name.starts_with(':') {
+        return exchange.request.get_str(name)?.trim().parse().ok();
+    }
+    let mut fields = exchange.request.headers.get_all(name);
+    let only = fields.next().filter(|_| fields.next().is_none())?;
+    std::str::from_utf8(only).ok()?.trim().parse().ok()
 }
 
 /// The cluster that a request's route names, where it names one.

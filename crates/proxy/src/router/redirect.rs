@@ -8,7 +8,7 @@ use super::rewrite::matched_length;
 use crate::{
     access_log::format,
     http::{Exchange, split_port},
-    plan::route::{Redirect, RedirectPath, RedirectScheme, RouteMatch},
+    plan::route::{Action, Redirect, RedirectPath, RedirectScheme, RouteMatch},
 };
 
 /// The `location` of a redirect.
@@ -60,6 +60,53 @@ fn old_host<'r>(redirect: &Redirect, scheme: &str, request: &'r RequestHead) -> 
     }
 }
 
+/// Gives the request the path of its redirect, where that is made of the old one, as Envoy does before it replies: logs
+/// and the operations on the reply's headers see the new one. `envoy_headers`: keeps the old one in
+/// `x-envoy-original-path`.
+pub(crate) fn rewrite(exchange: &mut Exchange<'_>, envoy_headers: bool) {
+    let new = exchange
+        .route
+        .route()
+        .and_then(|route| match &route.action {
+            Action::Redirect(redirect) => made_of_old(redirect, &route.matches, exchange),
+            _ => None,
+        });
+    let Some(new) = new else {
+        return;
+    };
+    // What a rewrite makes of a path must still be one.
+    if !new.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return;
+    }
+    if envoy_headers {
+        let old = exchange.request.path().to_owned();
+        exchange.request.headers.set("x-envoy-original-path", old);
+    }
+    exchange.request.set_path(&new);
+}
+
+/// The path that a redirect makes of the request's, with its query.
+fn made_of_old(
+    redirect: &Redirect,
+    matches: &RouteMatch,
+    exchange: &Exchange<'_>,
+) -> Option<String> {
+    let old = exchange.request.path();
+    let (only, query) = old.split_at(exchange.request.path_only().len());
+    match &redirect.path {
+        RedirectPath::Prefix(prefix) => {
+            let rest = &old[matched_length(matches, only)..];
+            Some(format!("{prefix}{rest}"))
+        }
+        // A path of which nothing is left stays as it is.
+        RedirectPath::Regex(rewrite) => match rewrite.rewrite(only.as_bytes()) {
+            new if new.is_empty() => None,
+            new => Some(format!("{}{query}", String::from_utf8_lossy(&new))),
+        },
+        RedirectPath::Keep | RedirectPath::Path(_) | RedirectPath::Format(_) => None,
+    }
+}
+
 fn path<'r>(
     redirect: &'r Redirect,
     matches: &RouteMatch,
@@ -67,20 +114,15 @@ fn path<'r>(
 ) -> Cow<'r, str> {
     let request = &exchange.request;
     let old = request.path();
-    let (only, query) = old.split_at(request.path_only().len());
+    let query = &old[request.path_only().len()..];
     let path: Cow<'_, str> = match &redirect.path {
         // Its query takes the place of the request's, and stays.
         RedirectPath::Path(path) if path.contains('?') => return Cow::Borrowed(path),
         RedirectPath::Path(path) => format!("{path}{query}").into(),
         RedirectPath::Keep => old.into(),
-        RedirectPath::Prefix(prefix) => {
-            format!("{prefix}{}", &old[matched_length(matches, only)..]).into()
+        RedirectPath::Prefix(_) | RedirectPath::Regex(_) => {
+            made_of_old(redirect, matches, exchange).map_or(old.into(), Cow::from)
         }
-        RedirectPath::Regex(rewrite) => match rewrite.rewrite(only.as_bytes()) {
-            // A path of which nothing is left stays as it is.
-            new if new.is_empty() => old.into(),
-            new => format!("{}{query}", String::from_utf8_lossy(&new)).into(),
-        },
         RedirectPath::Format(template) => {
             let mut new = Vec::new();
             format::header_value(template, exchange, None, &mut new);

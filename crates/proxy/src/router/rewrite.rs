@@ -3,8 +3,7 @@
 use crate::{
     access_log::format,
     http::Exchange,
-    plan::route::{Action, ClusterSpecifier, HostRewrite, PathMatch, RouteMatch},
-    router::headers::weighted,
+    plan::route::{Action, HostRewrite, PathMatch, RouteMatch},
 };
 
 /// Rewrites the request's host and path as its route says. `envoy_headers`: tells the upstream the
@@ -17,7 +16,6 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
             || action.regex_rewrite.is_some()
             || action.path_rewrite.is_some()
             || action.template_rewrite.is_some()
-            || matches!(action.cluster, ClusterSpecifier::Weighted(_))
     });
     if !rewrites {
         return;
@@ -29,16 +27,15 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     let Action::Route(action) = &route.action else {
         return;
     };
-    let literal = weighted(&reference).and_then(|entry| entry.host_rewrite.clone());
-    let host = match (&literal, &action.host_rewrite) {
-        (Some(host), _) => Some(host.to_string()),
-        (None, HostRewrite::None | HostRewrite::Auto) => None,
-        (None, HostRewrite::Literal(host)) => Some(host.to_string()),
-        (None, HostRewrite::Header(name)) => exchange.request.get_str(name).map(str::to_owned),
-        (None, HostRewrite::PathRegex(rewrite)) => {
+    // The host of a weighted cluster came with its headers; the route's has the last word.
+    let host = match &action.host_rewrite {
+        HostRewrite::None | HostRewrite::Auto => None,
+        HostRewrite::Literal(host) => Some(host.to_string()),
+        HostRewrite::Header(name) => exchange.request.get_str(name).map(str::to_owned),
+        HostRewrite::PathRegex(rewrite) => {
             String::from_utf8(rewrite.rewrite(exchange.request.path_only().as_bytes())).ok()
         }
-        (None, HostRewrite::Format(template)) => {
+        HostRewrite::Format(template) => {
             let mut host = Vec::new();
             format::header_value(template, exchange, None, &mut host);
             // What clients send may be part of it: only what a host is made of goes on.

@@ -249,6 +249,46 @@ fn a_route_chooses_a_subset_by_its_metadata() {
     });
 }
 
+/// The entry's operations come first, and its host is nothing that a route rewrote.
+#[test]
+fn a_weighted_entry_changes_the_head_before_its_route_does() {
+    run(async {
+        let routes = "          - match: {prefix: /entry}
+            request_headers_to_add: [{header: {key: x-host, value: '%REQ(:authority)%'}}, {header: {key: x-who, value: route}, append_action: OVERWRITE_IF_EXISTS_OR_ADD}]
+            request_headers_to_remove: [x-envoy-expected-rq-timeout-ms]
+            route:
+              weighted_clusters:
+                clusters: [{name: a, weight: 1, host_rewrite_literal: entry.test, request_headers_to_add: [{header: {key: x-who, value: entry}}]}]
+          - match: {prefix: /}
+            route:
+              host_rewrite_literal: route.test
+              weighted_clusters: {clusters: [{name: a, weight: 1, host_rewrite_literal: entry.test}]}";
+        let origin = Origin::new(&[OK; 2]).await;
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        for path in ["/entry", "/"] {
+            let answer = mesh.get(path).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        }
+        let seen = origin.seen();
+        assert!(
+            seen[0].contains("Host: entry.test\r\n")
+                && seen[0].contains("x-host: entry.test\r\n")
+                && seen[0].contains("x-who: route\r\n"),
+            "{}",
+            seen[0]
+        );
+        for gone in ["x-envoy-original-host", "x-envoy-expected", "x-who: entry"] {
+            assert!(!seen[0].contains(gone), "{gone}: {}", seen[0]);
+        }
+        assert!(
+            seen[1].contains("Host: route.test\r\n")
+                && seen[1].contains("x-envoy-original-host: entry.test\r\n"),
+            "{}",
+            seen[1]
+        );
+    });
+}
+
 #[test]
 fn filters_of_the_request_go_by_the_weighted_entry_that_was_drawn() {
     run(async {

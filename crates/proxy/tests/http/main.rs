@@ -103,7 +103,9 @@ fn what_the_proxy_answers_itself_is_envoys() {
         let routes = "          - {match: {path: /none}, route: {cluster: none}}
           - {match: {path: /dead}, route: {cluster: dead}}
           - {match: {path: /direct}, direct_response: {status: 418, body: {inline_string: tea}}}
-          - {match: {prefix: /old}, redirect: {host_redirect: new, prefix_rewrite: /new, response_code: FOUND}}";
+          - match: {prefix: /old}
+            redirect: {host_redirect: new, prefix_rewrite: /new, response_code: FOUND}
+            response_headers_to_add: [{header: {key: x-path, value: '%REQ(:path)% was %REQ(x-envoy-original-path)%'}}]";
         let mesh = Mesh::new(routes, "", "", &[("dead", 1)]).await;
         let get = async |path| mesh.get(path).await;
         assert!(
@@ -127,7 +129,8 @@ fn what_the_proxy_answers_itself_is_envoys() {
         assert!(get("/direct").await.ends_with("\r\n\r\ntea"));
         let moved = get("/old/x?y").await;
         assert!(
-            moved.contains("location: http://new/new/x?y\r\n"),
+            moved.contains("location: http://new/new/x?y\r\n")
+                && moved.contains("x-path: /new/x?y was /old/x?y\r\n"),
             "{moved}"
         );
         let grpc = mesh
@@ -426,21 +429,31 @@ fn upgrades_become_tunnels_only_when_both_agree() {
 fn routes_change_heads_and_paths() {
     run(async {
         let origin = Origin::new(&[Act::Say(
-            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Gone: 1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Gone: 1\r\nX-Anew: old\r\n\r\n",
         )])
         .await;
         let routes = "          - match: {prefix: /a/}
             route: {cluster: a, prefix_rewrite: /b/, host_rewrite_literal: new.host, append_x_forwarded_host: true}
-            request_headers_to_add: [{header: {key: x-from, value: '%REQ(X-IN)%-%PROTOCOL%'}}]
-            request_headers_to_remove: [x-in]
-            response_headers_to_add: [{header: {key: x-code, value: '%RESPONSE_CODE%'}}, {header: {key: x-route, value: 'r'}}]
-            response_headers_to_remove: [x-gone]";
+            request_headers_to_add:
+            - {header: {key: x-from, value: '%REQ(X-IN)%%REQ(X-OUT)%-%PROTOCOL%'}}
+            - {header: {key: x-anew, value: new}}
+            request_headers_to_remove: [x-out, x-anew]
+            response_headers_to_add:
+            - {header: {key: x-code, value: '%RESPONSE_CODE%'}}
+            - {header: {key: x-route, value: r}}
+            - {header: {key: x-anew, value: new}}
+            response_headers_to_remove: [x-gone, x-anew]";
         let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
         let answer = mesh
-            .ask("GET /a/c?d HTTP/1.1\r\nHost: old\r\nX-In: 7\r\nConnection: close\r\n\r\n")
+            .ask("GET /a/c?d HTTP/1.1\r\nHost: old\r\nX-In: 7\r\nX-Out: 8\r\nX-Anew: old\r\nConnection: close\r\n\r\n")
             .await;
         assert!(
             answer.contains("x-route: r\r\n") && !answer.contains("X-Gone"),
+            "{answer}"
+        );
+        // Removals come first: what has the same name can be added anew.
+        assert!(
+            answer.contains("x-anew: new\r\n") && !answer.contains("old"),
             "{answer}"
         );
         let seen = &origin.seen()[0];
@@ -449,7 +462,11 @@ fn routes_change_heads_and_paths() {
             "{seen}"
         );
         assert!(
-            seen.contains("x-from: 7-HTTP/1.1\r\n") && !seen.contains("X-In"),
+            seen.contains("x-from: 7-HTTP/1.1\r\n") && !seen.contains("X-Out"),
+            "{seen}"
+        );
+        assert!(
+            seen.contains("x-anew: new\r\n") && !seen.contains("X-Anew"),
             "{seen}"
         );
         assert!(seen.contains("x-envoy-original-path: /a/c?d\r\n"));

@@ -29,15 +29,11 @@ pub(super) fn head(
     if let (Some(plan), Some(id)) = (&plan.request_id, told.request_id()) {
         head.headers.set(&plan.header, id);
     }
-    for add in &plan.headers {
-        let value = router::headers::value(add, exchange, None);
-        if value
-            .iter()
-            .any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f)
-        {
-            return Err(TunnelError::Header(add.name.to_string()));
-        }
-        router::headers::add_one(add, value, &mut head.headers);
+    let added = router::headers::values(&plan.headers, exchange, None, &head.headers);
+    let illegal = |byte: &u8| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f;
+    if let Some((add, _)) = added.iter().find(|(_, value)| value.iter().any(illegal)) {
+        return Err(TunnelError::Header(add.name.to_string()));
     }
+    router::headers::put(added, &mut head.headers);
     Ok(head)
 }
