@@ -3,7 +3,7 @@
 //! A template is a list of segments between slashes: a literal, `*` (one segment), `**` (any number of them), or
 //! `{name}`, `{name=pattern}`, which remembers what it took. After the last one a literal may follow without a slash
 //! (`/videos/**.mpd`). Nothing that globs may follow a `**`. Operators take the characters that RFC 3986 allows in a
-//! path segment, without `*` and `=`, as Envoy's do.
+//! path segment, `*` and `=` among them, as Envoy's do: a policy would not see a path with a character that they leave out.
 
 use super::regex::Regex;
 
@@ -197,7 +197,7 @@ impl Parser {
             return Err(format!("`{literal}` is no text of a path segment"));
         }
         for c in literal.chars() {
-            if "$()+.".contains(c) {
+            if "$()+.*".contains(c) {
                 self.regex.push('\\');
             }
             self.regex.push(c);
@@ -207,11 +207,11 @@ impl Parser {
 }
 
 fn is_literal(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=*".contains(&byte)
 }
 
 /// The same as a class of a regular expression.
-const PCHAR: &str = "a-zA-Z0-9-._~%!$&'()+,;:@";
+const PCHAR: &str = "a-zA-Z0-9-._~%!$&'()+,;:@=*";
 
 /// Envoy's limits.
 const MAX_VARIABLES: usize = 5;
@@ -243,6 +243,12 @@ mod tests {
             ("/v/{lang=en/*}/x", "/v/de/at/x", false),
             ("/a/", "/a/", true),
             ("/a/", "/a", false),
+            ("/a/*/c", "/a/b=1*/c", true),
+            ("/a/**", "/a/x=*/*", true),
+            ("/{a}/c", "/*=/c", true),
+            ("/a=1/*", "/a=1/b", true),
+            ("/a*b/c", "/a*b/c", true),
+            ("/a*b/c", "/aab/c", false),
         ] {
             assert_eq!(matches(template, path), fits, "{template} {path}");
         }
