@@ -196,18 +196,19 @@ pub fn cookie<'a>(cookies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// The first value of a query parameter; empty when it has no `=`.
+/// The first value of a query parameter; empty when it has no `=`. A fragment would be part of it: no request comes this
+/// far with one.
 pub fn query_parameter<'a>(path_and_query: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let start = memchr::memchr(b'?', path_and_query)? + 1;
-    let query = &path_and_query[start..];
-    let query = &query[..memchr::memchr(b'#', query).unwrap_or(query.len())];
-    query.split(|b| *b == b'&').find_map(|pair| {
-        let (key, value) = match memchr::memchr(b'=', pair) {
-            Some(at) => (&pair[..at], &pair[at + 1..]),
-            None => (pair, &b""[..]),
-        };
-        (key == name).then_some(value)
-    })
+    path_and_query[start..]
+        .split(|b| *b == b'&')
+        .find_map(|pair| {
+            let (key, value) = match memchr::memchr(b'=', pair) {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (pair, &b""[..]),
+            };
+            (key == name).then_some(value)
+        })
 }
 
 /// `envoy.type.matcher.v3.MetadataMatcher`.
@@ -224,7 +225,8 @@ pub struct MetadataMatcher {
 }
 
 impl MetadataMatcher {
-    /// Whether the value (or none) at filter and path meets the condition.
+    /// Whether the value (or none) at filter and path meets the condition. None meets no condition, not even that there is
+    /// none: `invert` says that.
     pub fn matches(&self, value: Option<&Value>) -> bool {
         value.is_some_and(|v| self.value.matches(v)) != self.invert
     }
@@ -288,13 +290,15 @@ impl AddressMatcher {
 pub enum ValueMatcher {
     /// Null.
     Null,
-    /// A number in the half-open range, or equal where both ends are.
-    Number(Finite, Finite),
+    /// This number.
+    Number(Finite),
+    /// A number from the first on, below the second.
+    Range(Finite, Finite),
     /// A text.
     Text(StringMatcher),
     /// A truth value.
     Bool(bool),
-    /// Any value (true) or none (false).
+    /// Any value, a null too (true); false matches nothing, in Envoy too.
     Present(bool),
     /// A list with an element that fits.
     OneOf(Box<ValueMatcher>),
@@ -307,14 +311,15 @@ impl ValueMatcher {
     pub fn matches(&self, value: &Value) -> bool {
         match self {
             Self::Null => value.is_null(),
-            Self::Number(from, to) => value
+            Self::Number(want) => value.as_f64() == Some(want.0),
+            Self::Range(from, to) => value
                 .as_f64()
-                .is_some_and(|number| number == from.0 || (from.0 < number && number < to.0)),
+                .is_some_and(|number| from.0 <= number && number < to.0),
             Self::Text(matcher) => value
                 .as_str()
                 .is_some_and(|t| matcher.matches(t.as_bytes())),
             Self::Bool(want) => value.as_bool() == Some(*want),
-            Self::Present(present) => *present != value.is_null(),
+            Self::Present(present) => *present,
             Self::OneOf(element) => value
                 .as_array()
                 .is_some_and(|list| list.iter().any(|v| element.matches(v))),

@@ -147,11 +147,12 @@ impl RouteConfiguration {
 
     fn virtual_host_of(&self, request: &(impl RequestView + ?Sized)) -> Option<u32> {
         match &self.vhost_header {
-            Some(name) => {
+            // Where one virtual host serves every domain nobody looks at the header.
+            Some(name) if !self.domains.is_any_alone() => {
                 let value = request.header(name)?;
                 self.domains.find(&value, self.ignore_port_in_host_matching)
             }
-            None => self
+            _ => self
                 .domains
                 .find(request.host(), self.ignore_port_in_host_matching),
         }
@@ -159,13 +160,16 @@ impl RouteConfiguration {
 
     /// The part of the path that routes are matched with: without query and fragment.
     pub(crate) fn path_of<'r>(&self, request: &'r (impl RequestView + ?Sized)) -> &'r [u8] {
-        let path = request.path();
-        let mut end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
-        if self.ignore_path_parameters {
-            end = memchr::memchr(b';', &path[..end]).unwrap_or(end);
+        let path = without_query(request.path());
+        match self.ignore_path_parameters {
+            true => &path[..memchr::memchr(b';', path).unwrap_or(path.len())],
+            false => path,
         }
-        &path[..end]
     }
+}
+
+fn without_query(path: &[u8]) -> &[u8] {
+    &path[..memchr::memchr2(b'?', b'#', path).unwrap_or(path.len())]
 }
 
 fn tls_redirect(requirement: RequireTls, request: &(impl RequestView + ?Sized)) -> bool {
@@ -287,7 +291,8 @@ impl RouteMatch {
                     && path.get(prefix.len()).is_none_or(|next| *next == b'/')
             }
             PathMatch::Regex(regex) => regex.is_match(path),
-            PathMatch::Template(template) => template.is_match(path),
+            // Its own parameters are part of it, whatever `ignore_path_parameters_in_path_matching` says.
+            PathMatch::Template(template) => template.is_match(without_query(request.path())),
             PathMatch::Connect => false,
         }
     }
@@ -384,9 +389,14 @@ impl DomainTable {
             .is_none()
     }
 
+    /// Whether there is no domain but `*`, or none at all.
+    fn is_any_alone(&self) -> bool {
+        self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty()
+    }
+
     /// The virtual host of a host header.
     pub(crate) fn find(&self, host: &[u8], ignore_port: bool) -> Option<u32> {
-        if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
+        if self.is_any_alone() {
             return self.any;
         }
         let host = if ignore_port {

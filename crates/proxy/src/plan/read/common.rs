@@ -507,6 +507,8 @@ pub(super) fn header_matcher(at: At<'_>, m: &route::HeaderMatcher) -> Step<Heade
         Some(S::StringMatch(m)) => {
             HeaderCondition::Text(string_matcher(at.field("string_match"), m)?)
         }
+        // An empty text of the deprecated form only asks whether the header is there.
+        Some(S::ExactMatch(text)) if text.is_empty() => plain(StringPattern::Prefix("".into())),
         Some(S::ExactMatch(text)) => plain(StringPattern::Exact(text.as_str().into())),
         Some(S::PrefixMatch(text)) => plain(StringPattern::Prefix(text.as_str().into())),
         Some(S::SuffixMatch(text)) => plain(StringPattern::Suffix(text.as_str().into())),
@@ -634,11 +636,11 @@ fn value_matcher(at: At<'_>, m: &matcher::ValueMatcher) -> Step<ValueMatcher> {
     match &m.match_pattern {
         Some(P::NullMatch(_)) => Ok(ValueMatcher::Null),
         Some(P::DoubleMatch(m)) => match &m.match_pattern {
-            Some(D::Range(range)) => Ok(ValueMatcher::Number(
+            Some(D::Range(range)) => Ok(ValueMatcher::Range(
                 finite(range.start)?,
                 finite(range.end)?,
             )),
-            Some(D::Exact(number)) => Ok(ValueMatcher::Number(finite(*number)?, finite(*number)?)),
+            Some(D::Exact(number)) => Ok(ValueMatcher::Number(finite(*number)?)),
             None => Err(at.field("double_match").error("needs one of range, exact")),
         },
         Some(P::StringMatch(m)) => Ok(ValueMatcher::Text(string_matcher(

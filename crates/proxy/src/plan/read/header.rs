@@ -103,7 +103,12 @@ pub(super) fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<Header
         append_action,
         keep_empty_value,
     } = m;
-    let action = match enumeration(&at, "append_action", *append_action)? {
+    let action = enumeration(&at, "append_action", *append_action)?;
+    if append.is_some() && action != A::AppendIfExistsOrAdd {
+        at.field("append")
+            .error("cannot be given together with append_action");
+    }
+    let action = match action {
         // The deprecated switch says the same where the action says nothing.
         A::AppendIfExistsOrAdd if *append == Some(false) => AppendAction::OverwriteIfExistsOrAdd,
         A::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,

@@ -201,6 +201,9 @@ fn virtual_host(at: At<'_>, m: &pb::VirtualHost, body_limit: usize) -> Step<Virt
         routes,
         matcher,
         virtual_clusters: at.each("virtual_clusters", virtual_clusters, |at, m| {
+            if m.headers.is_empty() {
+                at.field("headers").error("needs at least one condition");
+            }
             Ok(VirtualCluster {
                 name: at.text("name", &m.name)?,
                 headers: at.each("headers", &m.headers, header_matcher),

@@ -414,7 +414,7 @@ fn cluster_weight(at: At<'_>, m: &pb::weighted_cluster::ClusterWeight) -> Step<C
     };
     Ok(ClusterWeight {
         name: target,
-        weight: weight.unwrap_or(0),
+        weight: weight.ok_or_else(|| at.field("weight").error("is required"))?,
         headers: operations(
             &at,
             request_headers_to_add,

@@ -446,6 +446,23 @@ fn what_is_wrong_is_named_by_the_field_that_was_written() {
 }
 
 #[test]
+fn routes_that_envoy_does_not_take_are_rejected() {
+    let wrong = routes(
+        "{ name: r, virtual_hosts: [{ name: v, domains: ['*'], virtual_clusters: [{ name: c }], routes: [{ match: { prefix: / }, \
+           request_headers_to_add: [{ header: { key: a, value: b }, append: true, append_action: ADD_IF_ABSENT }], \
+           route: { weighted_clusters: { clusters: [{ name: a, weight: 1 }, { name: b }] } } }] }] }",
+    );
+    assert_eq!(
+        mistakes(wrong),
+        [
+            "virtual_hosts[0].routes[0].route.weighted_clusters.clusters[1].weight: is required",
+            "virtual_hosts[0].routes[0].request_headers_to_add[0].append: cannot be given together with append_action",
+            "virtual_hosts[0].virtual_clusters[0].headers: needs at least one condition"
+        ]
+    );
+}
+
+#[test]
 fn custom_settings_of_http2_may_not_say_what_has_a_field() {
     let with = |options: &str| {
         cluster(&format!(
