@@ -230,34 +230,33 @@ fn mismatch(assertion: &Assertion, outcome: &Outcome) -> Option<String> {
             field("response_header_fields", name, value, actual)
         }
         Assertion::RequestHeader { matcher, text } => {
-            let value = match matcher.name.starts_with(':') {
-                true => outcome.request.get(&matcher.name).map(Into::into),
-                false => outcome.request.headers.joined(&matcher.name),
+            let request = &outcome.request;
+            let (value, meets) = match matcher.name.starts_with(':') {
+                true => {
+                    let value = request.get(&matcher.name);
+                    (value.map(Into::into), matcher.matches_value(value))
+                }
+                false => (
+                    request.headers.joined(&matcher.name),
+                    matcher.matches_fields(&request.headers),
+                ),
             };
-            header("request_header_matches", text, value.as_deref(), |value| {
-                matcher.matches_value(value)
-            })
+            header("request_header_matches", text, value.as_deref(), meets)
         }
         Assertion::ResponseHeader { matcher, text } => {
             let value = outcome.response.joined(&matcher.name);
-            header("response_header_matches", text, value.as_deref(), |value| {
-                matcher.matches_value(value)
-            })
+            let meets = matcher.matches_fields(&outcome.response);
+            header("response_header_matches", text, value.as_deref(), meets)
         }
     }
 }
 
-fn header(
-    field: &str,
-    wanted: &str,
-    value: Option<&[u8]>,
-    matches: impl FnOnce(Option<std::borrow::Cow<'_, [u8]>>) -> bool,
-) -> Option<String> {
+fn header(field: &str, wanted: &str, value: Option<&[u8]>, meets: bool) -> Option<String> {
     let actual = match value {
         Some(value) => format!("\"{}\"", String::from_utf8_lossy(value)),
         None => "no such header".to_owned(),
     };
-    (!matches(value.map(Into::into))).then(|| format!("{field}: expected {wanted}, got {actual}"))
+    (!meets).then(|| format!("{field}: expected {wanted}, got {actual}"))
 }
 
 #[cfg(test)]

@@ -158,22 +158,14 @@ impl Forward<'_, '_, '_, '_> {
 
     /// What the router adds to the response's head.
     fn response_headers(&mut self, head: &mut ResponseHead) {
+        self.exchange.upstream.status = head.status;
         let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
             let mut millis = itoa::Buffer::new();
             let millis = millis.format(time.as_millis() as u64);
             head.headers.set("x-envoy-upstream-service-time", millis);
         }
-        let told = self
-            .exchange
-            .route
-            .get()
-            .is_some_and(|(host, _)| host.include_attempt_count_in_response);
-        if told {
-            let mut attempts = itoa::Buffer::new();
-            let attempts = attempts.format(self.exchange.upstream.attempts);
-            head.headers.set("x-envoy-attempt-count", attempts);
-        }
+        respond::tell_attempts(self.exchange, head);
         if let Some(action) = self.exchange.route.action()
             && !action.hash_policy.is_empty()
             && let Some((cookie, _)) =

@@ -133,6 +133,8 @@ pub struct UpstreamInfo {
     pub protocol: Option<Version>,
     /// Attempts made.
     pub attempts: u32,
+    /// The status that came from it and goes on to the client; 0 before.
+    pub status: u16,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub failure: String,
     /// From the head of the last attempt to the first byte of the response.
@@ -246,9 +248,10 @@ impl<'c> Exchange<'c> {
         exchange
     }
 
-    /// Status of the response; 0 where none was sent.
+    /// Status of the response, also while its head is made of what came from upstream; 0 where there is none.
     pub fn status(&self) -> u16 {
-        self.response.as_ref().map_or(0, |response| response.status)
+        let sent = self.response.as_ref().map(|response| response.status);
+        sent.unwrap_or(self.upstream.status)
     }
 
     /// Looks the route up.

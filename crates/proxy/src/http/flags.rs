@@ -15,6 +15,9 @@ macro_rules! flags {
 }
 
 flags! {
+    // First, since Envoy lists flags as they were set, and this one before why the last attempt failed.
+    /// The retry limit was reached.
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// The local service failed its health check.
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy host in the cluster.
@@ -45,8 +48,6 @@ flags! {
     RATELIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
     /// The client went away.
     DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
-    /// The retry limit was reached.
-    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// Nothing happened for too long.
     STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
     /// An x-envoy header with a bad value.

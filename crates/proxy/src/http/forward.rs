@@ -181,14 +181,7 @@ impl Forward<'_, '_, '_, '_> {
     fn prepare_request(&mut self) {
         let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
         // Before the route's operations, which may see it and take it off.
-        if envoy && let Some(expected) = self.timeouts.expected() {
-            let mut text = itoa::Buffer::new();
-            let text = text.format(expected);
-            self.exchange
-                .request
-                .headers
-                .set("x-envoy-expected-rq-timeout-ms", text);
-        }
+        self.tell_timeout(Duration::ZERO);
         router::headers::request(self.exchange);
         rewrite::request(self.exchange, envoy);
         let decorator = self
@@ -559,11 +552,30 @@ impl Forward<'_, '_, '_, '_> {
         info.protocol = upstream.version();
     }
 
+    /// Tells the host how long it is waited for, when so much time has passed.
+    fn tell_timeout(&mut self, passed: Duration) {
+        let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
+        if envoy && let Some(expected) = self.timeouts.expected(passed) {
+            let mut text = itoa::Buffer::new();
+            let text = text.format(expected);
+            self.exchange
+                .request
+                .headers
+                .set("x-envoy-expected-rq-timeout-ms", text);
+        }
+    }
+
     /// What changes from attempt to attempt.
     fn attempt_headers(&mut self, host: &Host) {
         let live = self.cx.live;
         if let (Some(tracer), Some(tracing)) = (&live.tracer, &live.plan.tracing) {
             tracer.inject(tracing, self.exchange, self.cx.worker);
+        }
+        if self.exchange.upstream.attempts > 1 {
+            // Time counts from when the request was complete, as its limit does.
+            let since = self.exchange.progress.request_received;
+            let passed = since.map(|since| moment::now().saturating_duration_since(since));
+            self.tell_timeout(passed.unwrap_or_default());
         }
         let count = self
             .exchange

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use outrigger_http::{
     Method, Version,
     path::{EscapedSlashes, Normalized, PathRules},
+    reason,
 };
 
 use super::{Exchange, Flags, LocalReply, stats::ConnectionManagerStats, xfcc};
@@ -56,7 +57,8 @@ fn check(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> Result<()
     let request = &mut exchange.request;
     if request.version == Version::Http10 {
         if !plan.http1.accept_http_10 {
-            return Err(LocalReply::new(426, "", "low_version"));
+            return Err(LocalReply::new(426, reason(426), "low_version")
+                .flag(Flags::DOWNSTREAM_PROTOCOL_ERROR));
         }
         if let Some(host) = &plan.http1.default_host_for_http_10
             && request.authority().is_empty()
@@ -95,7 +97,8 @@ pub(super) fn path(
     if path.is_empty() {
         return Err(LocalReply::new(404, "", "missing_path_rejected"));
     }
-    if path[0] != b'/' && path != b"*" {
+    // `OPTIONS *`, too: it asks about the server, which no route leads to.
+    if path[0] != b'/' {
         stats.downstream_rq_non_relative_path().inc();
         return Err(LocalReply::new(404, "", "absolute_path_rejected"));
     }
@@ -390,10 +393,6 @@ pub(crate) fn append(headers: &mut outrigger_http::Headers, name: &str, value: &
 
 /// The flags and reply for a request that the codec refused.
 pub(super) fn refused(refusal: outrigger_http::Refusal) -> LocalReply {
-    let body = match refusal.status {
-        431 => "",
-        505 => "",
-        _ => "Bad Request",
-    };
-    LocalReply::new(refusal.status, body, refusal.detail).flag(Flags::DOWNSTREAM_PROTOCOL_ERROR)
+    LocalReply::new(refusal.status, reason(refusal.status), refusal.detail)
+        .flag(Flags::DOWNSTREAM_PROTOCOL_ERROR)
 }

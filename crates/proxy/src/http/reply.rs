@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use outrigger_http::{Framing, Headers, Method, ResponseHead};
 
-use super::{Exchange, Flags};
+use super::{Exchange, Flags, respond};
 use crate::{
     access_log::Lines,
     plan::{access_log::LogFormat, local_reply::LocalReplyConfig, route::BodyFormat},
@@ -141,6 +141,7 @@ impl LocalReply {
         if kind.is_some() {
             head.headers.remove("content-type");
         }
+        respond::tell_attempts(exchange, &mut head);
         headers::response(exchange, &mut head.headers);
         match kind {
             Some("application/grpc") => head.headers.set("content-type", "application/grpc"),

@@ -158,8 +158,11 @@ pub(super) fn finish_head(
         }
         head.headers.remove("x-envoy-decorator-operation");
     }
-    if exchange.request.version == Version::Http10 && head.framing == Framing::Chunked {
-        head.framing = Framing::UntilClose;
+    // A body that ends with the host's connection need not end the client's, who learns so, too, whether it has all of it.
+    match (exchange.request.version, head.framing) {
+        (Version::Http10, Framing::Chunked) => head.framing = Framing::UntilClose,
+        (Version::Http11, Framing::UntilClose) => head.framing = Framing::Chunked,
+        _ => {}
     }
     if exchange.request.method == Method::Head && head.framing != Framing::Tunnel {
         head.framing = Framing::None;
@@ -221,4 +224,18 @@ impl Date {
 
 thread_local! {
     static DATE: RefCell<Date> = RefCell::default();
+}
+
+/// Says how many attempts were made, where the virtual host wants it said: of replies made here, too.
+pub(super) fn tell_attempts(exchange: &Exchange<'_>, head: &mut ResponseHead) {
+    let attempts = exchange.upstream.attempts;
+    let told = exchange
+        .route
+        .get()
+        .is_some_and(|(host, _)| host.include_attempt_count_in_response);
+    if told && attempts > 0 {
+        let mut text = itoa::Buffer::new();
+        head.headers
+            .set("x-envoy-attempt-count", text.format(attempts));
+    }
 }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use outrigger_http::{BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead};
+use outrigger_http::{
+    BodyReader, BodyWriter, Frame, Framing, Headers, Method, RequestHead, reason,
+};
 
 use super::{
     Context, Exchange, Flags, LocalReply, failure::Gone, forward, prepare, pump::Kept, respond,
@@ -122,7 +124,8 @@ pub(super) async fn unread(
     let stats = &cx.live.stats;
     stats.downstream_rq_total().inc();
     stats.downstream_rq_active().inc();
-    let head = RequestHead::new(outrigger_http::Version::Http11, Method::Get, "", "");
+    let method = Method::Other("".into());
+    let head = RequestHead::new(outrigger_http::Version::Http11, method, "", "");
     let mut exchange = Exchange::new(cx.connection, head, cx.worker.random.bits());
     writer.close_after();
     respond::reply(cx, &mut exchange, &mut BodyReader::Empty, writer, reply).await;
@@ -303,7 +306,8 @@ async fn read_body(
                 Some(Ok(Frame::Data(mut data))) => {
                     exchange.progress.received += data.len() as u64;
                     if let Err(refusal) = filters.request_data(exchange, &mut data) {
-                        let reply = LocalReply::new(refusal.status, "Bad Request", refusal.detail);
+                        let reply =
+                            LocalReply::new(refusal.status, reason(refusal.status), refusal.detail);
                         return Err(reply.flag(Flags::DOWNSTREAM_PROTOCOL_ERROR));
                     }
                     if data.is_empty() {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use outrigger_http::Headers;
 use serde_json::Value;
 
 use super::{regex::Regex, route_match::RequestView};
@@ -67,7 +68,7 @@ impl StringMatcher {
 pub struct HeaderMatcher {
     /// Lower case; pseudo headers with their colon.
     pub name: Arc<str>,
-    /// The condition on its value; several fields count as one, joined by commas.
+    /// The condition on its value; of several fields one has to meet it.
     pub condition: HeaderCondition,
     /// Turns the answer round.
     pub invert: bool,
@@ -87,34 +88,31 @@ pub enum HeaderCondition {
 }
 
 impl HeaderMatcher {
-    /// Whether the request meets the condition.
+    /// Whether the request meets the condition. Each field of the name is looked at by itself, and one that meets it is
+    /// enough: joined, a second field would hide the first from a policy that refuses it.
     pub fn matches(&self, request: &(impl RequestView + ?Sized)) -> bool {
-        self.matches_value(request.header(&self.name))
+        self.answer(request.any_field(&self.name, &mut |value| self.holds(value)))
     }
 
-    /// The same for policies: each field of the name is looked at by itself, and one that meets the condition is enough.
-    /// Joined, a second field would hide the first from a policy that refuses it.
-    pub fn matches_any_field(&self, request: &(impl RequestView + ?Sized)) -> bool {
-        let mut fits = |value: &[u8]| self.holds(value);
-        match request.any_field(&self.name, &mut fits) {
-            Some(any) => any != self.invert,
-            None => self.matches_value(None),
+    /// The same for the fields of a message that is no request.
+    pub fn matches_fields(&self, headers: &Headers) -> bool {
+        let fields = headers.get_all(&self.name);
+        self.answer(fields.map(|value| self.holds(value)).reduce(|a, b| a || b))
+    }
+
+    /// Whether a single value, or none, meets the condition.
+    pub fn matches_value(&self, value: Option<&[u8]>) -> bool {
+        self.answer(value.map(|value| self.holds(value)))
+    }
+
+    /// From whether one of the fields holds; `None` where there is no field.
+    fn answer(&self, any: Option<bool>) -> bool {
+        match (any, &self.condition) {
+            (Some(any), _) => any != self.invert,
+            (None, _) if self.missing_as_empty => self.holds(b"") != self.invert,
+            (None, HeaderCondition::Present(present)) => *present == self.invert,
+            (None, _) => false,
         }
-    }
-
-    /// Whether a header with this value (or none) meets the condition.
-    pub fn matches_value(&self, value: Option<Cow<'_, [u8]>>) -> bool {
-        let value = match value {
-            Some(value) => value,
-            None if self.missing_as_empty => Cow::Borrowed(&b""[..]),
-            None => {
-                return match self.condition {
-                    HeaderCondition::Present(present) => present == self.invert,
-                    _ => false,
-                };
-            }
-        };
-        self.holds(&value) != self.invert
     }
 
     fn holds(&self, value: &[u8]) -> bool {

@@ -257,7 +257,7 @@ impl Permission {
             Self::Any(any) => any.iter().any(|p| p.matches(subject)),
             Self::Not(not) => !not.matches(subject),
             Self::Anything => true,
-            Self::Header(matcher) => matcher.matches_any_field(subject),
+            Self::Header(matcher) => matcher.matches(subject),
             Self::Path(matcher) => matcher.matches(bare_path(subject.path())),
             Self::PathTemplate(template) => template.is_match(bare_path(subject.path())),
             Self::DestinationIp(net) => holds(net, subject.destination().map(|a| a.ip())),
@@ -287,7 +287,7 @@ impl Principal {
             Self::SourceIp(net) => holds(net, subject.source().map(|a| a.ip())),
             Self::DirectRemoteIp(net) => holds(net, subject.direct_remote()),
             Self::RemoteIp(net) => holds(net, subject.remote()),
-            Self::Header(matcher) => matcher.matches_any_field(subject),
+            Self::Header(matcher) => matcher.matches(subject),
             Self::Path(matcher) => matcher.matches(bare_path(subject.path())),
             Self::Metadata(matcher) => metadata(matcher, subject),
             Self::FilterState(key, matcher) => subject

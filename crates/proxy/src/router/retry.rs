@@ -244,7 +244,7 @@ impl Retries {
                 .flat_map(|policy| &policy.retriable_headers);
             if listed
                 .chain(&self.header_names)
-                .any(|matcher| matcher.matches_value(response.headers.joined(&matcher.name)))
+                .any(|matcher| matcher.matches_fields(&response.headers))
             {
                 return true;
             }

@@ -108,11 +108,13 @@ impl Timeouts {
         }
     }
 
-    /// What the upstream is told (`x-envoy-expected-rq-timeout-ms`).
-    pub(crate) fn expected(&self) -> Option<u64> {
-        self.per_try
-            .or(self.request)
-            .map(|limit| limit.as_millis() as u64)
+    /// What the upstream is told (`x-envoy-expected-rq-timeout-ms`) when so much time has passed; at least 1, as 0 would
+    /// be no limit.
+    pub(crate) fn expected(&self, passed: Duration) -> Option<u64> {
+        let limit = self.per_try.or(self.request)?;
+        let left = self.request.map(|request| request.saturating_sub(passed));
+        let expected = left.map_or(limit, |left| limit.min(left));
+        Some((expected.as_millis() as u64).max(1))
     }
 }
 

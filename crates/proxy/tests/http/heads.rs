@@ -127,3 +127,133 @@ fn a_cookie_leads_to_the_same_host() {
         assert!(more == [8, 0] || more == [0, 8], "{more:?}");
     });
 }
+
+#[test]
+fn one_of_several_fields_is_enough_for_a_matcher() {
+    run(async {
+        let routes = "          - {match: {prefix: /is, headers: [{name: x, string_match: {exact: b}}]}, direct_response: {status: 201}}
+          - {match: {prefix: /not, headers: [{name: x, string_match: {exact: b}, invert_match: true}]}, direct_response: {status: 202}}
+          - {match: {prefix: /range, headers: [{name: x, range_match: {start: 1, end: 5}}]}, direct_response: {status: 203}}
+          - {match: {prefix: /comma, headers: [{name: x, string_match: {contains: ','}}]}, direct_response: {status: 204}}
+          - {match: {prefix: /}, direct_response: {status: 299}}";
+        let mesh = Mesh::new(routes, "", "", &[]).await;
+        for (path, fields, status) in [
+            ("/is", &["a", "b"][..], 201),
+            ("/is", &["b", "a"], 201),
+            ("/is", &["a,b"], 299),
+            ("/not", &["a", "b"], 299),
+            ("/not", &["a", "c"], 202),
+            ("/range", &["9", "4"], 203),
+            ("/range", &["9", "5"], 299),
+            ("/comma", &["a", "b"], 299),
+            ("/comma", &["a,b", "c"], 204),
+        ] {
+            let fields: String = fields.iter().map(|f| format!("x: {f}\r\n")).collect();
+            let answer = mesh
+                .ask(&format!(
+                    "GET {path} HTTP/1.1\r\nHost: h\r\n{fields}Connection: close\r\n\r\n"
+                ))
+                .await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{path} {fields}: {answer}"
+            );
+        }
+    });
+}
+
+#[test]
+fn heads_tell_status_and_attempts_of_what_came_and_of_what_did_not() {
+    run(async {
+        let origin = Origin::new(&[Act::Say("HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")]).await;
+        let added = "response_headers_to_add: [{header: {key: x-code, value: '%RESPONSE_CODE%'}}]";
+        let routes = format!(
+            "          - {{match: {{prefix: /dead}}, route: {{cluster: dead, retry_policy: {{retry_on: connect-failure, num_retries: 2, \
+             retry_back_off: {{base_interval: 0.001s}}}}}}, {added}}}
+          - {{match: {{prefix: /}}, route: {{cluster: a}}, {added}}}
+          include_attempt_count_in_response: true"
+        );
+        let mesh = Mesh::new(&routes, "", "", &[("a", origin.port), ("dead", 1)]).await;
+        let found = mesh.get("/").await;
+        assert!(
+            found.contains("x-code: 404\r\n") && found.contains("x-envoy-attempt-count: 1\r\n"),
+            "{found}"
+        );
+        // A reply of ours has no status yet where the route adds its fields, as in Envoy.
+        let dead = mesh.get("/dead").await;
+        assert!(
+            dead.contains("x-code: 0\r\n") && dead.contains("x-envoy-attempt-count: 3\r\n"),
+            "{dead}"
+        );
+    });
+}
+
+#[test]
+fn a_retry_is_told_how_much_time_is_left() {
+    run(async {
+        let origin = Origin::new(&[Act::Hang, OK]).await;
+        let routes = "          - {match: {prefix: /}, route: {cluster: a, timeout: 10s, retry_policy: {retry_on: 5xx, per_try_timeout: 0.1s, \
+             retry_back_off: {base_interval: 0.001s}}}}";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        for seen in origin.seen() {
+            // All that is left is more than one attempt may take.
+            assert!(
+                seen.contains("x-envoy-expected-rq-timeout-ms: 100\r\n"),
+                "{seen}"
+            );
+        }
+        let later = Act::SayLater(
+            "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+            Duration::from_millis(100),
+        );
+        let origin = Origin::new(&[later, OK]).await;
+        let routes = "          - {match: {prefix: /}, route: {cluster: a, timeout: 10s, retry_policy: {retry_on: 5xx, \
+             retry_back_off: {base_interval: 0.001s}}}}";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        assert!(mesh.get("/").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        let told: Vec<u32> = origin
+            .seen()
+            .iter()
+            .map(|seen| {
+                let (_, rest) = seen.split_once("x-envoy-expected-rq-timeout-ms: ").unwrap();
+                rest.split_once('\r').unwrap().0.parse().unwrap()
+            })
+            .collect();
+        assert!(
+            told[0] == 10_000 && (1..=9_900).contains(&told[1]),
+            "{told:?}"
+        );
+    });
+}
+
+#[test]
+fn a_body_that_ends_with_its_connection_does_not_end_the_clients() {
+    run(async {
+        let bare = Act::SayAndClose("HTTP/1.1 200 OK\r\n\r\nall of it");
+        let origin = Origin::new(&[bare, OK, bare]).await;
+        let mesh = Mesh::new(
+            TO_A,
+            "http_protocol_options: {accept_http_10: true}",
+            "",
+            &[("a", origin.port)],
+        )
+        .await;
+        let both = mesh
+            .ask("GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .await;
+        let (first, second) = both.split_once("\r\n0\r\n\r\n").expect(&both);
+        assert!(
+            first.contains("transfer-encoding: chunked\r\n")
+                && first.ends_with("\r\n\r\n9\r\nall of it")
+                && second.ends_with("ok"),
+            "{both}"
+        );
+        // An old client knows no chunks.
+        let old = mesh.ask("GET /3 HTTP/1.0\r\nHost: h\r\n\r\n").await;
+        assert!(
+            !old.contains("chunked") && old.ends_with("\r\n\r\nall of it"),
+            "{old}"
+        );
+    });
+}

@@ -139,9 +139,22 @@ fn what_the_proxy_answers_itself_is_envoys() {
         assert!(grpc.starts_with("HTTP/1.1 200 OK\r\n") && grpc.contains("grpc-status: 14\r\n"));
         let old = mesh.ask("GET / HTTP/1.0\r\nHost: h\r\n\r\n").await;
         assert!(
-            old.starts_with("HTTP/1.1 426 Upgrade Required\r\n"),
+            old.starts_with("HTTP/1.1 426 Upgrade Required\r\n")
+                && old.ends_with("\r\n\r\nUpgrade Required"),
             "{old}"
         );
+        let coded = mesh
+            .ask("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n")
+            .await;
+        assert!(
+            coded.starts_with("HTTP/1.1 501 Not Implemented\r\n")
+                && coded.ends_with("\r\n\r\nNot Implemented"),
+            "{coded}"
+        );
+        let server = mesh
+            .ask("OPTIONS * HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+            .await;
+        assert!(server.starts_with("HTTP/1.1 404 Not Found\r\n"), "{server}");
         let hostless = mesh
             .ask("GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
             .await;
@@ -155,13 +168,16 @@ fn what_the_proxy_answers_itself_is_envoys() {
             "{garbage}"
         );
         assert!(garbage.contains("connection: close\r\n"));
-        let log = mesh.log(9).await;
+        let log = mesh.log(11).await;
         for line in [
+            "- - 400 DPE http1.codec_error 0",
+            "- - 501 DPE http1.invalid_transfer_encoding 0",
+            "OPTIONS * 404 - absolute_path_rejected 0",
             "GET /none 503 NC cluster_not_found 0",
             "GET /dead 503 UF upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused} 1",
             "GET /nothing 404 NR route_not_found 0",
             "GET /direct 418 - direct_response 0",
-            "GET / 426 - low_version 0",
+            "GET / 426 DPE low_version 0",
             "GET / 400 - missing_host_header 0",
         ] {
             assert!(log.lines().any(|logged| logged == line), "{line}\n{log}");
@@ -259,7 +275,7 @@ fn limits_of_time_end_requests() {
         assert!(mesh.get("/2").await.starts_with("HTTP/1.1 504 "));
         assert_eq!(
             mesh.log(2).await,
-            "GET /1 504 UT response_timeout 1\nGET /2 504 UT,URX upstream_per_try_timeout 2\n"
+            "GET /1 504 UT response_timeout 1\nGET /2 504 URX,UT upstream_per_try_timeout 2\n"
         );
     });
 }
