@@ -1,13 +1,16 @@
 //! Response flags: why a request ended as it did, in Envoy's short and long words.
 
-/// A set of response flags.
+/// A set of response flags, which keeps in which order they were set: Envoy lists them so. Each is its number plus one, the
+/// first in the lowest [`WIDTH`] bits. Twelve have room; nobody sets as many.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Flags(u32);
+pub struct Flags(u64);
+
+const WIDTH: u32 = 5;
 
 macro_rules! flags {
     ($($(#[$meta:meta])* $name:ident = $bit:literal, $short:literal, $long:literal;)*) => {
         impl Flags {
-            $($(#[$meta])* pub const $name: Flags = Flags(1 << $bit);)*
+            $($(#[$meta])* pub const $name: Flags = Flags($bit + 1);)*
         }
 
         const NAMES: &[(Flags, &str, &str)] = &[$((Flags::$name, $short, $long),)*];
@@ -15,9 +18,6 @@ macro_rules! flags {
 }
 
 flags! {
-    // First, since Envoy lists flags as they were set, and this one before why the last attempt failed.
-    /// The retry limit was reached.
-    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// The local service failed its health check.
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy host in the cluster.
@@ -48,6 +48,8 @@ flags! {
     RATELIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
     /// The client went away.
     DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
+    /// The retry limit was reached.
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// Nothing happened for too long.
     STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
     /// An x-envoy header with a bad value.
@@ -77,14 +79,19 @@ flags! {
 }
 
 impl Flags {
-    /// Adds flags.
+    /// Adds flags, behind those that are set already.
     pub fn add(&mut self, flags: Flags) {
-        self.0 |= flags.0;
+        for number in flags.numbers() {
+            let at = (u64::BITS - self.0.leading_zeros()).next_multiple_of(WIDTH);
+            if at + WIDTH <= u64::BITS && self.bits() & (1 << number) == 0 {
+                self.0 |= (u64::from(number) + 1) << at;
+            }
+        }
     }
 
     /// Whether one of `flags` is set.
     pub fn has(self, flags: Flags) -> bool {
-        self.0 & flags.0 != 0
+        self.bits() & flags.bits() != 0
     }
 
     /// Whether none is set.
@@ -94,7 +101,17 @@ impl Flags {
 
     /// As a number, with the bits that Envoy gives them.
     pub fn bits(self) -> u32 {
-        self.0
+        self.numbers().fold(0, |bits, number| bits | 1 << number)
+    }
+
+    /// The numbers of their bits, as they were set.
+    fn numbers(self) -> impl Iterator<Item = u32> {
+        let mut rest = self.0;
+        std::iter::from_fn(move || {
+            let number = (rest & ((1 << WIDTH) - 1)).checked_sub(1)?;
+            rest >>= WIDTH;
+            Some(number as u32)
+        })
     }
 
     /// The flag with this short name.
@@ -107,17 +124,47 @@ impl Flags {
 
     /// Their short names.
     pub fn short(self) -> impl Iterator<Item = &'static str> {
-        NAMES
-            .iter()
-            .filter(move |(flag, ..)| self.has(*flag))
-            .map(|(_, short, _)| *short)
+        self.listed().map(|(_, short, _)| *short)
     }
 
     /// Their long names.
     pub fn long(self) -> impl Iterator<Item = &'static str> {
-        NAMES
-            .iter()
-            .filter(move |(flag, ..)| self.has(*flag))
-            .map(|(.., long)| *long)
+        self.listed().map(|(.., long)| *long)
+    }
+
+    fn listed(self) -> impl Iterator<Item = &'static (Flags, &'static str, &'static str)> {
+        self.numbers()
+            .filter_map(|number| NAMES.get(number as usize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_listed_as_they_were_set() {
+        let mut flags = Flags::default();
+        assert!(flags.is_empty() && flags.short().next().is_none());
+        for (number, (flag, ..)) in NAMES.iter().enumerate() {
+            assert_eq!(
+                flag.bits(),
+                1 << number,
+                "the list is in the order of the bits"
+            );
+        }
+        flags.add(Flags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        flags.add(Flags::FAILED_LOCAL_HEALTH_CHECK);
+        flags.add(Flags::UPSTREAM_CONNECTION_FAILURE);
+        flags.add(Flags::FAILED_LOCAL_HEALTH_CHECK);
+        assert_eq!(flags.short().collect::<Vec<_>>(), ["URX", "LH", "UF"]);
+        let mut more = Flags::DOWNSTREAM_REMOTE_RESET;
+        more.add(flags);
+        assert_eq!(more.short().collect::<Vec<_>>(), ["DR", "URX", "LH", "UF"]);
+        assert_eq!(more.long().next(), Some("DownstreamRemoteReset"));
+        for (flag, ..) in NAMES {
+            more.add(*flag);
+        }
+        assert_eq!(more.short().count(), 12, "the others have no room");
     }
 }
