@@ -168,10 +168,10 @@ impl Forward<'_, '_, '_, '_> {
         respond::tell_attempts(self.exchange, head);
         if let Some(action) = self.exchange.route.action()
             && !action.hash_policy.is_empty()
-            && let Some((cookie, _)) =
-                router::hash::new_cookie(&action.hash_policy, self.exchange, self.exchange.random)
         {
-            head.headers.append("set-cookie", cookie);
+            router::hash::new_cookies(&action.hash_policy, self.exchange, |cookie| {
+                head.headers.append("set-cookie", cookie);
+            });
         }
         router::headers::response(self.exchange, &mut head.headers);
     }

@@ -198,6 +198,12 @@ impl Forward<'_, '_, '_, '_> {
                 .headers
                 .set("x-envoy-decorator-operation", operation.as_bytes());
         }
+        if let Some(action) = self.exchange.route.action()
+            && !action.hash_policy.is_empty()
+        {
+            let hash = router::hash::with_new_cookies(&action.hash_policy, self.exchange);
+            self.target.hash = hash;
+        }
     }
 
     /// Makes attempts until there is a response; true where it is a redirect to be followed.

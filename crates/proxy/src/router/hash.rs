@@ -15,13 +15,34 @@ use crate::{
 /// The hash of a request; `None` where no policy gives one. Hashes are put together as Envoy does,
 /// so that the same request meets the same host through either proxy.
 pub(crate) fn of(policies: &[HashPolicy], exchange: &Exchange<'_>) -> Option<u64> {
+    walk(policies, exchange, |_| None)
+}
+
+/// The same, with the cookies that the client lacks and is given: it goes where they will lead it back to.
+pub(crate) fn with_new_cookies(policies: &[HashPolicy], exchange: &Exchange<'_>) -> Option<u64> {
+    walk(policies, exchange, |_| {
+        Some(xxh64(new_value(exchange).as_bytes()))
+    })
+}
+
+/// `missing`: the hash of a cookie that the client lacks and may be given.
+fn walk(
+    policies: &[HashPolicy],
+    exchange: &Exchange<'_>,
+    mut missing: impl FnMut(&HashSource) -> Option<u64>,
+) -> Option<u64> {
     let mut hash = None::<u64>;
     for policy in policies {
-        if let Some(new) = one(&policy.source, exchange) {
+        let new = one(&policy.source, exchange).or_else(|| match &policy.source {
+            HashSource::Cookie { ttl: Some(_), .. } => missing(&policy.source),
+            _ => None,
+        });
+        if let Some(new) = new {
             hash = Some(hash.map_or(0, |hash| hash.rotate_left(1)) ^ new);
-            if policy.terminal {
-                break;
-            }
+        }
+        // Whichever policy gave it.
+        if policy.terminal && hash.is_some() {
+            break;
         }
     }
     hash
@@ -50,7 +71,9 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
             Some(hasher.finish())
         }
         HashSource::Cookie { name, .. } => {
-            cookie(request.headers.get("cookie")?, name.as_bytes()).map(xxh64)
+            let mut fields = request.headers.get_all("cookie");
+            let value = fields.find_map(|field| cookie(field, name.as_bytes()));
+            value.filter(|value| !value.is_empty()).map(xxh64)
         }
         HashSource::SourceIp => Some(xxh64(exchange.client?.to_string().as_bytes())),
         HashSource::QueryParameter(name) => {
@@ -67,26 +90,23 @@ fn xxh64(bytes: &[u8]) -> u64 {
     XxHash64::oneshot(0, bytes)
 }
 
-/// A cookie that a policy with a lifetime asks us to make: the `set-cookie` value and its hash.
-pub(crate) fn new_cookie(
+/// Tells the `set-cookie` values of the cookies that the client is given.
+pub(crate) fn new_cookies(
     policies: &[HashPolicy],
     exchange: &Exchange<'_>,
-    random: u64,
-) -> Option<(String, u64)> {
-    policies.iter().find_map(|policy| {
+    mut tell: impl FnMut(String),
+) {
+    walk(policies, exchange, |source| {
         let HashSource::Cookie {
             name,
             ttl: Some(ttl),
             path,
             attributes,
-        } = &policy.source
+        } = source
         else {
             return None;
         };
-        if one(&policy.source, exchange).is_some() {
-            return None;
-        }
-        let value = format!("{random:016x}");
+        let value = new_value(exchange);
         let mut text = format!("{name}=\"{value}\"");
         if !ttl.is_zero() {
             text.push_str(&format!("; Max-Age={}", ttl.as_secs()));
@@ -103,6 +123,16 @@ pub(crate) fn new_cookie(
             }
         }
         text.push_str("; HttpOnly");
-        Some((text, xxh64(value.as_bytes())))
-    })
+        tell(text);
+        Some(xxh64(value.as_bytes()))
+    });
+}
+
+/// The value of new cookies: the same for all requests of a connection, so that those that race get the same ones.
+fn new_value(exchange: &Exchange<'_>) -> String {
+    let value = match (exchange.connection.remote, exchange.connection.local) {
+        (Some(remote), Some(local)) => xxh64(format!("{remote}{local}").as_bytes()),
+        _ => exchange.random,
+    };
+    format!("{value:016x}")
 }

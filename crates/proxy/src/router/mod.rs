@@ -32,7 +32,7 @@ pub(crate) struct Target {
     pub(crate) priority: Priority,
     /// The host header becomes the chosen host's name.
     pub(crate) auto_host: bool,
-    /// From the hash policy.
+    /// From the hash policy; worked out of the request as the upstream gets it.
     pub(crate) hash: Option<u64>,
     /// From the route and the weighted cluster.
     pub(crate) metadata_match: MetadataMatch,
@@ -80,10 +80,6 @@ pub(crate) fn target(
         RoutePriority::Default => Priority::Default,
         RoutePriority::High => Priority::High,
     };
-    // A client without its cookie goes where the cookie that it is given will lead it back to.
-    let hash = hash::of(&action.hash_policy, exchange).or_else(|| {
-        hash::new_cookie(&action.hash_policy, exchange, exchange.random).map(|(_, hash)| hash)
-    });
     let metadata_match = metadata_match(action, weighted);
     let found = worker.clusters.find(name);
     let is_own = found
@@ -99,7 +95,7 @@ pub(crate) fn target(
         cluster,
         priority,
         auto_host,
-        hash,
+        hash: None,
         metadata_match,
     })
 }

@@ -78,28 +78,34 @@ fn a_server_that_says_when_to_come_back_is_asked_no_sooner() {
     });
 }
 
+/// A mesh whose cluster `a` has two hosts on a ring.
+async fn ring(routes: &str, origins: &[Origin; 2]) -> Mesh {
+    let mesh = Mesh::new(routes, "", "", &[]).await;
+    let hosts = origins.each_ref().map(|origin| {
+        format!(
+            "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}",
+            origin.port
+        )
+    });
+    let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
+        "name: a\ntype: STATIC\nlb_policy: RING_HASH\nconnect_timeout: 2s\n\
+         load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}",
+        hosts.join(", ")
+    )));
+    let change = Change::UpsertCluster(Arc::new(plan.expect("a plan").into()));
+    for done in mesh.server.apply(vec![change]) {
+        done.expect("it applies");
+    }
+    mesh.server.settled().await;
+    mesh
+}
+
 #[test]
 fn a_cookie_leads_to_the_same_host() {
     run(async {
         let origins = [Origin::new(&[OK; 40]).await, Origin::new(&[OK; 40]).await];
         let routes = "          - {match: {prefix: /}, route: {cluster: a, hash_policy: [{cookie: {name: s, ttl: 60s, path: /p}}]}}";
-        let mesh = Mesh::new(routes, "", "", &[]).await;
-        let hosts = origins.each_ref().map(|origin| {
-            format!(
-                "{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}}}",
-                origin.port
-            )
-        });
-        let plan = Cluster::try_from(&message::<config::cluster::v3::Cluster>(&format!(
-            "name: a\ntype: STATIC\nlb_policy: RING_HASH\nconnect_timeout: 2s\n\
-             load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{}]}}]}}",
-            hosts.join(", ")
-        )));
-        let change = Change::UpsertCluster(Arc::new(plan.expect("a plan").into()));
-        for done in mesh.server.apply(vec![change]) {
-            done.expect("it applies");
-        }
-        mesh.server.settled().await;
+        let mesh = ring(routes, &origins).await;
         // Those without a cookie get one each, and go to both.
         let mut cookie = String::new();
         for _ in 0..30 {
@@ -255,5 +261,55 @@ fn a_body_that_ends_with_its_connection_does_not_end_the_clients() {
             !old.contains("chunked") && old.ends_with("\r\n\r\nall of it"),
             "{old}"
         );
+    });
+}
+
+#[test]
+fn policies_give_one_hash_of_the_request_as_it_goes_on() {
+    run(async {
+        let origins = [Origin::new(&[OK; 99]).await, Origin::new(&[OK; 99]).await];
+        let routes = "          - match: {prefix: /cookie}
+            route: {cluster: a, hash_policy: [{header: {header_name: x-a}}, {cookie: {name: s, ttl: 60s}}]}
+          - match: {prefix: /added}
+            request_headers_to_add: [{header: {key: x-added, value: '%REQ(x-a)%'}}]
+            route: {cluster: a, hash_policy: [{header: {header_name: x-added}}]}
+          - match: {prefix: /terminal}
+            route: {cluster: a, hash_policy: [{header: {header_name: x-b}}, {header: {header_name: x-c}, terminal: true}, {header: {header_name: x-a}}]}";
+        let mesh = ring(routes, &origins).await;
+        let ask = async |path: &str, headers: &str| {
+            let before = origins[0].seen().len();
+            let answer = mesh
+                .ask(&format!(
+                    "GET {path} HTTP/1.1\r\nHost: h\r\n{headers}Connection: close\r\n\r\n"
+                ))
+                .await;
+            assert!(answer.ends_with("ok"), "{answer}");
+            let cookie = answer.lines().find_map(|l| l.strip_prefix("set-cookie: "));
+            let cookie = cookie.and_then(|line| line.split(';').next());
+            let pair = cookie.unwrap_or_default().to_owned();
+            (origins[0].seen().len() > before, pair)
+        };
+        let (mut by_added, mut by_terminal) = (Vec::new(), Vec::new());
+        for number in 0..12 {
+            let a = format!("X-A: {number}\r\n");
+            // The cookie that is given counts as soon as it is.
+            let (first, cookie) = ask("/cookie", &a).await;
+            let (again, _) = ask("/cookie", &format!("{a}Cookie: {cookie}\r\n")).await;
+            assert_eq!(first, again, "{number}");
+            // A cookie may stand in any of several fields.
+            let (split, given) = ask(
+                "/cookie",
+                &format!("{a}Cookie: b=c\r\nCookie: {cookie}\r\n"),
+            )
+            .await;
+            assert_eq!((split, &*given), (first, ""), "{number}");
+            let (one, two) = (ask("/added", &a).await.0, ask("/added", &a).await.0);
+            assert_eq!(one, two, "{number}");
+            by_added.push(one);
+            // It ends the list though the hash came before it.
+            by_terminal.push(ask("/terminal", &format!("{a}X-B: 1\r\n")).await.0);
+        }
+        assert!(by_added.contains(&true) && by_added.contains(&false));
+        assert!(by_terminal.iter().all(|&host| host == by_terminal[0]));
     });
 }

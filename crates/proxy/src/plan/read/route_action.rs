@@ -85,6 +85,12 @@ pub(super) fn route_action(
             "only one of prefix_rewrite, regex_rewrite, path_rewrite, path_rewrite_policy can be given",
         );
     }
+    if !prefix_rewrite.is_empty()
+        && matches!(matches.map(|m| &m.path), Some(PathMatch::Template(_)))
+    {
+        at.field("prefix_rewrite")
+            .error("cannot be given where a template matches; use path_rewrite_policy");
+    }
     let template_rewrite = at.optional("path_rewrite_policy", path_rewrite_policy, |at, m| {
         template_rewrite(at, m, matches)
     })?;
@@ -169,7 +175,11 @@ pub(super) fn route_action(
             core::RoutingPriority::Default => Priority::Default,
             core::RoutingPriority::High => Priority::High,
         },
-        hash_policy: at.each("hash_policy", hash, hash_policy),
+        hash_policy: at
+            .each("hash_policy", hash, hash_policy)
+            .into_iter()
+            .flatten()
+            .collect(),
         max_grpc_timeout: max_grpc_timeout.map(|d| Some(d).filter(|d| !d.is_zero())),
         grpc_timeout_offset: positive(&at, "grpc_timeout_offset", grpc_timeout_offset)?,
         max_stream_duration: at.optional(
@@ -462,7 +472,7 @@ pub(super) fn mirror(at: At<'_>, m: &pb::route_action::RequestMirrorPolicy) -> S
     })
 }
 
-fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<HashPolicy> {
+fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<Option<HashPolicy>> {
     use pb::route_action::hash_policy::PolicySpecifier as P;
     let source = match &m.policy_specifier {
         Some(P::Header(m)) => {
@@ -485,12 +495,8 @@ fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<HashPolicy>
             }
         }
         Some(P::ConnectionProperties(m)) if m.source_ip => HashSource::SourceIp,
-        Some(P::ConnectionProperties(_)) => {
-            return Err(at
-                .field("connection_properties")
-                .field("source_ip")
-                .error("must be true"));
-        }
+        // It asks for nothing.
+        Some(P::ConnectionProperties(_)) => return Ok(None),
         Some(P::QueryParameter(m)) => {
             HashSource::QueryParameter(at.field("query_parameter").text("name", &m.name)?)
         }
@@ -503,8 +509,8 @@ fn hash_policy(at: At<'_>, m: &pb::route_action::HashPolicy) -> Step<HashPolicy>
             );
         }
     };
-    Ok(HashPolicy {
+    Ok(Some(HashPolicy {
         source,
         terminal: m.terminal,
-    })
+    }))
 }

@@ -36,11 +36,10 @@ pub(super) fn route_match(at: At<'_>, m: &pb::RouteMatch) -> Step<RouteMatch> {
         Some(P::SafeRegex(m)) => PathMatch::Regex(regex(at.field("safe_regex"), m)?),
         Some(P::ConnectMatcher(_)) => PathMatch::Connect,
         Some(P::PathSeparatedPrefix(text)) => {
-            let illegal = text.is_empty() || text.ends_with('/') || text.contains(['?', '#']);
-            if illegal || !text.starts_with('/') {
+            if text.len() < 2 || text.ends_with('/') || text.contains(['?', '#']) {
                 let at = at.field("path_separated_prefix");
                 return Err(at.error(format!(
-                    "`{text}` must begin with a slash, not end with one, and hold no query"
+                    "`{text}` must have two characters at least, not end with a slash, and hold no query"
                 )));
             }
             PathMatch::PathSeparatedPrefix(text.as_str().into())

@@ -460,6 +460,20 @@ fn routes_that_envoy_does_not_take_are_rejected() {
             "virtual_hosts[0].virtual_clusters[0].headers: needs at least one condition"
         ]
     );
+    let wrong = routes(
+        "{ name: r, virtual_hosts: [{ name: v, domains: ['*'], routes: [ \
+           { match: { path_match_policy: { name: m, typed_config: { \"@type\": \
+             type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: /a } } }, \
+             route: { cluster: c, prefix_rewrite: /b } }, \
+           { match: { path_separated_prefix: a }, route: { cluster: c } } ] }] }",
+    );
+    assert_eq!(
+        mistakes(wrong),
+        [
+            "virtual_hosts[0].routes[0].route.prefix_rewrite: cannot be given where a template matches; use path_rewrite_policy",
+            "virtual_hosts[0].routes[1].match.path_separated_prefix: `a` must have two characters at least, not end with a slash, and hold no query"
+        ]
+    );
 }
 
 #[test]
