@@ -20,7 +20,12 @@ use super::{
     timers::{Expired, Timer},
     upstream::Upstream,
 };
-use crate::{cluster::Outcome, plan::HttpConnectionManager, router, worker::moment};
+use crate::{
+    cluster::Outcome,
+    plan::{HttpConnectionManager, lb::LbPolicy},
+    router,
+    worker::moment,
+};
 
 /// How the second half ended.
 #[derive(Debug)]
@@ -166,8 +171,11 @@ impl Forward<'_, '_, '_, '_> {
             head.headers.set("x-envoy-upstream-service-time", millis);
         }
         respond::tell_attempts(self.exchange, head);
+        // A cookie is for those who go by the hash; a cluster that decides itself may hand it on to others.
+        let policy = &self.target.cluster.plan.lb_policy;
         if let Some(action) = self.exchange.route.action()
             && !action.hash_policy.is_empty()
+            && (policy.hashes() || *policy == LbPolicy::ClusterProvided)
         {
             router::hash::new_cookies(&action.hash_policy, self.exchange, |cookie| {
                 head.headers.append("set-cookie", cookie);

@@ -68,8 +68,10 @@ impl StringMatcher {
 pub struct HeaderMatcher {
     /// Lower case; pseudo headers with their colon.
     pub name: Arc<str>,
-    /// The condition on its value; of several fields one has to meet it.
+    /// The condition on its value; of several fields one has to meet it, where they are not [`HeaderMatcher::joined`].
     pub condition: HeaderCondition,
+    /// Several fields are one value, joined by commas (`plan::header::is_joined`).
+    pub joined: bool,
     /// Turns the answer round.
     pub invert: bool,
     /// A missing header counts as an empty one; else it meets no condition, inverted ones included.
@@ -88,14 +90,20 @@ pub enum HeaderCondition {
 }
 
 impl HeaderMatcher {
-    /// Whether the request meets the condition. Each field of the name is looked at by itself, and one that meets it is
+    /// Whether the request meets the condition. Each field of most names is looked at by itself, and one that meets it is
     /// enough: joined, a second field would hide the first from a policy that refuses it.
     pub fn matches(&self, request: &(impl RequestView + ?Sized)) -> bool {
+        if self.joined {
+            return self.matches_value(request.header(&self.name).as_deref());
+        }
         self.answer(request.any_field(&self.name, &mut |value| self.holds(value)))
     }
 
     /// The same for the fields of a message that is no request.
     pub fn matches_fields(&self, headers: &Headers) -> bool {
+        if self.joined {
+            return self.matches_value(headers.joined(&self.name).as_deref());
+        }
         let fields = headers.get_all(&self.name);
         self.answer(fields.map(|value| self.holds(value)).reduce(|a, b| a || b))
     }

@@ -166,7 +166,7 @@ pub(crate) fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers) {
         return;
     }
     match add.action {
-        AppendAction::AppendIfExistsOrAdd => headers.append(&add.name, value),
+        AppendAction::AppendIfExistsOrAdd => append(add, &value, headers),
         AppendAction::AddIfAbsent => headers.set_if_absent(&add.name, value),
         AppendAction::OverwriteIfExistsOrAdd => headers.set(&add.name, value),
         AppendAction::OverwriteIfExists => {
@@ -174,6 +174,13 @@ pub(crate) fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers) {
                 headers.set(&add.name, value);
             }
         }
+    }
+}
+
+fn append(add: &HeaderAdd, value: &[u8], headers: &mut Headers) {
+    match add.joined {
+        true => crate::http::append(headers, &add.name, value, ","),
+        false => headers.append(&add.name, value),
     }
 }
 
@@ -226,6 +233,6 @@ pub(crate) fn put(added: Vec<(&HeaderAdd, Vec<u8>)>, headers: &mut Headers) {
         headers.set(&add.name, value);
     }
     for (add, value) in added.iter().filter(|(add, _)| !replaces(add)) {
-        headers.append(&add.name, value);
+        append(add, value, headers);
     }
 }

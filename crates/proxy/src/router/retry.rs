@@ -93,6 +93,7 @@ impl Retries {
                 header_names.extend(list.split(',').map(|name| HeaderMatcher {
                     name: name.trim().to_ascii_lowercase().into(),
                     condition: crate::plan::matcher::HeaderCondition::Present(true),
+                    joined: false,
                     invert: false,
                     missing_as_empty: false,
                 }));

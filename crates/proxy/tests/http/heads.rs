@@ -168,6 +168,50 @@ fn one_of_several_fields_is_enough_for_a_matcher() {
     });
 }
 
+/// Those that Envoy keeps in a place of their own, as it finds them and as it adds to them.
+#[test]
+fn several_fields_of_some_names_are_one_value() {
+    run(async {
+        let origin = Origin::new(&[Act::Say(
+            "HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nX-A: 1\r\nContent-Length: 0\r\n\r\n",
+        )])
+        .await;
+        let routes = "          - {match: {prefix: /is, headers: [{name: via, string_match: {exact: 'a,b'}}]}, direct_response: {status: 201}}
+          - match: {prefix: /add}
+            request_headers_to_add: [{header: {key: via, value: c}}, {header: {key: x-a, value: c}}]
+            response_headers_to_add: [{header: {key: content-type, value: c/d}}, {header: {key: x-a, value: c}}]
+            route: {cluster: a, hash_policy: [{cookie: {name: s, ttl: 60s}}]}
+          - {match: {prefix: /}, direct_response: {status: 299}}";
+        let mesh = Mesh::new(routes, "", "", &[("a", origin.port)]).await;
+        let ask = async |path: &str, fields: &str| {
+            mesh.ask(&format!(
+                "GET {path} HTTP/1.1\r\nHost: h\r\n{fields}Connection: close\r\n\r\n"
+            ))
+            .await
+        };
+        let two = ask("/is", "Via: a\r\nVia: b\r\n").await;
+        assert!(two.starts_with("HTTP/1.1 201 "), "{two}");
+        let one = ask("/is", "Via: a\r\n").await;
+        assert!(one.starts_with("HTTP/1.1 299 "), "{one}");
+        let added = ask("/add", "Via: a\r\nX-A: b\r\n").await.to_lowercase();
+        assert!(
+            added.contains("content-type: a/b,c/d\r\n")
+                && added.contains("x-a: 1\r\n")
+                && added.contains("x-a: c\r\n"),
+            "{added}"
+        );
+        // No cookie is given where nothing goes by the hash.
+        assert!(!added.contains("set-cookie"), "{added}");
+        let seen = origin.seen()[0].to_lowercase();
+        assert!(
+            seen.contains("via: a,c\r\n")
+                && seen.contains("x-a: b\r\n")
+                && seen.contains("x-a: c\r\n"),
+            "{seen}"
+        );
+    });
+}
+
 #[test]
 fn heads_tell_status_and_attempts_of_what_came_and_of_what_did_not() {
     run(async {

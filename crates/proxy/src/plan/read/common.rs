@@ -19,6 +19,7 @@ use crate::plan::{
     address::Address,
     bootstrap::{ConfigSource, ConfigSourceKind},
     error::{At, Reported, Step, unsupported},
+    header::is_joined,
     matcher::{
         AddressMatcher, CookieMatcher, FilterStateCondition, FilterStateMatcher, Finite, Fraction,
         HeaderCondition, HeaderMatcher, MetadataMatcher, Percent, QueryCondition, QueryMatcher,
@@ -520,6 +521,7 @@ pub(super) fn header_matcher(at: At<'_>, m: &route::HeaderMatcher) -> Step<Heade
         Some(S::RangeMatch(range)) => HeaderCondition::Range(range.start..range.end),
     };
     Ok(HeaderMatcher {
+        joined: is_joined(&name),
         name,
         condition,
         invert: *invert_match,
