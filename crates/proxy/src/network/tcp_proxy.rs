@@ -588,7 +588,10 @@ impl TcpProxy {
                     .stats()
                     .upstream_cx_connect_attempts_exceeded()
                     .inc();
-                outcome.response_flags.push("URX");
+                // The flags are listed as they are set: here the last failure comes first.
+                outcome
+                    .response_flags
+                    .extend([error.response_flag(), "URX"]);
                 return Err(error);
             }
             if let Some(backoff) = &mut backoff {

@@ -363,13 +363,14 @@ fn bytes(seed: u32, length: u32) -> Vec<u8> {
 live! {
     async fn a_tunnel_is_asked_for_as_its_cluster_speaks() {
         let add = ", headers_to_add: [{header: {key: x-from, value: \"%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\"}}, {header: {key: x-from, value: two}, append_action: ADD_IF_ABSENT}]";
+        // Whether it is absent is asked before anything is added, as in Envoy.
         for (way, path, head) in [
-            (Http1Connect, "", "CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\n\r\n"),
-            (Http1Post, "", "POST / HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n"),
-            (Http1Post, ", post_path: /tunnel?to=db", "POST /tunnel?to=db HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\ntransfer-encoding: chunked\r\n\r\n"),
-            (Http2Connect, "", ":method CONNECT\n:authority db.example:5432\nx-from 127.0.0.1\n"),
-            (Http2Post, "", ":method POST\n:scheme http\n:authority db.example:5432\n:path /\nx-from 127.0.0.1\n"),
-            (Http2Post, ", post_path: /tunnel?to=db", ":method POST\n:scheme http\n:authority db.example:5432\n:path /tunnel\nx-from 127.0.0.1\n"),
+            (Http1Connect, "", "CONNECT db.example:5432 HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\nx-from: two\r\n\r\n"),
+            (Http1Post, "", "POST / HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\nx-from: two\r\ntransfer-encoding: chunked\r\n\r\n"),
+            (Http1Post, ", post_path: /tunnel?to=db", "POST /tunnel?to=db HTTP/1.1\r\nhost: db.example:5432\r\nx-from: 127.0.0.1\r\nx-from: two\r\ntransfer-encoding: chunked\r\n\r\n"),
+            (Http2Connect, "", ":method CONNECT\n:authority db.example:5432\nx-from 127.0.0.1\nx-from two\n"),
+            (Http2Post, "", ":method POST\n:scheme http\n:authority db.example:5432\n:path /\nx-from 127.0.0.1\nx-from two\n"),
+            (Http2Post, ", post_path: /tunnel?to=db", ":method POST\n:scheme http\n:authority db.example:5432\n:path /tunnel\nx-from 127.0.0.1\nx-from two\n"),
         ] {
             let mut proxy = Proxy::new(way, &[]).await;
             let server = asked(way, proxy.port, &format!("{path}{add}"), "").await;
