@@ -314,10 +314,12 @@ async fn start_lines_that_are_not_are_refused() {
         "CONNECT a HTTP/1.1",
     ] {
         let answer = serve(format!("{line}\r\nHost: a\r\n\r\n")).await;
-        assert!(
-            matches!(&*answer, "refused 400\n" | "refused 505\n"),
-            "{line:?}: {answer}"
-        );
+        // A version that is not spoken here; whatever else is wrong is no version.
+        let status = match line.rsplit_once(" HTTP/").map(|(_, version)| version) {
+            Some("1.32" | "2.0" | "4294967295.255") => 505,
+            _ => 400,
+        };
+        assert_eq!(answer, format!("refused {status}\n"), "{line:?}");
     }
     for host in [
         "a\r\nHost: a",

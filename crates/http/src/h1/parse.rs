@@ -13,7 +13,7 @@ pub fn parse_request(bytes: &[u8], limits: &Limits) -> Result<RequestHead, Refus
         let mut parsed = httparse::Request::new(&mut []);
         match httparse::ParserConfig::default()
             .parse_request_with_uninit_headers(&mut parsed, bytes, fields)
-            .map_err(refusal)?
+            .map_err(|error| request_refusal(error, bytes))?
         {
             httparse::Status::Complete(length) if length == bytes.len() => {}
             _ => return Err(Refusal::CODEC),
@@ -490,11 +490,21 @@ fn with_fields<'b, T>(
 fn refusal(error: httparse::Error) -> Refusal {
     match error {
         httparse::Error::TooManyHeaders => Refusal::TOO_MANY,
-        httparse::Error::Version => Refusal {
+        _ => Refusal::CODEC,
+    }
+}
+
+/// A version of HTTP that is not spoken here says so; a target with a space in it is no version.
+fn request_refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
+    let line = bytes.trim_ascii_start().split(|byte| *byte == b'\n').next();
+    let version = line.and_then(|line| line.splitn(3, |byte| *byte == b' ').nth(2));
+    let is_other = version.is_some_and(|version| version.starts_with(b"HTTP/"));
+    match error {
+        httparse::Error::Version if is_other => Refusal {
             status: 505,
             detail: "http1.codec_error",
         },
-        _ => Refusal::CODEC,
+        error => refusal(error),
     }
 }
 
