@@ -238,14 +238,14 @@ fn mismatch(assertion: &Assertion, outcome: &Outcome) -> Option<String> {
                 }
                 false => (
                     request.headers.joined(&matcher.name),
-                    matcher.matches_fields(&request.headers),
+                    matcher.matches_request(&request.headers),
                 ),
             };
             header("request_header_matches", text, value.as_deref(), meets)
         }
         Assertion::ResponseHeader { matcher, text } => {
             let value = outcome.response.joined(&matcher.name);
-            let meets = matcher.matches_fields(&outcome.response);
+            let meets = matcher.matches_response(&outcome.response);
             header("response_header_matches", text, value.as_deref(), meets)
         }
     }

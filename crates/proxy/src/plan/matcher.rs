@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use outrigger_http::Headers;
 use serde_json::Value;
 
-use super::{regex::Regex, route_match::RequestView};
+use super::{header::Joined, regex::Regex, route_match::RequestView};
 
 /// `envoy.type.matcher.v3.StringMatcher`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +70,8 @@ pub struct HeaderMatcher {
     pub name: Arc<str>,
     /// The condition on its value; of several fields one has to meet it, where they are not [`HeaderMatcher::joined`].
     pub condition: HeaderCondition,
-    /// Several fields are one value, joined by commas (`plan::header::is_joined`).
-    pub joined: bool,
+    /// Where several fields are one value.
+    pub joined: Joined,
     /// Turns the answer round.
     pub invert: bool,
     /// A missing header counts as an empty one; else it meets no condition, inverted ones included.
@@ -93,15 +93,24 @@ impl HeaderMatcher {
     /// Whether the request meets the condition. Each field of most names is looked at by itself, and one that meets it is
     /// enough: joined, a second field would hide the first from a policy that refuses it.
     pub fn matches(&self, request: &(impl RequestView + ?Sized)) -> bool {
-        if self.joined {
+        if self.joined.request {
             return self.matches_value(request.header(&self.name).as_deref());
         }
         self.answer(request.any_field(&self.name, &mut |value| self.holds(value)))
     }
 
-    /// The same for the fields of a message that is no request.
-    pub fn matches_fields(&self, headers: &Headers) -> bool {
-        if self.joined {
+    /// The same for the fields of a response.
+    pub fn matches_response(&self, headers: &Headers) -> bool {
+        self.matches_fields(headers, self.joined.response)
+    }
+
+    /// The same for the fields of a request.
+    pub fn matches_request(&self, headers: &Headers) -> bool {
+        self.matches_fields(headers, self.joined.request)
+    }
+
+    fn matches_fields(&self, headers: &Headers, joined: bool) -> bool {
+        if joined {
             return self.matches_value(headers.joined(&self.name).as_deref());
         }
         let fields = headers.get_all(&self.name);

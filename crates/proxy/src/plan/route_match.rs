@@ -127,7 +127,7 @@ impl RouteConfiguration {
         };
         for index in routes {
             let route = &virtual_host.routes[index];
-            if route.matches.fits(path, request, random) {
+            if route.matches.fits(&path, request, random) {
                 return RouteOutcome::Found(Found {
                     virtual_host_index,
                     route_index: index as u32,
@@ -159,13 +159,23 @@ impl RouteConfiguration {
     }
 
     /// The part of the path that routes are matched with: without query and fragment.
-    pub(crate) fn path_of<'r>(&self, request: &'r (impl RequestView + ?Sized)) -> &'r [u8] {
+    pub(crate) fn path_of<'r>(&self, request: &'r (impl RequestView + ?Sized)) -> Cow<'r, [u8]> {
         let path = without_query(request.path());
         match self.ignore_path_parameters {
-            true => &path[..memchr::memchr(b';', path).unwrap_or(path.len())],
-            false => path,
+            true => without_parameters(path),
+            false => path.into(),
         }
     }
+}
+
+/// A path without what stands behind a `;` in each of its segments.
+fn without_parameters(path: &[u8]) -> Cow<'_, [u8]> {
+    if memchr::memchr(b';', path).is_none() {
+        return path.into();
+    }
+    let own = |segment: &[u8]| segment.split(|b| *b == b';').next().map(<[u8]>::to_vec);
+    let segments: Vec<Vec<u8>> = path.split(|b| *b == b'/').filter_map(own).collect();
+    segments.join(&b'/').into()
 }
 
 fn without_query(path: &[u8]) -> &[u8] {

@@ -315,7 +315,7 @@ fn explain(routes: &RouteConfiguration, view: &View<'_, '_>, random: u64) -> Vec
             "" => String::new(),
             name => format!(" `{name}`"),
         };
-        let verdict = match route.matches.misfit(path, view, random) {
+        let verdict = match route.matches.misfit(&path, view, random) {
             Some(misfit) => format!("{misfit} does not match"),
             None => "matches".to_owned(),
         };

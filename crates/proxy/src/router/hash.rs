@@ -1,7 +1,5 @@
 //! The hash that consistent load balancing goes by.
 
-use std::hash::Hasher;
-
 use twox_hash::XxHash64;
 
 use crate::{
@@ -64,11 +62,10 @@ fn one(source: &HashSource, exchange: &Exchange<'_>) -> Option<u64> {
                     .iter_mut()
                     .for_each(|value| *value = rewrite.rewrite(value));
             }
-            // The order of several fields must not matter.
+            // The order of several fields must not matter. Each is the seed of the next.
             values.sort();
-            let mut hasher = XxHash64::with_seed(0);
-            values.iter().for_each(|value| hasher.write(value));
-            Some(hasher.finish())
+            let hash = |seed, value: &Vec<u8>| XxHash64::oneshot(seed, value);
+            Some(values.iter().fold(0, hash))
         }
         HashSource::Cookie { name, .. } => {
             let mut fields = request.headers.get_all("cookie");

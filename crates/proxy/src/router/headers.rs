@@ -11,9 +11,9 @@ use crate::{
     },
 };
 
-/// Which side's operations.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+/// Which message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
     Request,
     Response,
 }
@@ -46,7 +46,7 @@ fn request_level(mutations: &HeaderMutations, exchange: &mut Exchange<'_>) {
     remove(mutations, &mut exchange.request.headers);
     let headers = &exchange.request.headers;
     let added = values(&mutations.add, exchange, None, headers);
-    put(added, &mut exchange.request.headers);
+    put(added, &mut exchange.request.headers, Side::Request);
 }
 
 /// Applies the operations on a response.
@@ -60,13 +60,13 @@ pub(crate) fn response(exchange: &Exchange<'_>, headers: &mut Headers) {
 /// Adds headers to those of a reply.
 pub(crate) fn add(adds: &[HeaderAdd], exchange: &Exchange<'_>, headers: &mut Headers) {
     let added = values(adds, exchange, Some(headers), headers);
-    put(added, headers);
+    put(added, headers, Side::Response);
 }
 
 /// Adds headers to the request.
 pub(crate) fn add_to_request(adds: &[HeaderAdd], exchange: &mut Exchange<'_>) {
     let added = values(adds, exchange, None, &exchange.request.headers);
-    put(added, &mut exchange.request.headers);
+    put(added, &mut exchange.request.headers, Side::Request);
 }
 
 /// The levels in their order: the weighted cluster always first; then route, virtual host, configuration, so that the
@@ -114,7 +114,12 @@ pub(crate) fn mutate_request(mutations: &[HeaderMutation], exchange: &mut Exchan
             HeaderMutation::Append(add) => value(add, exchange, None),
             _ => Vec::new(),
         };
-        mutate_one(mutation, value, &mut exchange.request.headers);
+        mutate_one(
+            mutation,
+            value,
+            &mut exchange.request.headers,
+            Side::Request,
+        );
     }
 }
 
@@ -129,7 +134,7 @@ pub(crate) fn mutate_copy(
             HeaderMutation::Append(add) => value(add, exchange, None),
             _ => Vec::new(),
         };
-        mutate_one(mutation, value, headers);
+        mutate_one(mutation, value, headers, Side::Request);
     }
 }
 
@@ -144,16 +149,16 @@ pub(crate) fn mutate_response(
             HeaderMutation::Append(add) => value(add, exchange, Some(headers)),
             _ => Vec::new(),
         };
-        mutate_one(mutation, value, headers);
+        mutate_one(mutation, value, headers, Side::Response);
     }
 }
 
-fn mutate_one(mutation: &HeaderMutation, value: Vec<u8>, headers: &mut Headers) {
+fn mutate_one(mutation: &HeaderMutation, value: Vec<u8>, headers: &mut Headers, side: Side) {
     match mutation {
         HeaderMutation::Remove(name) => {
             headers.remove(name);
         }
-        HeaderMutation::Append(add) => add_one(add, value, headers),
+        HeaderMutation::Append(add) => add_one(add, value, headers, side),
         HeaderMutation::RemoveOnMatch(matcher) => headers.retain(|name, _| {
             name == "host" || !matcher.matches(name.to_ascii_lowercase().as_bytes())
         }),
@@ -161,12 +166,12 @@ fn mutate_one(mutation: &HeaderMutation, value: Vec<u8>, headers: &mut Headers) 
 }
 
 /// Adds one header, whose value was worked out.
-pub(crate) fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers) {
+fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers, side: Side) {
     if value.is_empty() && !add.keep_empty_value {
         return;
     }
     match add.action {
-        AppendAction::AppendIfExistsOrAdd => append(add, &value, headers),
+        AppendAction::AppendIfExistsOrAdd => append(add, &value, headers, side),
         AppendAction::AddIfAbsent => headers.set_if_absent(&add.name, value),
         AppendAction::OverwriteIfExistsOrAdd => headers.set(&add.name, value),
         AppendAction::OverwriteIfExists => {
@@ -177,8 +182,12 @@ pub(crate) fn add_one(add: &HeaderAdd, value: Vec<u8>, headers: &mut Headers) {
     }
 }
 
-fn append(add: &HeaderAdd, value: &[u8], headers: &mut Headers) {
-    match add.joined {
+fn append(add: &HeaderAdd, value: &[u8], headers: &mut Headers, side: Side) {
+    let joined = match side {
+        Side::Request => add.joined.request,
+        Side::Response => add.joined.response,
+    };
+    match joined {
         true => crate::http::append(headers, &add.name, value, ","),
         false => headers.append(&add.name, value),
     }
@@ -222,7 +231,7 @@ fn remove(mutations: &HeaderMutations, headers: &mut Headers) {
 }
 
 /// First those that replace what is there, then those that come beside it.
-pub(crate) fn put(added: Vec<(&HeaderAdd, Vec<u8>)>, headers: &mut Headers) {
+pub(crate) fn put(added: Vec<(&HeaderAdd, Vec<u8>)>, headers: &mut Headers, side: Side) {
     let replaces = |add: &HeaderAdd| {
         matches!(
             add.action,
@@ -233,6 +242,6 @@ pub(crate) fn put(added: Vec<(&HeaderAdd, Vec<u8>)>, headers: &mut Headers) {
         headers.set(&add.name, value);
     }
     for (add, value) in added.iter().filter(|(add, _)| !replaces(add)) {
-        append(add, value, headers);
+        append(add, value, headers, side);
     }
 }

@@ -95,7 +95,7 @@ fn made_of_old(
     let (only, query) = old.split_at(exchange.request.path_only().len());
     match &redirect.path {
         RedirectPath::Prefix(prefix) => {
-            let rest = &old[matched_length(matches, only)..];
+            let rest = old.get(matched_length(matches, only)?..)?;
             Some(format!("{prefix}{rest}"))
         }
         // A path of which nothing is left stays as it is.

@@ -93,7 +93,7 @@ impl Retries {
                 header_names.extend(list.split(',').map(|name| HeaderMatcher {
                     name: name.trim().to_ascii_lowercase().into(),
                     condition: crate::plan::matcher::HeaderCondition::Present(true),
-                    joined: false,
+                    joined: Default::default(),
                     invert: false,
                     missing_as_empty: false,
                 }));
@@ -245,7 +245,7 @@ impl Retries {
                 .flat_map(|policy| &policy.retriable_headers);
             if listed
                 .chain(&self.header_names)
-                .any(|matcher| matcher.matches_fields(&response.headers))
+                .any(|matcher| matcher.matches_response(&response.headers))
             {
                 return true;
             }

@@ -56,8 +56,9 @@ pub(crate) fn request(exchange: &mut Exchange<'_>, envoy_headers: bool) {
     let path = exchange.request.path();
     let (only, rest) = path.split_at(exchange.request.path_only().len());
     let new = if let Some(prefix) = &action.prefix_rewrite {
-        let matched = matched_length(&route.matches, only);
-        Some(format!("{prefix}{}{rest}", &only[matched..]))
+        matched_length(&route.matches, only)
+            .and_then(|matched| only.get(matched..))
+            .map(|tail| format!("{prefix}{tail}{rest}"))
     } else if let Some(rewrite) = &action.regex_rewrite {
         String::from_utf8(rewrite.rewrite(only.as_bytes()))
             .ok()
@@ -112,13 +113,15 @@ pub(crate) fn set_host(exchange: &mut Exchange<'_>, host: &str, append: bool, en
     exchange.request.set_authority(host);
 }
 
-/// How much of the path the route's condition covers.
-pub(crate) fn matched_length(matches: &RouteMatch, path: &str) -> usize {
-    let length = match &matches.path {
-        PathMatch::Prefix(prefix) | PathMatch::PathSeparatedPrefix(prefix) => prefix.len(),
-        PathMatch::Path(_) | PathMatch::Regex(_) | PathMatch::Template(_) | PathMatch::Connect => {
-            path.len()
+/// How much of the path the route's condition covers; `None` where it matched without parameters that stand in between,
+/// which no rewrite of a prefix can tell from it.
+pub(crate) fn matched_length(matches: &RouteMatch, path: &str) -> Option<usize> {
+    match &matches.path {
+        PathMatch::Prefix(text) | PathMatch::PathSeparatedPrefix(text) | PathMatch::Path(text) => {
+            let beginning = path.as_bytes().get(..text.len())?;
+            let same = beginning.eq_ignore_ascii_case(text.as_bytes());
+            same.then_some(text.len())
         }
-    };
-    length.min(path.len())
+        PathMatch::Regex(_) | PathMatch::Template(_) | PathMatch::Connect => Some(path.len()),
+    }
 }

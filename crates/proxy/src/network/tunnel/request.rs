@@ -34,6 +34,6 @@ pub(super) fn head(
     if let Some((add, _)) = added.iter().find(|(_, value)| value.iter().any(illegal)) {
         return Err(TunnelError::Header(add.name.to_string()));
     }
-    router::headers::put(added, &mut head.headers);
+    router::headers::put(added, &mut head.headers, router::headers::Side::Request);
     Ok(head)
 }

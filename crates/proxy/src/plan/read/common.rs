@@ -19,7 +19,7 @@ use crate::plan::{
     address::Address,
     bootstrap::{ConfigSource, ConfigSourceKind},
     error::{At, Reported, Step, unsupported},
-    header::is_joined,
+    header::Joined,
     matcher::{
         AddressMatcher, CookieMatcher, FilterStateCondition, FilterStateMatcher, Finite, Fraction,
         HeaderCondition, HeaderMatcher, MetadataMatcher, Percent, QueryCondition, QueryMatcher,
@@ -521,7 +521,7 @@ pub(super) fn header_matcher(at: At<'_>, m: &route::HeaderMatcher) -> Step<Heade
         Some(S::RangeMatch(range)) => HeaderCondition::Range(range.start..range.end),
     };
     Ok(HeaderMatcher {
-        joined: is_joined(&name),
+        joined: Joined::of(&name),
         name,
         condition,
         invert: *invert_match,

@@ -11,7 +11,7 @@ use super::common::{enumeration, header_name, string_matcher, typed_config};
 use crate::plan::{
     error::{At, Step},
     format::Template,
-    header::{AppendAction, HeaderAdd, HeaderMutation, HeaderMutations, is_joined},
+    header::{AppendAction, HeaderAdd, HeaderMutation, HeaderMutations, Joined},
     route::HeaderOperations,
 };
 
@@ -133,7 +133,7 @@ pub(super) fn header_add(at: At<'_>, m: &core::HeaderValueOption) -> Step<Header
         };
         let value = Template::parse(text).map_err(|why| at.field("value").error(why))?;
         Ok(HeaderAdd {
-            joined: is_joined(&name),
+            joined: Joined::of(&name),
             name,
             value,
             action,
