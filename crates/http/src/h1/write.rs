@@ -16,8 +16,8 @@ use tokio::io::AsyncWrite;
 
 use super::parse::content_length;
 use crate::{
-    Error, Framing, Headers, Limits, RequestHead, ResponseHead, Version, buffer, head::reason,
-    headers::Name,
+    Error, Framing, Headers, Limits, Method, RequestHead, ResponseHead, Version, buffer,
+    head::reason, headers::Name,
 };
 
 /// State of the writing half.
@@ -115,6 +115,17 @@ impl WriteState {
             framing => framing,
         };
         lines(out, &head.headers, announced);
+        // A method that may have content says that there is none (RFC 9110, 8.6): some servers answer 411 otherwise.
+        if framing == Framing::None
+            && !head.upgrade
+            && !matches!(
+                head.method,
+                Method::Get | Method::Head | Method::Delete | Method::Trace | Method::Connect
+            )
+            && head.headers.get("content-length").map(content_length) != Some(Ok(0))
+        {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         if head.upgrade && head.headers.contains("upgrade") {
             out.extend_from_slice(b"connection: upgrade\r\n");
         }

@@ -357,3 +357,28 @@ fn policies_give_one_hash_of_the_request_as_it_goes_on() {
         assert!(by_terminal.iter().all(|&host| host == by_terminal[0]));
     });
 }
+
+#[test]
+fn methods_that_may_have_content_say_that_there_is_none() {
+    run(async {
+        let origin = Origin::new(&[OK; 6]).await;
+        let mesh = Mesh::new(TO_A, "", "", &[("a", origin.port)]).await;
+        for (head, told) in [
+            ("POST / HTTP/1.1", 1),
+            ("PUT / HTTP/1.1\r\nContent-Length: 0", 1),
+            ("OPTIONS / HTTP/1.1", 1),
+            ("DELETE / HTTP/1.1", 0),
+            ("GET / HTTP/1.1", 0),
+            ("HEAD / HTTP/1.1", 0),
+        ] {
+            let request = format!("{head}\r\nHost: h\r\nConnection: close\r\n\r\n");
+            mesh.ask(&request).await;
+            let seen = origin.seen().pop().expect("it was passed on");
+            let lengths = seen
+                .to_ascii_lowercase()
+                .matches("content-length: 0\r\n")
+                .count();
+            assert_eq!(lengths, told, "{seen}");
+        }
+    });
+}
