@@ -103,7 +103,9 @@ pub(super) fn kind(error: &AttemptError) -> Option<Failure> {
 /// The flag for a broken upstream stream.
 pub(super) fn flag(error: &Error) -> Flags {
     match error {
-        Error::Refused(_) | Error::Length => Flags::UPSTREAM_PROTOCOL_ERROR,
+        Error::Refused(_) | Error::Length | Error::Reset(h2::Reason::PROTOCOL_ERROR) => {
+            Flags::UPSTREAM_PROTOCOL_ERROR
+        }
         Error::Reset(_) | Error::Unprocessed => Flags::UPSTREAM_REMOTE_RESET,
         Error::Closed | Error::Io(_) | Error::Unresponsive => {
             Flags::UPSTREAM_CONNECTION_TERMINATION
@@ -114,9 +116,12 @@ pub(super) fn flag(error: &Error) -> Flags {
 /// Envoy's words for a broken upstream stream.
 pub(super) fn reason(error: &Error) -> Cow<'static, str> {
     Cow::Borrowed(match error {
-        Error::Refused(_) | Error::Length => "protocol error",
+        // Whichever end found it: a stream whose answer is invalid is reset with that reason.
+        Error::Refused(_) | Error::Length | Error::Reset(h2::Reason::PROTOCOL_ERROR) => {
+            "protocol error"
+        }
         Error::Unprocessed => "remote refused stream reset",
-        Error::Reset(reason) if *reason == h2::Reason::CONNECT_ERROR => "connect error",
+        Error::Reset(h2::Reason::CONNECT_ERROR) => "remote error with CONNECT request",
         Error::Reset(_) => "remote reset",
         Error::Closed | Error::Io(_) | Error::Unresponsive => "connection termination",
     })
@@ -247,13 +252,10 @@ fn unavailable(
     } else {
         ""
     };
-    let mut body = format!(
+    // What the transport says (addresses, names in certificates) is for logs only, as in Envoy.
+    let body = format!(
         "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
     );
-    if !transport.is_empty() {
-        body.push_str(", transport failure reason: ");
-        body.push_str(transport);
-    }
     let details = details("upstream_reset_before_response_started", reason, transport);
     LocalReply::new(status, "", details).body(body).flag(flag)
 }

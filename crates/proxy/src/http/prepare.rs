@@ -256,12 +256,15 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
         }
     }
     let said = exchange.request.headers.get("x-forwarded-proto");
-    let scheme = match (&plan.scheme_to_overwrite, said) {
-        (Some(scheme), _) => scheme,
-        (None, Some(said)) if said.eq_ignore_ascii_case(b"https") => "https",
-        (None, _) => scheme,
-    };
-    exchange.request.set_scheme(scheme);
+    match (&plan.scheme_to_overwrite, said) {
+        (Some(scheme), _) => exchange.request.set_scheme(scheme),
+        // What the client says stays, even where `x-forwarded-proto` says something else.
+        (None, _) if !exchange.request.scheme().is_empty() => {}
+        (None, Some(said)) if said.eq_ignore_ascii_case(b"https") => {
+            exchange.request.set_scheme("https");
+        }
+        (None, _) => exchange.request.set_scheme(scheme),
+    }
     edge
 }
 

@@ -680,3 +680,64 @@ fn a_reply_that_nobody_takes_is_given_up() {
         counted(&mesh, "http.test.downstream_rq_active", 0).await;
     });
 }
+
+#[test]
+fn a_stream_that_breaks_the_protocol_is_answered_with_502() {
+    // The upstream says so, or its answer is none: a status that is no number.
+    let invalid: &[u8] = &[0x48, 3, b'a', b'b', b'c'];
+    for (frame, line) in [
+        (
+            (RST_STREAM, 0, &[0, 0, 0, 1][..]),
+            "GET / 502 UPE upstream_reset_before_response_started{protocol_error} 1\n",
+        ),
+        (
+            (HEADERS, END_HEADERS | END_STREAM, invalid),
+            "GET / 502 UPE upstream_reset_before_response_started{protocol_error} 1\n",
+        ),
+        (
+            (RST_STREAM, 0, &[0, 0, 0, 10][..]),
+            "GET / 503 UR upstream_reset_before_response_started{remote_error_with_CONNECT_request} 1\n",
+        ),
+    ] {
+        run(async move {
+            let (port, _) = origin(move |_, stream| async move {
+                let mut peer = Peer::server(stream, &[]).await;
+                while let Some(request) = peer.find(&[HEADERS]).await {
+                    let (kind, flags, payload) = frame;
+                    peer.say(kind, flags, request.stream, payload).await;
+                }
+            })
+            .await;
+            let mesh = Mesh::with(TO_A, "", "", &[("a", port)], &http2("")).await;
+            mesh.get("/").await;
+            assert_eq!(mesh.log(1).await, line);
+        });
+    }
+}
+
+#[test]
+fn the_scheme_is_the_clients() {
+    run(async {
+        let (port, _) = origin(|_, stream| async {
+            let mut peer = Peer::server(stream, &[]).await;
+            while let Some(request) = peer.find(&[HEADERS]).await {
+                // Entry 7 of the static table is `:scheme: https`, 6 is that of http.
+                let https = request.payload.iter().take(4).any(|&byte| byte == 0x87);
+                let status = if https { 0x88 } else { 0x8d };
+                let last = END_HEADERS | END_STREAM;
+                peer.say(HEADERS, last, request.stream, &[status]).await;
+            }
+        })
+        .await;
+        let mesh = Mesh::with(TO_A, "", "", &[("a", port)], &http2("")).await;
+        let mut client = Peer::client(&mesh).await;
+        // A proxy before this one has ended TLS, but is not believed: it is no reason to call this one HTTP.
+        let get = [0x82, 0x84, 0x87, 0x41, 1, b'h'];
+        let last = END_HEADERS | END_STREAM;
+        client.say(HEADERS, last, 1, &get).await;
+        assert!(client.is_answered().await);
+        // HTTP/1 says none: that of the connection.
+        let answer = mesh.get("/").await;
+        assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    });
+}
