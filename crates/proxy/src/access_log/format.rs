@@ -142,7 +142,10 @@ fn value(
         }
         Op::Resp { name, alternative } => {
             if &**name == ":status" {
-                return number(exchange.status().into(), out);
+                return match exchange.status() {
+                    0 => Presence::Absent,
+                    status => text_of(Some(itoa::Buffer::new().format(status).as_bytes()), out),
+                };
             }
             text_of(either(name, alternative, |name| response?.get(name)), out)
         }
@@ -262,15 +265,35 @@ fn value(
         Op::Duration => millis(Some(exchange.duration()), out),
         Op::BytesReceived => number(progress.received, out),
         Op::BytesSent => number(progress.sent, out),
-        Op::RequestHeadersBytes | Op::DownstreamHeaderBytesReceived => {
+        Op::RequestHeadersBytes => {
+            let request = &exchange.request;
+            // HTTP/1's `host` is told once, as `:authority`.
+            let host = |host: &[u8]| "host".len() + host.len();
+            let host = request.headers.get("host").map_or(0, host);
+            let of = |name: &str| request.get(name).map_or(0, |v| name.len() + v.len());
+            let pseudo: usize = [":method", ":path", ":authority", ":scheme"]
+                .map(of)
+                .iter()
+                .sum();
+            number((pseudo + bare_size(&request.headers) - host) as u64, out)
+        }
+        Op::ResponseHeadersBytes => number(
+            response.map_or(0, |headers| (STATUS_BYTES + bare_size(headers)) as u64),
+            out,
+        ),
+        Op::DownstreamHeaderBytesReceived => {
             number(exchange.request.headers.wire_size() as u64, out)
         }
-        Op::UpstreamHeaderBytesSent if upstream.host.is_some() => {
-            number(exchange.request.headers.wire_size() as u64, out)
+        Op::UpstreamHeaderBytesSent | Op::UpstreamWireBytesSent if upstream.host.is_none() => {
+            number(0, out)
         }
-        Op::ResponseHeadersBytes
-        | Op::DownstreamHeaderBytesSent
-        | Op::UpstreamHeaderBytesReceived => number(
+        Op::UpstreamHeaderBytesReceived | Op::UpstreamWireBytesReceived
+            if upstream.host.is_none() =>
+        {
+            number(0, out)
+        }
+        Op::UpstreamHeaderBytesSent => number(exchange.request.headers.wire_size() as u64, out),
+        Op::DownstreamHeaderBytesSent | Op::UpstreamHeaderBytesReceived => number(
             response.map_or(0, |headers| headers.wire_size() as u64),
             out,
         ),
@@ -278,14 +301,14 @@ fn value(
             exchange
                 .trailers
                 .as_ref()
-                .map_or(0, |t| t.wire_size() as u64),
+                .map_or(0, |trailers| bare_size(trailers) as u64),
             out,
         ),
         Op::DownstreamWireBytesReceived => number(
             progress.received + exchange.request.headers.wire_size() as u64,
             out,
         ),
-        Op::UpstreamWireBytesSent if upstream.host.is_some() => number(
+        Op::UpstreamWireBytesSent => number(
             progress.received + exchange.request.headers.wire_size() as u64,
             out,
         ),
@@ -303,9 +326,7 @@ fn value(
             let at = out.len();
             let presence = not_empty(&exchange.details, out);
             if !white_space {
-                for byte in out[at..].iter_mut().filter(|b| b.is_ascii_whitespace()) {
-                    *byte = b'_';
-                }
+                underscore(&mut out[at..]);
             }
             presence
         }
@@ -350,7 +371,7 @@ fn value(
         Op::UpstreamClusterRaw => text_of(upstream.cluster_name().map(str::as_bytes), out),
         Op::UpstreamLocalAddress(part) => address(upstream.local, *part, out),
         Op::UpstreamRequestAttemptCount => number(upstream.attempts.into(), out),
-        Op::UpstreamTransportFailureReason => not_empty(&upstream.failure, out),
+        Op::UpstreamTransportFailureReason => underscored(&upstream.failure, out),
         Op::DownstreamRemoteAddress(part) => {
             let port = connection.remote.map_or(0, |remote| remote.port());
             // The client by the rules about x-forwarded-for; its port is known only of the peer.
@@ -422,7 +443,11 @@ fn value(
             not_empty(&ids.join(","), out)
         }
         Op::UpstreamPoolReadyDuration => millis(upstream.pool_ready, out),
-        Op::DownstreamDetectedCloseType => word(upstream.closed.downstream, out),
+        // Nothing else was seen so far, as Envoy says of connections that are open.
+        Op::DownstreamDetectedCloseType => text_of(
+            Some(upstream.closed.downstream.unwrap_or("Normal").as_bytes()),
+            out,
+        ),
         Op::DownstreamLocalCloseReason => word(upstream.closed.downstream_why, out),
         Op::UpstreamDetectedCloseType => word(upstream.closed.upstream, out),
         Op::UpstreamLocalCloseReason => word(upstream.closed.upstream_why, out),
@@ -533,7 +558,7 @@ fn value(
             };
             super::tls::write(session, &operator.value, out)
         }
-        Op::DownstreamTransportFailureReason => not_empty(
+        Op::DownstreamTransportFailureReason => underscored(
             connection.transport_failure.as_deref().unwrap_or_default(),
             out,
         ),
@@ -622,6 +647,28 @@ fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
     )
 }
 
+/// A text of words as one word: what parses lines by their spaces has one column for it.
+fn underscored(value: &str, out: &mut Vec<u8>) -> Presence {
+    let at = out.len();
+    let presence = not_empty(value, out);
+    underscore(&mut out[at..]);
+    presence
+}
+
+fn underscore(text: &mut [u8]) {
+    for byte in text.iter_mut().filter(|byte| byte.is_ascii_whitespace()) {
+        *byte = b'_';
+    }
+}
+
+/// The length of all names and values, and of nothing between them.
+fn bare_size(headers: &Headers) -> usize {
+    headers
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum()
+}
+
 fn word(value: Option<&'static str>, out: &mut Vec<u8>) -> Presence {
     text_of(value.map(str::as_bytes), out)
 }
@@ -647,10 +694,10 @@ fn joined(words: impl Iterator<Item = &'static str>, out: &mut Vec<u8>) -> Prese
         out.extend_from_slice(word.as_bytes());
     }
     if out.len() == at {
-        Presence::Absent
-    } else {
-        Presence::Text
+        // No flag has a text of its own, in JSON too.
+        out.push(b'-');
     }
+    Presence::Text
 }
 
 fn address(value: Option<SocketAddr>, part: AddressPart, out: &mut Vec<u8>) -> Presence {
@@ -702,6 +749,9 @@ fn grpc(status: u32, form: GrpcStatusForm, out: &mut Vec<u8>) -> Presence {
         _ => number(status.into(), out),
     }
 }
+
+/// The length of `:status` and of its value.
+const STATUS_BYTES: usize = 10;
 
 const GRPC_NAMES: [(&str, &str); 17] = [
     ("OK", "OK"),

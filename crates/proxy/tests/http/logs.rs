@@ -177,7 +177,7 @@ fn a_line_tells_how_the_client_went_away() {
         assert!(mesh.get("/").await.ends_with("ok"));
         let lines = lines.read(3).await;
         // The connection of the last is open when its line is written.
-        assert_eq!(lines, ["Normal - DC", "RemoteReset - DC", "- - -"]);
+        assert_eq!(lines, ["Normal - DC", "RemoteReset - DC", "Normal - -"]);
     });
 }
 
@@ -318,4 +318,72 @@ fn files_and_secrets_are_printed_only_where_a_formatter_allows_it() {
         error.contains("listeners' logs and replies alone"),
         "{error}"
     );
+}
+
+#[test]
+fn members_of_json_are_what_envoy_writes_where_there_is_nothing_to_tell() {
+    run(async {
+        let origin = Origin::new(&[OK, Act::Hang]).await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let lines = Lines {
+            path: folder.path().join("lines"),
+            _folder: folder,
+        };
+        let log = format!(
+            "{{name: own, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+             path: {}, log_format: {{json_format: {{flags: '%RESPONSE_FLAGS%', long: '%RESPONSE_FLAGS_LONG%', \
+             status: '%RESP(:STATUS)%', sent: '%UPSTREAM_WIRE_BYTES_SENT%', \
+             request: '%REQUEST_HEADERS_BYTES%', response: '%RESPONSE_HEADERS_BYTES%', \
+             why: '%UPSTREAM_TRANSPORT_FAILURE_REASON%'}}}}}}}}",
+            lines.path.display()
+        );
+        let routes = "          - {match: {prefix: /dead}, route: {cluster: dead}}\n          - {match: {prefix: /none}, route: {cluster: none}}\n          - {match: {prefix: /}, route: {cluster: a}}";
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = dead.local_addr().expect("it is bound").port();
+        drop(dead);
+        let clusters = [("a", origin.port), ("dead", port)];
+        let mesh = Mesh::with_log(routes, "generate_request_id: false", &log, &clusters).await;
+        mesh.get("/").await;
+        mesh.get("/dead").await;
+        mesh.get("/none").await;
+        let mut client = mesh.connect().await;
+        let get = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        client.write_all(get).await.expect("it is there");
+        within(async {
+            while origin.seen().len() < 2 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(client);
+        let lines = lines.read(4).await;
+        let member = |line: usize, name: &str| {
+            let line: serde_json::Value = serde_json::from_str(&lines[line]).expect("JSON");
+            line[name].clone()
+        };
+        assert_eq!(member(0, "flags"), "-");
+        assert_eq!(member(0, "long"), "-");
+        assert_eq!(member(0, "status"), "200");
+        assert_eq!(member(1, "flags"), "UF");
+        assert_eq!(
+            member(1, "why"),
+            "delayed_connect_error:_Connection_refused"
+        );
+        assert_eq!(member(2, "sent"), 0);
+        // Nobody was answered.
+        assert_eq!(member(3, "status"), serde_json::Value::Null);
+        assert_eq!(member(3, "response"), 0);
+        // Names and values alone, those of pseudo-headers too.
+        let seen = &origin.seen()[1];
+        let fields: usize = seen
+            .lines()
+            .skip(1)
+            .filter(|line| !line.to_ascii_lowercase().starts_with("host:"))
+            .filter_map(|line| line.split_once(": "))
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        let pseudo =
+            ":method".len() + 3 + ":path".len() + 1 + ":authority".len() + 1 + ":scheme".len() + 4;
+        assert_eq!(member(3, "request"), fields + pseudo, "{seen}");
+    });
 }
