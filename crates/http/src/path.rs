@@ -112,8 +112,11 @@ fn unescape_slashes(path: &str) -> Option<String> {
 }
 
 fn needs_normal_form(path: &str) -> bool {
-    path.contains('%') || path.contains('\\') || path.contains("/.")
+    path.contains(['%', '\\']) || path.contains(ESCAPED) || path.contains("/.")
 }
+
+/// What no path has but escaped (RFC 3986, 3.3); a policy that names the escape means the letter, too.
+const ESCAPED: [char; 8] = ['"', '<', '>', '^', '`', '{', '|', '}'];
 
 /// `None` where the path climbs above its root or an escape is not one.
 fn normal_form(path: &str) -> Option<String> {
@@ -128,7 +131,12 @@ fn normal_form(path: &str) -> Option<String> {
             continue;
         }
         if byte != b'%' {
-            decoded.push(char::from(byte));
+            match char::from(byte) {
+                letter if ESCAPED.contains(&letter) => {
+                    decoded.push_str(&format!("%{byte:02X}"));
+                }
+                letter => decoded.push(letter),
+            }
             continue;
         }
         let digit = |at: usize| {
@@ -240,5 +248,14 @@ mod tests {
             "redirect /a/b?c"
         );
         assert_eq!(path(PathRules::default(), "//a/../%2f"), "//a/../%2f");
+    }
+
+    #[test]
+    fn letters_that_no_path_has_are_escaped() {
+        let rules = rules(EscapedSlashes::Keep);
+        assert_eq!(path(rules, "/a|b"), "/a%7Cb");
+        assert_eq!(path(rules, "/\"<>^`{}?\"|"), "/%22%3C%3E%5E%60%7B%7D?\"|");
+        assert_eq!(path(rules, "/[a]~'(b)*!$&+,;=:@"), "/[a]~'(b)*!$&+,;=:@");
+        assert_eq!(path(PathRules::default(), "/a|b"), "/a|b");
     }
 }

@@ -509,7 +509,7 @@ fn request_refusal(error: httparse::Error, bytes: &[u8]) -> Refusal {
 }
 
 /// Methods that Envoy's parser takes unasked, beside those that [`Method`] names, and SSDP's under its real name.
-const REGISTERED: [&str; 26] = [
+const REGISTERED: [&str; 27] = [
     "ACL",
     "BIND",
     "CHECKOUT",
@@ -527,6 +527,7 @@ const REGISTERED: [&str; 26] = [
     "PROPFIND",
     "PROPPATCH",
     "PURGE",
+    "QUERY",
     "REBIND",
     "REPORT",
     "SEARCH",

@@ -364,11 +364,15 @@ fn value(
             }
             not_empty(&host.address.to_string(), out)
         }
-        Op::UpstreamCluster => match &upstream.cluster {
-            Some(cluster) => not_empty(cluster.stat_name(), out),
-            None => text_of(upstream.cluster_name().map(str::as_bytes), out),
-        },
-        Op::UpstreamClusterRaw => text_of(upstream.cluster_name().map(str::as_bytes), out),
+        // A cluster that is named but does not exist is none.
+        Op::UpstreamCluster => {
+            let name = upstream.cluster.as_ref().map(|cluster| cluster.stat_name());
+            not_empty(name.map_or("", |name| &**name), out)
+        }
+        Op::UpstreamClusterRaw => {
+            let name = upstream.cluster.as_ref().and(upstream.cluster_name());
+            text_of(name.map(str::as_bytes), out)
+        }
         Op::UpstreamLocalAddress(part) => address(upstream.local, *part, out),
         Op::UpstreamRequestAttemptCount => number(upstream.attempts.into(), out),
         Op::UpstreamTransportFailureReason => underscored(&upstream.failure, out),
@@ -476,7 +480,8 @@ fn value(
             None => Presence::Absent,
             Some(trace) => not_empty(&format!("{:016x}", trace.span), out),
         },
-        Op::LocalReplyBody => not_empty(&exchange.local_reply, out),
+        // As in Envoy, nothing is a text, too: a body that a format makes of it has no dash.
+        Op::LocalReplyBody => text_of(Some(exchange.local_reply.as_bytes()), out),
         Op::Environment(name) => not_empty(&std::env::var(&**name).unwrap_or_default(), out),
         Op::Hostname => {
             let name = rustix::system::uname();

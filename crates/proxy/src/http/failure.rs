@@ -9,8 +9,8 @@ use std::{
 use outrigger_http::{BodyReader, BodyWriter, Error, h2};
 
 use super::{
-    Exchange, Flags, LocalReply, forward::AttemptError, stats::ConnectionManagerStats,
-    timers::Expired,
+    ConnectionManager, Exchange, Flags, LocalReply, forward::AttemptError,
+    stats::ConnectionManagerStats, timers::Expired,
 };
 use crate::{cluster::UpstreamError, io::Stream, router::retry::Failure};
 
@@ -141,8 +141,9 @@ pub(super) fn reply(
     error: AttemptError,
     exchange: &mut Exchange<'_>,
     complete: bool,
-    stats: &ConnectionManagerStats,
+    live: &ConnectionManager,
 ) -> Option<LocalReply> {
+    let stats = &live.stats;
     match error {
         AttemptError::NoConnection(
             error @ (UpstreamError::NoHealthyHost | UpstreamError::NoSuchHost),
@@ -180,7 +181,8 @@ pub(super) fn reply(
                 ),
             };
             exchange.upstream.failure.clone_from(&transport);
-            Some(unavailable(503, reason, &transport, flag, exchange))
+            let told = live.tells_failure.then_some(&*transport);
+            Some(unavailable(503, reason, &transport, told, flag, exchange))
         }
         AttemptError::Broken { error, .. } => {
             let flag = flag(&error);
@@ -189,7 +191,14 @@ pub(super) fn reply(
             } else {
                 503
             };
-            Some(unavailable(status, &reason(&error), "", flag, exchange))
+            Some(unavailable(
+                status,
+                &reason(&error),
+                "",
+                None,
+                flag,
+                exchange,
+            ))
         }
         AttemptError::Expired(expired) => {
             tell_expired(expired, exchange, stats);
@@ -244,6 +253,7 @@ fn unavailable(
     status: u16,
     reason: &str,
     transport: &str,
+    told: Option<&str>,
     flag: Flags,
     exchange: &Exchange<'_>,
 ) -> LocalReply {
@@ -252,10 +262,14 @@ fn unavailable(
     } else {
         ""
     };
-    // What the transport says (addresses, names in certificates) is for logs only, as in Envoy.
-    let body = format!(
+    // What the transport says (addresses, names in certificates) is for logs only, as in Envoy, unless a switch says otherwise.
+    let mut body = format!(
         "upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}"
     );
+    if let Some(told) = told.filter(|told| !told.is_empty()) {
+        body.push_str(", transport failure reason: ");
+        body.push_str(told);
+    }
     let details = details("upstream_reset_before_response_started", reason, transport);
     LocalReply::new(status, "", details).body(body).flag(flag)
 }

@@ -758,8 +758,7 @@ impl Forward<'_, '_, '_, '_> {
 
     /// Answers for an upstream that did not.
     async fn fail(&mut self, error: AttemptError) {
-        let stats = &self.cx.live.stats;
-        match failure::reply(error, self.exchange, self.kept.complete, stats) {
+        match failure::reply(error, self.exchange, self.kept.complete, self.cx.live) {
             Some(reply) => {
                 respond::reply(self.cx, self.exchange, self.reader, self.writer, reply).await;
             }

@@ -132,15 +132,15 @@ impl Forward<'_, '_, '_, '_> {
                     error,
                     stale: false,
                 };
-                failure::reply(error, self.exchange, self.kept.complete, stats)
+                failure::reply(error, self.exchange, self.kept.complete, self.cx.live)
             }
             Unheld::Downstream(gone) => {
                 let gone = AttemptError::Downstream(gone);
-                failure::reply(gone, self.exchange, self.kept.complete, stats)
+                failure::reply(gone, self.exchange, self.kept.complete, self.cx.live)
             }
             Unheld::Expired(expired) => {
                 let expired = AttemptError::Expired(expired);
-                failure::reply(expired, self.exchange, self.kept.complete, stats)
+                failure::reply(expired, self.exchange, self.kept.complete, self.cx.live)
             }
         };
         match failed {

@@ -65,7 +65,14 @@ pub struct ConnectionManager {
     tracer: Option<Tracer>,
     /// Large bodies may go from socket to socket.
     may_splice: bool,
+    /// Clients hear why no connection to their upstream came about.
+    tells_failure: bool,
 }
+
+/// Envoy's runtime switch: `false` in a static layer puts the transport's failure into the body of a reply. What it says
+/// of certificates and addresses is not for every client, so it stands in logs alone by default.
+const HIDE_FAILURE: &str =
+    "envoy.reloadable_features.hide_transport_failure_reason_in_response_body";
 
 /// The runtime key that keeps bodies from going through the kernel alone: `false` in a static layer.
 const SPLICE: &str = "outrigger.http.splice";
@@ -118,6 +125,7 @@ impl ConnectionManager {
             logs: Logger::all(&plan.access_logs, worker),
             tracer: Tracer::new(plan.tracing.as_ref(), worker),
             may_splice: worker.bootstrap.runtime.get(SPLICE) != Some(&Value::Bool(false)),
+            tells_failure: worker.bootstrap.runtime.get(HIDE_FAILURE) == Some(&Value::Bool(false)),
         }
     }
 

@@ -69,12 +69,21 @@ fn check(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> Result<()
     if request.authority_bytes().is_empty() {
         return Err(LocalReply::new(400, "", "missing_host_header"));
     }
+    // Its body is the question, and means nothing without a type (as Envoy has it).
+    if matches!(&request.method, Method::Other(token) if &**token == "QUERY")
+        && !request.headers.contains("content-type")
+    {
+        return Err(LocalReply::new(400, "", "query_missing_content_type"));
+    }
     match plan.common.underscores {
         Underscores::Allow => {}
         Underscores::RejectRequest => {
             if request.headers.iter().any(|(name, _)| name.contains('_')) {
                 // As in Envoy, where the codec refuses it: `transfer_encoding` may have been meant for somebody.
-                return Err(LocalReply::new(400, "", "http1.unexpected_underscore").closing());
+                let details = "http1.unexpected_underscore";
+                return Err(LocalReply::new(400, "Bad Request", details)
+                    .flag(Flags::DOWNSTREAM_PROTOCOL_ERROR)
+                    .closing());
             }
         }
         Underscores::DropHeader => request.headers.retain(|name, _| !name.contains('_')),
@@ -121,16 +130,18 @@ pub(super) fn path(
             http::EscapedSlashes::UnescapeAndForward => EscapedSlashes::UnescapeAndForward,
         },
     };
+    let grpc = request.is_grpc();
     match rules.apply(request.path()) {
         Normalized::Path(std::borrow::Cow::Borrowed(_)) => {}
         Normalized::Path(std::borrow::Cow::Owned(path)) => request.set_path(&path),
-        Normalized::Redirect(to) => {
+        // A gRPC client could not follow it.
+        Normalized::Redirect(to) if !grpc => {
             stats.downstream_rq_redirected_with_normalized_path().inc();
             return Err(
                 LocalReply::new(307, "", "path_normalization_failed").header("location", to)
             );
         }
-        Normalized::Reject => {
+        Normalized::Redirect(_) | Normalized::Reject => {
             stats.downstream_rq_failed_path_normalization().inc();
             return Err(LocalReply::new(400, "", "path_normalization_failed"));
         }
@@ -146,28 +157,26 @@ fn strip_host(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) {
         return;
     }
     let authority = exchange.request.authority();
-    let (mut host, mut port) = split_port(authority);
-    if let Some(number) = port {
-        let strip = match plan.strip_port {
-            StripPort::Never => false,
-            StripPort::Any => true,
-            StripPort::Matching => exchange
-                .connection
-                .local
-                .is_some_and(|local| local.port() == number),
-        };
-        if strip {
-            port = None;
-        }
+    // The port as it is spelt: what is not stripped stays.
+    let at = match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => colon,
+        _ => authority.len(),
+    };
+    let (mut host, mut port) = authority.split_at(at);
+    let number = port.get(1..).and_then(|port| port.parse::<u32>().ok());
+    let strip = match (plan.strip_port, number, exchange.connection.local) {
+        (StripPort::Any, Some(_), _) => true,
+        (StripPort::Matching, Some(port), Some(local)) => port == u32::from(local.port()),
+        _ => false,
+    };
+    if strip {
+        port = "";
     }
     if plan.strip_trailing_host_dot {
         host = host.strip_suffix('.').unwrap_or(host);
     }
-    let new = match port {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    if new != authority {
+    if host.len() + port.len() != authority.len() {
+        let new = format!("{host}{port}");
         exchange.request.set_authority(&new);
     }
 }
@@ -231,15 +240,16 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
         (None, Some(_)) => "https",
         (None, None) => "http",
     };
-    let known = headers.get("x-forwarded-proto").is_some_and(|proto| {
-        proto.eq_ignore_ascii_case(b"http") || proto.eq_ignore_ascii_case(b"https")
-    });
-    if !known {
+    // What whoever is trusted says stays, whatever it is.
+    if let Some(scheme) = &plan.scheme_to_overwrite {
+        headers.set("x-forwarded-proto", &**scheme);
+    } else if !headers.contains("x-forwarded-proto") {
         headers.set("x-forwarded-proto", scheme);
     }
+    let untrusted = plan.use_remote_address && hops == 0;
     if plan.append_x_forwarded_port
         && let Some(local) = exchange.connection.local
-        && (hops == 0 || !headers.contains("x-forwarded-port"))
+        && (untrusted || !headers.contains("x-forwarded-port"))
     {
         headers.set("x-forwarded-port", itoa::Buffer::new().format(local.port()));
     }
@@ -262,6 +272,9 @@ fn client(plan: &HttpConnectionManager, exchange: &mut Exchange<'_>) -> bool {
         (None, _) if !exchange.request.scheme().is_empty() => {}
         (None, Some(said)) if said.eq_ignore_ascii_case(b"https") => {
             exchange.request.set_scheme("https");
+        }
+        (None, Some(said)) if said.eq_ignore_ascii_case(b"http") => {
+            exchange.request.set_scheme("http");
         }
         (None, _) => exchange.request.set_scheme(scheme),
     }

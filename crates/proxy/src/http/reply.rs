@@ -174,11 +174,17 @@ impl LocalReply {
             let status = self
                 .grpc_status
                 .unwrap_or_else(|| grpc_status_of(self.status));
+            let json = head.headers.get("content-type") == Some(b"application/json");
             head.headers.set("content-type", "application/grpc");
             head.headers
                 .set("grpc-status", itoa::Buffer::new().format(status));
-            if !self.body.is_empty() {
-                head.headers.set("grpc-message", percent_encode(&self.body));
+            // The line's end behind a JSON object would be part of a header.
+            let text = match self.body.strip_suffix(b"\n") {
+                Some(object) if json => object,
+                _ => &self.body,
+            };
+            if !text.is_empty() {
+                head.headers.set("grpc-message", percent_encode(text));
             }
             head.framing = Framing::None;
             return (head, Bytes::new());

@@ -142,8 +142,11 @@ pub(super) fn finish_head(
     if let Some(via) = &plan.via {
         super::append(&mut head.headers, "via", via.as_bytes(), ", ");
     }
-    if plan.always_set_request_id_in_response
-        && let Some(id) = exchange.request.headers.get("x-request-id")
+    let request = &exchange.request.headers;
+    // Only internal clients can force a trace: of others the header is gone.
+    let forced = exchange.internal && request.contains("x-envoy-force-trace");
+    if (plan.always_set_request_id_in_response || forced)
+        && let Some(id) = request.get("x-request-id")
     {
         head.headers.set("x-request-id", id);
     }

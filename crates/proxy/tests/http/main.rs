@@ -4,6 +4,7 @@ mod cases;
 mod choices;
 mod counts;
 mod durations;
+mod edges;
 mod edits;
 mod ends;
 mod ext_authz;
