@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use outrigger_http::{Method, ResponseHead};
 
-use super::{Filter, Interests, Step};
+use super::{Filter, Interests, Step, route_configs};
 use crate::{
     http::{Exchange, LocalReply},
     plan::http_filter::{CorsPolicy, RouteFilterConfig},
@@ -22,6 +22,7 @@ stats::group! {
 /// The filter of one connection manager.
 #[derive(Debug)]
 pub(super) struct CorsFilter {
+    name: Arc<str>,
     stats: CorsStats,
 }
 
@@ -33,10 +34,28 @@ pub(crate) struct CorsData {
 }
 
 impl CorsFilter {
-    pub(super) fn new(prefix: &str, worker: &Worker) -> CorsFilter {
+    pub(super) fn new(name: &Arc<str>, prefix: &str, worker: &Worker) -> CorsFilter {
         CorsFilter {
+            name: name.clone(),
             stats: CorsStats::new(worker.stats.scope(&format!("http.{prefix}.cors."))),
         }
+    }
+
+    /// What all levels say together: each field is the most specific level's that has it.
+    fn policy(&self, exchange: &Exchange<'_>) -> Option<Arc<CorsPolicy>> {
+        let mut levels =
+            route_configs(&exchange.route, &self.name).filter_map(|config| match config {
+                RouteFilterConfig::Cors(policy) => Some(policy),
+                _ => None,
+            });
+        let own = levels.next()?;
+        Some(match levels.next() {
+            None => own.clone(),
+            Some(next) => {
+                let both = CorsPolicy::clone(own).or(next);
+                Arc::new(levels.fold(both, |policy, general| policy.or(general)))
+            }
+        })
     }
 }
 
@@ -48,10 +67,10 @@ impl Filter for CorsFilter {
     fn request(
         &self,
         exchange: &mut Exchange<'_>,
-        config: Option<&RouteFilterConfig>,
+        _: Option<&RouteFilterConfig>,
         worker: &Worker,
     ) -> Step {
-        let Some(RouteFilterConfig::Cors(policy)) = config else {
+        let Some(policy) = self.policy(exchange) else {
             return Step::Continue;
         };
         let random = worker.random.bits();
@@ -79,24 +98,26 @@ impl Filter for CorsFilter {
             return Step::Continue;
         }
         let preflight = exchange.request.method == Method::Options
-            && headers.contains("access-control-request-method");
+            && headers
+                .get("access-control-request-method")
+                .is_some_and(|asked| !asked.is_empty());
         if !preflight {
             if allowed {
                 exchange.filters.cors = Some(CorsData {
-                    policy: policy.clone(),
+                    policy,
                     origin: origin.to_vec(),
                 });
             }
             return Step::Continue;
         }
-        if !allowed && policy.forward_not_matching_preflights {
+        if !allowed && policy.forward_not_matching_preflights.unwrap_or(true) {
             return Step::Continue;
         }
         let mut reply = LocalReply::new(200, "", "cors_response");
         if allowed {
             reply = reply.header("access-control-allow-origin", origin);
         }
-        if policy.allow_credentials {
+        if policy.allow_credentials == Some(true) {
             reply = reply.header("access-control-allow-credentials", "true");
         }
         // What allows everything is told as what was asked for: with credentials a browser takes `*` by its letter.
@@ -123,7 +144,7 @@ impl Filter for CorsFilter {
             }
         }
         if asked("access-control-request-private-network") == b"true"
-            && policy.allow_private_network_access
+            && policy.allow_private_network_access == Some(true)
         {
             reply = reply.header("access-control-allow-private-network", "true");
         }
@@ -135,7 +156,7 @@ impl Filter for CorsFilter {
             return;
         };
         response.headers.set("access-control-allow-origin", origin);
-        if policy.allow_credentials {
+        if policy.allow_credentials == Some(true) {
             response
                 .headers
                 .set("access-control-allow-credentials", "true");

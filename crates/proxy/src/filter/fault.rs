@@ -109,7 +109,9 @@ impl FaultFilter {
             }
         }
         self.shared.stats.aborts_injected().inc();
-        let status = status.unwrap_or_else(|| grpc.map_or(500, crate::http::http_status_of));
+        // A gRPC status is for those who know one: Envoy answers others 200.
+        let grpc = grpc.filter(|_| status.is_none());
+        let status = status.unwrap_or(200);
         let mut reply = LocalReply::new(status, "", "fault_filter_abort")
             .body(abort.body.clone())
             .flag(Flags::FAULT_INJECTED);

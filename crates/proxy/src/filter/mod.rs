@@ -332,7 +332,9 @@ impl Filters {
                 HttpFilterConfig::Fault(fault) => {
                     Box::new(fault::FaultFilter::new(fault.clone(), stat_prefix, worker))
                 }
-                HttpFilterConfig::Cors => Box::new(cors::CorsFilter::new(stat_prefix, worker)),
+                HttpFilterConfig::Cors => {
+                    Box::new(cors::CorsFilter::new(&filter.name, stat_prefix, worker))
+                }
                 HttpFilterConfig::GrpcStats(config) => {
                     Box::new(grpc_stats::GrpcStatsFilter::new(config.clone()))
                 }

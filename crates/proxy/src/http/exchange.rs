@@ -110,8 +110,10 @@ pub(super) type Tried = SmallVec<[Arc<Host>; 2]>;
 pub struct UpstreamInfo {
     /// The name that the route has, where it is not the cluster's: there is none, or the named one is an aggregate.
     pub named: Option<Arc<str>>,
-    /// The cluster.
+    /// The cluster. Of a request that a filter answered it is the one that the route names, as logs tell it.
     pub cluster: Option<LocalPlan>,
+    /// The router has looked for a host: the route's own stats count the response.
+    pub routed: bool,
     /// The host of the last attempt.
     pub host: Option<Arc<Host>>,
     /// The hosts of all attempts, in order.
@@ -133,7 +135,7 @@ pub struct UpstreamInfo {
     pub protocol: Option<Version>,
     /// Attempts made.
     pub attempts: u32,
-    /// The status that came from it and goes on to the client; 0 before.
+    /// The status that came from it, or from here, and goes on to the client; 0 before.
     pub status: u16,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub failure: String,
@@ -142,6 +144,13 @@ pub struct UpstreamInfo {
 }
 
 impl UpstreamInfo {
+    /// The route names this cluster; `plan` is what is found by the name.
+    pub(crate) fn wants(&mut self, name: &str, plan: Option<LocalPlan>) {
+        let own = plan.as_ref().is_some_and(|plan| *plan.name == *name);
+        self.named = (!own).then(|| name.into());
+        self.cluster = plan;
+    }
+
     /// The name of the cluster that was wanted, whether it exists or not.
     pub fn cluster_name(&self) -> Option<&str> {
         let own = self.cluster.as_ref().map(|cluster| &cluster.name);

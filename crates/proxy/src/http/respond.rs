@@ -12,6 +12,7 @@ use super::{Context, Exchange, LocalReply, bodies::flush_limit, hold};
 use crate::{
     io::Stream,
     plan::{http::ServerHeader, listener::TrafficDirection, overload::Action},
+    router,
     worker::moment,
 };
 
@@ -26,11 +27,14 @@ pub(super) async fn reply(
     if reply.closes {
         writer.close_after();
     }
+    router::note_cluster(exchange, cx.worker);
     let config = &cx.live.plan.local_reply;
     let (mut head, body) = match exchange.route.route().is_some() {
         true => reply.render_routed(exchange, config),
         false => reply.render(exchange, config),
     };
+    // For filters; the route's operations on the head of a reply of our own know none yet, as in Envoy.
+    exchange.upstream.status = head.status;
     let envoy = !cx.filters(exchange).router.suppress_envoy_headers;
     if exchange.flags.has(super::Flags::UPSTREAM_OVERFLOW) && envoy {
         head.headers.set("x-envoy-overloaded", "true");

@@ -8,7 +8,7 @@ pub(super) fn count(cx: &Context<'_>, exchange: &Exchange<'_>) {
     let Some((host, route)) = exchange.route.get() else {
         return;
     };
-    if exchange.upstream.cluster.is_none() || exchange.status() == 0 {
+    if !exchange.upstream.routed || exchange.status() == 0 {
         return;
     }
     if let Some(prefix) = &route.stat_prefix {

@@ -178,15 +178,43 @@ pub struct CorsPolicy {
     /// access-control-max-age; empty: not sent.
     pub max_age: Arc<str>,
     /// Sends access-control-allow-credentials.
-    pub allow_credentials: bool,
+    pub allow_credentials: Option<bool>,
     /// Sends access-control-allow-private-network when asked.
-    pub allow_private_network_access: bool,
+    pub allow_private_network_access: Option<bool>,
     /// Forwards preflights whose origin is not allowed. Default true.
-    pub forward_not_matching_preflights: bool,
+    pub forward_not_matching_preflights: Option<bool>,
     /// Share of requests it is applied to. Default all.
     pub enabled: Fraction,
     /// Share of requests it is evaluated for without effect.
     pub shadow_enabled: Fraction,
+}
+
+impl CorsPolicy {
+    /// This policy, with what it does not say as a more general one has it. What share of requests a policy is for is the
+    /// most specific one's alone.
+    pub fn or(mut self, general: &CorsPolicy) -> CorsPolicy {
+        if self.allow_origin.is_empty() {
+            self.allow_origin.clone_from(&general.allow_origin);
+        }
+        for (own, other) in [
+            (&mut self.allow_methods, &general.allow_methods),
+            (&mut self.allow_headers, &general.allow_headers),
+            (&mut self.expose_headers, &general.expose_headers),
+            (&mut self.max_age, &general.max_age),
+        ] {
+            if own.is_empty() {
+                own.clone_from(other);
+            }
+        }
+        self.allow_credentials = self.allow_credentials.or(general.allow_credentials);
+        self.allow_private_network_access = self
+            .allow_private_network_access
+            .or(general.allow_private_network_access);
+        self.forward_not_matching_preflights = self
+            .forward_not_matching_preflights
+            .or(general.forward_not_matching_preflights);
+        self
+    }
 }
 
 /// `envoy.extensions.filters.http.grpc_stats.v3.FilterConfig`.

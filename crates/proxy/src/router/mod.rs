@@ -82,15 +82,12 @@ pub(crate) fn target(
     };
     let metadata_match = metadata_match(action, weighted);
     let found = worker.clusters.find(name);
-    let is_own = found
-        .as_ref()
-        .is_some_and(|found| *found.plan.name == *name);
-    let named = (!is_own).then(|| name.into());
-    exchange.upstream.named = named;
+    let plan = found.as_ref().map(|found| found.plan.clone());
+    exchange.upstream.wants(name, plan);
     let Some(cluster) = found else {
         return Err(LocalReply::new(missing, "", "cluster_not_found").flag(Flags::NO_CLUSTER_FOUND));
     };
-    exchange.upstream.cluster = Some(cluster.plan.clone());
+    exchange.upstream.routed = true;
     Ok(Target {
         cluster,
         priority,
@@ -98,6 +95,17 @@ pub(crate) fn target(
         hash: None,
         metadata_match,
     })
+}
+
+/// Notes the cluster that the route names, for a request that a filter answers before the router looks for it.
+pub(crate) fn note_cluster(exchange: &mut Exchange<'_>, worker: &Worker) {
+    let name = route_cluster(&exchange.route, &exchange.request);
+    if let Some(name) = name.filter(|_| exchange.upstream.cluster.is_none()) {
+        let found = worker.clusters.find(name);
+        exchange
+            .upstream
+            .wants(name, found.map(|found| found.plan.clone()));
+    }
 }
 
 /// Where a virtual host that wants TLS sends a request without.

@@ -189,3 +189,94 @@ fn why_a_connection_failed_is_for_the_logs_unless_a_switch_tells_the_client() {
         assert!(told.ends_with(&format!("{WORDS}, {why}")), "{told}");
     });
 }
+
+/// A filter's configuration.
+fn typed(name: &str, more: &str) -> String {
+    format!("{{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{name}{more}}}")
+}
+
+#[test]
+fn a_reply_of_a_filter_knows_its_route_s_cluster_and_its_status() {
+    run(async {
+        let fault = typed(
+            "fault.v3.HTTPFault",
+            ", abort: {grpc_status: 5, percentage: {numerator: 100}}",
+        );
+        let mutate = typed(
+            "header_mutation.v3.HeaderMutation",
+            ", mutations: {response_mutations: [{append: {header: {key: x-status, value: '%RESPONSE_CODE%'}}}]}",
+        );
+        let filters = format!(
+            "      - {{name: mutate, typed_config: {mutate}}}\n      - {{name: fault, typed_config: {fault}}}"
+        );
+        let format = "local_reply_config: {body_format: {text_format_source: {inline_string: '[%LOCAL_REPLY_BODY%|%UPSTREAM_CLUSTER%]'}}}";
+        let routes = format!(
+            "          - {{match: {{path: /tea}}, direct_response: {{status: 418}}}}\n{TO_A}"
+        );
+        let mesh = Mesh::new(&routes, format, &filters, &[("a", 1)]).await;
+        // Who knows no gRPC status gets no other.
+        let plain = mesh.get("/").await;
+        assert!(plain.starts_with("HTTP/1.1 200 OK\r\n"), "{plain}");
+        assert!(plain.contains("x-status: 200\r\n"), "{plain}");
+        assert!(plain.ends_with("\r\n\r\n[fault filter abort|a]"), "{plain}");
+        let grpc = mesh
+            .ask(&format!(
+                "{GET}Content-Type: application/grpc\r\nConnection: close\r\n\r\n"
+            ))
+            .await;
+        assert!(grpc.contains("grpc-status: 5\r\n"), "{grpc}");
+        let filters = filters.replace("numerator: 100", "numerator: 0");
+        let mesh = Mesh::new(&routes, "", &filters, &[]).await;
+        let tea = mesh.get("/tea").await;
+        assert!(tea.contains("x-status: 418\r\n"), "{tea}");
+    });
+}
+
+#[test]
+fn what_a_cors_policy_does_not_say_a_more_general_one_does() {
+    run(async {
+        let policy = |more: &str| format!("cors: {}", typed("cors.v3.CorsPolicy", more));
+        let general = policy(
+            ", allow_origin_string_match: [{exact: 'http://a'}], allow_methods: PUT, max_age: '9', allow_credentials: true",
+        );
+        let own = policy(", allow_methods: GET, expose_headers: x-e");
+        let filters = format!(
+            "      - {{name: cors, typed_config: {}}}",
+            typed("cors.v3.Cors", "")
+        );
+        let routes = format!(
+            "          - {{match: {{prefix: /}}, route: {{cluster: a}}, typed_per_filter_config: {{{own}}}}}\n\
+             \u{20}         typed_per_filter_config: {{{general}}}"
+        );
+        let origin = Origin::new(&[OK, OK]).await;
+        let mesh = Mesh::new(&routes, "", &filters, &[("a", origin.port)]).await;
+        let ask = |method: &str, more: &str| {
+            format!(
+                "{method} / HTTP/1.1\r\nHost: h\r\nOrigin: http://a\r\n{more}Connection: close\r\n\r\n"
+            )
+        };
+        let preflight = ask("OPTIONS", "Access-Control-Request-Method: GET\r\n");
+        let answer = mesh.ask(&preflight).await;
+        for line in ["origin: http://a", "methods: GET", "credentials: true"] {
+            assert!(
+                answer.contains(&format!("access-control-allow-{line}\r\n")),
+                "{answer}"
+            );
+        }
+        assert!(answer.contains("access-control-max-age: 9\r\n"), "{answer}");
+        assert!(origin.seen().is_empty());
+        let answer = mesh.ask(&ask("GET", "")).await;
+        assert!(
+            answer.contains("access-control-expose-headers: x-e\r\n"),
+            "{answer}"
+        );
+        assert!(
+            answer.contains("access-control-allow-origin: http://a\r\n"),
+            "{answer}"
+        );
+        // Who asks for no method asks for no leave.
+        mesh.ask(&ask("OPTIONS", "Access-Control-Request-Method:\r\n"))
+            .await;
+        assert!(origin.seen()[1].starts_with("OPTIONS / HTTP/1.1\r\n"));
+    });
+}

@@ -171,8 +171,12 @@ pub(crate) async fn proxy_with(
     drain_time: Duration,
     changes: Vec<Change>,
 ) -> Rc<Server> {
-    let bootstrap = Bootstrap::try_from(&config::bootstrap::v3::Bootstrap::default())
-        .expect("an empty bootstrap is good");
+    // Tests ask replies why there was no connection.
+    let bootstrap: config::bootstrap::v3::Bootstrap = message(
+        "layered_runtime: {layers: [{name: s, static_layer: {\
+         envoy.reloadable_features.hide_transport_failure_reason_in_response_body: false}}]}",
+    );
+    let bootstrap = Bootstrap::try_from(&bootstrap).expect("a bootstrap with a layer is good");
     let settings = Options {
         concurrency: 1,
         drain_time,

@@ -576,9 +576,9 @@ fn cors(at: At<'_>, m: &CorsMessage) -> Step<CorsPolicy> {
         allow_headers: m.allow_headers.as_str().into(),
         expose_headers: m.expose_headers.as_str().into(),
         max_age: m.max_age.as_str().into(),
-        allow_credentials: m.allow_credentials.unwrap_or(false),
-        allow_private_network_access: m.allow_private_network_access.unwrap_or(false),
-        forward_not_matching_preflights: m.forward_not_matching_preflights.unwrap_or(true),
+        allow_credentials: m.allow_credentials,
+        allow_private_network_access: m.allow_private_network_access,
+        forward_not_matching_preflights: m.forward_not_matching_preflights,
         enabled: at
             .optional("filter_enabled", &m.filter_enabled, runtime_fraction)?
             .unwrap_or(Fraction::ALL),
