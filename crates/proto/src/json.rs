@@ -4,6 +4,7 @@
 //! the field (`static_resources.clusters[0].connect_timeout`). Writing never fails: an `Any` of a type that this
 //! program does not know is shown as `{"@type": …, "value": base64}`, so that a dump is never lost.
 
+mod names;
 mod path;
 mod read;
 mod scalar;
@@ -43,6 +44,15 @@ pub fn to_value<M: Message + Name>(message: &M) -> Value {
 /// Like [`to_value`] for a message at hand only as bytes; `None` when the type is unknown or the bytes are not one.
 pub fn encoded_to_value(full_name: &str, bytes: &[u8]) -> Option<Value> {
     write::message(descriptor(full_name)?, bytes, 0).ok()
+}
+
+/// Canonical JSON of a message of this type with the names of the `.proto` files: `port_value` for `portValue`, as Envoy's
+/// admin endpoint writes. Keys of maps and structs stay, and so does all of a type that is not known.
+pub fn with_proto_names(full_name: &str, value: Value) -> Value {
+    match descriptor(full_name) {
+        Some(descriptor) => names::proto_names(descriptor, value),
+        None => value,
+    }
 }
 
 /// An `Any` as JSON: `@type` beside the message's own fields, or base64 where the type is unknown.

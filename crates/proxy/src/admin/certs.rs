@@ -57,7 +57,7 @@ pub(super) fn certs(admin: &Admin) -> Answer {
         }
         found.certificates.push(entry);
     }
-    Answer::json(&proto::json::to_value(&found))
+    Answer::message(&found)
 }
 
 fn path(source: &Source) -> String {

@@ -31,7 +31,7 @@ pub(super) fn clusters(admin: &Admin, params: &Params) -> Answer {
                 .iter()
                 .map(|entry| status(admin, entry))
                 .collect();
-            Answer::json(&proto::json::to_value(&Clusters { cluster_statuses }))
+            Answer::message(&Clusters { cluster_statuses })
         }
         None | Some("" | "text") => {
             let mut out = String::new();

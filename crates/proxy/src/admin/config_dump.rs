@@ -76,7 +76,11 @@ pub(super) fn config_dump(admin: &Admin, params: &Params) -> Answer {
             None => configs,
         },
     };
-    Answer::json(&json!({ "configs": configs }))
+    let dump = json!({ "configs": configs });
+    Answer::json(&proto::json::with_proto_names(
+        "envoy.admin.v3.ConfigDump",
+        dump,
+    ))
 }
 
 /// The elements of a repeated field of whatever dump has it.

@@ -1,6 +1,6 @@
 //! What the process says about itself: readiness, version, stats, memory, runtime.
 
-use prost::Message;
+use prost::{Message, Name};
 use proto::envoy::{
     admin::v3::{
         CommandLineOptions, Memory, ServerInfo,
@@ -91,7 +91,8 @@ pub(super) fn server_info(admin: &Admin) -> Answer {
     let mut value = proto::json::to_value(&info);
     // LIVE is 0, which canonical JSON leaves out, and the one field that everybody reads.
     value["state"] = state(admin).as_str_name().into();
-    Answer::json(&value)
+    let name = <ServerInfo as Name>::full_name();
+    Answer::json(&proto::json::with_proto_names(&name, value))
 }
 
 /// The value of an argument as it was given: `-c FILE`, `-cFILE`, `--config-path FILE` or `--config-path=FILE`.
@@ -177,7 +178,7 @@ pub(super) fn memory() -> Answer {
         total_physical_bytes: figures.physical,
         ..Memory::default()
     };
-    Answer::json(&proto::json::to_value(&memory))
+    Answer::message(&memory)
 }
 
 /// `/runtime`: the static layers, merged.
@@ -222,8 +223,8 @@ pub(super) fn init_dump(admin: &Admin) -> Answer {
     let mut dumps = Vec::new();
     for (name, targets) in [("clusters", clusters), ("listeners", listeners)] {
         if !targets.is_empty() {
-            dumps.push(json!({ "name": name, "targetNames": targets }));
+            dumps.push(json!({ "name": name, "target_names": targets }));
         }
     }
-    Answer::json(&json!({ "unreadyTargetsDumps": dumps }))
+    Answer::json(&json!({ "unready_targets_dumps": dumps }))
 }

@@ -20,7 +20,7 @@ pub(super) fn listeners(admin: &Admin, params: &Params) -> Answer {
                         .collect(),
                 })
                 .collect();
-            Answer::json(&proto::json::to_value(&Listeners { listener_statuses }))
+            Answer::message(&Listeners { listener_statuses })
         }
         None | Some("" | "text") => {
             let lines = list.iter().map(|(plan, addresses)| {

@@ -130,6 +130,12 @@ impl Answer {
         }
     }
 
+    /// A message with the names of its `.proto`, as Envoy prints all of them.
+    fn message<M: prost::Message + prost::Name>(message: &M) -> Self {
+        let value = proto::json::to_value(message);
+        Self::json(&proto::json::with_proto_names(&M::full_name(), value))
+    }
+
     fn json(value: &serde_json::Value) -> Self {
         // serde_json prints one space after a colon and two of indentation, Envoy one; readers do not care.
         let body = format!("{value:#}\n");

@@ -87,7 +87,7 @@ fn readiness_and_version() {
         let info = admin.get_json("/server_info");
         assert_eq!(info["state"], "LIVE");
         assert_eq!(info["node"]["id"], "sidecar~1");
-        assert_eq!(info["commandLineOptions"]["concurrency"], 1);
+        assert_eq!(info["command_line_options"]["concurrency"], 1);
         assert_eq!(admin.post("/healthcheck/fail").0, 200);
         assert_eq!(admin.get("/ready"), (503, "DRAINING\n".to_owned()));
         assert_eq!(admin.post("/healthcheck/ok").0, 200);
@@ -114,16 +114,16 @@ fn clusters_and_listeners() {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         let json = admin.get_json("/clusters?format=json");
-        let status = json["clusterStatuses"].as_array().expect("a list");
+        let status = json["cluster_statuses"].as_array().expect("a list");
         let status = status.iter().find(|c| c["name"] == "c").expect("c");
-        let host = &status["hostStatuses"][0];
-        assert_eq!(host["address"]["socketAddress"]["portValue"], 9);
-        assert_eq!(host["healthStatus"]["edsHealthStatus"], "HEALTHY");
+        let host = &status["host_statuses"][0];
+        assert_eq!(host["address"]["socket_address"]["port_value"], 9);
+        assert_eq!(host["health_status"]["eds_health_status"], "HEALTHY");
         let address = admin.server.listener_address("l").expect("bound");
         assert_eq!(admin.get("/listeners").1, format!("l::{address}\n"));
         let json = admin.get_json("/listeners?format=json");
         assert_eq!(
-            json["listenerStatuses"][0]["localAddress"]["socketAddress"]["portValue"],
+            json["listener_statuses"][0]["local_address"]["socket_address"]["port_value"],
             address.port()
         );
         assert_eq!(admin.get("/clusters?format=xml").0, 400);
@@ -131,7 +131,7 @@ fn clusters_and_listeners() {
         let (_, stats) = admin.get("/stats?filter=membership");
         assert!(stats.contains("cluster.c.membership_total: 1\n"), "{stats}");
         let dump = admin.get("/config_dump?include_eds").1;
-        assert!(dump.contains("\"portValue\": 9"), "{dump}");
+        assert!(dump.contains("\"port_value\": 9"), "{dump}");
         let cluster = admin.server.cluster("c").expect("it is there");
         assert!(cluster.plan.made().is_none());
     });
@@ -168,24 +168,24 @@ fn a_dump_holds_everything_and_can_be_cut() {
         );
         assert_eq!(dump["configs"][0]["bootstrap"]["node"]["cluster"], "mine");
         assert_eq!(
-            dump["configs"][0]["bootstrap"]["node"]["userAgentBuildVersion"]["version"]["minorNumber"],
+            dump["configs"][0]["bootstrap"]["node"]["user_agent_build_version"]["version"]["minor_number"],
             env!("CARGO_PKG_VERSION_MINOR").parse::<u32>().unwrap()
         );
-        let clusters = &dump["configs"][1]["staticClusters"];
+        let clusters = &dump["configs"][1]["static_clusters"];
         assert_eq!(
             clusters[0]["cluster"]["@type"],
             "type.googleapis.com/envoy.config.cluster.v3.Cluster"
         );
         assert_eq!(clusters.as_array().map(Vec::len), Some(2));
         assert_eq!(
-            dump["configs"][3]["staticRouteConfigs"][0]["routeConfig"]["name"],
+            dump["configs"][3]["static_route_configs"][0]["route_config"]["name"],
             "inline"
         );
         let with_eds = admin.get_json("/config_dump?include_eds");
         assert_eq!(types(&with_eds)[2], "EndpointsConfigDump");
-        let endpoints = &with_eds["configs"][2]["staticEndpointConfigs"][0]["endpointConfig"];
+        let endpoints = &with_eds["configs"][2]["static_endpoint_configs"][0]["endpoint_config"];
         assert_eq!(
-            endpoints["endpoints"][0]["lbEndpoints"][0]["endpoint"]["address"]["socketAddress"]["portValue"],
+            endpoints["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"]["socket_address"]["port_value"],
             9
         );
 
