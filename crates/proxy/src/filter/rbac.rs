@@ -13,6 +13,7 @@ use crate::{
     plan::{
         http_filter::RouteFilterConfig,
         rbac::{Decision, Rbac, Subject},
+        route_match::{RequestView, without_query},
     },
     worker::Worker,
 };
@@ -209,5 +210,12 @@ impl Subject for Exchange<'_> {
 
     fn names(&self) -> Option<impl Iterator<Item = &str>> {
         self.connection.peer_names()
+    }
+
+    fn bare_path(&self) -> Cow<'_, [u8]> {
+        match self.route.configuration() {
+            Some(routes) => routes.path_of(self),
+            None => without_query(RequestView::path(self)).into(),
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! table, so that a decision costs as many policies as could match, not as many as there are.
 
 use std::{
-    borrow::Borrow,
+    borrow::{Borrow, Cow},
     collections::HashMap,
     hash::{Hash, Hasher},
     net::IpAddr,
@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 use super::{
     matcher::{HeaderMatcher, MetadataMatcher, StringMatcher, StringPattern},
     matcher_tree::Matcher,
-    route_match::RequestView,
+    route_match::{RequestView, without_query},
     uri_template::UriTemplate,
 };
 
@@ -161,6 +161,12 @@ pub trait Subject: RequestView {
 
     /// Names of the client's certificate: its URIs, its DNS names, its subject; `None` without TLS.
     fn names(&self) -> Option<impl Iterator<Item = &str>>;
+
+    /// The path that policies are about: without query and fragment, and read as the routes read it. Where they ignore path
+    /// parameters a policy that looked at them could be walked around.
+    fn bare_path(&self) -> Cow<'_, [u8]> {
+        without_query(self.path()).into()
+    }
 }
 
 /// What came out of a rule set.
@@ -258,8 +264,8 @@ impl Permission {
             Self::Not(not) => !not.matches(subject),
             Self::Anything => true,
             Self::Header(matcher) => matcher.matches(subject),
-            Self::Path(matcher) => matcher.matches(bare_path(subject.path())),
-            Self::PathTemplate(template) => template.is_match(bare_path(subject.path())),
+            Self::Path(matcher) => matcher.matches(&subject.bare_path()),
+            Self::PathTemplate(template) => template.is_match(&subject.bare_path()),
             Self::DestinationIp(net) => holds(net, subject.destination().map(|a| a.ip())),
             Self::DestinationPort(first, last) => subject
                 .destination()
@@ -288,7 +294,7 @@ impl Principal {
             Self::DirectRemoteIp(net) => holds(net, subject.direct_remote()),
             Self::RemoteIp(net) => holds(net, subject.remote()),
             Self::Header(matcher) => matcher.matches(subject),
-            Self::Path(matcher) => matcher.matches(bare_path(subject.path())),
+            Self::Path(matcher) => matcher.matches(&subject.bare_path()),
             Self::Metadata(matcher) => metadata(matcher, subject),
             Self::FilterState(key, matcher) => subject
                 .filter_state(key)
@@ -310,11 +316,6 @@ fn metadata(matcher: &MetadataMatcher, subject: &impl Subject) -> bool {
 /// Policies speak of addresses as the user knows them, so a mapped IPv4 address is an IPv4 address.
 fn holds(net: &IpNet, ip: Option<IpAddr>) -> bool {
     ip.is_some_and(|ip| net.contains(&ip.to_canonical()))
-}
-
-/// A path without query and fragment.
-fn bare_path(path: &[u8]) -> &[u8] {
-    &path[..memchr::memchr2(b'?', b'#', path).unwrap_or(path.len())]
 }
 
 /// Policies by an exact value without which they cannot match.
@@ -368,7 +369,7 @@ impl Index {
         for name in subject.names().into_iter().flatten() {
             add(KeyRef::Name(name.as_bytes()));
         }
-        add(KeyRef::Path(bare_path(subject.path())));
+        add(KeyRef::Path(&subject.bare_path()));
         if let Some(meant) = subject.destination() {
             add(KeyRef::Port(meant.port()));
         }

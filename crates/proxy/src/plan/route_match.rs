@@ -178,7 +178,8 @@ fn without_parameters(path: &[u8]) -> Cow<'_, [u8]> {
     segments.join(&b'/').into()
 }
 
-fn without_query(path: &[u8]) -> &[u8] {
+/// A path without query and fragment.
+pub(crate) fn without_query(path: &[u8]) -> &[u8] {
     &path[..memchr::memchr2(b'?', b'#', path).unwrap_or(path.len())]
 }
 

@@ -185,3 +185,43 @@ fn a_request_that_goes_on_is_logged_again_and_again_where_that_is_asked_for() {
         );
     });
 }
+
+#[test]
+fn a_policy_ignores_path_parameters_where_the_routes_do() {
+    run(async {
+        let rbac = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
+        let template = "type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
+        let filters = format!(
+            "      - name: rbac
+        typed_config:
+          \"@type\": {rbac}
+          rules:
+            action: DENY
+            policies:
+              exact: {{permissions: [{{url_path: {{path: {{exact: /admin}}}}}}], principals: [{{any: true}}]}}
+              below: {{permissions: [{{url_path: {{path: {{prefix: /pre/x}}}}}}], principals: [{{any: true}}]}}
+              like: {{permissions: [{{uri_template: {{name: t, typed_config: {{\"@type\": {template}, path_template: '/t/{{a}}/z'}}}}}}], principals: [{{any: true}}]}}"
+        );
+        let routes = "          - {match: {prefix: /}, direct_response: {status: 200}}";
+        let ignoring = format!("{routes}\n        ignore_path_parameters_in_path_matching: true");
+        let heeding = Mesh::new(routes, "", &filters, &[]).await;
+        let ignoring = Mesh::new(&ignoring, "", &filters, &[]).await;
+        for (path, ignored, heeded) in [
+            ("/admin", 403, 403),
+            ("/admin;a=b", 403, 200),
+            ("/admin;a;b?c", 403, 200),
+            ("/admin;a/", 200, 200),
+            ("/pre;b/x", 403, 200),
+            ("/t/1/z;q", 403, 200),
+            ("/t;/1/z", 403, 200),
+        ] {
+            for (mesh, status) in [(&ignoring, ignored), (&heeding, heeded)] {
+                let answer = mesh.get(path).await;
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                    "{path} {status}: {answer}"
+                );
+            }
+        }
+    });
+}
