@@ -302,14 +302,10 @@ fn is_grpc(headers: &Headers) -> bool {
     let Some(value) = headers.get("content-type") else {
         return false;
     };
-    let Some(rest) = value
-        .get(..16)
-        .filter(|start| start.eq_ignore_ascii_case(b"application/grpc"))
-        .map(|_| &value[16..])
-    else {
-        return false;
-    };
-    matches!(rest.first(), None | Some(b'+') | Some(b';'))
+    // As Envoy: letter by letter, and without parameters.
+    value
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+')))
 }
 
 /// The phrase that goes with a status.

@@ -38,9 +38,10 @@ pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
             .iter()
             .any(|flag| Flags::from_short(flag).is_some_and(|flag| exchange.flags.has(flag))),
         AccessLogFilter::GrpcStatus { statuses, exclude } => {
-            let status = super::format::grpc_status(exchange);
-            let listed =
-                status.is_some_and(|status| statuses.iter().any(|s| u32::from(*s) == status));
+            // Where there is none, what the HTTP status means; Unknown where there is no answer either.
+            let status = super::format::grpc_status(exchange)
+                .unwrap_or_else(|| crate::http::grpc_status_of(exchange.status()));
+            let listed = statuses.iter().any(|s| u32::from(*s) == status);
             listed != *exclude
         }
         AccessLogFilter::LogType { types, exclude } => {

@@ -336,11 +336,11 @@ fn value(
         ),
         Op::ResponseFlags => joined(exchange.flags.short(), out),
         Op::ResponseFlagsLong => joined(exchange.flags.long(), out),
-        Op::GrpcStatus(form) => match grpc_status(exchange) {
+        Op::GrpcStatus(form) => match grpc_status_or_http(exchange) {
             None => Presence::Absent,
             Some(status) => grpc(status, *form, out),
         },
-        Op::GrpcStatusNumber => match grpc_status(exchange) {
+        Op::GrpcStatusNumber => match grpc_status_or_http(exchange) {
             None => Presence::Absent,
             Some(status) => number(status.into(), out),
         },
@@ -627,6 +627,18 @@ pub(super) fn grpc_status(exchange: &Exchange<'_>) -> Option<u32> {
         .or_else(|| read(&exchange.response.as_ref()?.headers))
 }
 
+/// [`grpc_status`] of a gRPC request; where the response says none, what its HTTP status means.
+fn grpc_status_or_http(exchange: &Exchange<'_>) -> Option<u32> {
+    if !exchange.request.is_grpc() {
+        return None;
+    }
+    let of_http = || match exchange.status() {
+        0 => None,
+        status => Some(crate::http::grpc_status_of(status)),
+    };
+    grpc_status(exchange).or_else(of_http)
+}
+
 fn either<'v>(
     name: &str,
     alternative: &Option<std::sync::Arc<str>>,
@@ -760,7 +772,7 @@ const STATUS_BYTES: usize = 10;
 
 const GRPC_NAMES: [(&str, &str); 17] = [
     ("OK", "OK"),
-    ("Canceled", "CANCELED"),
+    ("Canceled", "CANCELLED"),
     ("Unknown", "UNKNOWN"),
     ("InvalidArgument", "INVALID_ARGUMENT"),
     ("DeadlineExceeded", "DEADLINE_EXCEEDED"),

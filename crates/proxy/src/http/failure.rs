@@ -206,12 +206,14 @@ pub(super) fn reply(
                 Expired::Request | Expired::PerTry | Expired::PerTryIdle => {
                     (504, "upstream request timeout")
                 }
-                Expired::Stream | Expired::Idle if complete => (504, "stream timeout"),
+                Expired::Stream if complete => (504, STREAM),
+                Expired::Idle if complete => (504, "stream timeout"),
                 Expired::UpstreamStream if complete => (504, UPSTREAM_STREAM),
                 expired => (408, late(expired)),
             };
             let mut reply = LocalReply::new(status, body, std::mem::take(&mut exchange.details));
-            if status == 504 {
+            // What took too long for the route is Unavailable to gRPC, as any 504 is.
+            if matches!(expired, Expired::Stream) {
                 reply.grpc_status = Some(4);
             }
             Some(reply)
@@ -243,10 +245,12 @@ fn late(expired: Expired) -> &'static str {
         Expired::Headers => "request header timeout",
         Expired::Receive => "request timeout",
         Expired::UpstreamStream => UPSTREAM_STREAM,
+        Expired::Stream => STREAM,
         _ => "stream timeout",
     }
 }
 
+const STREAM: &str = "downstream duration timeout";
 const UPSTREAM_STREAM: &str = "upstream max stream duration reached";
 
 fn unavailable(
@@ -295,7 +299,7 @@ fn count_expired(expired: Expired, stats: &ConnectionManagerStats) -> (Flags, &'
         ),
         Expired::Stream => {
             stats.downstream_rq_max_duration_reached().inc();
-            (Flags::DURATION_TIMEOUT, "max_duration_timeout")
+            (Flags::default(), "max_duration_timeout")
         }
         Expired::UpstreamStream => (
             Flags::UPSTREAM_MAX_STREAM_DURATION,

@@ -561,7 +561,12 @@ impl Forward<'_, '_, '_, '_> {
     /// Tells the host how long it is waited for, when so much time has passed.
     fn tell_timeout(&mut self, passed: Duration) {
         let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
-        if envoy && let Some(expected) = self.timeouts.expected(passed) {
+        let Some(expected) = self.timeouts.expected(passed) else {
+            return;
+        };
+        let headers = &mut self.exchange.request.headers;
+        self.timeouts.tell_grpc(headers, expected);
+        if envoy {
             let mut text = itoa::Buffer::new();
             let text = text.format(expected);
             self.exchange

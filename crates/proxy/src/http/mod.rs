@@ -35,7 +35,7 @@ pub use exchange::{CloseTypes, Exchange, Progress, RouteRef, UpstreamInfo};
 pub use flags::Flags;
 pub(crate) use prepare::{append, split_port};
 pub use reply::LocalReply;
-pub(crate) use reply::http_status_of;
+pub(crate) use reply::{grpc_status_of, http_status_of};
 pub(crate) use side_call::{SideCallError, SideResponse, side_call};
 
 use crate::{

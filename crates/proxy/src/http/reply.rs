@@ -208,14 +208,13 @@ impl LocalReply {
 }
 
 /// The gRPC status that stands for an HTTP status (Envoy's table).
-fn grpc_status_of(status: u16) -> u32 {
+pub(crate) fn grpc_status_of(status: u16) -> u32 {
     match status {
         400 => 13,
         401 => 16,
         403 => 7,
         404 => 12,
         429 | 502 | 503 | 504 => 14,
-        200 => 0,
         _ => 2,
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Timeouts {
     pub(crate) stream: Option<Duration>,
     /// Without a byte in either direction.
     pub(crate) idle: Option<Duration>,
+    /// `max_grpc_timeout` counts for this request: `grpc-timeout` says what is expected.
+    tell_grpc: bool,
 }
 
 impl Timeouts {
@@ -39,12 +41,18 @@ impl Timeouts {
             .get_str("grpc-timeout")
             .and_then(grpc_timeout);
         let action = exchange.route.action();
-        let mut request = action.and_then(|action| action.timeout);
+        // A route that limits the stream limits the request by that alone.
+        let newer = action.is_some_and(|action| action.max_stream_duration.is_some());
+        let mut request = action.filter(|_| !newer).and_then(|action| action.timeout);
+        let mut tell_grpc = false;
         if let Some(action) = action
             && grpc
+            && !newer
             && let Some(cap) = action.max_grpc_timeout
         {
-            let asked = asked.map(|asked| {
+            tell_grpc = true;
+            // 0 is no limit here.
+            let asked = asked.filter(|asked| !asked.is_zero()).map(|asked| {
                 let offset = action.grpc_timeout_offset.unwrap_or_default();
                 if asked > offset {
                     asked - offset
@@ -67,12 +75,14 @@ impl Timeouts {
             && let Some(asked) = asked.filter(|_| grpc)
         {
             let offset = limits.grpc_timeout_header_offset.unwrap_or_default();
-            let asked = if asked > offset {
-                asked - offset
-            } else {
-                asked
-            };
-            stream = Some(cap.map_or(asked, |cap| asked.min(cap)));
+            let capped = cap.map_or(asked, |cap| asked.min(cap));
+            stream = Some(capped.saturating_sub(offset));
+        }
+        if newer
+            && grpc
+            && let Some(stream) = stream
+        {
+            set_grpc_timeout(&mut exchange.request.headers, stream);
         }
         let idle = action
             .and_then(|action| action.idle_timeout)
@@ -105,6 +115,14 @@ impl Timeouts {
             per_try_idle,
             stream,
             idle,
+            tell_grpc,
+        }
+    }
+
+    /// Tells the upstream how long it is waited for, so that it can give up in time.
+    pub(crate) fn tell_grpc(&self, headers: &mut Headers, expected: u64) {
+        if self.tell_grpc {
+            set_grpc_timeout(headers, Duration::from_millis(expected));
         }
     }
 
@@ -131,6 +149,20 @@ fn take_millis(headers: &mut Headers, name: &str) -> Option<Option<Duration>> {
     let found = millis(headers, name);
     headers.remove(name);
     found
+}
+
+/// Writes `grpc-timeout`: milliseconds, or the first greater unit of which eight digits suffice.
+fn set_grpc_timeout(headers: &mut Headers, timeout: Duration) {
+    // Rounded up: 0 would be no time at all.
+    let mut time = timeout.as_nanos().div_ceil(1_000_000);
+    let mut unit = 'm';
+    for (next, factor) in [('S', 1000), ('M', 60), ('H', 60)] {
+        if time > 99_999_999 {
+            (time, unit) = (time / factor, next);
+        }
+    }
+    let time = time.min(99_999_999);
+    headers.set("grpc-timeout", format!("{time}{unit}"));
 }
 
 /// `1H`, `2M`, `3S`, `4m`, `5u`, `6n`: at most eight digits and a unit.
