@@ -338,6 +338,7 @@ fn exchange<'c>(info: &'c ConnectionInfo, tcp: Option<&TcpOutcome>, random: u64)
         exchange.upstream.named = tcp.named.clone();
         exchange.upstream.cluster = tcp.cluster.clone();
         exchange.upstream.host = tcp.host.clone();
+        exchange.upstream.tried = tcp.tried.clone();
         exchange.upstream.local = tcp.upstream_local;
         exchange.upstream.established = tcp.established;
         exchange.upstream.connections = tcp.connections.clone();

@@ -139,6 +139,8 @@ pub struct TcpOutcome {
     pub host: Option<Arc<Host>>,
     /// Connections tried.
     pub attempts: u32,
+    /// Their hosts.
+    pub(crate) tried: SmallVec<[Arc<Host>; 2]>,
     /// Our address of the upstream connection.
     pub upstream_local: Option<std::net::SocketAddr>,
     /// How the upstream connection came to be.
@@ -560,6 +562,7 @@ impl TcpProxy {
         loop {
             let host = cluster.choose(&context)?;
             outcome.host = Some(host.clone());
+            outcome.tried.push(host.clone());
             outcome.attempts += 1;
             let connected = match self.tunneling(info) {
                 None => {

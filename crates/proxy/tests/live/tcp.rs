@@ -362,7 +362,12 @@ live! {
         drop(unused);
         let port = origin("a").await;
         let server = server(1);
-        let (name, config) = tcp_proxy("a", ", max_connect_attempts: 2, backoff_options: {base_interval: 0.001s}");
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        let (name, config) = tcp_proxy("a", &format!(
+            ", max_connect_attempts: 2, backoff_options: {{base_interval: 0.001s}}, access_log: [{{name: f, typed_config: {{{}, path: {log:?}, log_format: {{text_format_source: {{inline_string: \"%UPSTREAM_HOSTS_ATTEMPTED%\\n\"}}}}}}}}]",
+            type_url("access_loggers.file.v3.FileAccessLog")
+        ));
         apply(&server, vec![
             static_cluster("a", &[dead, port], "lb_policy: ROUND_ROBIN"),
             static_cluster("dead", &[dead], ""),
@@ -372,6 +377,12 @@ live! {
             assert_eq!(read(&mut connect(&server, "l").await, 1).await, "a");
         }
         stat(&server, "cluster.a.upstream_cx_connect_attempts_exceeded", 0).await;
+        stat(&server, "listener.127.0.0.1_0.downstream_cx_active", 0).await;
+        server.shut_down();
+        let lines = std::fs::read_to_string(&log).expect("it was written");
+        let (alone, both) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{dead},127.0.0.1:{port}"));
+        assert!(lines.lines().count() == 4 && lines.lines().all(|line| line == alone || line == both), "{lines}");
+        assert!(lines.contains(&both), "{lines}");
     }
 
     async fn a_proxy_adds_tlvs_as_its_policy_says() {
@@ -521,8 +532,8 @@ live! {
         server.shut_down();
         let lines = std::fs::read_to_string(&log).expect("it was written");
         let lines: Vec<_> = lines.lines().collect();
-        assert_eq!(lines[..2], ["TcpConnectionStart 0 -", "TcpUpstreamConnected 0 -"]);
-        assert!(lines.contains(&"TcpPeriodic 1 -"), "{lines:?}");
+        assert_eq!(lines[..2], ["TcpConnectionStart 0 Normal", "TcpUpstreamConnected 0 Normal"]);
+        assert!(lines.contains(&"TcpPeriodic 1 Normal"), "{lines:?}");
         assert_eq!(lines.last(), Some(&"TcpConnectionEnd 6 Normal"));
     }
 

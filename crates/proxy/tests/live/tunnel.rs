@@ -539,7 +539,7 @@ live! {
             let first = lines.next().expect("a line");
             assert!(first.starts_with("UF,URX 2 {\"headers\":[{\"key\":\":status\",\"value\":\"403\"},{\"key\":\"x-from\",\"value\":\"proxy\"}"), "{way:?}: {first}");
             let method = if way.is_post() { "POST" } else { "CONNECT" };
-            let reason = format!("delayed connect error: the proxy answered {method} with status 403");
+            let reason = format!("delayed_connect_error:_the_proxy_answered_{method}_with_status_403");
             assert!(first.ends_with(&reason), "{way:?}: {first}");
             let second = lines.next().expect("another");
             assert!(second.contains(" 2 {\"headers\":[{\"key\":\":status\",\"value\":\"200\"},{\"key\":\"x-from\",\"value\":\"proxy\"}"), "{way:?}: {second}");
