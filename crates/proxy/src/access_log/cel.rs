@@ -281,7 +281,7 @@ fn attribute<'v>(attribute: Attribute, exchange: &'v Exchange<'_>) -> Option<Val
         A::ResponseCode => number(exchange.status().into()),
         A::ResponseCodeDetails => text(&exchange.details),
         A::ResponseFlags => number(exchange.flags.bits().into()),
-        A::ResponseGrpcStatus => number(super::format::grpc_status(exchange)?.into()),
+        A::ResponseGrpcStatus => number(super::grpc_status::of(exchange)?.into()),
         A::ResponseHeaders => Some(Value::Headers(&response?.headers)),
         A::ResponseTrailers => Some(Value::Headers(exchange.trailers.as_ref()?)),
         A::ResponseSize => number(progress.sent),

@@ -38,9 +38,8 @@ pub(crate) fn passes(filter: &AccessLogFilter, exchange: &Exchange<'_>, random: 
             .iter()
             .any(|flag| Flags::from_short(flag).is_some_and(|flag| exchange.flags.has(flag))),
         AccessLogFilter::GrpcStatus { statuses, exclude } => {
-            // Where there is none, what the HTTP status means; Unknown where there is no answer either.
-            let status = super::format::grpc_status(exchange)
-                .unwrap_or_else(|| crate::http::grpc_status_of(exchange.status()));
+            // Of what was never answered nothing is known: UNKNOWN.
+            let status = super::grpc_status::of(exchange).unwrap_or(2);
             let listed = statuses.iter().any(|s| u32::from(*s) == status);
             listed != *exclude
         }

@@ -10,14 +10,14 @@ use ipnet::IpNet;
 use outrigger_http::Headers;
 use serde_json::Value;
 
-use super::{Lines, time};
+use super::{Lines, grpc_status, time};
 use crate::{
     http::Exchange,
     plan::{
         Metadata,
         format::{
-            AddressPart, DurationUnit, GrpcStatusForm, NameOrder, Operator, OperatorKind, Original,
-            Part, Template, TimePoint,
+            AddressPart, DurationUnit, NameOrder, Operator, OperatorKind, Original, Part, Template,
+            TimePoint,
         },
         format_sources::TextSource,
         matcher::query_parameter,
@@ -171,10 +171,11 @@ fn value(
             };
             text_of(path.map(|path| &path[..cut(path)]), out)
         }
-        Op::QueryParam(name) => text_of(
-            query_parameter(exchange.request.path().as_bytes(), name.as_bytes()),
-            out,
-        ),
+        Op::QueryParam(name) => {
+            let found = query_parameter(exchange.request.path().as_bytes(), name.as_bytes());
+            let found = found.map(|value| unescape(&String::from_utf8_lossy(value)));
+            text_of(found.as_deref().map(str::as_bytes), out)
+        }
         Op::QueryParams { decoded } => {
             let path = exchange.request.path();
             let query = path.split_once('?').map(|(_, query)| query);
@@ -240,7 +241,7 @@ fn value(
         }
         Op::VirtualClusterName => not_empty(
             route
-                .and_then(|(host, _)| host.virtual_cluster(exchange))
+                .and_then(|(host, _)| host.named_virtual_cluster(exchange))
                 .unwrap_or_default(),
             out,
         ),
@@ -336,11 +337,12 @@ fn value(
         ),
         Op::ResponseFlags => joined(exchange.flags.short(), out),
         Op::ResponseFlagsLong => joined(exchange.flags.long(), out),
-        Op::GrpcStatus(form) => match grpc_status_or_http(exchange) {
+        Op::GrpcStatus(_) | Op::GrpcStatusNumber if !exchange.request.is_grpc() => Presence::Absent,
+        Op::GrpcStatus(form) => match grpc_status::of(exchange) {
             None => Presence::Absent,
-            Some(status) => grpc(status, *form, out),
+            Some(status) => grpc_status::write(status, *form, out),
         },
-        Op::GrpcStatusNumber => match grpc_status_or_http(exchange) {
+        Op::GrpcStatusNumber => match grpc_status::of(exchange) {
             None => Presence::Absent,
             Some(status) => number(status.into(), out),
         },
@@ -362,7 +364,12 @@ fn value(
                 };
                 return not_empty(name, out);
             }
-            not_empty(&host.address.to_string(), out)
+            match (&host.address, kind) {
+                (crate::plan::Address::Socket(socket), Op::UpstreamHostNameWithoutPort) => {
+                    not_empty(&socket.ip().to_string(), out)
+                }
+                (address, _) => not_empty(&address.to_string(), out),
+            }
         }
         // A cluster that is named but does not exist is none.
         Op::UpstreamCluster => {
@@ -432,7 +439,8 @@ fn value(
             Presence::Absent
         }
         // None of these can be set here.
-        Op::CustomFlags | Op::EndpointId | Op::ClientFingerprint => Presence::Absent,
+        Op::CustomFlags => text_of(Some(b""), out),
+        Op::EndpointId | Op::ClientFingerprint => Presence::Absent,
         Op::DownstreamHandshakeDuration => {
             let over = connection.secured.filter(|_| exchange.tcp);
             let lasted = over.map(|over| over.saturating_duration_since(connection.accepted));
@@ -482,7 +490,10 @@ fn value(
         },
         // As in Envoy, nothing is a text, too: a body that a format makes of it has no dash.
         Op::LocalReplyBody => text_of(Some(exchange.local_reply.as_bytes()), out),
-        Op::Environment(name) => not_empty(&std::env::var(&**name).unwrap_or_default(), out),
+        Op::Environment(name) => {
+            let value = std::env::var(&**name).unwrap_or_default();
+            or_dash(not_empty(&value, out), out)
+        }
         Op::Hostname => {
             let name = rustix::system::uname();
             text_of(Some(name.nodename().to_bytes()), out)
@@ -617,28 +628,6 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// gRPC status of a response, from its trailers or its head.
-pub(super) fn grpc_status(exchange: &Exchange<'_>) -> Option<u32> {
-    let read = |headers: &Headers| headers.get_str("grpc-status")?.trim().parse().ok();
-    exchange
-        .trailers
-        .as_ref()
-        .and_then(read)
-        .or_else(|| read(&exchange.response.as_ref()?.headers))
-}
-
-/// [`grpc_status`] of a gRPC request; where the response says none, what its HTTP status means.
-fn grpc_status_or_http(exchange: &Exchange<'_>) -> Option<u32> {
-    if !exchange.request.is_grpc() {
-        return None;
-    }
-    let of_http = || match exchange.status() {
-        0 => None,
-        status => Some(crate::http::grpc_status_of(status)),
-    };
-    grpc_status(exchange).or_else(of_http)
-}
-
 fn either<'v>(
     name: &str,
     alternative: &Option<std::sync::Arc<str>>,
@@ -657,7 +646,7 @@ fn text_of(value: Option<&[u8]>, out: &mut Vec<u8>) -> Presence {
     }
 }
 
-fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
+pub(super) fn not_empty(value: &str, out: &mut Vec<u8>) -> Presence {
     text_of(
         Some(value.as_bytes()).filter(|value| !value.is_empty()),
         out,
@@ -690,7 +679,7 @@ fn word(value: Option<&'static str>, out: &mut Vec<u8>) -> Presence {
     text_of(value.map(str::as_bytes), out)
 }
 
-fn number(value: u64, out: &mut Vec<u8>) -> Presence {
+pub(super) fn number(value: u64, out: &mut Vec<u8>) -> Presence {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     Presence::Json
 }
@@ -699,6 +688,14 @@ fn millis(value: Option<Duration>, out: &mut Vec<u8>) -> Presence {
     match value {
         Some(value) => number(value.as_millis() as u64, out),
         None => Presence::Absent,
+    }
+}
+
+/// The values that Envoy has a dash for wherever they stand, in JSON and in headers too.
+fn or_dash(presence: Presence, out: &mut Vec<u8>) -> Presence {
+    match presence {
+        Presence::Absent => text_of(Some(b"-"), out),
+        known => known,
     }
 }
 
@@ -758,34 +755,5 @@ fn json(value: Option<&Value>, out: &mut Vec<u8>) -> Presence {
     }
 }
 
-fn grpc(status: u32, form: GrpcStatusForm, out: &mut Vec<u8>) -> Presence {
-    let names = GRPC_NAMES.get(status as usize);
-    match (form, names) {
-        (GrpcStatusForm::CamelString, Some((camel, _))) => not_empty(camel, out),
-        (GrpcStatusForm::SnakeString, Some((_, snake))) => not_empty(snake, out),
-        _ => number(status.into(), out),
-    }
-}
-
 /// The length of `:status` and of its value.
 const STATUS_BYTES: usize = 10;
-
-const GRPC_NAMES: [(&str, &str); 17] = [
-    ("OK", "OK"),
-    ("Canceled", "CANCELLED"),
-    ("Unknown", "UNKNOWN"),
-    ("InvalidArgument", "INVALID_ARGUMENT"),
-    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
-    ("NotFound", "NOT_FOUND"),
-    ("AlreadyExists", "ALREADY_EXISTS"),
-    ("PermissionDenied", "PERMISSION_DENIED"),
-    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
-    ("FailedPrecondition", "FAILED_PRECONDITION"),
-    ("Aborted", "ABORTED"),
-    ("OutOfRange", "OUT_OF_RANGE"),
-    ("Unimplemented", "UNIMPLEMENTED"),
-    ("Internal", "INTERNAL"),
-    ("Unavailable", "UNAVAILABLE"),
-    ("DataLoss", "DATA_LOSS"),
-    ("Unauthenticated", "UNAUTHENTICATED"),
-];

@@ -7,6 +7,7 @@
 mod cel;
 mod filter;
 pub(crate) mod format;
+mod grpc_status;
 mod json;
 mod sink;
 pub(crate) mod tag;

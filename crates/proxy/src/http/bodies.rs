@@ -79,7 +79,6 @@ impl Forward<'_, '_, '_, '_> {
             // No attempt follows: a stream that lasts need not hold what it has sent.
             self.kept.stop();
         }
-        self.exchange.details = "via_upstream".into();
         self.exchange.progress.downstream_first_sent = Some(moment::now());
         if !self.kept.complete && !tunnel {
             stats.downstream_rq_response_before_rq_complete().inc();
@@ -164,6 +163,7 @@ impl Forward<'_, '_, '_, '_> {
     /// What the router adds to the response's head.
     fn response_headers(&mut self, head: &mut ResponseHead) {
         self.exchange.upstream.status = head.status;
+        self.exchange.details = "via_upstream".into();
         let envoy = !self.cx.filters(self.exchange).router.suppress_envoy_headers;
         if envoy && let Some(time) = self.exchange.upstream.response_time {
             let mut millis = itoa::Buffer::new();

@@ -336,9 +336,14 @@ impl VirtualHost {
         if self.virtual_clusters.is_empty() {
             return None;
         }
+        Some(self.named_virtual_cluster(request).unwrap_or("other"))
+    }
+
+    /// The virtual cluster whose matchers fit: the stats' `other` is nobody's name.
+    pub fn named_virtual_cluster(&self, request: &(impl RequestView + ?Sized)) -> Option<&str> {
         let fits = |c: &&VirtualCluster| c.headers.iter().all(|h| h.matches(request));
         let found = self.virtual_clusters.iter().find(fits);
-        Some(found.map_or("other", |cluster| &*cluster.name))
+        found.map(|cluster| &*cluster.name)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a connection manager makes of a request before it is routed, and of its own replies: as a real Envoy does.
 
-use crate::support::{Mesh, OK, Origin, TO_A, run};
+use crate::support::{Act, Mesh, OK, Origin, TO_A, run};
 
 /// What an origin was sent, with names in small letters.
 async fn sent(options: &str, head: &str) -> String {
@@ -278,5 +278,49 @@ fn what_a_cors_policy_does_not_say_a_more_general_one_does() {
         mesh.ask(&ask("OPTIONS", "Access-Control-Request-Method:\r\n"))
             .await;
         assert!(origin.seen()[1].starts_with("OPTIONS / HTTP/1.1\r\n"));
+    });
+}
+
+#[test]
+fn operators_say_what_envoy_s_say() {
+    run(async {
+        let add = [
+            ("details", "%RESPONSE_CODE_DETAILS%"),
+            ("query", "%QUERY_PARAM(q)%"),
+            ("environment", "%ENVIRONMENT(NOT_SET_ANYWHERE)%"),
+            ("host", "%UPSTREAM_HOST_NAME_WITHOUT_PORT%"),
+            ("virtual", "<%VIRTUAL_CLUSTER_NAME%>"),
+            ("grpc", "<%GRPC_STATUS_NUMBER%>"),
+            ("flags", "%RESPONSE_FLAGS%<%CUSTOM_FLAGS%>"),
+        ];
+        let add =
+            add.map(|(name, value)| format!("{{header: {{key: x-{name}, value: '{value}'}}}}"));
+        let routes = format!(
+            "          - {{match: {{prefix: /}}, route: {{cluster: a}}, response_headers_to_add: [{}]}}\n\
+             \u{20}         virtual_clusters: [{{name: vc, headers: [{{name: ':path', string_match: {{prefix: /v}}}}]}}]",
+            add.join(", ")
+        );
+        let busy = Act::Say("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+        let origin = Origin::new(&[OK, OK, busy]).await;
+        let mesh = Mesh::new(&routes, "", "", &[("a", origin.port)]).await;
+        let answer = mesh.get("/v?q=a%20b%2Bc").await;
+        for line in [
+            "details: via_upstream",
+            "query: a b+c",
+            "environment: -",
+            "host: 127.0.0.1",
+            "virtual: <vc>",
+            "grpc: <>",
+            "flags: -<>",
+        ] {
+            assert!(answer.contains(&format!("x-{line}\r\n")), "{line} {answer}");
+        }
+        let grpc = format!("{GET}Content-Type: application/grpc\r\nConnection: close\r\n\r\n");
+        // An answer without a status has the one that stands for its HTTP status.
+        let answer = mesh.ask(&grpc).await;
+        assert!(answer.contains("x-grpc: <2>\r\n"), "{answer}");
+        assert!(answer.contains("x-virtual: <>\r\n"), "{answer}");
+        let answer = mesh.ask(&grpc).await;
+        assert!(answer.contains("x-grpc: <14>\r\n"), "{answer}");
     });
 }

@@ -105,7 +105,7 @@ fn a_token_that_is_there_must_be_good_and_its_claims_go_where_they_are_wanted() 
 
         let mut claims = claims("i");
         claims["a"] = json!({ "level": 3 });
-        claims["groups"] = json!(["x", "y"]);
+        claims["groups"] = json!(["x", "y~?"]);
         let token = issuer.sign("k", &claims);
         for _ in 0..2 {
             assert_eq!(status(&bearer(&mesh, &token).await), 200);
@@ -114,10 +114,8 @@ fn a_token_that_is_there_must_be_good_and_its_claims_go_where_they_are_wanted() 
                 seen.contains("x-sub: me\r\n") && seen.contains("x-level: 3\r\n"),
                 "{seen}"
             );
-            assert!(
-                seen.contains(&format!("x-groups: {}\r\n", encode(r#"["x","y"]"#))),
-                "{seen}"
-            );
+            // The usual alphabet of base64, not that of URLs, and its last group is full.
+            assert!(seen.contains("x-groups: WyJ4IiwieX4/Il0=\r\n"), "{seen}");
             assert!(seen.contains(&format!("x-payload: {}\r\n", encode(claims.to_string()))));
             assert!(!seen.to_lowercase().contains("authorization"), "{seen}");
         }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value};
 use tls::jwt::{Refusal, Token, token::plain};
 
@@ -296,7 +296,8 @@ impl Provider {
 /// at all.
 fn header_value(value: &Value) -> Option<String> {
     let text = match value {
-        Value::Array(_) | Value::Object(_) => BASE64_URL_SAFE_NO_PAD.encode(value.to_string()),
+        // Not the alphabet of tokens: Envoy has the usual one here, and fills up the last group.
+        Value::Array(_) | Value::Object(_) => BASE64_STANDARD.encode(value.to_string()),
         plain_one => plain(plain_one)?.into_owned(),
     };
     let legal = text
