@@ -9,6 +9,7 @@
 
 mod aggregate;
 mod auto;
+mod codes;
 mod connect;
 mod dns;
 mod edf;
@@ -52,6 +53,7 @@ pub use pool::{Http1, RequestGuard, UpstreamAccount};
 pub use stats::ClusterStats;
 
 pub use crate::transport::AutoName;
+use codes::Codes;
 use connect::connect;
 pub(crate) use connect::{Upstream, open};
 use lb::{Balancer, Chooser};
@@ -333,8 +335,7 @@ pub struct Cluster {
     shared: Arc<ClusterShared>,
     on_demand_hosts: RefCell<HashMap<SocketAddr, Arc<Host>>>,
     stats: Rc<ClusterStats>,
-    /// Counters of single statuses, as they come up.
-    codes: RefCell<Vec<(u16, ::stats::Counter)>>,
+    codes: Codes,
     balancer: Balancer,
     pools: Pools,
     tls: Rc<Upstreams>,
@@ -359,7 +360,7 @@ impl Cluster {
             shared: entry.shared().clone(),
             on_demand_hosts: RefCell::default(),
             stats: Rc::new(ClusterStats::new(scope)),
-            codes: RefCell::default(),
+            codes: Codes::default(),
             balancer: Balancer::default(),
             pools: Pools::default(),
             random: clusters.random.clone(),
@@ -413,20 +414,6 @@ impl Cluster {
         pool.negotiated_http2(with)
             .await
             .inspect_err(|error| self.failed(host, error))
-    }
-
-    /// Counts the response to a request by its status: `upstream_rq_2xx`, `upstream_rq_200`, `upstream_rq_completed`.
-    pub fn count_response(&self, status: u16) {
-        self.stats.response(status);
-        let mut codes = self.codes.borrow_mut();
-        match codes.iter().find(|(code, _)| *code == status) {
-            Some((_, counter)) => counter.inc(),
-            None => {
-                let counter = self.stats.scope().counter(&format!("upstream_rq_{status}"));
-                counter.inc();
-                codes.push((status, counter));
-            }
-        }
     }
 
     /// A host for a request or a connection.

@@ -10,7 +10,6 @@ impl Cluster {
         let refuses = self.maintenance > 0 && self.random.below(100) < self.maintenance;
         if refuses {
             self.stats.upstream_rq_maintenance_mode().inc();
-            self.count_response(503);
         }
         refuses
     }

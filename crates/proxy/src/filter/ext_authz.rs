@@ -193,7 +193,7 @@ impl ExtAuthzFilter {
         let scope = cluster.stats().scope();
         scope.counter(&format!("ext_authz.{what}")).inc();
         if let Some(status) = status.filter(|_| self.plan.charge_cluster_response_stats) {
-            cluster.count_response(status);
+            cluster.count_response(status, true);
         }
     }
 

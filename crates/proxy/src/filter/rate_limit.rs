@@ -301,7 +301,7 @@ impl Filter for RateLimitFilter {
         if verdict.over {
             self.count(exchange, &self.names.over_limit, worker);
             if let Some(cluster) = cluster(exchange, worker) {
-                cluster.count_response(self.plan.status);
+                cluster.count_response(self.plan.status, true);
             }
             if self.plan.ratelimited_header {
                 added.set("x-envoy-ratelimited", "true");

@@ -136,6 +136,18 @@ pub(super) fn details(what: &str, reason: &str, transport: &str) -> Cow<'static,
     Cow::Owned(text.replace(' ', "_"))
 }
 
+/// Whether the reply to a failure counts as the cluster's: those to limits of the client's stream are its connection's.
+pub(super) fn is_routers(error: &AttemptError) -> bool {
+    match error {
+        AttemptError::NoConnection(_) | AttemptError::Broken { .. } => true,
+        AttemptError::Expired(expired) => matches!(
+            expired,
+            Expired::Request | Expired::PerTry | Expired::PerTryIdle | Expired::UpstreamStream
+        ),
+        AttemptError::Downstream(_) => false,
+    }
+}
+
 /// The answer for a failed attempt; `None` when the client is gone.
 pub(super) fn reply(
     error: AttemptError,

@@ -304,6 +304,7 @@ impl Forward<'_, '_, '_, '_> {
                         false => stats.upstream_rq_retry_backoff_exponential().inc(),
                     }
                     if let Ok((upstream, head)) = result {
+                        self.target.cluster.count_repeated(head.status);
                         if head.framing.is_none() {
                             upstream.release();
                         } else {
@@ -338,6 +339,8 @@ impl Forward<'_, '_, '_, '_> {
                         }
                         return true;
                     }
+                    let cluster = &self.target.cluster;
+                    cluster.count_response(head.status, self.exchange.internal);
                     self.respond(upstream, head, timer).await;
                 }
                 Err(error) => self.fail(error).await,
@@ -490,7 +493,6 @@ impl Forward<'_, '_, '_, '_> {
                 cluster.answered(host, head.status, || {
                     head.headers.contains("x-envoy-degraded")
                 });
-                cluster.count_response(head.status);
                 if cluster.plan.health_check.is_some()
                     && head.headers.contains("x-envoy-immediate-health-check-fail")
                 {
@@ -763,8 +765,13 @@ impl Forward<'_, '_, '_, '_> {
 
     /// Answers for an upstream that did not.
     async fn fail(&mut self, error: AttemptError) {
+        let is_routers = failure::is_routers(&error);
         match failure::reply(error, self.exchange, self.kept.complete, self.cx.live) {
             Some(reply) => {
+                if is_routers {
+                    let cluster = &self.target.cluster;
+                    cluster.count_response(reply.status, self.exchange.internal);
+                }
                 respond::reply(self.cx, self.exchange, self.reader, self.writer, reply).await;
             }
             None => respond::abort(self.writer),

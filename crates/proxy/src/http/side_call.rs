@@ -95,7 +95,7 @@ async fn ask(
         match answer {
             Ok(response) => {
                 cluster.report(&host, Outcome::Status(effective_status(&response.head)));
-                cluster.count_response(response.head.status);
+                cluster.count_response(response.head.status, true);
                 upstream.release();
                 return Ok(response);
             }

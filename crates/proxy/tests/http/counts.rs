@@ -237,3 +237,54 @@ fn connections_of_one_wake_up_are_counted() {
         assert!(text.contains(name), "{text}");
     });
 }
+
+#[test]
+fn responses_count_once_whoever_made_them() {
+    run(async {
+        let busy = Act::Say("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n");
+        let moved =
+            Act::Say("HTTP/1.1 302 Found\r\nLocation: http://h/\r\nContent-Length: 0\r\n\r\n");
+        let origin = Origin::new(&[busy, OK, busy, Act::Hang, moved, OK]).await;
+        let routes = "          - {match: {path: /again}, route: {cluster: a, retry_policy: {retry_on: 5xx, num_retries: 1, retry_back_off: {base_interval: 0.001s}}}}
+          - {match: {path: /slow}, route: {cluster: a, timeout: 0.1s}}
+          - {match: {path: /moved}, route: {cluster: a, internal_redirect_policy: {}}}
+          - {match: {path: /dead}, route: {cluster: dead}}
+          - {match: {prefix: /}, route: {cluster: a}}";
+        let clusters = [("a", origin.port), ("dead", 1)];
+        let mesh = Mesh::new(routes, "", "", &clusters).await;
+        for (path, status) in [
+            ("/again", 200),
+            ("/", 503),
+            ("/slow", 504),
+            ("/moved", 200),
+            ("/dead", 503),
+        ] {
+            let answer = mesh.get(path).await;
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                "{path}: {answer}"
+            );
+        }
+        let number = |name: &str| mesh.server.store.number(&format!("cluster.{name}"));
+        for (name, count) in [
+            ("a.upstream_rq_completed", 4),
+            ("a.upstream_rq_2xx", 2),
+            ("a.upstream_rq_200", 2),
+            ("a.upstream_rq_3xx", 0),
+            ("a.upstream_rq_5xx", 2),
+            ("a.upstream_rq_503", 1),
+            ("a.upstream_rq_504", 1),
+            ("a.retry.upstream_rq_completed", 1),
+            ("a.retry.upstream_rq_5xx", 1),
+            ("a.retry.upstream_rq_503", 1),
+            ("a.external.upstream_rq_completed", 4),
+            ("a.external.upstream_rq_2xx", 2),
+            ("a.external.upstream_rq_504", 1),
+            ("dead.upstream_rq_completed", 1),
+            ("dead.upstream_rq_503", 1),
+            ("dead.external.upstream_rq_5xx", 1),
+        ] {
+            assert_eq!(number(name), count, "{name}");
+        }
+    });
+}
